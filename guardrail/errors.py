@@ -1,0 +1,156 @@
+"""Every error this package raises on purpose.
+
+GuardrailError
+├── ConfigurationError (ValueError)     a setting that cannot hold
+├── MissingExtraError (ImportError)     an optional part is not installed; names the extra
+├── InputError (ValueError)             a request that cannot be scored
+│   ├── UnsupportedContentError         a part, role or type nobody here understands
+│   ├── LimitExceededError              larger than the policy allows
+│   ├── ImageDecodeError                bytes that are no readable image
+│   └── UrlNotAllowedError              a remote address whose host is not allowed
+├── ModelError
+│   ├── ModelLoadError                  weights or processor could not be loaded
+│   └── UnsupportedModelError           loaded, but the guard cannot work inside it
+├── ArtefactError
+│   ├── ArtefactFormatError             truncated, edited or of a future version
+│   └── ArtefactMismatchError           fitted on another checkpoint
+├── FitError
+│   ├── DatasetError                    contrast data that cannot be used
+│   ├── NoUsableDirectionError          the model shows no refusal direction
+│   └── CalibrationError                too little data for the target
+├── DetectorError                       the detector itself failed; never a finding
+├── GuardrailViolation                  a flagged request, when the policy says `raise`
+├── QueueFullError                      more requests are waiting than the policy allows
+├── RequestTimeoutError (TimeoutError)
+├── RequestCancelledError
+└── GuardClosedError                    the guard was closed
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guardrail.types import Verdict
+
+
+class GuardrailError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigurationError(GuardrailError, ValueError):
+    """A setting that cannot hold; the message names it."""
+
+
+class MissingExtraError(GuardrailError, ImportError):
+    """An optional dependency is missing; the message gives the command that installs it."""
+
+    def __init__(self, module: str, *, extra: str) -> None:
+        self.module, self.extra = module, extra
+        super().__init__(
+            f"{module!r} is not installed; it comes with the extra {extra!r}: "
+            f"pip install 'guardrail-vlm[{extra}]'"
+        )
+
+
+class InputError(GuardrailError, ValueError):
+    """A request that cannot be scored as it is."""
+
+
+class UnsupportedContentError(InputError):
+    """A content part, role or type that the guard does not understand."""
+
+
+class LimitExceededError(InputError):
+    """An input larger than the policy allows; `limit`, `allowed` and `found` are attributes."""
+
+    def __init__(self, *, limit: str, allowed: int, found: int, what: str = "input") -> None:
+        self.limit, self.allowed, self.found = limit, allowed, found
+        super().__init__(
+            f"{what} has {limit} {found}, the policy allows {allowed}; "
+            f"send less or raise `limits.{limit}` in the policy"
+        )
+
+
+class ImageDecodeError(InputError):
+    """Bytes that are no readable image."""
+
+
+class UrlNotAllowedError(InputError):
+    """A remote address whose host the policy does not allow."""
+
+
+class ModelError(GuardrailError):
+    """Something about the guarded model."""
+
+
+class ModelLoadError(ModelError):
+    """Weights, configuration or processor could not be loaded."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model loaded, but a guard cannot work inside it."""
+
+
+class ArtefactError(GuardrailError):
+    """Something about a fitted artefact."""
+
+
+class ArtefactFormatError(ArtefactError):
+    """The file is truncated, was edited, or has a version this release cannot read."""
+
+
+class ArtefactMismatchError(ArtefactError):
+    """The artefact was fitted on another checkpoint; `fields` maps names to (fitted, running)."""
+
+    def __init__(self, fields: dict[str, tuple[str, str]]) -> None:
+        self.fields = dict(fields)
+        shown = "; ".join(f"{name}: fitted on {a}, running {b}" for name, (a, b) in fields.items())
+        super().__init__(
+            f"the artefact was fitted on another model ({shown}); run `guardrail fit` on this "
+            "model, or pass allow_mismatch=True if you know the directions still hold"
+        )
+
+
+class FitError(GuardrailError):
+    """Fitting did not end in an artefact."""
+
+
+class DatasetError(FitError):
+    """Contrast data that cannot be used; the message names the line."""
+
+
+class NoUsableDirectionError(FitError):
+    """No layer separates unsafe from safe prompts well enough; the message gives the figures."""
+
+
+class CalibrationError(FitError):
+    """Too few inputs for the rate that was asked for."""
+
+
+class DetectorError(GuardrailError):
+    """The detector itself failed: an outage, never a finding."""
+
+
+class GuardrailViolation(GuardrailError):  # the public name users catch
+    """A flagged request under `on_flag = "raise"`; `verdict` says why."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.verdict = verdict
+        super().__init__(verdict.summary())
+
+
+class QueueFullError(GuardrailError):
+    """More requests are waiting than `limits.queue` allows; try again later."""
+
+
+class RequestTimeoutError(GuardrailError, TimeoutError):
+    """The request's time was over before its answer was."""
+
+
+class RequestCancelledError(GuardrailError):
+    """The caller gave the request up."""
+
+
+class GuardClosedError(GuardrailError):
+    """The guard was closed and takes no more requests."""

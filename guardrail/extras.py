@@ -1,0 +1,35 @@
+"""Which optional extra brings which module."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from guardrail.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+
+EXTRA_OF: Mapping[str, str] = MappingProxyType(
+    {"gguf": "demo", "httpx": "http", "matplotlib": "demo", "yaml": "yaml"}
+)
+
+
+def require(module: str) -> ModuleType:
+    """Import an optional module, or say which extra to install.
+
+    Raises:
+        MissingExtraError: the module's package is not installed.
+        KeyError: no extra brings this module; add it to `EXTRA_OF` and to pyproject.toml.
+    """
+    package = module.partition(".")[0]
+    extra = EXTRA_OF[package]
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        # An installed package that misses one of its own dependencies is another problem.
+        if error.name != package:
+            raise
+        raise MissingExtraError(module, extra=extra) from error

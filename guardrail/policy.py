@@ -1,0 +1,83 @@
+"""What the guard may do, how sure it must be, and how much it accepts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from guardrail.types import Action, Modality
+
+REFUSAL = "I'm sorry, but I can't help with that."
+CAUTION = (
+    "The next request may ask for something harmful, in its text or inside a picture. "
+    "If it does, refuse politely in one sentence. If it is harmless, answer it as usual."
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(_Frozen):
+    """Upper bounds on what one request may cost; every bound is inclusive."""
+
+    image_bytes: int = Field(default=20_000_000, gt=0, description="encoded size of one picture")
+    image_pixels: int = Field(default=40_000_000, gt=0, description="width x height of one picture")
+    images: int = Field(default=16, ge=0, description="pictures in one request")
+    frames: int = Field(default=512, gt=0, description="frames of one animated picture")
+    messages: int = Field(default=256, gt=0, description="turns in one chat")
+    text_chars: int = Field(default=400_000, gt=0, description="characters of text in one request")
+    prompt_tokens: int = Field(
+        default=32_768, gt=0, description="tokens of one prompt, pictures included"
+    )
+    new_tokens: int = Field(default=8_192, gt=0, description="tokens of one answer")
+    queue: int = Field(default=64, gt=0, description="requests waiting for the model")
+    batch: int = Field(default=8, gt=0, description="requests answered together")
+    batch_wait_s: float = Field(
+        default=0.004, ge=0, description="how long to wait for company, in s"
+    )
+    timeout_s: float | None = Field(default=300.0, gt=0, description="from asking to answer, in s")
+
+
+class Thresholds(_Frozen):
+    """Scores from which a request is steered or flagged, in units of the text gap."""
+
+    steer: float
+    flag: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Thresholds:
+        if not self.steer <= self.flag:
+            raise ValueError(f"steer ({self.steer}) must not exceed flag ({self.flag})")
+        return self
+
+
+class Policy(_Frozen):
+    """One guard's rules. Immutable; `model_copy(update=...)` makes another.
+
+    `thresholds` fixes scores by hand for a modality; otherwise `steer_rate` and `flag_rate`, the
+    shares of *benign* inputs that may be hit, pick them from the artefact's calibration (None: the
+    rates the artefact was calibrated for).
+    """
+
+    mode: Literal["enforce", "shadow"] = "enforce"
+    actions: frozenset[Action] = frozenset({Action.STEER, Action.FLAG})
+    thresholds: dict[Modality, Thresholds] = Field(default_factory=dict)
+    steer_rate: float | None = Field(default=None, gt=0, lt=1)
+    flag_rate: float | None = Field(default=None, gt=0, lt=1)
+    on_flag: Literal["refuse", "raise", "annotate"] = "refuse"
+    refusal_message: str = REFUSAL
+    unsteerable: Literal["flag", "caution", "pass"] = "caution"
+    caution_prompt: str = CAUTION
+    fail: Literal["closed", "open"] = "closed"
+    limits: Limits = Field(default_factory=Limits)
+    allowed_hosts: frozenset[str] = frozenset()
+    local_files: bool = True
+
+    @field_validator("actions")
+    @classmethod
+    def _no_pass(cls, value: frozenset[Action]) -> frozenset[Action]:
+        if Action.PASS in value:
+            raise ValueError("`actions` lists what the guard may do beside passing: steer, flag")
+        return value
