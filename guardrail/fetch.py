@@ -1,0 +1,239 @@
+"""Pictures behind http(s) URLs, from allowed hosts only.
+
+A host must be in the policy's list: exact, lower-case, in IDNA form; any port. Its name is resolved
+once, every address must be public, and the connection goes to a checked address: the URL sent to
+the HTTP client holds the address, the name travels in the Host header and in TLS (SNI and the
+certificate's check). So a second DNS answer cannot redirect the request (no DNS re-binding).
+An allowed IP literal is used as it is, private or not; a name, `localhost` too, never reaches a
+private address. Proxies of the environment, cookies and content encodings are not used. Redirects
+stay on the host, never step down to http, are checked like the first URL, and are at most three.
+
+Not bounded: the time of a DNS query is the system resolver's. An allowed host that sends its
+*headers* a byte at a time is cut off by the 5 s of one read only, its body by 20 s in all.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+from guardrail.errors import (
+    ConfigurationError,
+    ImageDecodeError,
+    LimitExceededError,
+    UrlNotAllowedError,
+)
+from guardrail.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import httpx
+
+_IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_REDIRECTS = 3
+_OPERATION_S = 5.0
+_TOTAL_S = 20.0
+_ADDRESSES = 4  # of a host, tried in the resolver's order
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    scheme: str
+    host: str  # normalised; an IPv6 literal without brackets
+    port: int
+    path: str
+
+    @property
+    def url(self) -> str:
+        return self.at(self.host)
+
+    def at(self, host: str) -> str:
+        return f"{self.scheme}://{_bracketed(host)}:{self.port}{self.path}"
+
+    @property
+    def authority(self) -> str:
+        default = {"http": 80, "https": 443}[self.scheme]
+        port = "" if self.port == default else f":{self.port}"
+        return _bracketed(self.host) + port
+
+
+def fetched_bytes(
+    url: str, *, allowed_hosts: Collection[str], max_bytes: int, what: str = "picture"
+) -> bytes:
+    """The body behind an http(s) URL of an allowed host, at most `max_bytes` long.
+
+    Raises:
+        UrlNotAllowedError: the host is not allowed, or resolves to an address that is not public.
+        LimitExceededError: the body is longer than `max_bytes`.
+        ImageDecodeError: nothing could be fetched.
+        MissingExtraError: the extra `http` is not installed.
+    """
+    target = _allowed_target(url, allowed_hosts, what)
+    require("httpx")
+    import httpx
+
+    deadline = time.monotonic() + _TOTAL_S
+    try:
+        for _ in range(_REDIRECTS + 1):
+            reply = _answer(target, max_bytes, deadline, what)
+            if isinstance(reply, bytes):
+                return reply
+            target = _redirected(target, reply, allowed_hosts, what)
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as exc:
+        reason = str(exc) or type(exc).__name__
+        raise ImageDecodeError(f"{what}: {target.host} could not be reached: {reason}") from exc
+    raise UrlNotAllowedError(f"{what}: {target.host} redirects more than {_REDIRECTS} times")
+
+
+def _allowed_target(url: str, allowed_hosts: Collection[str], what: str) -> _Target:
+    try:
+        if _NOT_IN_URLS.search(url):
+            raise ValueError("it holds spaces, backslashes or control characters")
+        parts = urlsplit(url)
+        host = _normal_host(parts.hostname or "")
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError) as exc:
+        raise UrlNotAllowedError(f"{what} is no http(s) URL that can be used: {exc}") from exc
+    if "@" in parts.netloc:
+        raise UrlNotAllowedError(f"{what}: a URL with a user name or password is not fetched")
+    if host not in {_allowed_host(entry) for entry in allowed_hosts}:
+        raise UrlNotAllowedError(
+            f"{what}: the host {host!r} is not allowed; add it to `allowed_hosts` in the policy, "
+            "or send the picture's bytes"
+        )
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return _Target(parts.scheme, host, port, path)
+
+
+def _allowed_host(entry: str) -> str:
+    try:
+        return _normal_host(entry.strip("[]"))
+    except ValueError as exc:
+        raise ConfigurationError(
+            f"`allowed_hosts` holds {entry!r}: {exc}; write the bare host, e.g. 'example.com'"
+        ) from exc
+
+
+def _normal_host(host: str) -> str:
+    """Lower-case ASCII form of a host name or IP literal; ValueError when there is none."""
+    host = host.lower().removesuffix(".")
+    if literal := _ip(host):
+        return str(literal)
+    if not host.isascii():
+        ascii_host = host.encode("idna").decode("ascii")
+        # Python's codec is IDNA 2003, which maps some names to others' ("ß" to "ss")
+        if ascii_host.encode("ascii").decode("idna") != host:
+            raise ValueError(f"write the host {host!r} in its xn-- form")
+        host = ascii_host
+    if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", host):
+        raise ValueError(f"{host!r} is no host name")
+    return host
+
+
+def _ip(host: str) -> _IPAddress | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _addresses(target: _Target, what: str) -> list[str]:
+    """Where to connect: the literal itself, or the name's addresses when all are public."""
+    if _ip(target.host):
+        return [target.host]
+    answers = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    if private := [address for address in found if not _is_public(address)]:
+        raise UrlNotAllowedError(
+            f"{what}: {target.host} resolves to {private[0]}, which is no public address"
+        )
+    return found[:_ADDRESSES]
+
+
+def _is_public(address: str) -> bool:
+    ip = _ip(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1]
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:  # a tunnel leads to the IPv4 address inside
+            return _is_public(str(inner))
+    return ip is not None and ip.is_global and not ip.is_multicast
+
+
+def _answer(target: _Target, max_bytes: int, deadline: float, what: str) -> bytes | str:
+    """The body, or the location the host redirects to, from the first address that connects."""
+    import httpx
+
+    refused: Exception = OSError("the name has no address")
+    with httpx.Client(trust_env=False, timeout=_OPERATION_S, follow_redirects=False) as client:
+        for address in _addresses(target, what):
+            request = client.build_request(
+                "GET",
+                target.at(address),
+                headers={"Host": target.authority, "Accept-Encoding": "identity"},
+                extensions={"sni_hostname": target.host},
+            )
+            try:
+                response = client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+                refused = exc
+                continue
+            try:
+                return _body_or_location(response, max_bytes, deadline, what)
+            finally:
+                response.close()
+    raise refused
+
+
+def _body_or_location(
+    response: httpx.Response, max_bytes: int, deadline: float, what: str
+) -> bytes | str:
+    location = response.headers.get("location")
+    if response.status_code in (301, 302, 303, 307, 308) and location:
+        return str(location)
+    if response.status_code != 200:
+        raise ImageDecodeError(f"{what}: the host answers HTTP {response.status_code}")
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ImageDecodeError(f"{what}: the host compresses pictures although asked not to")
+    declared = response.headers.get("content-length", "")
+    size, body = int(declared) if declared.isdecimal() else 0, bytearray()
+    chunks = response.iter_raw()
+    while size <= max_bytes:
+        if time.monotonic() > deadline:
+            raise ImageDecodeError(f"{what}: not fetched within {_TOTAL_S:.0f} s")
+        chunk = next(chunks, None)
+        if chunk is None:
+            return bytes(body)
+        body += chunk
+        size = max(size, len(body))
+    raise LimitExceededError(limit="image_bytes", allowed=max_bytes, found=size, what=what)
+
+
+def _redirected(
+    target: _Target, location: str, allowed_hosts: Collection[str], what: str
+) -> _Target:
+    try:
+        joined = urljoin(target.url, location)
+    except ValueError as exc:
+        raise UrlNotAllowedError(f"{what}: {target.host} redirects to no URL: {exc}") from exc
+    following = _allowed_target(joined, allowed_hosts, what)
+    if following.host != target.host or (target.scheme, following.scheme) == ("https", "http"):
+        raise UrlNotAllowedError(
+            f"{what}: {target.host} redirects to {following.scheme}://{following.host}; "
+            "redirects must stay on the host and must not leave https"
+        )
+    return following

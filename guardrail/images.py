@@ -1,0 +1,124 @@
+"""Any form of picture people send -> one upright RGB picture, within the policy's limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from guardrail.errors import UnsupportedContentError
+from guardrail.image_formats import (
+    PILLOW_ERRORS,
+    check_size,
+    loaded_picture,
+    pillow_errors,
+)
+from guardrail.image_sources import picture_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from guardrail.policy import Limits
+
+_OPAQUE = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(
+    source: Image.Image | bytes | bytearray | memoryview | str | Path,
+    *,
+    limits: Limits,
+    allowed_hosts: Collection[str],
+    local_files: bool,
+    what: str = "picture",
+) -> Image.Image:
+    """Decode a picture to RGB: upright by its EXIF, alpha on white, 16 bits scaled to 8.
+
+    A string is read by the first rule that fits:
+
+    1. `data:` - a data URL, base64 or percent-encoded; its media type must fit the content;
+    2. `http://`, `https://` - fetched when the host is in `allowed_hosts`, see `guardrail.fetch`;
+    3. `file:` - a local file;  any other `scheme://` is refused;
+    4. base64 whose first bytes are the signature of an accepted format (so that a JPEG's `/9j/...`
+       never reaches the disk), alphabet and padding checked, ASCII whitespace ignored;
+    5. a path, `~` not expanded.
+
+    Rules 3 and 5 and `Path` objects need `local_files`; only regular files are read, through links.
+    Encoded pictures are PNG, JPEG (MPO), WebP, GIF, BMP or TIFF by content, never by name. Of an
+    animation the first frame counts. Encoded size, pixels and frames are checked before decoding.
+
+    A Pillow picture is copied, never changed, though a lazily opened one is loaded; the frame it
+    stands on counts, its format is the caller's business, its pixels are checked. Modes without a
+    fixed range or with a colour space of their own (F, LAB, `I` outside 16 bits) are refused.
+
+    Args:
+        source: the picture in any of the forms above.
+        limits: the policy's bounds.
+        allowed_hosts: hosts that may be fetched from.
+        local_files: whether the disk may be read.
+        what: how error messages call the picture, e.g. `messages[0].content[1]`.
+
+    Raises:
+        InputError: one of its kinds, whatever the bytes are.
+    """
+    if isinstance(source, Image.Image):
+        check_size(source.size, limits, what=what)
+        with pillow_errors(what, limits):
+            picture, orientation = source.copy(), _orientation(source)
+    else:
+        loaded = loaded_picture(
+            picture_bytes(source, limits, allowed_hosts, local_files, what), limits, what=what
+        )
+        picture, orientation = loaded, _orientation(loaded)
+    with pillow_errors(what, limits):
+        rgb = _rgb(picture, what)
+        if orientation in _UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+    rgb.info.clear()  # a second reader must not turn it again
+    return rgb
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(0x0112, 1))
+    except PILLOW_ERRORS:  # damaged EXIF: show the pixels as they are stored, as viewers do
+        return 1
+
+
+def _rgb(picture: Image.Image, what: str) -> Image.Image:
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        return _grey_from_16_bits(picture, what)
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    if picture.mode in _OPAQUE and not picture.has_transparency_data:
+        return picture.convert("RGB")
+    if not picture.has_transparency_data:
+        raise UnsupportedContentError(
+            f"{what} has the Pillow mode {picture.mode!r}, whose colours are not defined here; "
+            "convert it to RGB first"
+        )
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def _grey_from_16_bits(picture: Image.Image, what: str) -> Image.Image:
+    """Grey of 0 to 65535, (height, width), rounded to 8 bits; transparent grey becomes white."""
+    values = np.asarray(picture).astype(np.int32)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise UnsupportedContentError(
+            f"{what} has values outside 0 to 65535; convert it to RGB first"
+        )
+    grey = ((values + 128) // 257).astype(np.uint8)
+    if isinstance(key := picture.info.get("transparency"), int):
+        grey[values == key] = 255
+    return Image.fromarray(grey).convert("RGB")

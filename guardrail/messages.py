@@ -1,0 +1,230 @@
+"""Whatever people send -> a `Request`: decoded, within the policy's limits, nothing dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from PIL.Image import Image as PILImage
+
+from guardrail.errors import LimitExceededError, UnsupportedContentError
+from guardrail.image_formats import check_size
+from guardrail.images import decode_image
+from guardrail.parts import (
+    Budget,
+    PictureSource,
+    as_mapping,
+    read_part,
+    read_tool_call,
+    refuse_unknown,
+)
+from guardrail.types import ImagePart, Message, Request, TextPart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from guardrail.policy import Policy
+    from guardrail.types import Part
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+_READ = frozenset(
+    {"role", "content", "name", "tool_call_id", "tool_calls", "function_call", "refusal"}
+)
+_ABOUT = frozenset({"type", "id", "status", "cache_control"})  # say nothing to the model
+
+
+def to_request(
+    value: str | PILImage | Request | Mapping[str, object] | Sequence[Mapping[str, object]],
+    *,
+    policy: Policy,
+) -> Request:
+    """Read a prompt, a picture or a chat within the policy's limits.
+
+    Accepted are a str, a Pillow image, one message, a list or tuple of messages, and a `Request`
+    (its limits are checked again). A message is a mapping with a role (system, developer, user,
+    assistant, tool; developer becomes system) and a content: a str or a list of parts as in
+    OpenAI (chat or responses) or Hugging Face; a str in the list is a text part. An assistant's
+    refusal, tool calls and function call become text after its content, a line each, and then the
+    content may be None or []. Neighbouring texts are joined as they are.
+
+    Nothing is dropped: a type or a non-empty key nobody here reads is an error that names it;
+    free are labels (id, status, index, detail, cache_control, ...). Empty text is allowed, an empty
+    list is not. NUL and other control characters are kept; lone surrogates are refused. Names and
+    tool call ids count as text. Texts and pictures are counted before a picture is decoded.
+
+    Raises:
+        UnsupportedContentError: a type, role, part or key that is not understood.
+        LimitExceededError: more messages, text, pictures, bytes, pixels or frames than allowed.
+        ImageDecodeError: a picture that cannot be read.
+        UrlNotAllowedError: a remote picture whose host is not allowed.
+    """
+    budget = Budget(policy.limits)
+    match value:
+        case Request():
+            return _rechecked(value, policy, budget)
+        case str():
+            return Request((Message(role="user", parts=(TextPart(budget.text(value, "text")),)),))
+        case PILImage():
+            budget.image()
+            picture = PictureSource(value, "picture").decoded(policy)
+            return Request((Message(role="user", parts=(ImagePart(picture),)),))
+        case Mapping():
+            chat: Sequence[object] = [value]
+        case list() | tuple():
+            chat = value
+        case _:
+            raise UnsupportedContentError(
+                f"a {type(value).__name__} is no request; send a str, a Pillow image, a message "
+                "or a list of messages"
+            )
+    _check_count(len(chat), policy)
+    drafts = [_draft(each, f"messages[{i}]", budget) for i, each in enumerate(chat)]
+    return Request(tuple(_finished(*draft, policy) for draft in drafts))
+
+
+def _check_count(count: int, policy: Policy) -> None:
+    if count == 0:
+        raise UnsupportedContentError("there are no messages; send at least one")
+    if count > (allowed := policy.limits.messages):
+        raise LimitExceededError(limit="messages", allowed=allowed, found=count, what="the request")
+
+
+def _draft(value: object, what: str, budget: Budget) -> tuple[Message, list[str | PictureSource]]:
+    """A message without its parts, and the parts with their pictures not yet decoded."""
+    message = as_mapping(value, what)
+    role = _role(message.get("role"), what)
+    if message.get("type") not in (None, "message"):
+        raise UnsupportedContentError(
+            f"{what} has the type {str(message['type'])[:80]!r}; only messages are read"
+        )
+    refuse_unknown(message, _READ | _ABOUT, what)
+    said = _said(message, role, what, budget)
+    pieces = _content(message.get("content"), bool(said), what, budget)
+    for line in said:
+        if pieces and pieces[-1] and isinstance(pieces[-1], str):
+            pieces.append(budget.text("\n", what))
+        pieces.append(line)
+    names = {
+        key: None if message.get(key) is None else budget.text(message[key], f"{what}.{key}")
+        for key in ("name", "tool_call_id")
+    }
+    return Message(role=role, parts=(), **names), pieces
+
+
+def _role(role: object, what: str) -> str:
+    if isinstance(role, str) and role in _ROLES:
+        return _ROLES[role]
+    found = "no role" if role is None else f"the role {str(role)[:80]!r}"
+    raise UnsupportedContentError(f"{what} has {found}; accepted: {', '.join(_ROLES)}")
+
+
+def _content(
+    content: object, optional: bool, what: str, budget: Budget
+) -> list[str | PictureSource]:
+    """The pieces of a message's content; `optional` when the message says something beside it."""
+    match content:
+        case str():
+            return [budget.text(content, f"{what}.content")]
+        case None | [] if optional:
+            return []
+        case None | []:
+            raise UnsupportedContentError(
+                f"{what} has no content; send text (it may be empty), parts or tool calls"
+            )
+        case list() | tuple():
+            return [
+                read_part(part, f"{what}.content[{i}]", budget) for i, part in enumerate(content)
+            ]
+        case _:
+            raise UnsupportedContentError(
+                f"{what}.content is a {type(content).__name__}; send a str or a list of parts"
+            )
+
+
+def _said(message: Mapping[object, object], role: str, what: str, budget: Budget) -> list[str]:
+    """What an assistant's message says beside its content, as lines of text."""
+    refusal, calls = message.get("refusal"), message.get("tool_calls")
+    function_call = message.get("function_call")
+    if role != "assistant" and (refusal or calls or function_call):
+        raise UnsupportedContentError(
+            f"{what}: only an assistant refuses or calls tools, not the role {role!r}"
+        )
+    if not isinstance(calls, list | tuple | None):
+        raise UnsupportedContentError(f"{what}.tool_calls must be a list")
+    lines = [budget.text(refusal, f"{what}.refusal")] if refusal else []
+    for i, call in enumerate(calls or ()):
+        lines.append(read_tool_call(call, f"{what}.tool_calls[{i}]", budget))
+    if function_call:
+        lines.append(read_tool_call(function_call, f"{what}.function_call", budget))
+    return lines
+
+
+def _finished(draft: Message, pieces: list[str | PictureSource], policy: Policy) -> Message:
+    parts = [
+        TextPart(piece) if isinstance(piece, str) else ImagePart(piece.decoded(policy))
+        for piece in pieces
+    ]
+    return _with_parts(draft, parts)
+
+
+def _with_parts(message: Message, parts: Iterable[Part]) -> Message:
+    """The message with these parts, neighbouring texts joined."""
+    joined: list[Part] = []
+    for is_text, run in groupby(parts, key=lambda part: isinstance(part, TextPart)):
+        if is_text:
+            joined.append(TextPart("".join(p.text for p in run if isinstance(p, TextPart))))
+        else:
+            joined.extend(run)
+    return Message(
+        role=message.role,
+        parts=tuple(joined),
+        name=message.name,
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _rechecked(request: Request, policy: Policy, budget: Budget) -> Request:
+    """The request under this policy; pictures that are RGB and upright stay the same objects."""
+    _check_count(len(request.messages), policy)
+    for i, message in enumerate(request.messages):
+        what = f"messages[{i}]"
+        if _role(message.role, what) != message.role or not message.parts:
+            raise UnsupportedContentError(f"{what} needs parts, and system in place of developer")
+        for label in (message.name, message.tool_call_id):
+            if label is not None:
+                budget.text(label, f"{what}: a name or id")
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                budget.text(part.text, what)
+            else:
+                budget.image()
+    return Request(
+        tuple(
+            _with_parts(message, [_checked(part, policy) for part in message.parts])
+            for message in request.messages
+        )
+    )
+
+
+def _checked(part: Part, policy: Policy) -> Part:
+    if isinstance(part, TextPart):
+        return part
+    image = part.image
+    check_size(image.size, policy.limits, what="picture")
+    if type(image) is PILImage and image.mode == "RGB" and not image.info:
+        return part
+    return ImagePart(
+        decode_image(
+            image,
+            limits=policy.limits,
+            allowed_hosts=policy.allowed_hosts,
+            local_files=policy.local_files,
+        )
+    )
