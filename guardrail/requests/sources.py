@@ -17,8 +17,8 @@ from guardrail.errors import (
     UnsupportedContentError,
     UrlNotAllowedError,
 )
-from guardrail.fetch import fetched_bytes
-from guardrail.image_formats import check_media_type, sniffed_format
+from guardrail.requests.fetch import fetched_bytes
+from guardrail.requests.formats import check_media_type, sniffed_format
 
 if TYPE_CHECKING:
     from collections.abc import Collection

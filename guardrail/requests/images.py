@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.image_formats import (
+from guardrail.requests.formats import (
     PILLOW_ERRORS,
     check_size,
     loaded_picture,
     pillow_errors,
 )
-from guardrail.image_sources import picture_bytes
+from guardrail.requests.sources import picture_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -47,7 +47,8 @@ def decode_image(
     A string is read by the first rule that fits:
 
     1. `data:` - a data URL, base64 or percent-encoded; its media type must fit the content;
-    2. `http://`, `https://` - fetched when the host is in `allowed_hosts`, see `guardrail.fetch`;
+    2. `http://`, `https://` - fetched when the host is in `allowed_hosts`, see
+       `guardrail.requests.fetch`;
     3. `file:` - a local file;  any other `scheme://` is refused;
     4. base64 whose first bytes are the signature of an accepted format (so that a JPEG's `/9j/...`
        never reaches the disk), alphabet and padding checked, ASCII whitespace ignored;

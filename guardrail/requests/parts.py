@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from PIL.Image import Image as PILImage
 
 from guardrail.errors import InputError, LimitExceededError, UnsupportedContentError
-from guardrail.image_formats import check_media_type
-from guardrail.image_sources import decoded_base64
-from guardrail.images import decode_image
+from guardrail.requests.formats import check_media_type
+from guardrail.requests.images import decode_image
+from guardrail.requests.sources import decoded_base64
 
 if TYPE_CHECKING:
     from collections.abc import Collection

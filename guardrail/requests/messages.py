@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from PIL.Image import Image as PILImage
 
 from guardrail.errors import LimitExceededError, UnsupportedContentError
-from guardrail.image_formats import check_size
-from guardrail.images import decode_image
-from guardrail.parts import (
+from guardrail.requests.formats import check_size
+from guardrail.requests.images import decode_image
+from guardrail.requests.parts import (
     Budget,
     PictureSource,
     as_mapping,

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from guardrail import fetch
 from guardrail.errors import (
     ConfigurationError,
     ImageDecodeError,
@@ -26,9 +25,10 @@ from guardrail.errors import (
     UnsupportedContentError,
     UrlNotAllowedError,
 )
-from guardrail.image_formats import FORMATS
-from guardrail.images import decode_image
 from guardrail.policy import Limits
+from guardrail.requests import fetch as fetch
+from guardrail.requests.formats import FORMATS
+from guardrail.requests.images import decode_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,8 +19,8 @@ from guardrail.errors import (
     UnsupportedContentError,
     UrlNotAllowedError,
 )
-from guardrail.messages import to_request
 from guardrail.policy import Limits, Policy
+from guardrail.requests.messages import to_request
 from guardrail.types import ImagePart, Message, Request, TextPart
 
 if TYPE_CHECKING:

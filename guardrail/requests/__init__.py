@@ -1,0 +1,1 @@
+"""What users ask: messages and pictures, decoded within limits."""
