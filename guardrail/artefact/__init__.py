@@ -1,0 +1,3 @@
+"""The fitted file: what it holds, how it is checked, saved and shared."""
+
+from guardrail.artefact.artefact import Artefact as Artefact

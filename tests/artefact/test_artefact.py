@@ -1,0 +1,505 @@
+"""An artefact file is whole and unedited, or it is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from guardrail.artefact.artefact import FILENAME, Artefact, Calibration, Header, Steering
+from guardrail.artefact.file import MAX_FILE, MAX_HEADER
+from guardrail.artefact.header import Fingerprint, LayerRow, Readout
+from guardrail.errors import (
+    ArtefactError,
+    ArtefactFormatError,
+    CalibrationError,
+    ConfigurationError,
+)
+from guardrail.metrics import Rate, conformal_threshold
+from guardrail.policy import Policy, Thresholds
+from guardrail.types import Modality
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[1]
+FINGERPRINT = Fingerprint(
+    architecture="Toy",
+    config_digest="c",
+    weights_digest="w",
+    tokenizer_digest="t",
+    processor_digest="p",
+    dtype="float32",
+)
+
+
+def calibration(n: int = 199, *, steer: float = 0.5, flag: float = 1.0) -> Calibration:
+    scores = tuple(i / n for i in range(n))
+    return Calibration(
+        scores=scores, thresholds=Thresholds(steer=steer, flag=flag), source="toy", n=n
+    )
+
+
+def header(**changes: Any) -> Header:
+    fields: dict[str, Any] = {
+        "fingerprint": FINGERPRINT,
+        "readout": Readout(estimator="lda", layers=(1, 2), figures={"auroc": 0.97}),
+        "steering": Steering(
+            layer=2, gain=2.0, a_max=3.0, region_max=2.5, induced_refusal=Rate(hits=30, n=40)
+        ),
+        "layers": (LayerRow(layer=0, usable=False), LayerRow(layer=1, usable=True, norm=3.5)),
+        "calibration": {Modality.TEXT: calibration()},
+        "refusal_prefixes": ("I'm sorry", "Désolé"),
+    }
+    return Header(**fields | changes)
+
+
+def tensors(layers: int = 4, width: int = 8, read: int = 2) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(layers, width, generator=generator)
+    direction[1:] /= direction[1:].norm(dim=1, keepdim=True)
+    direction[0] = 0  # an unusable layer
+    return {
+        "direction": direction,
+        "mu_safe": torch.randn(layers, width, generator=generator),
+        "mu_unsafe": torch.randn(layers, width, generator=generator),
+        "readout_weight": torch.randn(read, width, generator=generator),
+        "readout_zero": torch.randn(read, generator=generator),
+        "readout_gap": torch.ones(read),
+        "readout_offset_image": torch.zeros(read),
+        "readout_offset_images": torch.zeros(read),
+        "steer_offset_image": torch.tensor(0.25),
+        "steer_offset_images": torch.tensor(0.5),
+    }
+
+
+@pytest.fixture
+def artefact() -> Artefact:
+    return Artefact(header(), tensors())
+
+
+@pytest.fixture
+def path(artefact: Artefact, tmp_path: Path) -> Path:
+    return artefact.save(tmp_path / "toy.guard.safetensors")
+
+
+def test_saving_and_loading_gives_the_same_artefact(artefact: Artefact, path: Path) -> None:
+    again = Artefact.load(path)
+    assert again.header == artefact.header
+    assert again.header.steering.induced_refusal == Rate(hits=30, n=40)  # type: ignore[union-attr]
+    assert set(again.tensors) == set(artefact.tensors)
+    assert all(torch.equal(again.tensors[n], t) for n, t in artefact.tensors.items())
+
+
+def test_the_id_depends_on_the_content_alone(artefact: Artefact) -> None:
+    assert artefact.artefact_id.startswith("guard-")
+    assert len(artefact.artefact_id) == 22
+    later = Artefact(header(created="2031-01-01T00:00:00+00:00"), tensors())
+    assert later.artefact_id == artefact.artefact_id
+    assert artefact.revised(warnings=("x",)).artefact_id != artefact.artefact_id
+    moved = tensors()
+    moved["mu_safe"][0, 0] += 1e-3
+    assert Artefact(header(), moved).artefact_id != artefact.artefact_id
+
+
+def test_a_revision_names_its_parent_and_leaves_the_original(artefact: Artefact) -> None:
+    child = artefact.revised(calibration={Modality.TEXT: calibration(99)})
+    assert child.header.parent == artefact.artefact_id
+    assert child.header.calibration[Modality.TEXT].n == 99
+    assert artefact.header.calibration[Modality.TEXT].n == 199
+    with pytest.raises(ArtefactFormatError, match="steering layer 2 lies before readout layer 3"):
+        artefact.revised(readout=Readout(estimator="lda", layers=(1, 3)))
+
+
+def test_a_header_with_a_foreign_id_is_refused(artefact: Artefact) -> None:
+    with pytest.raises(ArtefactFormatError, match="use `revised`"):
+        Artefact(artefact.header.model_copy(update={"warnings": ("new",)}), artefact.tensors)
+
+
+def test_half_precision_tensors_are_stored_as_float32() -> None:
+    given = tensors() | {"mu_safe": tensors()["mu_safe"].bfloat16()}
+    assert Artefact(header(), given).tensors["mu_safe"].dtype == torch.float32
+
+
+def test_a_detect_only_artefact_has_no_steering_tensors() -> None:
+    given = {n: t for n, t in tensors().items() if not n.startswith("steer_")}
+    assert Artefact(header(steering=None), given).header.steering is None
+    with pytest.raises(ArtefactFormatError, match="missing: steer_offset_image, steer_offset_im"):
+        Artefact(header(), given)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mu_safe": None}, "missing: mu_safe"),
+        ({"surprise": torch.zeros(1)}, "not known here: surprise"),
+        ({"mu_safe": torch.zeros(4, 7)}, r"mu_safe has shape \(4, 7\), wanted \(4, 8\)"),
+        ({"readout_gap": torch.ones(3)}, r"readout_gap has shape \(3,\), wanted \(2,\)"),
+        ({"readout_gap": torch.tensor([1.0, 0.0])}, "readout_gap must be positive"),
+        ({"mu_unsafe": torch.full((4, 8), torch.nan)}, "mu_unsafe holds values that are not fin"),
+        ({"direction": torch.ones(4, 8)}, "must have length 1"),
+        ({"direction": torch.zeros(4, 8)}, "no direction at the steering layer 2"),
+        ({"direction": torch.zeros(8)}, "no `direction` of shape"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(change: dict[str, Any], words: str) -> None:
+    given = {n: t for n, t in (tensors() | change).items() if t is not None}
+    with pytest.raises(ArtefactFormatError, match=words):
+        Artefact(header(), given)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"readout": Readout(estimator="lda", layers=(1, 4)), "steering": None},
+        {"readout": Readout(estimator="lda", layers=(-1, 2))},
+        {"steering": Steering(layer=4, gain=1, a_max=1, region_max=1)},
+        {"layers": (LayerRow(layer=9, usable=True),)},
+    ],
+)
+def test_layers_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    given = tensors()
+    if "steering" in change and change["steering"] is None:
+        given = {n: t for n, t in given.items() if not n.startswith("steer_")}
+    with pytest.raises(ArtefactFormatError, match=r"layers \[-?\d\] of 4"):
+        Artefact(header(**change), given)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Readout(estimator="x", layers=(2, 1)), "ascend"),
+        (lambda: Readout(estimator="x", layers=()), "at least 1"),
+        (lambda: LayerRow(layer=1, usable=True, norm=float("nan")), "finite"),
+        (lambda: header(extra={"x": float("nan")}), "finite"),
+        (lambda: calibration(steer=0.1, flag=float("inf")), "finite"),
+        (lambda: header(steering=Steering(layer=1, gain=1, a_max=1, region_max=1)), "lies before"),
+        (lambda: header(surprise=1), "surprise"),
+        (
+            lambda: Calibration(
+                scores=(2.0, 1.0), thresholds=Thresholds(steer=0, flag=1), source="x", n=2
+            ),
+            "sorted",
+        ),
+        (
+            lambda: Calibration(
+                scores=(1.0,), thresholds=Thresholds(steer=0, flag=1), source="x", n=2
+            ),
+            "n is 2",
+        ),
+    ],
+)
+def test_a_header_that_cannot_hold_is_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_every_flipped_byte_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 41):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ArtefactFormatError):
+            Artefact.load(path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 8, 100, -1])
+def test_a_truncated_file_is_refused(path: Path, keep: int) -> None:
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtefactFormatError, match="cannot be used"):
+        Artefact.load(path)
+
+
+def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrite the file's JSON as someone without this package could."""
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    outer = json.loads(whole[8 : 8 + size])
+    change(outer["__metadata__"])
+    text = json.dumps(outer).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + size :])
+
+
+def test_an_edited_threshold_is_refused(path: Path) -> None:
+    def raise_thresholds(metadata: dict[str, Any]) -> None:
+        inner = json.loads(metadata["header"])
+        inner["calibration"]["text"]["thresholds"]["flag"] = 99.0
+        metadata["header"] = json.dumps(inner)
+
+    edited(path, raise_thresholds)
+    with pytest.raises(ArtefactFormatError, match="edited or damaged"):
+        Artefact.load(path)
+
+
+def test_a_later_format_names_the_release_to_install(path: Path) -> None:
+    edited(path, lambda m: m.update(guardrail_format="2", written_by="3.1.4", novel="field"))
+    with pytest.raises(ArtefactFormatError, match=r"pip install 'guardrail-vlm>=3\.1\.4'"):
+        Artefact.load(path)
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "one", "", "²"])
+def test_a_format_that_never_was_is_refused(path: Path, version: str) -> None:
+    edited(path, lambda m: m.update(guardrail_format=version))
+    with pytest.raises(ArtefactFormatError, match="unknown format"):
+        Artefact.load(path)
+
+
+def test_any_other_safetensors_file_is_told_apart(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", {"format": "pt"})
+    with pytest.raises(ArtefactFormatError, match="no artefact of this package"):
+        Artefact.load(tmp_path / "x.safetensors")
+
+
+def test_sizes_are_bounded_before_anything_is_parsed(tmp_path: Path) -> None:
+    large = tmp_path / "large.guard.safetensors"
+    with large.open("wb") as file:
+        file.truncate(MAX_FILE + 1)
+    with pytest.raises(ArtefactFormatError, match=f"larger than {MAX_FILE}"):
+        Artefact.load(large)
+    size = MAX_HEADER + 1
+    large.write_bytes(size.to_bytes(8, "little") + b" " * (size + 8))
+    with pytest.raises(ArtefactFormatError, match=f"more than {MAX_HEADER}"):
+        Artefact.load(large)
+
+
+def test_deeply_nested_json_is_refused(tmp_path: Path) -> None:
+    text = b"[" * 200_000
+    deep = tmp_path / "deep.guard.safetensors"
+    deep.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(ArtefactFormatError, match="no JSON"):
+        Artefact.load(deep)
+
+
+def test_a_header_too_large_to_be_read_back_is_not_written(tmp_path: Path) -> None:
+    big = Artefact(header(extra={"x": "y" * MAX_HEADER}), tensors())
+    with pytest.raises(ArtefactFormatError, match="Keep fewer"):
+        big.save(tmp_path / "big.guard.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="make one with `guardrail fit`"):
+        Artefact.load(tmp_path / "none.guard.safetensors")
+    with pytest.raises(ArtefactError, match="no artefact file"):
+        Artefact.load(tmp_path)
+
+
+def test_a_7b_models_artefact_takes_less_than_2_mb(tmp_path: Path) -> None:
+    rows = tuple(
+        LayerRow(layer=i, usable=True, norm=1.23456789, consistency=0.1, separability=0.9)
+        for i in range(32)
+    )
+    wide = Artefact(
+        header(
+            readout=Readout(estimator="lda", layers=(10, 15, 20)),
+            steering=Steering(layer=20, gain=1, a_max=1, region_max=1),
+            layers=rows,
+            calibration={m: calibration(2000) for m in (Modality.TEXT, Modality.IMAGE)},
+        ),
+        tensors(32, 4096, 3),
+    )
+    assert wide.save(tmp_path / "x.guard.safetensors").stat().st_size < 2_000_000
+
+
+def test_a_save_replaces_the_old_file_and_leaves_nothing_else(
+    artefact: Artefact, path: Path
+) -> None:
+    child = artefact.revised(warnings=("new",))
+    child.save(path)
+    assert Artefact.load(path).artefact_id == child.artefact_id
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_save_makes_missing_folders_and_follows_links(artefact: Artefact, tmp_path: Path) -> None:
+    real = artefact.save(tmp_path / "a" / "b" / "real.guard.safetensors")
+    link = tmp_path / "link.guard.safetensors"
+    link.symlink_to(real)
+    child = artefact.revised(warnings=("new",))
+    child.save(link)
+    assert link.is_symlink()
+    assert Artefact.load(real).artefact_id == child.artefact_id
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_write_error_leaves_the_old_file_whole(
+    artefact: Artefact, path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(ArtefactError, match=r"No space left.*nothing was changed"):
+        artefact.revised(warnings=("new",)).save(path)
+    assert Artefact.load(path).artefact_id == artefact.artefact_id
+    assert list(path.parent.iterdir()) == [path]
+
+
+KILLED = """
+import os, sys, time
+from guardrail.artefact import Artefact
+
+def stuck(*_):
+    print("written", flush=True)
+    time.sleep(60)
+
+os.replace = stuck
+artefact = Artefact.load(sys.argv[1])
+artefact.revised(warnings=("new",)).save(sys.argv[1])
+"""
+
+
+def test_a_kill_between_write_and_rename_leaves_the_old_file_whole(
+    artefact: Artefact, path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        process.send_signal(signal.SIGKILL)
+    assert len(list(path.parent.iterdir())) == 2  # the unfinished file is left, under its own name
+    assert Artefact.load(path).artefact_id == artefact.artefact_id
+    assert Artefact.from_pretrained(path.parent).artefact_id == artefact.artefact_id
+
+
+def test_a_folder_must_hold_one_artefact_or_be_told_which(artefact: Artefact, path: Path) -> None:
+    assert Artefact.from_pretrained(str(path)).artefact_id == artefact.artefact_id
+    assert Artefact.from_pretrained(path.parent).artefact_id == artefact.artefact_id
+    artefact.save(path.parent / "second.guard.safetensors")
+    with pytest.raises(ArtefactError, match=r"found second\.guard\.safetensors, toy\.guard"):
+        Artefact.from_pretrained(path.parent)
+    chosen = Artefact.from_pretrained(path.parent, filename=path.name)
+    assert chosen.artefact_id == artefact.artefact_id
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A Hub of one folder; what it was asked is kept."""
+    asked: dict[str, Any] = {}
+    store = tmp_path / "hub"
+    store.mkdir()
+
+    class FakeApi:
+        def __init__(self, token: str | None = None) -> None:
+            asked["token"] = token
+
+        def create_repo(self, repo_id: str, **options: Any) -> None:
+            asked["created"] = (repo_id, options)
+
+        def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, **options: Any) -> Any:
+            asked["uploaded"] = options
+            (store / path_in_repo).write_bytes(path_or_fileobj)
+            return SimpleNamespace(commit_url="https://hub.invalid/commit/1")
+
+    def download(repo_id: str, filename: str, **options: Any) -> str:
+        from huggingface_hub.errors import EntryNotFoundError
+
+        asked["downloaded"] = (repo_id, filename, options)
+        if not (store / filename).exists():
+            raise EntryNotFoundError(f"no {filename}")
+        return str(store / filename)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda _: None))
+    return asked
+
+
+def test_what_is_pushed_to_the_hub_comes_back(artefact: Artefact, hub: dict[str, Any]) -> None:
+    url = artefact.push_to_hub("owner/guards", private=True, revision="dev", token="t")
+    assert url == "https://hub.invalid/commit/1"
+    assert hub["created"] == ("owner/guards", {"private": True, "exist_ok": True})
+    assert hub["uploaded"]["revision"] == "dev"
+    assert artefact.artefact_id in hub["uploaded"]["commit_message"]
+    again = Artefact.from_pretrained("owner/guards", revision="dev", token="t")
+    assert again.header == artefact.header
+    repo, name, options = hub["downloaded"]
+    assert (repo, name) == ("owner/guards", FILENAME)
+    assert (options["revision"], options["token"]) == ("dev", "t")
+
+
+def test_a_repository_without_artefact_is_explained(hub: dict[str, Any]) -> None:
+    with pytest.raises(ArtefactError, match="no file owner/guards, and other"):
+        Artefact.from_pretrained("owner/guards", filename="other.guard.safetensors")
+
+
+def test_a_refused_upload_is_explained(
+    artefact: Artefact,
+    hub: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    http_error: Callable[..., Exception],
+) -> None:
+    import huggingface_hub
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise http_error(403)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(ArtefactError, match=r"could not upload to owner/guards.*hf auth login"):
+        artefact.push_to_hub("owner/guards")
+
+
+def test_thresholds_fixed_in_the_policy_come_first(artefact: Artefact) -> None:
+    fixed = Thresholds(steer=7, flag=8)
+    policy = Policy(thresholds={Modality.TEXT: fixed}, steer_rate=0.1, flag_rate=0.05)
+    assert artefact.thresholds(Modality.TEXT, policy) == fixed
+
+
+def test_rates_pick_conformal_quantiles_of_the_benign_scores(artefact: Artefact) -> None:
+    policy = Policy(steer_rate=0.1, flag_rate=0.02)
+    scores = [i / 199 for i in range(199)]
+    found = artefact.thresholds(Modality.TEXT, policy)
+    assert found.steer == conformal_threshold(scores, 0.1) == scores[179]  # the 180th of 199
+    assert found.flag == scores[195]
+
+
+def test_without_rates_the_stored_thresholds_hold(artefact: Artefact) -> None:
+    assert artefact.thresholds(Modality.TEXT, Policy()) == Thresholds(steer=0.5, flag=1.0)
+
+
+def test_a_rate_too_small_for_the_scores_is_refused(artefact: Artefact) -> None:
+    with pytest.raises(CalibrationError, match=r"cannot support.*calibrate on more inputs"):
+        artefact.thresholds(Modality.TEXT, Policy(flag_rate=0.001))
+
+
+def test_rates_that_cross_are_refused(artefact: Artefact) -> None:
+    with pytest.raises(ConfigurationError, match="set both steer_rate and flag_rate"):
+        artefact.thresholds(Modality.TEXT, Policy(steer_rate=0.01, flag_rate=0.5))
+
+
+def test_images_use_their_own_calibration_or_the_text_one(artefact: Artefact) -> None:
+    policy = Policy()
+    assert artefact.calibration_for(Modality.IMAGE)[0] == Modality.TEXT
+    assert artefact.thresholds(Modality.IMAGE, policy).flag == 1.0
+    both = {Modality.TEXT: calibration(), Modality.IMAGE: calibration(steer=2, flag=3)}
+    assert artefact.revised(calibration=both).thresholds(Modality.IMAGE, policy).flag == 3
+    only_images = artefact.revised(calibration={Modality.IMAGE: calibration()})
+    with pytest.raises(CalibrationError, match="no calibration for text requests"):
+        only_images.thresholds(Modality.TEXT, policy)
+
+
+def test_the_summary_is_plain_json(artefact: Artefact) -> None:
+    summary = json.loads(json.dumps(artefact.summary()))
+    assert summary["artefact_id"] == artefact.artefact_id
+    assert (summary["layers"], summary["d_model"]) == (4, 8)
+    assert summary["steering"]["induced_refusal"] == {"hits": 30, "n": 40}
+    assert summary["calibration"]["text"]["flag"] == 1.0
+    assert summary["calibration"]["image"] == summary["calibration"]["text"] | {"from": "text"}
+
+
+def test_importing_the_artefact_module_loads_no_torch() -> None:
+    code = "import sys, guardrail.artefact.artefact; sys.exit('torch' in sys.modules)"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
