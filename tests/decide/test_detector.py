@@ -1,0 +1,329 @@
+"""The detector: scores, actions and edits of a batch, from an artefact and a policy."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guardrail.decide.detector import Decision, Detector
+from guardrail.errors import CalibrationError, ConfigurationError
+from guardrail.fit.estimators import ESTIMATORS, readout
+from guardrail.policy import Policy, Thresholds
+from guardrail.testing import tiny_artefact
+from guardrail.types import Action, Modality
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from guardrail.artefact import Artefact
+
+KINDS = ("text", "image", "images")
+TEXT, IMAGE = Thresholds(steer=0.5, flag=1.0), Thresholds(steer=0.75, flag=2.0)
+
+
+@pytest.fixture(scope="session")
+def artefact(llava: Any) -> Artefact:
+    return tiny_artefact(llava.model, llava.processor, seed=2)
+
+
+@pytest.fixture(scope="session")
+def detect_only(llava: Any) -> Artefact:
+    return tiny_artefact(llava.model, llava.processor, seed=2, steering=False)
+
+
+@pytest.fixture(scope="session")
+def detector(artefact: Artefact) -> Callable[..., Detector]:
+    """`detector(mode="shadow")`: with the thresholds above unless others are given."""
+
+    def make(made_from: Artefact = artefact, **policy: Any) -> Detector:
+        policy.setdefault("thresholds", {Modality.TEXT: TEXT, Modality.IMAGE: IMAGE})
+        return Detector.from_artefact(made_from, Policy(**policy))
+
+    return make
+
+
+def rows_scoring(detector: Detector, scores: Sequence[float], kinds: Sequence[str]) -> torch.Tensor:
+    """Residuals (rows, k, d_model) float64 with exactly these scores, to rounding."""
+    read = detector.readout
+    rows = []
+    for score, kind in zip(scores, kinds, strict=True):
+        along = read.zero + read.offsets[kind] + score * read.gap
+        weight = read.weight.double()
+        rows.append(along[:, None] * weight / weight.square().sum(-1, keepdim=True))
+    return torch.stack(rows).double()
+
+
+def at_steering_layer(detector: Detector, local: Sequence[float], kinds: Sequence[str]) -> Any:
+    """Residuals (rows, d_model) whose re-centred score at the steering layer is `local`."""
+    s = detector.steering
+    generator = torch.Generator().manual_seed(9)
+    noise = torch.randn(len(kinds), len(s.direction), generator=generator).double()
+    unit = s.direction.double() / s.direction.double().norm()
+    wanted = torch.tensor(
+        [s.zero + s.offsets[k] + x * s.gap for x, k in zip(local, kinds, strict=True)]
+    )
+    return (noise - (noise @ unit)[:, None] * unit + wanted[:, None] * unit).float()
+
+
+def local_scores(detector: Detector, residual: torch.Tensor, kinds: Sequence[str]) -> torch.Tensor:
+    s = detector.steering
+    read = residual.double() @ s.direction.double()
+    offsets = torch.tensor([s.offsets[kind] for kind in kinds], dtype=torch.float64)
+    return (read - offsets - s.zero) / s.gap
+
+
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), layers=st.sets(st.integers(0, 3), min_size=1))
+def test_scores_are_those_of_the_fit(
+    artefact: Artefact, detector: Any, estimator: str, seed: int, layers: set[int]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    safe = torch.randn(20, 4, 32, generator=generator)
+    unsafe = 0.3 + torch.randn(20, 4, 32, generator=generator)
+    made = readout(estimator, sorted(layers), unsafe, safe)
+    assert made is not None
+    offsets = torch.randn(2, len(layers), generator=generator)
+    tensors = {
+        "readout_weight": made.weight,
+        "readout_zero": made.zero,
+        "readout_gap": made.gap,
+        "readout_offset_image": offsets[0],
+        "readout_offset_images": offsets[1],
+    }
+    header = artefact.header
+    steering = header.steering.model_copy(update={"layer": max(layers)})
+    fitted = artefact.revised(
+        tensors=artefact.tensors | tensors,
+        readout=header.readout.model_copy(update={"layers": made.layers}),
+        steering=steering,
+    )
+    rows = torch.randn(3, 4, 32, generator=generator)
+    online = detector(fitted)
+    found = online.decide(rows[:, list(online.layers)], KINDS).scores
+    for row, offset in enumerate([torch.zeros(len(layers)), *offsets]):
+        expected = float(made.scores(rows[row : row + 1], offset.double()))
+        assert float(found[row]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_row_is_judged_by_the_thresholds_of_its_kind(detector: Any) -> None:
+    guard = detector()
+    scores, kinds = [0.6, 0.6, 0.8, 1.5, 1.5, 2.5], ["text", "image", "images"] * 2
+    decision = guard.decide(rows_scoring(guard, scores, kinds), kinds)
+    assert decision.scores.tolist() == pytest.approx(scores)
+    steer, flag, skip = Action.STEER, Action.FLAG, Action.PASS
+    assert decision.actions == [steer, skip, steer, flag, steer, flag]
+    assert decision.failed == [False] * 6
+
+
+def test_a_score_equal_to_its_threshold_passes(detector: Any) -> None:
+    guard = detector()
+    rows = rows_scoring(guard, [0.6], ["text"])
+    exact = float(guard.decide(rows, ["text"]).scores)
+    equal = Thresholds(steer=exact, flag=exact)
+    below = Thresholds(steer=math.nextafter(exact, -1), flag=exact)
+    for thresholds, action in ((equal, Action.PASS), (below, Action.STEER)):
+        guard = detector(thresholds={Modality.TEXT: thresholds})
+        assert guard.decide(rows, ["text"]).actions == [action]
+
+
+def test_rows_do_not_depend_on_their_company(detector: Any) -> None:
+    guard = detector()
+    kinds = ["text", "images", "image"]
+    rows = rows_scoring(guard, [0.1, 3.0, 0.9], kinds)
+    together = guard.decide(rows, kinds)
+    alone = [guard.decide(rows[i : i + 1], kinds[i : i + 1]) for i in range(3)]
+    assert together.scores.tolist() == [float(d.scores) for d in alone]
+    assert together.actions == [d.actions[0] for d in alone]
+
+
+@pytest.mark.parametrize(("fail", "action"), [("closed", Action.FLAG), ("open", Action.PASS)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_without_a_number_gets_the_fail_mode(
+    detector: Any, caplog: Any, fail: str, action: Action, bad: float
+) -> None:
+    guard = detector(fail=fail)
+    rows = rows_scoring(guard, [0.0, 0.6], ["text", "text"])
+    rows[0, 0, 0] = bad
+    with caplog.at_level(logging.ERROR):
+        decision = guard.decide(rows, ["text", "text"])
+    assert decision.actions == [action, Action.STEER]
+    assert decision.failed == [True, False]
+    assert "1 of 2 rows" in caplog.text
+    verdict = guard.verdict(decision, 0, "text")
+    assert (verdict.action, verdict.score, verdict.reason) == (action, None, "detector_failed")
+
+
+def test_a_failed_row_is_flagged_though_flagging_is_not_allowed(detector: Any) -> None:
+    guard = detector(actions={Action.STEER}, fail="closed")
+    rows = rows_scoring(guard, [0.0], ["text"]) * math.nan
+    assert guard.decide(rows, ["text"]).actions == [Action.FLAG]
+
+
+@pytest.mark.parametrize(
+    ("unsteerable", "action"),
+    [("flag", Action.FLAG), ("caution", Action.STEER), ("pass", Action.STEER)],
+)
+def test_without_a_steering_layer_the_policy_says_what_a_steer_becomes(
+    detector: Any, detect_only: Artefact, unsteerable: str, action: Action
+) -> None:
+    guard = detector(detect_only, unsteerable=unsteerable)
+    assert guard.steering_layer is None
+    assert guard.steer_tokens == 0
+    rows = rows_scoring(guard, [0.2, 0.6, 1.2], ["text"] * 3)
+    assert guard.decide(rows, ["text"] * 3).actions == [Action.PASS, action, Action.FLAG]
+
+
+def test_with_a_steering_layer_unsteerable_changes_nothing(detector: Any) -> None:
+    guard = detector(unsteerable="flag")
+    rows = rows_scoring(guard, [0.6], ["text"])
+    assert guard.decide(rows, ["text"]).actions == [Action.STEER]
+
+
+def test_a_detect_only_artefact_has_no_edit(detector: Any, detect_only: Artefact) -> None:
+    guard = detector(detect_only)
+    decision = guard.decide(rows_scoring(guard, [0.6], ["text"]), ["text"])
+    with pytest.raises(ConfigurationError, match="only detects"):
+        guard.edit(decision, torch.zeros(1, 32), ["text"])
+
+
+def test_only_steered_rows_are_edited(detector: Any) -> None:
+    guard = detector()
+    scores = [0.2, 0.9, 1.2, math.nan, 1.5, 0.7]
+    kinds = ["text", "text", "text", "text", "image", "image"]
+    rows = rows_scoring(guard, scores, kinds)
+    decision = guard.decide(rows, kinds)
+    residual = at_steering_layer(guard, [0.0] * 6, kinds)
+    edits = guard.edit(decision, residual, kinds)
+    assert edits.dtype == torch.float32
+    assert [bool(edit.any()) for edit in edits] == [a is Action.STEER for a in decision.actions]
+    assert [i for i, a in enumerate(decision.actions) if a is Action.STEER] == [1, 4]
+
+
+def test_an_edit_lies_along_the_direction_and_follows_the_ramp(detector: Any) -> None:
+    guard = detector(thresholds={Modality.TEXT: Thresholds(steer=0.5, flag=9.0)})
+    s = guard.steering
+    scores = [0.75, 1.5, 5.0]  # gain 1, a_max 2, region 3
+    kinds = ["text"] * 3
+    decision = guard.decide(rows_scoring(guard, scores, kinds), kinds)
+    edits = guard.edit(decision, at_steering_layer(guard, [0.0, 0.0, 1.5], kinds), kinds)
+    cosines = torch.nn.functional.cosine_similarity(edits, s.direction[None], dim=-1)
+    assert cosines.tolist() == pytest.approx([1.0] * 3, abs=1e-5)
+    assert (edits.norm(dim=-1) / s.gap).tolist() == pytest.approx([0.25, 1.0, 1.5], abs=1e-5)
+
+
+def test_pictures_are_edited_by_their_own_gate_and_offset(detector: Any) -> None:
+    guard = detector()
+    kinds = ["image", "images"]
+    decision = guard.decide(rows_scoring(guard, [1.0, 1.0], kinds), kinds)
+    residual = at_steering_layer(guard, [2.9, 2.9], kinds)  # 0.1 below the edge of the region
+    edits = guard.edit(decision, residual, kinds)
+    assert (edits.norm(dim=-1) / guard.steering.gap).tolist() == pytest.approx([0.1] * 2, abs=1e-4)
+    free = guard.edit(decision, at_steering_layer(guard, [0.0, 0.0], kinds), kinds)
+    assert (free.norm(dim=-1) / guard.steering.gap).tolist() == pytest.approx([0.25] * 2, abs=1e-4)
+
+
+def test_the_gate_is_as_exact_as_the_score(detector: Any) -> None:
+    gate = 0.1  # not a float32 number: rounded, it lies above the score below
+    guard = detector(thresholds={Modality.TEXT: Thresholds(steer=gate, flag=9.0)})
+    guard.steering = replace(guard.steering, gain=1e9)
+    score = torch.tensor([gate + 5e-10], dtype=torch.float64)
+    decision = Decision(score, [Action.STEER], [False])
+    edit = guard.edit(decision, at_steering_layer(guard, [0.0], ["text"]), ["text"])
+    assert float(edit.norm()) / guard.steering.gap == pytest.approx(0.5, abs=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    score=st.floats(-2, 8),
+    local=st.floats(-6, 6),
+    kind=st.sampled_from(KINDS),
+    gain=st.floats(0, 100),
+    a_max=st.floats(0, 10),
+    region_max=st.floats(-2, 6),
+)
+def test_a_moved_row_stays_inside_the_trust_region(
+    detector: Any,
+    score: float,
+    local: float,
+    kind: str,
+    gain: float,
+    a_max: float,
+    region_max: float,
+) -> None:
+    both = Thresholds(steer=0.0, flag=100.0)
+    guard = detector(thresholds={Modality.TEXT: both, Modality.IMAGE: both})
+    guard.steering = replace(guard.steering, gain=gain, a_max=a_max, region_max=region_max)
+    residual = at_steering_layer(guard, [local], [kind])
+    before = float(local_scores(guard, residual, [kind]))
+    decision = guard.decide(rows_scoring(guard, [score], [kind]), [kind])
+    edit = guard.edit(decision, residual, [kind])
+    after = float(local_scores(guard, residual.double() + edit.double(), [kind]))
+    assert after >= before - 1e-5
+    assert after <= max(region_max, before) + 1e-5
+    assert after - before <= a_max + 1e-5
+
+
+def test_a_broken_residual_at_the_steering_layer_is_not_moved(detector: Any) -> None:
+    guard = detector()
+    decision = guard.decide(rows_scoring(guard, [0.9, 0.9], ["text"] * 2), ["text"] * 2)
+    residual = at_steering_layer(guard, [0.0, 0.0], ["text"] * 2)
+    residual[0] = math.nan
+    edits = guard.edit(decision, residual, ["text"] * 2)
+    assert not edits[0].any()
+    assert edits[1].norm() > 0
+
+
+def test_shadow_reports_what_would_be(detector: Any) -> None:
+    rows_of = [0.2, 0.6, 1.2]
+    for mode in ("enforce", "shadow"):
+        guard = detector(mode=mode)
+        decision = guard.decide(rows_scoring(guard, rows_of, ["text"] * 3), ["text"] * 3)
+        verdicts = [guard.verdict(decision, row, "text") for row in range(3)]
+        would = [Action.PASS, Action.STEER, Action.FLAG]
+        assert [v.would_be for v in verdicts] == would
+        assert [v.action for v in verdicts] == ([Action.PASS] * 3 if mode == "shadow" else would)
+        assert {v.mode for v in verdicts} == {mode}
+
+
+def test_a_verdict_says_everything_about_its_row(detector: Any, artefact: Artefact) -> None:
+    guard = detector()
+    decision = guard.decide(rows_scoring(guard, [0.2, 0.9], ["text", "images"]), ["text", "images"])
+    verdict = guard.verdict(decision, 1, "images", 1.25)
+    assert verdict.score == pytest.approx(0.9)
+    assert (verdict.tau_steer, verdict.tau_flag) == (IMAGE.steer, IMAGE.flag)
+    assert verdict.modality is Modality.IMAGE
+    assert (verdict.layers, verdict.steering_layer) == ((1, 2), 2)
+    assert verdict.artefact_id == artefact.artefact_id
+    assert (verdict.strength, verdict.reason) == (1.25, "score")
+
+
+def test_thresholds_follow_the_rates_of_the_policy(detector: Any, artefact: Artefact) -> None:
+    scores = artefact.header.calibration[Modality.TEXT].scores
+    guard = detector(thresholds={}, steer_rate=0.1, flag_rate=0.05)
+    assert guard.thresholds_for("text") == Thresholds(steer=scores[179], flag=scores[189])
+    assert guard.thresholds_for("image") == guard.thresholds_for("text")  # no images seen
+
+
+def test_a_rate_beyond_the_calibration_data_is_refused(detector: Any) -> None:
+    with pytest.raises(CalibrationError, match="need 999"):
+        detector(thresholds={}, flag_rate=0.001)
+
+
+def test_an_edit_before_the_decision_is_refused(detector: Any) -> None:
+    guard = detector()
+    with pytest.raises(ConfigurationError, match="steering layer 1 lies before"):
+        Detector(
+            guard.readout,
+            replace(guard.steering, layer=1),
+            thresholds=guard.thresholds,
+            policy=guard.policy,
+            artefact_id="guard-0",
+        )
