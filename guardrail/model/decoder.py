@@ -1,0 +1,62 @@
+"""Find the text decoder's layers inside any vision-language model, without naming families."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from guardrail.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers, in order: the shallowest list with the text config's length."""
+    return _find(model)[1]
+
+
+def decoder_module(model: PreTrainedModel) -> nn.Module:
+    """The module whose forward pass runs those layers: it sees the cache and the new positions."""
+    return _find(model)[0]
+
+
+def self_attention_layers(model: PreTrainedModel) -> tuple[int, ...]:
+    """Layers that run for every prompt: all but those that only attend to a picture (Mllama)."""
+    config = model.config.get_text_config(decoder=True)
+    cross = set(getattr(config, "cross_attention_layers", None) or ())
+    return tuple(i for i in range(len(decoder_layers(model))) if i not in cross)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many positions the model was built for; None when its config does not say."""
+    config = model.config.get_text_config(decoder=True)
+    value = getattr(config, "max_position_embeddings", None)
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _find(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+    """The owner and the list of the decoder's layers."""
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder; a guard reads the prompt inside a decoder-only model"
+        )
+    untyped: Any = model
+    decoder = untyped.get_decoder()
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    if not isinstance(decoder, nn.Module) or not isinstance(count, int):
+        raise UnsupportedModelError(f"{name} names no text decoder with a known number of layers")
+    found = [
+        (path, module)
+        for path, module in decoder.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if not found:
+        raise UnsupportedModelError(
+            f"the text decoder of {name} holds no list of {count} layers; it cannot be guarded"
+        )
+    path, layers = min(found, key=lambda pair: pair[0].count("."))
+    owner, _, _ = path.rpartition(".")
+    return decoder.get_submodule(owner), layers

@@ -1,0 +1,102 @@
+"""Hooks that let a `PromptCall` read, and edit, the residual stream at the last prompt position.
+
+They are registered once and stay; they do nothing unless the running context carries a call made
+through the same `PromptHooks`. So two threads, or two guards on one model, never meet.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from guardrail.errors import ConfigurationError
+from guardrail.model.decoder import decoder_layers, decoder_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
+    from guardrail.model.calls import PromptCall
+
+_CURRENT: ContextVar[tuple[PromptHooks, PromptCall] | None] = ContextVar(
+    "guardrail_call", default=None
+)
+
+
+class PromptHooks:
+    """Hooks on a model's decoder and on some of its layers, until `remove()`."""
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
+        stack = decoder_layers(model)
+        outside = [layer for layer in layers if not 0 <= layer < len(stack)]
+        if outside:
+            raise ConfigurationError(f"the model has {len(stack)} layers; there is no {outside}")
+        self.layers = tuple(layers)
+        self._handles: list[RemovableHandle] = [
+            decoder_module(model).register_forward_pre_hook(self._enter, with_kwargs=True)
+        ]
+        for layer in self.layers:
+            self._handles.append(stack[layer].register_forward_hook(self._after(layer)))
+
+    def remove(self) -> None:
+        """Take the hooks off the model; safe to call twice."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    @contextmanager
+    def active(self, call: PromptCall) -> Iterator[PromptCall]:
+        """Within this block, in this context only, forward passes of the model serve `call`."""
+        token = _CURRENT.set((self, call))
+        try:
+            yield call
+        finally:
+            _CURRENT.reset(token)
+
+    def _call(self) -> PromptCall | None:
+        current = _CURRENT.get()
+        return current[1] if current is not None and current[0] is self else None
+
+    def _enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        # A compiled graph must not depend on the context; the missing decision fails closed.
+        if torch.compiler.is_compiling():
+            return
+        call = self._call()
+        if call is None or call.finished:
+            return
+        tokens = kwargs.get("inputs_embeds")
+        if tokens is None:
+            tokens = kwargs.get("input_ids", args[0] if args else None)
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        call.enter(past, 0 if tokens is None else tokens.shape[1])
+
+    def _after(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return None
+            call = self._call()
+            if call is None or call.finished:
+                return None
+            hidden: Tensor = output[0] if isinstance(output, tuple) else output
+            edited = call.see(layer, hidden)
+            if edited is None or not isinstance(output, tuple):
+                return edited
+            return (edited, *output[1:])
+
+        return hook
+
+
+@contextmanager
+def prompt_hooks(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[PromptHooks]:
+    """Hooks for the length of a block."""
+    hooks = PromptHooks(model, layers)
+    try:
+        yield hooks
+    finally:
+        hooks.remove()

@@ -1,0 +1,133 @@
+"""Requests to model inputs, with the model's own chat template, padded on the left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from guardrail.errors import UnsupportedContentError, UnsupportedModelError
+from guardrail.model.controls import ControlTokens
+from guardrail.types import ImagePart, Message, Request, TextPart
+
+if TYPE_CHECKING:
+    from guardrail.model.load import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A batch the model can run. Every row ends at position `prompt_len - 1`.
+
+    `lengths` are the rows' own numbers of tokens, `kinds` their re-centring offsets.
+    """
+
+    inputs: Mapping[str, Any]
+    prompt_len: int
+    lengths: tuple[int, ...]
+    kinds: tuple[str, ...]
+
+
+class Encoder:
+    """Turns requests into inputs; leaves the processor and its tokenizer as they are."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._processor: Any = loaded.processor
+        self._tokenizer: Any = loaded.tokenizer
+        self._multimodal = not isinstance(loaded.processor, PreTrainedTokenizerBase)
+        template = _template(loaded.processor)
+        if template is None:
+            raise UnsupportedModelError(
+                f"{loaded.source!r} has no chat template; pass a processor or tokenizer with one "
+                "(the instruction-tuned variant of a model usually has it)"
+            )
+        self._controls = ControlTokens(self._tokenizer, self._processor, template)
+
+    @property
+    def can_batch(self) -> bool:
+        """Whether rows of unequal length can share a batch."""
+        return self._tokenizer.pad_token_id is not None
+
+    def encode(self, requests: Sequence[Request]) -> Encoded:
+        """Tokens, masks and pictures of a batch, on the CPU: input_ids (rows, prompt_len)."""
+        chats = [[self._turn(message) for message in r.messages] for r in requests]
+        batch = self._apply(chats)
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        lengths = [ids.shape[1]] * len(chats) if mask is None else mask.sum(dim=1).tolist()
+        return Encoded(
+            inputs=batch,
+            prompt_len=ids.shape[1],
+            lengths=tuple(int(n) for n in lengths),
+            kinds=tuple(r.offset_kind for r in requests),
+        )
+
+    def _apply(self, chats: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        """The chat template and the processor, padding on the left for this call only."""
+        padding: dict[str, Any] = {"padding_side": "left"}
+        options: dict[str, Any] = {}
+        if self._multimodal:
+            options["processor_kwargs"] = padding | {"padding": self.can_batch}
+        else:
+            options |= {"tokenizer_kwargs": padding, "padding": self.can_batch}
+        try:
+            batch = self._processor.apply_chat_template(
+                chats,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                add_generation_prompt=True,
+                **options,
+            )
+        except jinja2.TemplateError as error:
+            raise UnsupportedContentError(
+                f"the model's chat template refuses this chat: {error}"
+            ) from error
+        return dict(batch)
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        """A message in the form that chat templates read."""
+        texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+        safe = iter(self._controls.neutralise(texts))
+        turn: dict[str, Any] = {"role": message.role}
+        if self._multimodal:
+            turn["content"] = [
+                {"type": "image", "image": part.image}
+                if isinstance(part, ImagePart)
+                else {"type": "text", "text": next(safe)}
+                for part in message.parts
+            ]
+        else:
+            if len(texts) != len(message.parts):
+                raise UnsupportedContentError(
+                    "this model reads text only; remove the pictures or load a vision model"
+                )
+            turn["content"] = "\n".join(safe)
+        for key in ("name", "tool_call_id"):
+            value = getattr(message, key)
+            if value is not None:
+                (turn[key],) = self._controls.neutralise([value])
+        return turn
+
+
+def on_device(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The inputs where the model is; floating tensors (pictures) in the model's dtype."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device, dtype if value.is_floating_point() else None)
+        if isinstance(value, list | tuple):
+            return type(value)(moved(item) for item in value)
+        return value
+
+    return {name: moved(value) for name, value in encoded.inputs.items()}
+
+
+def _template(processor: Any) -> str | None:
+    """The text of the chat template that will be applied."""
+    template = getattr(processor, "chat_template", None)
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return template if isinstance(template, str) else None

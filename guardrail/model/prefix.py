@@ -1,0 +1,137 @@
+"""Read many text prompts faster: what they all begin with is run once.
+
+With a long system prompt in the chat template, most of a short prompt is the same for all. Whether
+a model allows the short cut (causal attention, positions that follow from the mask) is not assumed:
+the first batch is read both ways.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from guardrail.model.calls import PrefillDoneError, PromptCall
+from guardrail.model.decoder import decoder_layers
+from guardrail.model.generate import last_residuals
+from guardrail.model.hooks import prompt_hooks
+from guardrail.types import Message, Request, TextPart
+
+if TYPE_CHECKING:
+    from guardrail.model.inputs import Encoded, Encoder
+    from guardrail.model.load import LoadedModel
+
+log = logging.getLogger(__name__)
+
+PLAIN_INPUTS = {"input_ids", "attention_mask"}
+TOLERANCE = 1e-3  # largest difference, relative to the largest residual: rounding, nothing more
+WORTH_IT = 8  # shared tokens below which the short cut saves nothing
+
+
+class SharedPrefix:
+    """Residuals of text prompts whose first tokens are the same; falls back where that fails."""
+
+    def __init__(self, loaded: LoadedModel, encoder: Encoder) -> None:
+        self._loaded = loaded
+        self._layers = tuple(range(len(decoder_layers(loaded.model))))
+        self._tokens = _template_start(encoder)
+        self._cache: Any = None
+        self._state = "new"  # new | checked | off
+
+    def residuals(self, encoded: Encoded) -> Tensor:
+        """As `last_residuals` over all layers: (rows, L, d_model) float32 on the CPU."""
+        if self._state == "off" or set(encoded.inputs) != PLAIN_INPUTS:
+            return last_residuals(self._loaded, encoded)
+        if self._state == "checked" and self._fits(encoded):
+            return self._tail(encoded)
+        plain = last_residuals(self._loaded, encoded)
+        if self._state == "new":
+            self._state = "checked" if self._works(encoded, plain) else "off"
+        return plain
+
+    def _works(self, encoded: Encoded, plain: Tensor) -> bool:
+        if len(self._tokens) < WORTH_IT or not self._fits(encoded):
+            return False
+        try:
+            self._cache = self._prefilled(self._tokens)
+            quick = self._tail(encoded)
+        except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            log.info("prompts are read whole: the model does not take a cached start (%s)", error)
+            return False
+        close = bool((quick - plain).abs().max() <= TOLERANCE * plain.abs().max())
+        if not close:
+            log.info("prompts are read whole: a cached start changes this model's residuals")
+        return close
+
+    def _fits(self, encoded: Encoded) -> bool:
+        """Whether every row begins with the shared tokens and goes on after them."""
+        n = len(self._tokens)
+        rows = (_unpadded(encoded, i) for i in range(len(encoded.kinds)))
+        return all(len(row) > n and row[:n] == self._tokens for row in rows)
+
+    @torch.no_grad()
+    def _prefilled(self, tokens: list[int]) -> Any:
+        model: Any = self._loaded.model
+        ids = torch.tensor([tokens], device=model.device)
+        return model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+
+    @torch.no_grad()
+    def _tail(self, encoded: Encoded) -> Tensor:
+        """Run only what follows the shared tokens, padded on the left behind them."""
+        model: Any = self._loaded.model
+        n, count = len(self._tokens), len(encoded.kinds)
+        tails = [_unpadded(encoded, i)[n:] for i in range(count)]
+        width = max(map(len, tails))
+        ids = torch.tensor([[tail[0]] * (width - len(tail)) + tail for tail in tails])
+        mask = torch.ones(count, n + width, dtype=torch.long)
+        for i, tail in enumerate(tails):
+            mask[i, n : n + width - len(tail)] = 0
+        positions = (mask.cumsum(-1) - 1)[:, n:]
+        cache = copy.deepcopy(self._cache)
+        cache.batch_repeat_interleave(count)
+        call = PromptCall(
+            prompt_len=n + width,
+            kinds=encoded.kinds,
+            layers=self._layers,
+            leave_after_readout=True,
+        )
+        with prompt_hooks(self._loaded.model, self._layers) as hooks, hooks.active(call):
+            try:
+                model(
+                    input_ids=ids.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    position_ids=positions.to(model.device),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+            except PrefillDoneError:
+                return call.recorded()
+        return call.recorded()
+
+
+def _unpadded(encoded: Encoded, row: int) -> list[int]:
+    ids: list[int] = encoded.inputs["input_ids"][row].tolist()
+    return ids[len(ids) - encoded.lengths[row] :]
+
+
+def _template_start(encoder: Encoder) -> list[int]:
+    """The tokens that come before a user's first word, whatever it is."""
+    requests = [
+        Request((Message(role="user", parts=(TextPart(text),)),)) for text in ("a", "7", "The")
+    ]
+    return _common([_unpadded(encoder.encode([request]), 0) for request in requests])
+
+
+def _common(rows: list[list[int]]) -> list[int]:
+    """The longest start that all rows share."""
+    shared = rows[0]
+    for row in rows[1:]:
+        same = 0
+        while same < min(len(shared), len(row)) and shared[same] == row[same]:
+            same += 1
+        shared = shared[:same]
+    return shared

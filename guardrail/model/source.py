@@ -1,0 +1,135 @@
+"""Where a model's files are, and what to tell people when they cannot be read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from guardrail.errors import ModelLoadError
+from guardrail.hub import is_transient, with_retries
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder (`revision` None) or a Hub repository pinned to one commit."""
+
+    name: str
+    revision: str | None
+
+
+def locate(source: str | Path, *, revision: str | None, local_files_only: bool) -> Source:
+    """The folder or the pinned commit behind `source`.
+
+    Raises:
+        ModelLoadError: no such folder, no model inside, no such repository, or no way to reach it.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        _require_model_folder(path)
+        return Source(str(path), None)
+    if path.exists():
+        raise ModelLoadError(f"{path} is a file; give the folder that holds the model's files")
+    if isinstance(source, Path) or _looks_local(source):
+        raise ModelLoadError(
+            f"there is no folder {path}; check the path (now in {Path.cwd()}), or give a Hub id "
+            "such as 'owner/name'"
+        )
+    return Source(source, _pinned_commit(source, revision, local_files_only=local_files_only))
+
+
+def reason(what: str, source: str, error: BaseException) -> str:
+    """What failed while loading `what` from `source`, and what to do about it."""
+    said = " ".join(str(error).split())
+    return f"could not load the {what} of {source}: {_advice(what, error, said)} ({said[:400]})"
+
+
+def _advice(what: str, error: BaseException, said: str) -> str:
+    if "trust_remote_code" in said:
+        return (
+            "it needs Python code from its own repository. Read that code; if you trust it, "
+            "load the model with trust_remote_code=True"
+        )
+    if isinstance(error, ImportError):
+        return "a package it needs is not installed"
+    if is_transient(error):
+        return "the Hub did not answer; try again, or use a local copy with local_files_only=True"
+    if "out of memory" in said.lower():
+        return "it does not fit; spread it with device_map='auto' or give a quantization_config"
+    return {
+        "configuration": "its config.json is missing, damaged, or newer than this transformers",
+        "weights": "its weight files are missing or damaged; download or save them again",
+        "processor": "its processor or tokenizer files are missing or damaged; save them beside "
+        "the weights with processor.save_pretrained(folder)",
+    }[what]
+
+
+def _looks_local(source: str) -> bool:
+    """A Hub id is `name` or `owner/name`; more slashes or a leading dot or ~ mean a path."""
+    return source.startswith((".", "~", os.sep)) or source.count("/") > 1 or "\\" in source
+
+
+def _require_model_folder(path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    if (path / "adapter_config.json").is_file():
+        raise ModelLoadError(
+            f"{path} holds a PEFT adapter without its base model; load both yourself and pass the "
+            "model and processor to the guard, or merge the adapter into the weights"
+        )
+    raise ModelLoadError(
+        f"{path} holds no config.json; give the folder that model.save_pretrained wrote"
+    )
+
+
+def _pinned_commit(repo_id: str, revision: str | None, *, local_files_only: bool) -> str:
+    """The commit that `revision` stands for now, so that all files come from the same one."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        config = with_retries(
+            lambda: hf_hub_download(
+                repo_id, "config.json", revision=revision, local_files_only=local_files_only
+            ),
+            what=f"looking up {repo_id}",
+        )
+    except HFValidationError as error:
+        raise ModelLoadError(f"{repo_id!r} is neither a folder nor a Hub id: {error}") from error
+    except GatedRepoError as error:
+        raise ModelLoadError(
+            f"{repo_id} is gated: ask for access at https://huggingface.co/{repo_id}, then log in "
+            "with `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelLoadError(f"{repo_id} has no revision {revision!r}; check its name") from error
+    except RepositoryNotFoundError as error:
+        raise ModelLoadError(
+            f"there is no folder and no Hub repository {repo_id!r}; check the name, or log in with "
+            "`hf auth login` if it is private"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ModelLoadError(
+            f"{repo_id} is no folder and not in the local cache, and the Hub "
+            + (
+                "may not be asked (offline mode); download it first with `hf download`"
+                if not is_transient(error)
+                else "could not be reached; check the connection, or give a local folder"
+            )
+        ) from error
+    except EntryNotFoundError as error:
+        raise ModelLoadError(
+            f"{repo_id} holds no config.json, so it is no transformers model"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelLoadError(reason("configuration", repo_id, error)) from error
+    return Path(config).parent.name

@@ -1,0 +1,128 @@
+"""Tiny vision-language models with real processors, for tests that need no download.
+
+Weights are random, so answers are gibberish: these models show mechanics (positions, shapes,
+batches, streams), never behaviour. The whole path is real, though: chat template, tokenizer, image
+processor, placeholder expansion, vision tower, decoder, `generate`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from guardrail.artefact.artefact import Artefact, Calibration, Header, LayerRow, Readout, Steering
+from guardrail.model.fingerprint import fingerprint
+from guardrail.model.load import wrap_model
+from guardrail.policy import Thresholds
+from guardrail.testing_families import BUILDERS
+from guardrail.types import Modality
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+
+    from guardrail.model.load import LoadedModel
+
+FAMILIES = tuple(BUILDERS)
+"""What `tiny_model` can build: three ways of placing pictures, and a text-only model."""
+
+
+def tiny_model(
+    family: str = "llava", *, seed: int = 0
+) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerFast]:
+    """A random model of `family` (see `FAMILIES`) and the processor that feeds it.
+
+    Four decoder layers of width 32, float32, eval mode, on the CPU. The same family and seed give
+    the same weights bit for bit, and the caller's random state is left alone. The end-of-turn
+    token is never the likeliest, so greedy answers run to `max_new_tokens`.
+    """
+    if family not in BUILDERS:
+        raise ValueError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")
+    config, processor = BUILDERS[family]()
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
+    auto: Any = AutoModelForCausalLM if family == "llama" else AutoModelForImageTextToText
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        model: Any = auto.from_config(config, dtype=torch.float32).eval()
+    _randomise(model, tokenizer.all_special_ids, seed)
+    generation = model.generation_config
+    generation.pad_token_id = tokenizer.pad_token_id
+    generation.eos_token_id = tokenizer.eos_token_id
+    generation.do_sample = False
+    return model, processor
+
+
+def tiny_artefact(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | PreTrainedTokenizerFast,
+    *,
+    seed: int = 0,
+    steering: bool = True,
+    tau_steer: float = 0.5,
+    tau_flag: float = 1.0,
+) -> Artefact:
+    """An artefact for `model` with random unit directions, for tests of plumbing.
+
+    It reads layers 1 and 2 of four (the middle of deeper models) and steers at the second of them.
+    Its scores mean nothing: choose `tau_steer` and `tau_flag` so that a request passes (both high),
+    is steered (low, high) or is flagged (both low). Without `steering` it can only detect.
+    """
+    loaded = wrap_model(model, processor)
+    count, width = loaded.layer_count, loaded.d_model
+    read = tuple(sorted({max(count // 2 - 1, 0), count // 2}))
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    direction = draw(count, width)
+    direction /= direction.norm(dim=1, keepdim=True)
+    safe, rows = draw(count, width), list(read)
+    tensors = {
+        "direction": direction,
+        "mu_safe": safe,
+        "mu_unsafe": safe + 2 * direction,
+        "readout_weight": direction[rows],
+        "readout_zero": (safe[rows] * direction[rows]).sum(dim=1),
+        "readout_gap": torch.full((len(rows),), 2.0),
+        "readout_offset_image": 0.1 * draw(len(rows)),
+        "readout_offset_images": 0.1 * draw(len(rows)),
+    }
+    if steering:
+        tensors |= {"steer_offset_image": 0.1 * draw(), "steer_offset_images": 0.1 * draw()}
+    return Artefact(_tiny_header(loaded, read, steering, tau_steer, tau_flag), tensors)
+
+
+def _tiny_header(
+    loaded: LoadedModel, read: tuple[int, ...], steering: bool, tau_steer: float, tau_flag: float
+) -> Header:
+    """A header whose text calibration holds 199 evenly spread scores below the thresholds."""
+    scores = tuple(tau_flag - 1 + i / 200 for i in range(199))
+    calibration = Calibration(
+        scores=scores,
+        thresholds=Thresholds(steer=tau_steer, flag=tau_flag),
+        source="made up for tests",
+        n=len(scores),
+    )
+    return Header(
+        fingerprint=fingerprint(loaded),
+        readout=Readout(estimator="random", layers=read),
+        steering=Steering(layer=read[-1], gain=1.0, a_max=2.0, region_max=3.0)
+        if steering
+        else None,
+        layers=tuple(LayerRow(layer=i, usable=True) for i in range(loaded.layer_count)),
+        calibration={Modality.TEXT: calibration},
+        warnings=("random directions: for tests only",),
+    )
+
+
+def _randomise(model: PreTrainedModel, special_ids: list[int], seed: int) -> None:
+    """Draw all matrices anew, wide enough that the last position depends on the whole prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:
+            parameter.data.normal_(0.0, 0.25, generator=generator)
+    # logit 0 is never the largest of several hundred random ones
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head.weight.data[special_ids] = 0.0

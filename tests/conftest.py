@@ -1,0 +1,110 @@
+"""What the tests share: tiny models built in code, one of each family for the whole session.
+
+The models are shared: a test that changes weights, hooks or settings builds its own with
+`guardrail.testing.tiny_model`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# before anything imports transformers: nothing in these tests may look for a network
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from guardrail.testing import FAMILIES, tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+torch.set_num_threads(1)
+
+
+class Tiny(NamedTuple):
+    """A model of `family` and its processor (a plain tokenizer for text-only families)."""
+
+    family: str
+    model: Any
+    processor: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+
+@pytest.fixture(scope="session")
+def tiny_of() -> Callable[[str], Tiny]:
+    """The session's model of a family, built when first asked for."""
+    built: dict[str, Tiny] = {}
+
+    def get(family: str) -> Tiny:
+        if family not in built:
+            built[family] = Tiny(family, *tiny_model(family))
+        return built[family]
+
+    return get
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def tiny(request: pytest.FixtureRequest, tiny_of: Callable[[str], Tiny]) -> Tiny:
+    """Every family in turn."""
+    return tiny_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def llava(tiny_of: Callable[[str], Tiny]) -> Tiny:
+    return tiny_of("llava")
+
+
+@pytest.fixture(scope="session")
+def qwen2_5_vl(tiny_of: Callable[[str], Tiny]) -> Tiny:
+    return tiny_of("qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def gemma3(tiny_of: Callable[[str], Tiny]) -> Tiny:
+    return tiny_of("gemma3")
+
+
+@pytest.fixture(scope="session")
+def llama(tiny_of: Callable[[str], Tiny]) -> Tiny:
+    return tiny_of("llama")
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """Noise of a given size and seed: `picture(seed=0, width=56, height=40)`."""
+
+    def make(seed: int = 0, *, width: int = 56, height: int = 40) -> Image.Image:
+        generator = torch.Generator().manual_seed(seed)
+        pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        return Image.fromarray(pixels.numpy())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def http_error() -> Callable[..., Exception]:
+    """An error as huggingface_hub raises it: `http_error(status, kind=HfHubHTTPError)`."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # httpx in its release 1, httpx2 in release 2
+    client: Any = sys.modules[HfHubHTTPError.__bases__[0].__module__.partition(".")[0]]
+
+    def make(status: int, kind: Any = HfHubHTTPError) -> Exception:
+        request = client.Request("GET", "https://hub.invalid/x")
+        error: Exception = kind("said no", response=client.Response(status, request=request))
+        return error
+
+    return make

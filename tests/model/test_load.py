@@ -1,0 +1,341 @@
+"""Loading gives a model that can be guarded, or says what is missing and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from guardrail.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
+from guardrail.model.fingerprint import fingerprint
+from guardrail.model.load import load_model, wrap_model
+from guardrail.testing import FAMILIES, tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def saved(
+    tiny_of: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The folder of a family's saved model; not to be changed."""
+    folders: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp(family)
+            tiny = tiny_of(family)
+            tiny.model.save_pretrained(folders[family])
+            tiny.processor.save_pretrained(folders[family])
+        return folders[family]
+
+    return get
+
+
+@pytest.fixture
+def folder(saved: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A LLaVA folder of one's own, to damage."""
+    return Path(shutil.copytree(saved("llava"), tmp_path / "model"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_model_comes_back_in_eval_mode(saved: Any, tiny_of: Any, family: str) -> None:
+    loaded = load_model(saved(family))
+    tiny = tiny_of(family)
+    assert type(loaded.model) is type(tiny.model)
+    assert type(loaded.processor) is type(tiny.processor)
+    assert not loaded.model.training
+    assert (loaded.layer_count, loaded.d_model) == (4, 32)
+    assert loaded.is_multimodal == (family != "llama")
+    assert loaded.revision is None
+    wanted = tiny.model.state_dict()
+    assert all(torch.equal(v, wanted[k]) for k, v in loaded.model.state_dict().items())
+
+
+def test_dtype_device_and_device_map_are_followed(saved: Any) -> None:
+    assert load_model(saved("llama"), dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    assert load_model(saved("llama"), dtype="bfloat16").model.dtype == torch.bfloat16
+    assert load_model(saved("llama"), device="cpu").device.type == "cpu"
+    assert load_model(saved("llama"), device_map={"": "cpu"}).device.type == "cpu"
+
+
+def test_device_and_device_map_exclude_each_other(saved: Any) -> None:
+    with pytest.raises(ConfigurationError, match="not both"):
+        load_model(saved("llama"), device="cpu", device_map="auto")
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", Path("nowhere")])
+def test_a_missing_folder_is_named(name: str | Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"there is no folder .*check the path"):
+        load_model(name)
+
+
+def test_a_file_is_no_folder(folder: Path) -> None:
+    with pytest.raises(ModelLoadError, match="is a file; give the folder"):
+        load_model(folder / "config.json")
+
+
+def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"holds no config\.json"):
+        load_model(tmp_path)
+
+
+def test_a_lone_adapter_is_told_from_a_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="PEFT adapter without its base model"):
+        load_model(tmp_path)
+
+
+def test_a_damaged_configuration_is_named(folder: Path) -> None:
+    (folder / "config.json").write_text("{broken")
+    with pytest.raises(
+        ModelLoadError, match=r"configuration of .*config\.json is missing, damaged"
+    ):
+        load_model(folder)
+
+
+def test_an_unknown_model_type_is_named(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "martian"}')
+    with pytest.raises(ModelLoadError, match=r"newer than this transformers.*martian"):
+        load_model(folder)
+
+
+def test_a_model_that_writes_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(ModelLoadError, match="is a 'clip' model; a guard needs"):
+        load_model(tmp_path)
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="weight files are missing or damaged"):
+        load_model(folder)
+
+
+def test_truncated_weights_are_named(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-500])
+    with pytest.raises(ModelLoadError, match="weight files are missing or damaged"):
+        load_model(folder)
+
+
+def test_a_checkpoint_with_holes_is_refused(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if "layers.2.mlp" in name)
+    del tensors[gone]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"lacks 1 of the model's weights.*layers\.2\.mlp"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("pattern", ["*processor*", "tokenizer*"])
+def test_a_missing_processor_is_named(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink()
+    with pytest.raises(ModelLoadError, match="processor"):
+        load_model(folder)
+
+
+def test_a_text_model_without_tokenizer_is_refused(saved: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved("llama"), tmp_path / "model"))
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelLoadError, match="tokenizer"):
+        load_model(folder)
+
+
+def test_a_tokenizer_of_no_known_kind_is_refused(
+    saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from guardrail.model import load
+
+    monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", lambda *_, **__: object())
+    with pytest.raises(ModelLoadError, match=r"no tokenizer \(found object\)"):
+        load_model(saved("llama"))
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose model needs Python code of its own."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    folder = Path(shutil.copytree(saved("llama"), tmp_path / f"own_{tmp_path.name}"))
+    (folder / "own.py").write_text(CODE)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "own",
+        "architectures": ["OwnModel"],
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_code_out_of_a_repository_needs_a_flag_that_the_message_names(own_code: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"Read that code.*trust_remote_code=True"):
+        load_model(own_code)
+
+
+def test_trusted_code_runs_and_is_part_of_the_fingerprint(own_code: Path) -> None:
+    loaded = load_model(own_code, trust_remote_code=True)
+    assert type(loaded.model).__name__ == "OwnModel"
+    assert wrap_model(loaded.model, loaded.processor).trust_remote_code
+    before = fingerprint(loaded)
+    assert before.code_digest is not None
+    import inspect
+
+    source = Path(inspect.getfile(type(loaded.model)))
+    source.write_text(source.read_text() + "# edited\n")
+    assert set(before.differences(fingerprint(loaded))) == {"code_digest"}
+
+
+@pytest.fixture
+def hub(saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Hub cache that holds owner/tiny at one commit, and no network."""
+    repository = tmp_path / "models--owner--tiny"
+    shutil.copytree(saved("llama"), repository / "snapshots" / SHA)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(SHA)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda _: None))
+    return tmp_path
+
+
+def test_a_hub_model_is_pinned_to_its_commit(hub: Path) -> None:
+    loaded = load_model("owner/tiny", local_files_only=True)
+    assert (loaded.source, loaded.revision) == ("owner/tiny", SHA)
+    assert fingerprint(loaded).revision == SHA
+
+
+def test_an_uncached_model_offline_is_explained(hub: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"not in the local cache.*hf download"):
+        load_model("owner/other", local_files_only=True)
+
+
+def test_a_name_that_is_no_hub_id_is_explained() -> None:
+    with pytest.raises(ModelLoadError, match="neither a folder nor a Hub id"):
+        load_model("not a name!")
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> list[str]:
+    """Let `hf_hub_download` fail so often, then answer from the cache; the calls are listed."""
+    import huggingface_hub
+
+    real, calls, left = huggingface_hub.hf_hub_download, [], list(errors)
+
+    def download(repo_id: str, *args: Any, **options: Any) -> str:
+        calls.append(repo_id)
+        if left:
+            raise left.pop(0)
+        return str(real(repo_id, *args, **options | {"local_files_only": True}))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return calls
+
+
+def test_a_busy_hub_is_asked_again(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = failing(monkeypatch, ConnectionError("reset"), TimeoutError("slow"))
+    assert load_model("owner/tiny").revision == SHA
+    assert len(calls) == 3
+
+
+def test_an_unreachable_hub_is_explained(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = failing(monkeypatch, *[ConnectionError("reset")] * 9)
+    with pytest.raises(ModelLoadError, match="the Hub did not answer; try again"):
+        load_model("owner/tiny")
+    assert len(calls) == 4
+
+
+def test_a_missing_or_gated_repository_is_asked_for_once(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, http_error: Callable[..., Exception]
+) -> None:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    for error, words in (
+        (http_error(404, RepositoryNotFoundError), "no Hub repository 'owner/tiny'.*hf auth login"),
+        (http_error(403, GatedRepoError), "gated: ask for access"),
+    ):
+        calls = failing(monkeypatch, error)
+        with pytest.raises(ModelLoadError, match=words):
+            load_model("owner/tiny")
+        assert len(calls) == 1
+
+
+def test_a_flaky_weight_download_is_tried_again(
+    saved: Any, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from guardrail.model import load
+
+    real, calls = load.AutoModelForCausalLM.from_pretrained, []
+
+    def flaky(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("could not load") from ConnectionError("reset")
+        return real(*args, **options)
+
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", flaky)
+    load_model(saved("llama"))
+    assert len(calls) == 2
+
+
+def test_wrapping_puts_a_model_in_eval_mode_and_finds_its_parts() -> None:
+    model, processor = tiny_model("llava")
+    loaded = wrap_model(model.train(), processor)
+    assert not loaded.model.training
+    assert loaded.tokenizer is processor.tokenizer  # type: ignore[union-attr]
+    assert loaded.device.type == "cpu"
+    assert loaded.source == "in memory"
+    assert not loaded.trust_remote_code
+
+
+def test_wrapping_refuses_what_is_no_model_or_processor(llama: Any) -> None:
+    with pytest.raises(TypeError, match=r"PreTrainedModel; got Linear"):
+        wrap_model(torch.nn.Linear(2, 2), llama.processor)
+    with pytest.raises(TypeError, match=r"processor or tokenizer.*got str"):
+        wrap_model(llama.model, "owner/tiny")
+
+
+def test_wrapping_refuses_a_model_that_cannot_generate(llama: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="LlamaModel cannot generate"):
+        wrap_model(llama.model.model, llama.processor)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own use
+def test_lora_is_unwrapped_and_prompt_tuning_refused() -> None:
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    model, processor = tiny_model("llama")
+    peft: Any = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    assert wrap_model(peft, processor).model is model
+    other, _ = tiny_model("llama")
+    tuned = get_peft_model(other, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(UnsupportedModelError, match="virtual tokens"):
+        wrap_model(tuned, processor)
+
+
+def test_inputs_of_an_offloaded_model_belong_where_it_runs() -> None:
+    from accelerate import cpu_offload
+
+    model, processor = tiny_model("llama")
+    assert wrap_model(cpu_offload(model, execution_device="cpu"), processor).device.type == "cpu"

@@ -1,0 +1,83 @@
+"""The short cut for prompts that begin alike gives the same residuals, or is not taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from guardrail.model.generate import last_residuals
+from guardrail.model.inputs import Encoder
+from guardrail.model.load import wrap_model
+from guardrail.model.prefix import SharedPrefix
+from guardrail.testing import tiny_model
+from guardrail.types import Message, Request, TextPart
+
+SYSTEM = "You are a calm and careful assistant. Be short, be kind and be clear. "
+
+
+def chats(*texts: str, role: str = "user") -> list[Request]:
+    return [Request((Message(role=role, parts=(TextPart(text),)),)) for text in texts]
+
+
+def counting(model):
+    """How many positions each forward pass of the decoder covers."""
+    seen: list[int] = []
+
+    handle = (
+        model.get_decoder()
+        .layers[0]
+        .register_forward_pre_hook(
+            lambda _m, args, kwargs: seen.append(
+                (args[0] if args else kwargs["hidden_states"]).shape[1]
+            ),
+            with_kwargs=True,
+        )
+    )
+    return seen, handle
+
+
+@pytest.fixture
+def loaded():
+    model, tokenizer = tiny_model("llama")
+    tokenizer.chat_template = SYSTEM + tokenizer.chat_template
+    return wrap_model(model, tokenizer)
+
+
+def test_residuals_behind_a_shared_start_equal_those_of_the_whole_prompt(loaded):
+    encoder = Encoder(loaded)
+    prefix = SharedPrefix(loaded, encoder)
+    prefix.residuals(encoder.encode(chats("What is this?", "Tell me a story about a boat.")))
+    later = encoder.encode(chats("No.", "Where does the river end, and who lives there?", "Why?"))
+    seen, handle = counting(loaded.model)
+    quick = prefix.residuals(later)
+    handle.remove()
+    assert max(seen) < later.prompt_len  # the start was not run again
+    torch.testing.assert_close(quick, last_residuals(loaded, later), atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_with_another_start_are_read_whole(loaded):
+    encoder = Encoder(loaded)
+    prefix = SharedPrefix(loaded, encoder)
+    prefix.residuals(encoder.encode(chats("What is this?", "Tell me a story.")))
+    other = encoder.encode(chats("What is this?", "Tell me a story.", role="system"))
+    torch.testing.assert_close(prefix.residuals(other), last_residuals(loaded, other))
+
+
+def test_a_model_whose_residuals_change_behind_a_cached_start_is_read_whole(loaded, monkeypatch):
+    encoder = Encoder(loaded)
+    prefix = SharedPrefix(loaded, encoder)
+    real = prefix._tail
+    monkeypatch.setattr(prefix, "_tail", lambda encoded: real(encoded) * 1.01)
+    batch = encoder.encode(chats("What is this?", "Tell me a story."))
+    plain = last_residuals(loaded, batch)
+    torch.testing.assert_close(prefix.residuals(batch), plain)
+    torch.testing.assert_close(prefix.residuals(batch), plain)  # and stays so
+
+
+def test_a_model_with_more_inputs_than_tokens_is_read_whole():
+    loaded = wrap_model(*tiny_model("qwen2_5_vl"))
+    encoder = Encoder(loaded)
+    prefix = SharedPrefix(loaded, encoder)
+    for _ in range(2):
+        batch = encoder.encode(chats("What is this?", "Tell me a story."))
+        torch.testing.assert_close(prefix.residuals(batch), last_residuals(loaded, batch))

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+from torch import nn
+
+from guardrail.errors import (
+    GuardClosedError,
+    QueueFullError,
+    RequestCancelledError,
+    RequestTimeoutError,
+)
+from guardrail.model.jobs import Job
+from guardrail.model.worker import _WORKERS, ModelWorker, WorkerLease
+from guardrail.policy import Limits
+
+LIMITS = Limits(queue=3, batch=4, batch_wait_s=0.0)
+WAIT = 10.0
+
+
+@pytest.fixture
+def worker():
+    worker = ModelWorker()
+    yield worker
+    worker.stop()
+
+
+class Gate:
+    """A job that holds the thread until it is let go."""
+
+    def __init__(self, worker, **options):
+        self.entered, self.open = threading.Event(), threading.Event()
+        options = {"owner": None, "limits": LIMITS} | options
+        self.job = Job(run=self._run, **options)
+        worker.submit(self.job)
+        assert self.entered.wait(WAIT)
+
+    def _run(self, jobs):
+        self.entered.set()
+        assert self.open.wait(WAIT)
+        for job in jobs:
+            job.settle("gate")
+
+
+def echo(batches=None, *, poison=None):
+    """A runner that records its batches and fails when a poisoned job is in one."""
+
+    def run(jobs):
+        if batches is not None:
+            batches.append(len(jobs))
+        if poison is not None and any(poison(job) for job in jobs):
+            raise ValueError("poison")
+        for job in jobs:
+            job.settle(job.owner)
+
+    return run
+
+
+def job(run, owner="x", **options):
+    return Job(run=run, owner=owner, **({"limits": LIMITS} | options))
+
+
+def test_waiting_jobs_of_one_kind_share_a_batch_and_others_do_not(worker):
+    gate = Gate(worker)
+    batches: list[int] = []
+    run = echo(batches)
+    limits = Limits(queue=9, batch=3, batch_wait_s=0.0)
+    jobs = [job(run, n, key=k, limits=limits) for n, k in enumerate("ABAAA")]
+    jobs.append(job(run, 5, key=None, limits=limits))
+    jobs.append(job(run, 6, key=None, limits=limits))
+    for each in jobs:
+        worker.submit(each)
+    gate.open.set()
+    assert [each.future.result(WAIT) for each in jobs] == list(range(7))
+    assert batches == [3, 1, 1, 1, 1]
+
+
+def test_a_job_waits_a_moment_for_company(worker):
+    batches: list[int] = []
+    run = echo(batches)
+    limits = Limits(batch=2, batch_wait_s=WAIT)
+    first, second = (job(run, n, key="A", limits=limits) for n in (1, 2))
+    worker.submit(first)
+    worker.submit(second)
+    assert second.future.result(WAIT / 2) == 2
+    assert batches == [2]
+
+
+def test_an_error_reaches_only_the_job_that_caused_it(worker):
+    gate = Gate(worker)
+    run = echo(poison=lambda each: each.owner == 1)
+    jobs = [job(run, n, key="A") for n in range(3)]
+    for each in jobs:
+        worker.submit(each)
+    gate.open.set()
+    assert [jobs[0].future.result(WAIT), jobs[2].future.result(WAIT)] == [0, 2]
+    with pytest.raises(ValueError, match="poison"):
+        jobs[1].future.result(WAIT)
+
+
+def test_a_job_whose_answer_has_begun_is_not_run_again(worker):
+    gate = Gate(worker)
+    runs: list[int] = []
+
+    def run(jobs):
+        runs.append(len(jobs))
+        jobs[0].begun = True
+        if len(jobs) > 1:
+            raise ValueError("late")
+        jobs[0].settle("fine")
+
+    jobs = [job(run, n, key="A") for n in range(2)]
+    for each in jobs:
+        worker.submit(each)
+    gate.open.set()
+    with pytest.raises(ValueError, match="late"):
+        jobs[0].future.result(WAIT)
+    assert jobs[1].future.result(WAIT) == "fine"
+    assert runs == [2, 1]
+
+
+def test_the_worker_survives_even_an_exit(worker):
+    def leave(jobs):
+        raise SystemExit(3)
+
+    bad, good = job(leave), job(echo(), "good")
+    worker.submit(bad)
+    worker.submit(good)
+    with pytest.raises(SystemExit):
+        bad.future.result(WAIT)
+    assert good.future.result(WAIT) == "good"
+
+
+def test_a_full_queue_says_so_and_waiting_for_a_place_works(worker):
+    gate = Gate(worker)
+    jobs = [job(echo(), n) for n in range(3)]
+    for each in jobs:
+        worker.submit(each)
+    with pytest.raises(QueueFullError, match="3 requests are waiting, the policy allows 3"):
+        worker.submit(job(echo()))
+    late = job(echo(), "late", deadline=time.monotonic() + 0.05)
+    with pytest.raises(QueueFullError):
+        worker.submit(late, wait=True)
+    patient = job(echo(), "patient")
+    thread = threading.Thread(target=worker.submit, args=(patient,), kwargs={"wait": True})
+    thread.start()
+    gate.open.set()
+    assert patient.future.result(WAIT) == "patient"
+    thread.join(WAIT)
+
+
+def test_a_cancelled_job_leaves_the_queue_at_once(worker):
+    gate = Gate(worker)
+    jobs = [job(echo(), n) for n in range(3)]
+    for each in jobs:
+        worker.submit(each)
+    worker.cancel(jobs[1])
+    with pytest.raises(RequestCancelledError):
+        jobs[1].future.result(WAIT)
+    worker.submit(job(echo()))  # its place is free
+    gate.open.set()
+    assert jobs[2].future.result(WAIT) == 2
+
+
+def test_a_job_whose_time_is_over_is_not_started(worker):
+    gate = Gate(worker)
+    batches: list[int] = []
+    late = job(echo(batches), deadline=time.monotonic() + 0.01)
+    worker.submit(late)
+    time.sleep(0.02)
+    gate.open.set()
+    with pytest.raises(RequestTimeoutError):
+        late.future.result(WAIT)
+    assert batches == []
+
+
+def test_leaving_ends_an_owners_jobs_and_nobody_elses(worker):
+    mine, other = ModelWorker(), ModelWorker()  # any two objects
+    gate = Gate(worker, owner=mine)
+    queued, theirs = job(echo(), mine), job(echo(), other)
+    worker.submit(queued)
+    worker.submit(theirs)
+    closer = threading.Thread(target=worker.leave, args=(mine,), kwargs={"timeout": WAIT})
+    closer.start()
+    with pytest.raises(GuardClosedError):
+        queued.future.result(WAIT)
+    assert gate.job.cancelled.wait(WAIT)
+    assert closer.is_alive()  # it waits until its running job is over
+    gate.open.set()
+    closer.join(WAIT)
+    assert not closer.is_alive()
+    assert theirs.future.result(WAIT) is other
+    with pytest.raises(GuardClosedError):
+        worker.submit(job(echo(), mine))
+
+
+def test_a_stopped_worker_refuses_jobs_and_ends_its_thread(worker):
+    worker.submit(job(echo()))
+    thread = worker._thread
+    worker.stop()
+    thread.join(WAIT)
+    assert not thread.is_alive()
+    with pytest.raises(GuardClosedError):
+        worker.submit(job(echo()))
+
+
+def test_asking_from_the_models_own_thread_is_an_error_not_a_deadlock(worker):
+    def run(jobs):
+        worker.submit(job(echo()))
+
+    asking = job(run)
+    worker.submit(asking)
+    with pytest.raises(RuntimeError, match="callback"):
+        asking.future.result(WAIT)
+
+
+def test_nothing_of_a_job_is_kept_after_it(worker):
+    class Owner:
+        pass
+
+    owner = Owner()
+    first = job(echo(), owner)
+    worker.submit(first)
+    first.future.result(WAIT)
+    second = job(echo(), "next")
+    worker.submit(second)
+    second.future.result(WAIT)
+    gone = weakref.ref(owner)
+    del owner, first
+    gc.collect()
+    assert gone() is None
+
+
+def test_guards_on_one_model_share_its_worker_until_the_last_has_left():
+    model = nn.Linear(1, 1)
+    first, second = WorkerLease(model), WorkerLease(model)
+    assert first.worker is second.worker
+    assert WorkerLease(nn.Linear(1, 1)).worker is not first.worker
+    first.worker.submit(job(echo()))
+    thread = first.worker._thread
+    first.release()
+    first.release()
+    assert second.worker._thread.is_alive()
+    second.release()
+    thread.join(WAIT)
+    assert not thread.is_alive()
+    assert model not in _WORKERS
+
+
+def test_a_worker_does_not_keep_its_model_alive():
+    model = nn.Linear(1, 1)
+    gone = weakref.ref(model)
+    lease = WorkerLease(model)
+    lease.release()
+    del model
+    gc.collect()
+    assert gone() is None

@@ -1,0 +1,114 @@
+"""The tiny models users test with: real processors, repeatable weights, no download."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from guardrail.errors import ArtefactFormatError
+from guardrail.testing import FAMILIES, tiny_artefact, tiny_model
+from guardrail.types import Modality
+
+ASK = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+
+
+def encode(tiny: Any, text: str, image: Any = None, **message: str) -> Any:
+    content: Any = text
+    if tiny.family != "llama":
+        parts = [] if image is None else [{"type": "image", "image": image}]
+        content = [*parts, {"type": "text", "text": text}]
+    return tiny.processor.apply_chat_template(
+        [{"role": "user", "content": content, **message}], **ASK
+    )
+
+
+@torch.no_grad()
+def residuals(tiny: Any, inputs: Any) -> torch.Tensor:
+    states = tiny.model(**inputs, output_hidden_states=True).hidden_states
+    return torch.stack([state[0, -1] for state in states])
+
+
+def test_greedy_answers_run_to_the_limit_and_vary(tiny: Any) -> None:
+    inputs = encode(tiny, "what is this?")
+    output = tiny.model.generate(**inputs, max_new_tokens=16)
+    answer = output[0, inputs["input_ids"].shape[1] :].tolist()
+    assert len(answer) == 16
+    assert len(set(answer)) > 4
+    assert not set(answer) & set(tiny.tokenizer.all_special_ids)
+
+
+def test_the_last_position_depends_on_the_words(tiny: Any) -> None:
+    one = residuals(tiny, encode(tiny, "tell me about the cat"))
+    other = residuals(tiny, encode(tiny, "how do I make red?"))
+    apart = (one - other).norm(dim=1) / one.norm(dim=1)
+    assert apart[0] == 0  # the chat template's own last token
+    assert (apart[1:] > 0.1).all()
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "llama"])
+def test_the_last_position_depends_on_the_picture(tiny_of: Any, picture: Any, family: str) -> None:
+    tiny = tiny_of(family)
+    one = residuals(tiny, encode(tiny, "what is this?", picture(1)))
+    other = residuals(tiny, encode(tiny, "what is this?", picture(2)))
+    assert ((one - other).norm(dim=1)[2:] > 1e-2).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_seed_gives_the_same_weights_and_another_seed_others(family: str) -> None:
+    one, again, other = (tiny_model(family, seed=s)[0].state_dict() for s in (3, 3, 4))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_building_leaves_the_callers_random_state_alone() -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    tiny_model("llama")
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_is_built_within_a_second(family: str) -> None:
+    tiny_model(family)  # what is imported on first use does not count
+    start = time.process_time()
+    tiny_model(family)
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("text", ["héllo wörld", "猫 🐱\u200b", "a\x00b\n\ttab", "<b>&amp;"])
+def test_any_text_encodes_without_loss(tiny: Any, text: str) -> None:
+    ids = tiny.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tiny.tokenizer.decode(ids) == text
+
+
+def test_the_template_frames_turns_and_refuses_unknown_roles(tiny: Any) -> None:
+    shown = tiny.tokenizer.decode(encode(tiny, "hi", name="bob")["input_ids"][0])
+    assert shown == "<|im_start|>user bob\nhi<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(Exception, match="unknown role wizard"):
+        encode(tiny, "hi", role="wizard")
+
+
+def test_an_unknown_family_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown family 'gpt9'.*llava"):
+        tiny_model("gpt9")
+
+
+def test_the_artefact_fits_its_model_and_takes_the_thresholds_given(llava: Any) -> None:
+    artefact = tiny_artefact(llava.model, llava.processor, tau_steer=-3.0, tau_flag=7.5)
+    calibration = artefact.header.calibration[Modality.TEXT]
+    assert (calibration.thresholds.steer, calibration.thresholds.flag) == (-3.0, 7.5)
+    assert artefact.tensors["direction"].shape == (4, 32)
+    torch.testing.assert_close(artefact.tensors["direction"].norm(dim=1), torch.ones(4))
+    assert artefact.header.steering is not None
+
+
+def test_the_artefact_can_be_detect_only(llama: Any) -> None:
+    artefact = tiny_artefact(llama.model, llama.processor, steering=False)
+    assert artefact.header.steering is None
+    assert "steer_offset_image" not in artefact.tensors
+    with pytest.raises(ArtefactFormatError, match="steer_offset_image"):
+        artefact.revised(tensors={**artefact.tensors, "steer_offset_image": torch.zeros(())})
