@@ -1,0 +1,246 @@
+"""The guard: one model, one artefact, one policy, and every way of asking."""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
+
+from guardrail.model.load import LoadedModel, load_model, wrap_model
+from guardrail.online.asking import Asking, GenerateOptions
+from guardrail.online.engine import Audit, Engine
+from guardrail.online.matching import find_artefact, mismatch
+from guardrail.online.streams import AsyncGuardStream, GuardStream
+from guardrail.policy import Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Unpack
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+    from guardrail.artefact import Artefact
+    from guardrail.model.jobs import Job
+    from guardrail.online.answering import AnswerJob, Item
+    from guardrail.types import Result, Verdict
+
+    Model = LoadedModel | tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]
+
+_CLOSE_WAIT_S = 30.0
+
+
+class Guard:
+    """Answers and verdicts from inside one model's own prefill; safe to share between threads.
+
+        guard = Guard.from_pretrained("path-or-hub-id", artefact="model.guard.safetensors")
+        result = guard.generate("What is the capital of France?")
+        result.text, result.verdict
+
+    Requests wait in a queue for the one thread that owns the model, and like ones are answered
+    together. `timeout` is in seconds, from asking to answer (None: the policy's). `audit` gets
+    every verdict, on the model's thread. Close the guard, or use it in a `with` block, to take its
+    hooks off the model.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        artefact: Artefact | str | Path,
+        *,
+        policy: Policy | None = None,
+        allow_mismatch: bool = False,
+        audit: Audit | None = None,
+    ) -> None:
+        """Guard a loaded model, or a model and its processor.
+
+        Raises:
+            ArtefactMismatchError: the artefact was fitted on another model.
+            UnsupportedModelError: a guard cannot work inside this model.
+        """
+        loaded = model if isinstance(model, LoadedModel) else wrap_model(*model)
+        fitted = find_artefact(artefact)
+        differing = mismatch(fitted, loaded, allowed=allow_mismatch)
+        self._assemble(loaded, fitted, policy or Policy(), audit)
+        if differing:
+            facts = {name: list(pair) for name, pair in differing.items()}
+            self._engine.record(None, {"event": "mismatch_allowed", "fields": facts})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        artefact: Artefact | str | Path,
+        *,
+        policy: Policy | None = None,
+        allow_mismatch: bool = False,
+        audit: Audit | None = None,
+        **load: Any,
+    ) -> Self:
+        """Load a model from a folder or the hub (see `load_model` for `load`) and guard it."""
+        fitted = find_artefact(artefact)  # before the weights: it fails faster
+        loaded = load_model(source, **load)
+        return cls(loaded, fitted, policy=policy, allow_mismatch=allow_mismatch, audit=audit)
+
+    def _assemble(
+        self, loaded: LoadedModel, artefact: Artefact, policy: Policy, audit: Audit | None
+    ) -> None:
+        self._engine = Engine(loaded, artefact, policy, audit)
+        self._asking, self._audit = Asking(self._engine), audit
+        self._finalizer = weakref.finalize(self, self._engine.shutdown)
+        self._finalizer.atexit = False  # at the interpreter's end the worker looks after itself
+
+    @property
+    def artefact(self) -> Artefact:
+        """What was fitted."""
+        return self._engine.artefact
+
+    @property
+    def policy(self) -> Policy:
+        """The rules in force."""
+        return self._engine.policy
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The guarded model and its processor."""
+        return self._engine.loaded
+
+    @property
+    def closed(self) -> bool:
+        """Whether the guard takes no more requests."""
+        return not self._finalizer.alive
+
+    def with_policy(self, policy: Policy) -> Guard:
+        """Another guard on the same model, artefact and queue, under other rules."""
+        other = Guard.__new__(Guard)
+        other._assemble(self.loaded, self.artefact, policy, self._audit)
+        return other
+
+    def close(self) -> None:
+        """End this guard's requests and take its hooks off the model; safe to call twice."""
+        if self._finalizer.detach() is not None:
+            self._engine.shutdown(wait_s=_CLOSE_WAIT_S)
+
+    def __enter__(self) -> Self:
+        """Return the guard itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the guard."""
+        self.close()
+
+    def generate(
+        self, value: Any, /, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Result:
+        """Answer a prompt, a picture or a chat.
+
+        Raises:
+            InputError: the request cannot be read, or is larger than the policy allows.
+            GuardrailViolation: it was flagged, and the policy says `on_flag = "raise"`.
+            RequestTimeoutError: the time was over.
+            QueueFullError: too many requests are waiting.
+        """
+        return self._asking.wait(self._asking.answer(value, timeout, options))
+
+    def check(self, value: Any, /, *, timeout: float | None = None) -> Verdict:
+        """The verdict alone: the pass ends after the readout layer. Never raises on a flag."""
+        return self._asking.wait(self._asking.verdict(value, timeout))
+
+    def stream(
+        self, value: Any, /, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> GuardStream:
+        """Answer in chunks; none comes before the verdict. Close the stream to stop early."""
+        ask = partial(self._asking.answer, value, timeout, options)
+        return GuardStream(lambda emit: ask(emit=emit), self._give_up)
+
+    def astream(
+        self, value: Any, /, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncGuardStream:
+        """`stream` for `async for`; the request starts with the first chunk asked for."""
+        ask = partial(self._asking.answer, value, timeout, options)
+
+        async def start(emit: Callable[[Item], None]) -> AnswerJob:
+            return await self._asking.submitted(partial(ask, emit=emit))
+
+        return AsyncGuardStream(start, self._give_up)
+
+    async def agenerate(
+        self, value: Any, /, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Result:
+        """`generate` without blocking the event loop; cancelling the task ends the request."""
+        return await self._asking.wait_async(partial(self._asking.answer, value, timeout, options))
+
+    async def acheck(self, value: Any, /, *, timeout: float | None = None) -> Verdict:
+        """`check` without blocking the event loop."""
+        return await self._asking.wait_async(partial(self._asking.verdict, value, timeout))
+
+    @overload
+    def batch(
+        self,
+        values: Iterable[Any],
+        *,
+        return_exceptions: Literal[False] = False,
+        timeout: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Result]: ...
+
+    @overload
+    def batch(
+        self,
+        values: Iterable[Any],
+        *,
+        return_exceptions: bool,
+        timeout: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Result | Exception]: ...
+
+    def batch(
+        self,
+        values: Iterable[Any],
+        *,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Result] | list[Result | Exception]:
+        """Answers in the order of `values`; waits for places in the queue. `timeout` is for each.
+
+        With `return_exceptions` a request's error takes its answer's place; otherwise the first
+        one ends the rest and is raised.
+        """
+        ask = partial(self._asking.answer, timeout=timeout, options=options, wait=True)
+        return self._asking.wait_all(values, ask, return_exceptions=return_exceptions)
+
+    @overload
+    def check_batch(
+        self,
+        values: Iterable[Any],
+        *,
+        return_exceptions: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> list[Verdict]: ...
+
+    @overload
+    def check_batch(
+        self, values: Iterable[Any], *, return_exceptions: bool, timeout: float | None = None
+    ) -> list[Verdict | Exception]: ...
+
+    def check_batch(
+        self,
+        values: Iterable[Any],
+        *,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+    ) -> list[Verdict] | list[Verdict | Exception]:
+        """Verdicts in the order of `values`; see `batch`."""
+        ask = partial(self._asking.verdict, timeout=timeout, wait=True)
+        return self._asking.wait_all(values, ask, return_exceptions=return_exceptions)
+
+    def _give_up(self, job: Job[Any]) -> None:
+        # A bound method: a stream that holds it keeps the guard, and so its hooks, alive.
+        self._asking.give_up(job)

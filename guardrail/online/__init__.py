@@ -1,0 +1,1 @@
+"""A request from question to answer: batches, verdicts, streams, deadlines."""

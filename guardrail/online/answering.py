@@ -1,0 +1,129 @@
+"""One request while it is judged and answered: what its caller hears, and when."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from guardrail.errors import (
+    DetectorError,
+    GuardrailViolation,
+    RequestCancelledError,
+    RequestTimeoutError,
+)
+from guardrail.model.criteria import RowControl, RowOutcome
+from guardrail.model.jobs import Job
+from guardrail.online.text import AnswerText
+from guardrail.types import Request, Result, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from guardrail.model.calls import Ruling
+    from guardrail.model.settings import Settings
+    from guardrail.policy import Policy
+
+Item = Verdict | str
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class AnswerJob(Job[Result]):
+    """A request for an answer; `emit` gets the verdict, then the chunks."""
+
+    request: Request
+    settings: Settings
+    emit: Callable[[Item], None] | None = None
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    verdict: Verdict | None = None
+
+    def tell(self, item: Item) -> None:
+        """Pass a part of the answer on."""
+        if self.emit is not None:
+            self.begun = self.begun or isinstance(item, str)
+            self.emit(item)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class CheckJob(Job[Verdict]):
+    """A request for a verdict alone."""
+
+    request: Request
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class Judge(Protocol):
+    """What an answer needs of its engine."""
+
+    @property
+    def policy(self) -> Policy:
+        """The rules in force."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens to text."""
+
+    def verdict(self, request: Request, ruling: Ruling) -> Verdict:
+        """What people are told of a ruling."""
+
+    def record(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
+        """Write to the audit trail."""
+
+
+class Answering:
+    """Turns what happens to one row of the model into what the job's caller gets."""
+
+    def __init__(self, job: AnswerJob, judge: Judge) -> None:
+        self._job, self._judge, self._policy = job, judge, judge.policy
+        self._text = AnswerText(judge.decode, stops=job.settings.stop, emit=job.tell)
+
+    def control(self, room: int | None, *, settle_early: bool) -> RowControl:
+        """What the model's thread asks and tells while the row grows to at most `room` tokens."""
+        return RowControl(
+            cancelled=self._job.cancelled,
+            deadline=self._job.deadline,
+            max_tokens=room,
+            on_ruling=self._rule,
+            on_token=self._text.take,
+            on_end=self.end if settle_early else None,
+        )
+
+    def end(self, outcome: RowOutcome) -> None:
+        """The row has ended: settle the job."""
+        result = self._result(outcome)
+        if isinstance(result, Result):
+            self._job.settle(result)
+        else:
+            self._job.fail(result)
+
+    def _rule(self, ruling: Ruling) -> None:
+        verdict = self._judge.verdict(self._job.request, ruling)
+        if self._job.verdict is None:  # else a batch failed later, and this one was on record
+            facts = {"event": "verdict", "request_id": self._job.request_id}
+            self._judge.record(verdict, facts)
+        self._job.verdict = verdict
+        self._job.tell(verdict)
+
+    def _result(self, outcome: RowOutcome) -> Result | Exception:
+        """What the caller of a finished row gets."""
+        verdict, ruling = self._job.verdict, outcome.ruling
+        if outcome.finish == "cancelled":
+            return RequestCancelledError("the request was given up")
+        if outcome.finish == "timeout":
+            return RequestTimeoutError("the time was over before the answer was complete")
+        if verdict is None or ruling is None:
+            return DetectorError("an answer without a verdict; it is not given out")
+        if ruling.stops and self._policy.on_flag == "raise":
+            if ruling.failed:
+                return DetectorError("the detector failed, and the policy fails closed")
+            return GuardrailViolation(verdict)
+        if ruling.stops:
+            self._job.tell(self._policy.refusal_message)
+        return Result(
+            text=self._policy.refusal_message if ruling.stops else self._text.end(),
+            verdict=verdict,
+            finish_reason=outcome.finish,
+            prompt_tokens=outcome.prompt_tokens,
+            completion_tokens=len(outcome.token_ids),
+            token_ids=outcome.token_ids,
+            refused_by_guard=ruling.stops,
+        )

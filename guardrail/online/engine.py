@@ -1,0 +1,173 @@
+"""What runs on the model's thread for one guard: batches in, verdicts and results out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from guardrail.decide.detector import Detector
+from guardrail.errors import LimitExceededError
+from guardrail.model.calls import Ruling, check_layers
+from guardrail.model.decoder import context_length, decoder_layers
+from guardrail.model.generate import check_rows, generate_rows
+from guardrail.model.hooks import PromptHooks
+from guardrail.model.inputs import Encoded, Encoder
+from guardrail.model.worker import WorkerLease
+from guardrail.online.answering import Answering, AnswerJob, CheckJob
+from guardrail.types import Action, Modality, Request, Verdict
+
+if TYPE_CHECKING:
+    from guardrail.artefact import Artefact
+    from guardrail.model.load import LoadedModel
+    from guardrail.model.settings import Settings
+    from guardrail.policy import Policy
+
+log = logging.getLogger("guardrail")
+
+Audit = Callable[[Verdict | None, Mapping[str, object]], None]
+
+
+class Engine:
+    """A model, its encoder, one artefact's detector and its hooks, under one policy."""
+
+    def __init__(
+        self, loaded: LoadedModel, artefact: Artefact, policy: Policy, audit: Audit | None
+    ) -> None:
+        self.loaded, self.artefact, self.policy, self._audit = loaded, artefact, policy, audit
+        self.encoder = Encoder(loaded)
+        self._detector = Detector.from_artefact(artefact, policy)
+        layers = check_layers(self._detector, len(decoder_layers(loaded.model)))
+        self._context = context_length(loaded.model)
+        self._hooks = PromptHooks(loaded.model, layers)
+        self._lease = WorkerLease(loaded.model)
+        self.worker = self._lease.worker
+
+    def shutdown(self, *, wait_s: float = 0.0) -> None:
+        """End this guard's jobs and leave the model as it was; safe to call twice."""
+        self.worker.leave(self, timeout=wait_s)
+        self._lease.release()
+        self._hooks.remove()
+
+    def answer_job(self, request: Request, settings: Settings, **options: Any) -> AnswerJob:
+        """A job for an answer; sampled and beam-searched requests share no batch."""
+        alone = settings.samples(self.loaded.model) or settings.num_beams > 1
+        return AnswerJob(
+            request=request,
+            settings=settings,
+            run=self._answer,
+            owner=self,
+            limits=self.policy.limits,
+            key=None if alone else self._key(request, settings),
+            **options,
+        )
+
+    def check_job(self, request: Request, **options: Any) -> CheckJob:
+        """A job for a verdict."""
+        return CheckJob(
+            request=request,
+            run=self._check,
+            owner=self,
+            limits=self.policy.limits,
+            key=self._key(request, None),
+            **options,
+        )
+
+    def record(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
+        """Tell the audit sink; its troubles never change an answer."""
+        if self._audit is None:
+            return
+        try:
+            self._audit(verdict, facts)
+        except Exception:  # a border: the sink is the user's code
+            log.exception("the audit sink failed; the answer is not affected")
+
+    def _key(self, request: Request, settings: Settings | None) -> object:
+        if not self.encoder.can_batch:
+            return None
+        return (id(self), settings, len(request.images))
+
+    def _answer(self, jobs: Sequence[AnswerJob]) -> None:
+        """Answer a batch; of several jobs each is settled as soon as its own row has ended."""
+        encoded = self._encode(jobs, new_tokens=1)
+        answers = [Answering(job, self) for job in jobs]
+        early = len(jobs) > 1  # a lone caller goes on only when the model is at rest again
+        outcomes = generate_rows(
+            self.loaded,
+            encoded,
+            self._detector,
+            jobs[0].settings,
+            [
+                answer.control(self._room(length), settle_early=early)
+                for answer, length in zip(answers, encoded.lengths, strict=True)
+            ],
+            policy=self.policy,
+            hooks=self._hooks,
+        )
+        if not early:
+            answers[0].end(outcomes[0])
+
+    def _room(self, prompt_tokens: int) -> int | None:
+        """How many tokens fit behind a prompt into the model's context."""
+        return None if self._context is None else self._context - prompt_tokens
+
+    def _check(self, jobs: Sequence[CheckJob]) -> None:
+        encoded = self._encode(jobs, new_tokens=0)
+        rulings = check_rows(
+            self.loaded, encoded, self._detector, policy=self.policy, hooks=self._hooks
+        )
+        for job, ruling in zip(jobs, rulings, strict=True):
+            verdict = self.verdict(job.request, ruling)
+            self.record(verdict, {"event": "verdict", "request_id": job.request_id})
+            job.settle(verdict)
+
+    def _encode(self, jobs: Sequence[AnswerJob | CheckJob], *, new_tokens: int) -> Encoded:
+        """The batch's inputs; a prompt that is too long is refused before the model sees it."""
+        encoded = self.encoder.encode([job.request for job in jobs])
+        allowed, what = self.policy.limits.prompt_tokens, "the prompt"
+        if self._context is not None and self._context - new_tokens < allowed:
+            allowed = self._context - new_tokens
+            what = f"the prompt (for a model of {self._context} positions)"
+        longest = max(encoded.lengths)
+        if longest > allowed:
+            raise LimitExceededError(
+                limit="prompt_tokens", allowed=allowed, found=longest, what=what
+            )
+        return encoded
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens to the text people read."""
+        text: Any = self.loaded.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def verdict(self, request: Request, ruling: Ruling) -> Verdict:
+        """The detector's words, corrected by what was really done."""
+        kind = request.offset_kind
+        if ruling.decision is None:
+            return self._outage(request.modality, kind, ruling)
+        decision: Any = ruling.decision
+        verdict = self._detector.verdict(decision, ruling.row, kind, ruling.strength)
+        if ruling.failed:
+            return replace(verdict, action=ruling.action, reason="detector_failed")
+        return replace(verdict, action=ruling.action)
+
+    def _outage(self, modality: Modality, kind: str, ruling: Ruling) -> Verdict:
+        """The verdict of a request that could not be scored at all."""
+        thresholds = self._detector.thresholds_for(kind)
+        closed = self.policy.fail == "closed"
+        return Verdict(
+            action=ruling.action,
+            would_be=Action.FLAG if closed else Action.PASS,
+            score=None,
+            tau_steer=thresholds.steer,
+            tau_flag=thresholds.flag,
+            layers=self._detector.layers,
+            modality=modality,
+            artefact_id=self.artefact.header.artefact_id,
+            steering_layer=self._detector.steering_layer,
+            mode=self.policy.mode,
+            reason="detector_failed",
+        )
