@@ -1,0 +1,1 @@
+"""Offline: from contrast prompts and a model to an artefact."""

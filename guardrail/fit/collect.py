@@ -1,0 +1,119 @@
+"""Residuals at the last prompt position, for many prompts, resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from guardrail.model.inputs import Encoder
+from guardrail.model.prefix import SharedPrefix
+from guardrail.types import ImagePart, Message, Request, TextPart
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+
+    from guardrail.model.load import LoadedModel
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+
+def text_request(text: str, *, images: Sequence[Image.Image] = ()) -> Request:
+    """One user turn: the pictures, then the text."""
+    pictures = [ImagePart(image) for image in images]
+    return Request((Message(role="user", parts=(*pictures, TextPart(text))),))
+
+
+class Collector:
+    """Reads every layer's residual at the last prompt position: n requests -> (n, L, d_model).
+
+    Requests are sorted by length so that a batch is padded little, and only the last position is
+    kept, so memory does not grow with prompt length. With a `work_dir` each batch is written as it
+    is done; the next run with the same model and prompts reads it back instead.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        batch_size: int = 16,
+        work_dir: Path | None = None,
+        key: str = "",
+        progress: Progress | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        self.loaded, self.encoder = loaded, Encoder(loaded)
+        self._prefix = SharedPrefix(loaded, self.encoder)
+        self.batch_size = batch_size
+        self.work_dir, self.key = work_dir, key
+        self.progress = progress or (lambda _stage, _done, _total: None)
+
+    def __call__(self, requests: Sequence[Request], stage: str) -> Tensor:
+        """Residuals of all layers, (n, L, d_model) float32 on the CPU, in the requests' order."""
+        rows: list[Tensor] = [torch.empty(0)] * len(requests)
+        done = 0
+        for batch in self.batches(requests):
+            chosen = [requests[i] for i in batch]
+            for i, row in zip(batch, self._read(chosen), strict=True):
+                rows[i] = row
+            done += len(batch)
+            self.progress(stage, done, len(requests))
+        return torch.stack(rows)
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Places of the requests, grouped by number of pictures, then by length of text."""
+        size = 1 if not self.encoder.can_batch else self.batch_size
+
+        def text_length(i: int) -> int:
+            parts = (p for m in requests[i].messages for p in m.parts)
+            return sum(len(p.text) for p in parts if isinstance(p, TextPart))
+
+        groups: dict[int, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(len(request.images), []).append(i)
+        for places in groups.values():
+            places.sort(key=text_length)
+            for start in range(0, len(places), size):
+                yield places[start : start + size]
+
+    def _read(self, requests: Sequence[Request]) -> Tensor:
+        path = None if self.work_dir is None else self.work_dir / f"{self._digest(requests)}.part"
+        if path is not None and path.exists():
+            try:
+                return load_file(path)["residuals"]
+            except (SafetensorError, KeyError, OSError):
+                log.warning("%s is damaged; its batch is read again", path)
+        residuals = self._prefix.residuals(self.encoder.encode(requests))
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file({"residuals": residuals.contiguous()}, temporary)
+            os.replace(temporary, path)
+        return residuals
+
+    def _digest(self, requests: Sequence[Request]) -> str:
+        """Of the model and of everything in the batch, pictures included."""
+        digest = hashlib.sha256(self.key.encode())
+        for request in requests:
+            digest.update(b"\0r")
+            for message in request.messages:
+                digest.update(f"\0{message.role}".encode())
+                for part in message.parts:
+                    if isinstance(part, TextPart):
+                        digest.update(b"\0t" + part.text.encode())
+                    else:
+                        shape = f"\0i{part.image.size}{part.image.mode}"
+                        digest.update(shape.encode() + part.image.tobytes())
+        return digest.hexdigest()[:32]

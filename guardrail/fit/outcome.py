@@ -1,0 +1,139 @@
+"""What a fit found, as an artefact that says how it was found."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from guardrail.artefact import Artefact
+from guardrail.artefact import header as h
+from guardrail.fit.select import Candidate, best_of_each
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from guardrail.fit.reading import Readings
+    from guardrail.fit.recentre import Offset
+    from guardrail.fit.steer_search import SteeringFound
+    from guardrail.fit.steering import Trial
+    from guardrail.types import Modality
+
+WIDE_SPREAD = 0.5  # of the text gap: an offset that moves so much is no constant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Everything a fit decided, with what it decided on."""
+
+    fingerprint: h.Fingerprint
+    readings: Readings
+    chosen: Candidate
+    candidates: Sequence[Candidate]
+    calibration: dict[Modality, h.Calibration]
+    steering: SteeringFound
+    prefixes: tuple[str, ...]
+
+
+def artefact_of(outcome: Outcome) -> Artefact:
+    """The artefact, every figure of the decisions in its header."""
+    readings, readout = outcome.readings, outcome.chosen.readout
+    offsets = {
+        kind: h.Offset.model_validate(offset.spread(readout.weight, readout.layers, readout.gap))
+        for kind, offset in readings.offsets.items()
+    }
+    compared = [candidate.to_dict() for candidate in best_of_each(outcome.candidates)]
+    header = h.Header(
+        fingerprint=outcome.fingerprint,
+        readout=h.Readout(
+            estimator=readout.estimator,
+            layers=readout.layers,
+            figures=_json({**outcome.chosen.to_dict(), "compared": compared}),
+        ),
+        steering=_steering(outcome.steering),
+        layers=tuple(_layer_rows(outcome)),
+        offsets=offsets,
+        calibration=outcome.calibration,
+        refusal_prefixes=outcome.prefixes,
+        data={"digest": readings.contrast.digest, "counts": dict(readings.contrast.counts)},
+        packages={name: version(name) for name in ("torch", "transformers", "safetensors")},
+        warnings=tuple(_warnings(outcome, offsets)),
+    )
+    return Artefact(header, _tensors(outcome))
+
+
+def _steering(found: SteeringFound) -> h.Steering | None:
+    best = found.chosen
+    if best is None:
+        return None
+    return h.Steering(
+        layer=best.steering.layer,
+        gain=best.steering.gain,
+        a_max=best.steering.a_max,
+        region_max=best.steering.region_max,
+        steer_tokens=best.steering.tokens,
+        kl=best.kl,
+        induced_refusal=best.induced,
+        false_refusal=best.false_refusal,
+        figures=_json({"factor": best.factor, "trials": [t.to_dict() for t in found.trials]}),
+    )
+
+
+def _layer_rows(outcome: Outcome) -> Iterator[h.LayerRow]:
+    for score in outcome.readings.layers:
+        effect = outcome.steering.effects.get(score.layer)
+        shift = math.nan if effect is None else effect.log_odds_shift
+        yield h.LayerRow.model_validate(
+            score.to_dict() | {"causal": shift if math.isfinite(shift) else None}
+        )
+
+
+def _tensors(outcome: Outcome) -> dict[str, Tensor]:
+    readings, readout = outcome.readings, outcome.chosen.readout
+    directions = readings.directions
+    tensors = {
+        "direction": directions.direction,
+        "mu_safe": directions.mu_safe,
+        "mu_unsafe": directions.mu_unsafe,
+        "readout_weight": readout.weight,
+        "readout_zero": readout.zero,
+        "readout_gap": readout.gap,
+    }
+    best: Trial | None = outcome.steering.chosen
+    for kind, offset in readings.offsets.items():
+        tensors[f"readout_offset_{kind}"] = offset.along(readout.weight, readout.layers)
+        if best is not None:
+            tensors[f"steer_offset_{kind}"] = _at(offset, best, directions.direction)
+    return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
+
+
+def _at(offset: Offset, best: Trial, direction: Tensor) -> Tensor:
+    layer = best.steering.layer
+    return torch.as_tensor(offset.along(direction[layer][None], [layer])[0])
+
+
+def _warnings(outcome: Outcome, offsets: dict[str, h.Offset]) -> Iterator[str]:
+    if outcome.steering.chosen is None:
+        tried = len(outcome.steering.trials)
+        yield (
+            "detect only: no edit raises refusals within its bounds "
+            f"({len(outcome.steering.effects)} layers measured, {tried} settings tried)"
+        )
+    for kind, offset in offsets.items():
+        widest = max(offset.spread_colours, offset.spread_prompts)
+        if widest > WIDE_SPREAD:
+            yield (
+                f"re-centring of kind {kind!r} varies by {widest:.2f} text gaps between colours or "
+                "prompts; calibrate on pictures of your own"
+            )
+
+
+def _json(value: dict[str, object]) -> dict[str, Any]:
+    """Plain JSON values, so that what is saved is what was there; None for what is no number."""
+    plain: dict[str, Any] = json.loads(json.dumps(value), parse_constant=lambda _name: None)
+    return plain

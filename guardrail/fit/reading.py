@@ -1,0 +1,103 @@
+"""Everything a fit asks of the model before it decides: residuals, offsets, directions, layers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from guardrail.fit.direction import Directions, difference_of_means
+from guardrail.fit.forms import Sample, formed, plain
+from guardrail.fit.layers import LayerScore, layer_scores
+from guardrail.fit.recentre import (
+    Offset,
+    meaningless_images,
+    measure_offsets,
+    no_offsets,
+)
+from guardrail.fit.select import FormResiduals, is_safe, is_unsafe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardrail.artefact.header import Rates
+    from guardrail.fit.collect import Collector
+    from guardrail.fit.dataset import ContrastSet
+
+# How many prompts of each kind a split gives to the two forms beside the plain one. Pictures cost
+# most and are needed most where the thresholds of pictures come from.
+CARRIED = {"fit": 90, "select": 24, "calibrate": 34}
+PICTURED = {"fit": 0, "select": 8, "calibrate": 34}
+PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Residuals by form, offsets by kind, directions of the fit split, layer scores."""
+
+    contrast: ContrastSet
+    forms: dict[str, FormResiduals]
+    offsets: dict[str, Offset]
+    directions: Directions
+    layers: list[LayerScore]
+
+    @property
+    def usable(self) -> list[int]:
+        """Layers whose class means differ."""
+        return [s.layer for s in self.layers if s.usable]
+
+
+def read_all(collect: Collector, contrast: ContrastSet, rates: Rates) -> Readings:
+    """Ask the model everything: all prompts bare, some in the two other forms, and the offsets."""
+    bare = plain(contrast)
+    residuals = collect([s.request for s in bare], "contrast prompts")
+    carried = formed(contrast, "carried", limits=CARRIED)
+    forms = {
+        "plain": _form(contrast, bare, residuals),
+        "carried": _form(
+            contrast, carried, collect([s.request for s in carried], "prompts with words around")
+        ),
+    }
+    offsets = no_offsets(*residuals.shape[1:])
+    if collect.loaded.is_multimodal:
+        offsets = measure_offsets(collect)
+        forms["pictured"] = _pictured(collect, contrast, rates, offsets["image"].mean)
+    base = forms["plain"]
+    directions = difference_of_means(base.rows("fit", is_unsafe), base.rows("fit", is_safe))
+    row = {sample.index: place for place, sample in enumerate(bare)}
+    pairs = [(row[i], row[j]) for i, j in contrast.pairs("select")]
+    differences = [residuals[i] - residuals[j] for i, j in pairs]
+    scores = layer_scores(
+        directions,
+        base.rows("select", is_unsafe),
+        base.rows("select", is_safe),
+        torch.stack(differences) if differences else None,
+    )
+    return Readings(contrast, forms, offsets, directions, scores)
+
+
+def _pictured(
+    collect: Collector, contrast: ContrastSet, rates: Rates, offset: Tensor
+) -> FormResiduals:
+    """Prompts beside a meaningless picture, re-centred; enough of them for the target rates."""
+    benign = [contrast.prompts[i].kind for i in contrast.indices("calibrate", labels=("safe",))]
+    needed = math.ceil(1 / min(rates.steer, rates.flag))
+    limit = PICTURED["calibrate"]  # of each kind of benign prompts, however many kinds there are
+    while sum(min(n, limit) for n in Counter(benign).values()) < min(needed, len(benign)):
+        limit += 1
+    limits = PICTURED | {"calibrate": limit}
+    pictures = meaningless_images(PICTURES, seed=1)  # other colours than the offset was read from
+    samples = formed(contrast, "pictured", pictures, limits=limits)
+    seen = collect([s.request for s in samples], "prompts beside a picture")
+    return _form(contrast, samples, seen - offset.float())
+
+
+def _form(contrast: ContrastSet, samples: Sequence[Sample], residuals: Tensor) -> FormResiduals:
+    prompts = [contrast.prompts[s.index] for s in samples]
+    return FormResiduals(
+        samples, residuals, [p.in_split for p in prompts], [p.kind for p in prompts]
+    )

@@ -1,0 +1,106 @@
+"""The whole fit: prompts and a model in, an artefact out. Text and meaningless pictures only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from guardrail.artefact.header import Calibration, Rates
+from guardrail.errors import ConfigurationError
+from guardrail.fit.calibrate import calibration
+from guardrail.fit.collect import Collector, Progress
+from guardrail.fit.dataset import load_contrast
+from guardrail.fit.outcome import Outcome, artefact_of
+from guardrail.fit.reading import Readings, read_all
+from guardrail.fit.select import choose, compare, is_safe, readout_layers
+from guardrail.fit.steer_search import search
+from guardrail.model.fingerprint import fingerprint
+from guardrail.refusal import REFUSAL_PREFIXES
+from guardrail.types import Modality
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from guardrail.artefact import Artefact
+    from guardrail.fit.estimators import LinearReadout
+    from guardrail.model.load import LoadedModel
+
+
+def fit(
+    loaded: LoadedModel,
+    *,
+    data: str | Path | None = None,
+    extend: bool = True,
+    steer_rate: float = 0.05,
+    flag_rate: float = 0.01,
+    refusal_prefixes: Sequence[str] | None = None,
+    batch_size: int = 16,
+    work_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Artefact:
+    """Find, choose and calibrate the refusal direction of a model.
+
+    Args:
+        loaded: the model, with its processor.
+        data: contrast prompts of one's own (JSONL); None uses the packaged ones alone.
+        extend: add `data` to the packaged prompts instead of replacing them.
+        steer_rate: target share of benign inputs that are steered or flagged.
+        flag_rate: target share of benign inputs that are flagged.
+        refusal_prefixes: how this model begins a refusal; None uses common English ones.
+        batch_size: prompts in one forward pass.
+        work_dir: keep residuals there as they are read, so that an interrupted fit resumes.
+        progress: called with a stage's name, what is done of it, and its total.
+
+    Raises:
+        DatasetError: the prompts cannot be used.
+        NoUsableDirectionError: no layer separates unsafe from safe prompts.
+        CalibrationError: too few prompts for the target rates.
+    """
+    if not 0 < flag_rate <= steer_rate < 1:
+        raise ConfigurationError(
+            f"steer_rate ({steer_rate}) includes what is flagged, so it must be at least "
+            f"flag_rate ({flag_rate}), and both are shares between 0 and 1"
+        )
+    rates = Rates(steer=steer_rate, flag=flag_rate)
+    prefixes = tuple(refusal_prefixes or REFUSAL_PREFIXES)
+    contrast = load_contrast(data, extend=extend)
+    identity = fingerprint(loaded)
+    collect = Collector(
+        loaded,
+        batch_size=batch_size,
+        work_dir=work_dir,
+        key=identity.model_dump_json(),
+        progress=progress,
+    )
+    readings = read_all(collect, contrast, rates)
+    candidates = compare(readings.forms, readout_layers(len(readings.layers), readings.usable))
+    chosen = choose(candidates)
+    calibrated = _calibrations(readings, chosen.readout, rates)
+    found = search(collect, readings, chosen.readout, calibrated[Modality.TEXT], prefixes)
+    return artefact_of(
+        Outcome(
+            fingerprint=identity,
+            readings=readings,
+            chosen=chosen,
+            candidates=candidates,
+            calibration=calibrated,
+            steering=found,
+            prefixes=prefixes,
+        )
+    )
+
+
+def _calibrations(
+    readings: Readings, readout: LinearReadout, rates: Rates
+) -> dict[Modality, Calibration]:
+    """Thresholds of text from bare prompts, of pictures from prompts beside a meaningless one."""
+    forms = {Modality.TEXT: "plain", Modality.IMAGE: "pictured"}
+    return {
+        modality: calibration(
+            readout.scores(readings.forms[form].rows("calibrate", is_safe)).tolist(),
+            rates,
+            source=f"safe contrast prompts, {form}",
+        )
+        for modality, form in forms.items()
+        if form in readings.forms
+    }

@@ -1,0 +1,150 @@
+"""Which estimator reads best, over which layers: decided on held-out text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from guardrail.errors import NoUsableDirectionError
+from guardrail.fit.estimators import ESTIMATORS, LinearReadout, Separation, readout, separation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from guardrail.fit.forms import Sample
+
+MINIMUM_AUROC = 0.80
+MARGIN = 0.005  # a more elaborate readout must beat a simpler one by this much
+MOST_LAYERS = 4
+# Shares of the layers: readouts lie in the first range, and the edit between them and the end.
+FIRST_DEPTH, READ_DEPTH, LAST_DEPTH = 0.3, 0.75, 0.8
+
+
+@dataclass(frozen=True)
+class FormResiduals:
+    """Residuals of one form's samples, re-centred: (n, L, d_model), with what each row is."""
+
+    samples: Sequence[Sample]
+    residuals: Tensor
+    splits: Sequence[str]
+    kinds: Sequence[str]
+
+    def rows(self, split: str, keep: Callable[[str], bool] = lambda _kind: True) -> Tensor:
+        """Residuals of one split and the kinds kept."""
+        mask = [s == split and keep(k) for s, k in zip(self.splits, self.kinds, strict=True)]
+        return self.residuals[torch.tensor(mask)]
+
+    def samples_of(self, split: str, keep: Callable[[str], bool]) -> list[Sample]:
+        """What was asked in the rows of one split and the kinds kept."""
+        triples = zip(self.samples, self.splits, self.kinds, strict=True)
+        return [sample for sample, s, kind in triples if s == split and keep(kind)]
+
+    def kinds_of(self, split: str) -> list[str]:
+        """Kinds of one split's rows, in the order of `rows`."""
+        return [k for s, k in zip(self.splits, self.kinds, strict=True) if s == split]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A readout and its AUROC on the selection split, per form and kind of safe prompt."""
+
+    readout: LinearReadout
+    separations: dict[str, Separation] = field(default_factory=dict)
+
+    @property
+    def auroc(self) -> float:
+        """Mean over forms: a detector must hold in each."""
+        return sum(s.mean for s in self.separations.values()) / len(self.separations)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for the artefact's header."""
+        return {
+            "estimator": self.readout.estimator,
+            "layers": list(self.readout.layers),
+            "auroc": self.auroc,
+            "auroc_by_form": {form: s.by_kind for form, s in self.separations.items()},
+        }
+
+
+def is_unsafe(kind: str) -> bool:
+    """Whether rows of this kind are unsafe."""
+    return kind == "unsafe"
+
+
+def is_safe(kind: str) -> bool:
+    """Whether rows of this kind are safe."""
+    return kind != "unsafe"
+
+
+def compare(forms: dict[str, FormResiduals], layers: Sequence[int]) -> list[Candidate]:
+    """Every estimator at every layer, and averages over each estimator's best layers.
+
+    All forms are pooled for fitting, so that the change of form counts as variation within a
+    class. Best first.
+    """
+    unsafe, safe = _pooled(forms, is_unsafe), _pooled(forms, is_safe)
+    found: list[Candidate] = []
+    for name in ESTIMATORS:
+        single = [
+            _scored(made, forms) for i in layers if (made := readout(name, [i], unsafe, safe))
+        ]
+        single.sort(key=lambda c: -c.auroc)
+        found += single
+        for count in range(2, min(MOST_LAYERS, len(single)) + 1):
+            best = sorted(c.readout.layers[0] for c in single[:count])
+            made = readout(name, best, unsafe, safe)
+            found += [_scored(made, forms)] if made else []
+    return sorted(found, key=lambda c: -c.auroc)
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """The simplest readout within `MARGIN` of the best: fewer layers, then the plainer estimator.
+
+    Raises:
+        NoUsableDirectionError: none separates the selection split with an AUROC of 0.80.
+    """
+    best = max((c.auroc for c in candidates), default=0.0)
+    if best < MINIMUM_AUROC:
+        raise NoUsableDirectionError(
+            f"no layer separates unsafe from safe prompts: the best AUROC on held-out prompts is "
+            f"{best:.3f}, {MINIMUM_AUROC:.2f} is needed ({len(candidates)} readouts tried). The "
+            "model may not be aligned, or the contrast prompts may not suit its language"
+        )
+    near = [c for c in candidates if c.auroc >= best - MARGIN]
+    names = list(ESTIMATORS)
+    return min(
+        near, key=lambda c: (names.index(c.readout.estimator), len(c.readout.layers), -c.auroc)
+    )
+
+
+def best_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The best single-layer and the best averaged readout of each estimator, for the record."""
+
+    def family(c: Candidate) -> tuple[str, bool]:
+        return c.readout.estimator, len(c.readout.layers) > 1
+
+    ordered = sorted(candidates, key=lambda c: (family(c), -c.auroc))
+    return [next(group) for _, group in groupby(ordered, key=family)]
+
+
+def readout_layers(layer_count: int, usable: Sequence[int]) -> list[int]:
+    """Layers among which a readout is sought: not the first ones, and room for the edit after."""
+    low, high = int(FIRST_DEPTH * layer_count), int(READ_DEPTH * layer_count)
+    return [i for i in usable if low <= i < high] or list(usable)
+
+
+def _pooled(forms: dict[str, FormResiduals], keep: Callable[[str], bool]) -> Tensor:
+    rows = [form.rows("fit", keep) for form in forms.values()]
+    return torch.cat([part for part in rows if len(part)])
+
+
+def _scored(made: LinearReadout, forms: dict[str, FormResiduals]) -> Candidate:
+    separations = {
+        name: separation(made.scores(form.rows("select")), form.kinds_of("select"))
+        for name, form in forms.items()
+    }
+    return Candidate(made, separations)

@@ -1,0 +1,102 @@
+"""Which layer to edit and how: causal effect first, then strength and positions behind the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from guardrail.fit.causal import CausalEffect, causal_effects, refusal_token_ids
+from guardrail.fit.forms import spread
+from guardrail.fit.select import LAST_DEPTH, is_safe, is_unsafe
+from guardrail.fit.steering import SteeringData, Trial, calibrate_steering, steering_at
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardrail.artefact.header import Calibration
+    from guardrail.fit.collect import Collector
+    from guardrail.fit.estimators import LinearReadout
+    from guardrail.fit.reading import Readings
+
+CAUSAL_PROMPTS, STEERED_PROMPTS = 12, 20
+CANDIDATE_LAYERS, STEERING_LAYERS = 4, 2
+
+
+@dataclass(frozen=True)
+class SteeringFound:
+    """Causal effects by layer, all trials (best first) and the chosen one, if any is usable."""
+
+    effects: dict[int, CausalEffect]
+    trials: list[Trial]
+
+    @property
+    def chosen(self) -> Trial | None:
+        """The best trial, when it keeps its bounds and induces any refusal that was not there."""
+        best = self.trials[0] if self.trials else None
+        return best if best and best.within_bounds and best.effective else None
+
+
+def search(
+    collect: Collector,
+    readings: Readings,
+    readout: LinearReadout,
+    text: Calibration,
+    prefixes: Sequence[str],
+) -> SteeringFound:
+    """Find a steering layer at or after the readout, a strength and positions, all on text.
+
+    Without a layer at which the direction raises the refusal log-odds of safe prompts, nothing is
+    tried further: the artefact will only detect.
+    """
+    plain = readings.forms["plain"]
+    unsafe = plain.rows("fit", is_unsafe)
+    places = _eligible(readings, readout)
+    starts = {i: steering_at(readings.directions, i, unsafe) for i in places}
+    ordinary = plain.samples_of("select", lambda kind: kind == "ordinary")
+    ordinary = ordinary or plain.samples_of("select", is_safe)  # a user's set may have none
+    token_ids = refusal_token_ids(
+        lambda words: collect.loaded.tokenizer.encode(words, add_special_tokens=False), prefixes
+    )
+    safe = [ordinary[i].request for i in spread(range(len(ordinary)), CAUSAL_PROMPTS)]
+    measured = causal_effects(collect, safe, list(starts.values()), token_ids)
+    effects = dict(zip(starts, measured, strict=True))
+    causal = sorted(
+        (i for i in places if effects[i].log_odds_shift > 0),
+        key=lambda i: -effects[i].log_odds_shift,
+    )
+    if not causal:
+        return SteeringFound(effects, [])
+    data = _gated(readings, readout, text)
+    best = [starts[i] for i in causal[:STEERING_LAYERS]]
+    return SteeringFound(effects, calibrate_steering(collect, data, best, prefixes))
+
+
+def _eligible(readings: Readings, readout: LinearReadout) -> list[int]:
+    """Usable layers from the readout's deepest to the last fifth, evenly thinned."""
+    end = int(LAST_DEPTH * len(readings.layers))
+    allowed = [i for i in readings.usable if readout.layers[-1] <= i < end]
+    return spread(allowed, CANDIDATE_LAYERS)
+
+
+def _gated(readings: Readings, readout: LinearReadout, text: Calibration) -> SteeringData:
+    """Held-out prompts for which the gate opens, and how many benign ones there were in all.
+
+    Unsafe prompts come with words around them: that is how they arrive with a picture, and fewer of
+    them are refused anyway.
+    """
+    plain, carried = readings.forms["plain"], readings.forms["carried"]
+    benign = plain.samples_of("calibrate", is_safe)
+    scores = readout.scores(plain.rows("calibrate", is_safe)).tolist()
+    gate = text.thresholds
+    opened = [
+        sample.request
+        for sample, score in zip(benign, scores, strict=True)
+        if gate.steer < score <= gate.flag
+    ]
+    unsafe = [
+        sample.request
+        for split in ("select", "calibrate")
+        for sample in carried.samples_of(split, is_unsafe)
+    ]
+    chosen = [unsafe[i] for i in spread(range(len(unsafe)), STEERED_PROMPTS)]
+    return SteeringData(chosen, opened, len(benign))

@@ -1,0 +1,63 @@
+"""What a fit asks of the model before it decides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from guardrail.artefact.header import Rates
+from guardrail.fit import reading
+from guardrail.fit.dataset import SPLITS, ContrastSet, Prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardrail.types import Request
+
+
+def contrast(*kinds: str, n: int = 60) -> ContrastSet:
+    return ContrastSet(
+        tuple(
+            Prompt(text=f"{kind} {split} {i}", split=split, kind=kind, label=label)
+            for split in SPLITS
+            for label, kind in (("unsafe", "unsafe"), *(("safe", kind) for kind in kinds))
+            for i in range(n)
+        )
+    )
+
+
+def ones(requests: Sequence[Request], _stage: str) -> torch.Tensor:
+    assert all(request.offset_kind == "image" for request in requests)
+    return torch.ones(len(requests), 2, 3)
+
+
+def test_what_a_picture_adds_is_taken_off_prompts_beside_one() -> None:
+    offset = torch.arange(6.0).reshape(2, 3).double()
+    found = reading._pictured(ones, contrast("near"), Rates(steer=0.1, flag=0.1), offset)
+    assert len(found.residuals) == len(found.samples)
+    torch.testing.assert_close(found.residuals[0], (1 - offset).float())
+
+
+@pytest.mark.parametrize("kinds", [("near",), ("near", "matched", "ordinary")])
+def test_there_are_enough_prompts_with_pictures_for_the_rates(
+    kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few kinds of safe prompts there are, as long as there are enough prompts."""
+    monkeypatch.setattr(reading, "PICTURED", {"fit": 4, "select": 4, "calibrate": 4})
+    found = reading._pictured(
+        ones, contrast(*kinds), Rates(steer=0.1, flag=1 / 50), torch.zeros(2, 3)
+    )
+    pairs = zip(found.splits, found.kinds, strict=True)
+    counts = Counter(kind for split, kind in pairs if split == "calibrate" and kind != "unsafe")
+    assert set(counts) == set(kinds)
+    assert 50 <= sum(counts.values()) <= 50 + len(kinds)
+
+
+def test_no_more_prompts_are_asked_for_than_there_are() -> None:
+    found = reading._pictured(
+        ones, contrast("near"), Rates(steer=0.1, flag=0.001), torch.zeros(2, 3)
+    )
+    assert max(Counter(zip(found.splits, found.kinds, strict=True)).values()) == 60

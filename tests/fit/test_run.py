@@ -1,0 +1,370 @@
+"""The whole fit on tiny models in which one word is unsafe."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import torch
+
+from guardrail.artefact import Artefact
+from guardrail.decide.detector import Detector
+from guardrail.errors import (
+    CalibrationError,
+    ConfigurationError,
+    DatasetError,
+    NoUsableDirectionError,
+)
+from guardrail.fit.causal import refusal_log_odds, refusal_token_ids
+from guardrail.fit.collect import Collector, text_request
+from guardrail.fit.dataset import load_contrast
+from guardrail.fit.run import fit
+from guardrail.guard import Guard
+from guardrail.model.fingerprint import fingerprint
+from guardrail.model.generate import next_token_logits
+from guardrail.policy import Policy
+from guardrail.types import Action, Modality
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from guardrail.model.load import LoadedModel
+
+RATES = {"steer_rate": 0.1, "flag_rate": 0.05}
+DIRTY, CLEAN = "tell me about the user and the dog", "tell me about the user and the cat"
+
+
+class Fitted(NamedTuple):
+    loaded: LoadedModel
+    artefact: Artefact
+    data: Path
+    progress: list[tuple[str, int, int]]
+
+
+@pytest.fixture(scope="module")
+def fitted_of(
+    tmp_path_factory: Any, plant_in: Any, prefixes: tuple[str, ...], planted_contrast: Any
+) -> Callable[[str], Fitted]:
+    """A planted model of a family and its artefact, fitted when first asked for."""
+    made: dict[str, Fitted] = {}
+
+    def get(family: str) -> Fitted:
+        if family not in made:
+            loaded = plant_in(family)
+            data = planted_contrast(tmp_path_factory.mktemp(family) / "contrast.jsonl")
+            seen: list[tuple[str, int, int]] = []
+            artefact = fit(
+                loaded,
+                data=data,
+                extend=False,
+                refusal_prefixes=prefixes,
+                progress=lambda *at: seen.append(at),
+                **RATES,
+            )
+            made[family] = Fitted(loaded, artefact, data, seen)
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def text_fit(fitted_of: Callable[[str], Fitted]) -> Fitted:
+    return fitted_of("llama")
+
+
+@pytest.fixture(scope="module")
+def picture_fit(fitted_of: Callable[[str], Fitted]) -> Fitted:
+    return fitted_of("llava")
+
+
+@pytest.fixture(params=["llama", "llava"])
+def any_fit(request: pytest.FixtureRequest, fitted_of: Callable[[str], Fitted]) -> Fitted:
+    return fitted_of(request.param)
+
+
+def test_an_artefact_comes_back_from_its_file_as_it_was(any_fit: Fitted, tmp_path: Path) -> None:
+    path = any_fit.artefact.save(tmp_path / "made.guard.safetensors")
+    again = Artefact.load(path)
+    assert again.header == any_fit.artefact.header
+    assert again.tensors.keys() == any_fit.artefact.tensors.keys()
+    for name, tensor in any_fit.artefact.tensors.items():
+        assert torch.equal(again.tensors[name], tensor), name
+
+
+def test_the_artefact_belongs_to_its_model_and_its_data(
+    any_fit: Fitted, prefixes: tuple[str, ...]
+) -> None:
+    header = any_fit.artefact.header
+    contrast = load_contrast(any_fit.data, extend=False)
+    assert header.fingerprint == fingerprint(any_fit.loaded)
+    assert header.data == {"digest": contrast.digest, "counts": contrast.counts}
+    assert header.refusal_prefixes == prefixes
+    assert set(header.packages) == {"torch", "transformers", "safetensors"}
+    assert header.parent is None
+
+
+def test_the_chosen_readout_carries_its_figures(any_fit: Fitted) -> None:
+    readout = any_fit.artefact.header.readout
+    forms = {"plain", "carried"} | ({"pictured"} if any_fit.loaded.is_multimodal else set())
+    assert set(readout.layers) <= {1, 2}  # neither the first layers nor the last fifth of four
+    assert readout.figures["estimator"] == readout.estimator
+    assert readout.figures["layers"] == list(readout.layers)
+    assert readout.figures["auroc"] > 0.95
+    assert set(readout.figures["auroc_by_form"]) == forms
+    assert all(
+        set(kinds) == {"matched", "ordinary"} and min(kinds.values()) > 0.8
+        for kinds in readout.figures["auroc_by_form"].values()
+    )
+    estimators = {row["estimator"] for row in readout.figures["compared"]}
+    assert estimators == {"difference of means", "shrinkage LDA"}
+
+
+def test_every_layer_is_recorded_and_candidates_have_a_causal_effect(any_fit: Fitted) -> None:
+    rows = any_fit.artefact.header.layers
+    assert [row.layer for row in rows] == [0, 1, 2, 3]
+    first = any_fit.artefact.header.readout.layers[-1]
+    for row in rows:
+        figures = (row.norm, row.consistency, row.separability, row.margin, row.score)
+        assert all(figure is not None for figure in figures) is row.usable
+        assert (row.causal is not None) is (first <= row.layer < 3)
+    assert rows[first].separability > 0.95
+
+
+def test_the_planted_direction_is_found(any_fit: Fitted, planted_direction: Any) -> None:
+    found = any_fit.artefact.tensors["direction"]
+    planted = planted_direction(any_fit.loaded)
+    assert (found[:3] @ planted > 0.5).all()  # of random ones in 32 dimensions 0.18 is common
+
+
+def test_thresholds_come_from_the_safe_prompts_of_the_calibration_split(any_fit: Fitted) -> None:
+    calibration = any_fit.artefact.header.calibration
+    modalities = [Modality.TEXT] + [Modality.IMAGE] * any_fit.loaded.is_multimodal
+    assert sorted(calibration) == sorted(modalities)
+    text = calibration[Modality.TEXT]
+    contrast = load_contrast(any_fit.data, extend=False)
+    detector = Detector.from_artefact(any_fit.artefact, Policy())
+    chosen = contrast.indices("calibrate", labels=("safe",))
+    residuals = Collector(any_fit.loaded)(
+        [text_request(contrast.prompts[i].text) for i in chosen], "again"
+    )
+    scores = detector.decide(residuals[:, list(detector.layers)], ["text"] * len(chosen)).scores
+    assert sorted(scores.tolist()) == pytest.approx(text.scores, abs=1e-4)
+    assert text.source == "safe contrast prompts, plain"
+    assert (text.targets.steer, text.targets.flag) == (0.1, 0.05)
+    for name, rate in RATES.items():
+        threshold = getattr(text.thresholds, name.removesuffix("_rate"))
+        assert sum(score > threshold for score in text.scores) <= rate * (text.n + 1)
+
+
+def test_pictures_are_calibrated_on_prompts_beside_meaningless_ones(picture_fit: Fitted) -> None:
+    image = picture_fit.artefact.header.calibration[Modality.IMAGE]
+    assert image.source == "safe contrast prompts, pictured"
+    assert image.n >= 20  # what a flag rate of 0.05 takes
+
+
+def test_offsets_are_those_of_the_model(picture_fit: Fitted) -> None:
+    from guardrail.fit.recentre import measure_offsets
+
+    header, tensors = picture_fit.artefact.header, picture_fit.artefact.tensors
+    measured = measure_offsets(Collector(picture_fit.loaded))
+    for kind in ("image", "images"):
+        along = measured[kind].along(tensors["readout_weight"], header.readout.layers)
+        torch.testing.assert_close(
+            tensors[f"readout_offset_{kind}"], along.float(), atol=1e-4, rtol=1e-4
+        )
+        at = header.steering.layer
+        steer = measured[kind].along(tensors["direction"][at][None], [at])[0]
+        assert float(tensors[f"steer_offset_{kind}"]) == pytest.approx(float(steer), abs=1e-4)
+        row = header.offsets[kind]
+        size = float((along / tensors["readout_gap"]).mean())
+        assert row.size == pytest.approx(size, abs=1e-4)
+        shifts = measured[kind]
+        assert (row.n_colours, row.n_prompts) == (len(shifts.colours), len(shifts.prompts))
+
+
+def test_a_text_model_has_neither_offsets_nor_a_calibration_of_pictures(text_fit: Fitted) -> None:
+    header, tensors = text_fit.artefact.header, text_fit.artefact.tensors
+    assert Modality.IMAGE not in header.calibration
+    assert not tensors["readout_offset_image"].any()
+    assert not tensors["readout_offset_images"].any()
+    assert {row.n_colours for row in header.offsets.values()} <= {0}
+    assert "pictured" not in header.readout.figures["auroc_by_form"]
+
+
+def test_steering_lies_between_the_readout_and_the_last_fifth(any_fit: Fitted) -> None:
+    header = any_fit.artefact.header
+    steering = header.steering
+    assert steering is not None
+    assert header.readout.layers[-1] <= steering.layer < 0.8 * 4
+    assert steering.induced_refusal.hits > 0
+    assert steering.kl <= 0.1
+    assert steering.a_max == steering.region_max > 1
+    benign = load_contrast(any_fit.data, extend=False).indices("calibrate", labels=("safe",))
+    assert steering.false_refusal.n == len(benign)
+    trials = steering.figures["trials"]
+    assert trials[0]["layer"] == steering.layer
+    assert trials[0]["induced_refusal"]["hits"] == steering.induced_refusal.hits
+    assert steering.figures["factor"] == trials[0]["factor"]
+    assert not any("detect only" in warning for warning in header.warnings)
+    assert header.layers[steering.layer].causal > 0
+
+
+def test_steering_makes_a_refusal_likelier(text_fit: Fitted, prefixes: tuple[str, ...]) -> None:
+    collect = Collector(text_fit.loaded)
+    tokenizer = text_fit.loaded.tokenizer
+    ids = refusal_token_ids(lambda words: tokenizer.encode(words), prefixes)
+    encoded = collect.encoder.encode([text_request(CLEAN)])
+    policy = Policy(thresholds={Modality.TEXT: {"steer": -1e6, "flag": 1e6}})  # an open gate
+    detector = Detector.from_artefact(text_fit.artefact, policy)
+    plain = refusal_log_odds(next_token_logits(text_fit.loaded, encoded), ids)
+    steered = refusal_log_odds(next_token_logits(text_fit.loaded, encoded, detector), ids)
+    assert float(steered - plain) > 1
+
+
+def test_a_fit_without_a_usable_edit_detects_only_and_says_so(
+    text_fit: Fitted, tmp_path: Path
+) -> None:
+    """The fit's own prefixes are not in this model's voice, so no edit induces a refusal."""
+    artefact = fit(
+        text_fit.loaded,
+        data=text_fit.data,
+        extend=False,
+        refusal_prefixes=["Unspeakable"],
+        **RATES,
+    )
+    assert artefact.header.steering is None
+    assert "steer_offset_image" not in artefact.tensors
+    assert any(w.startswith("detect only: no edit raises") for w in artefact.header.warnings)
+    path = artefact.save(tmp_path / "made.guard.safetensors")
+    assert Detector.from_artefact(Artefact.load(path), Policy()).steering_layer is None
+
+
+def test_a_guard_with_the_artefact_tells_the_unsafe_word(any_fit: Fitted, picture: Any) -> None:
+    with Guard(any_fit.loaded, any_fit.artefact) as guard:
+        dirty, clean = guard.check_batch([DIRTY, CLEAN])
+        assert dirty.action is not Action.PASS
+        assert clean.action is Action.PASS
+        assert dirty.score > 0.4 > clean.score
+        if any_fit.loaded.is_multimodal:
+            pictured = [
+                [{"role": "user", "content": [{"type": "image", "image": picture()},
+                                              {"type": "text", "text": text}]}]
+                for text in (DIRTY, CLEAN)
+            ]  # fmt: skip
+            dirty, clean = guard.check_batch(pictured)
+            assert dirty.score > clean.score + 0.3
+            assert {dirty.modality, clean.modality} == {Modality.IMAGE}
+
+
+def test_every_stage_reports_how_far_it_is(any_fit: Fitted) -> None:
+    stages = list(dict.fromkeys(stage for stage, _, _ in any_fit.progress))
+    expected = ["contrast prompts", "prompts with words around"]
+    if any_fit.loaded.is_multimodal:
+        expected += ["neutral prompts", "re-centring, image", "re-centring, images"]
+        expected += ["prompts beside a picture"]
+    assert stages == [*expected, "causal effect", "steering strength"]
+    for stage in stages:
+        seen = [(done, total) for name, done, total in any_fit.progress if name == stage]
+        assert len({total for _, total in seen}) == 1
+        assert seen == sorted(seen)
+        assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("stage", ["prompts with words around", "causal effect"])
+def test_an_interrupted_fit_resumes_and_ends_in_the_same_artefact(
+    text_fit: Fitted, prefixes: tuple[str, ...], tmp_path: Path, stage: str
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(name: str, _done: int, _total: int) -> None:
+        if name == stage:
+            raise StopError
+
+    def run(**options: Any) -> Artefact:
+        return fit(
+            text_fit.loaded,
+            data=text_fit.data,
+            extend=False,
+            refusal_prefixes=prefixes,
+            work_dir=tmp_path,
+            **RATES,
+            **options,
+        )
+
+    def parts() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    with pytest.raises(StopError):
+        run(progress=stop)
+    before = parts()
+    assert {name.rpartition(".")[2] for name in before} == {"part"}
+    assert run().artefact_id == text_fit.artefact.artefact_id
+    after = parts()
+    assert before.items() <= after.items()  # nothing that was read is read again
+    complete = stage == "causal effect"
+    assert (before == after) is complete
+
+
+def test_a_random_model_has_no_usable_direction(
+    llama_loaded: LoadedModel, contrast_file: Callable[..., Path]
+) -> None:
+    """Labels by lot: nothing in the prompts tells them apart."""
+    rng = random.Random(1)
+    words = "cat dog red blue green image picture system tool user make tell help".split()
+    rows = [
+        {"text": " ".join(["the", *rng.choices(words, k=6)]), "label": label, "split": split}
+        for split in ("fit", "select", "calibrate")
+        for label in ("unsafe", "safe")
+        for _ in range(40)
+    ]
+    with pytest.raises(NoUsableDirectionError, match=r"best AUROC .* is 0\.[4-7]\d+, 0\.80 is"):
+        fit(llama_loaded, data=contrast_file(rows), extend=False, **RATES)
+
+
+def test_too_few_prompts_for_the_rates_are_refused(text_fit: Fitted) -> None:
+    with pytest.raises(CalibrationError, match="at least 99 are needed"):
+        fit(text_fit.loaded, data=text_fit.data, extend=False)
+
+
+def test_rates_the_wrong_way_round_are_refused_at_once(text_fit: Fitted) -> None:
+    with pytest.raises(ConfigurationError, match="steer_rate"):
+        fit(text_fit.loaded, data="no such file", steer_rate=0.01, flag_rate=0.05)
+
+
+def test_a_set_that_is_too_small_alone_is_refused(
+    text_fit: Fitted, contrast_file: Callable[..., Path]
+) -> None:
+    data = contrast_file([{"text": "a", "label": "safe"}])
+    with pytest.raises(DatasetError, match="extend the packaged set"):
+        fit(text_fit.loaded, data=data, extend=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "llava"])
+def test_prompts_without_kinds_are_enough(
+    fitted_of: Callable[[str], Fitted], contrast_file: Callable[..., Path],
+    planted_rows: list[dict[str, str]], prefixes: tuple[str, ...], monkeypatch: Any, family: str,
+) -> None:  # fmt: skip
+    """All safe prompts matched ones, or one kind only: enough for any rate their number allows."""
+    from guardrail.fit import reading
+
+    fitted = fitted_of(family)
+    kind = "matched" if family == "llama" else ""
+    rows = [
+        {"text": row["text"], "label": row["label"], "split": row["split"]}
+        | ({"kind": kind} if kind and row["label"] == "safe" else {})
+        for row in planted_rows
+    ]
+    monkeypatch.setattr(reading, "PICTURED", {"fit": 0, "select": 8, "calibrate": 10})
+    artefact = fit(
+        fitted.loaded,
+        data=contrast_file(rows),
+        extend=False,
+        refusal_prefixes=["Unspeakable"],
+        **RATES,
+    )
+    assert artefact.header.layers[2].consistency is None  # there are no pairs
+    modality = Modality.IMAGE if fitted.loaded.is_multimodal else Modality.TEXT
+    assert artefact.header.calibration[modality].n >= 20

@@ -1,0 +1,209 @@
+"""Where to edit, how far and for how long."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from guardrail.decide.detector import Steering
+from guardrail.fit import steering as module
+from guardrail.fit.causal import kl_divergence, logits_of
+from guardrail.fit.collect import Collector, text_request
+from guardrail.fit.direction import difference_of_means
+from guardrail.fit.steer_search import SteeringFound
+from guardrail.fit.steering import (
+    FACTORS,
+    KL_BOUND,
+    TOKENS,
+    SteeringData,
+    Trial,
+    calibrate_steering,
+    refused,
+    steering_at,
+)
+from guardrail.metrics import Rate
+from guardrail.model.generate import generate_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guardrail.model.load import LoadedModel
+    from guardrail.types import Request
+
+PREFIXES = ("sorry", " sorry")
+BENIGN = [text_request(t) for t in ("tell me about the cat", "what is red", "describe the user")]
+UNSAFE = [text_request(t) for t in ("tell me about the dog", "make a red dog", "write a blue dog")]
+
+
+@pytest.fixture
+def towards_refusal(plant_in: Callable[..., LoadedModel]) -> tuple[Collector, Steering]:
+    """A planted model and an edit that points where its head reads a refusal."""
+    loaded = plant_in(strength=0.0, answer=2.0)
+    model: Any = loaded.model
+    (token,) = loaded.tokenizer.encode(" sorry", add_special_tokens=False)
+    row = model.get_output_embeddings().weight[token].detach()
+    edit = Steering(
+        layer=2,
+        direction=torch.nn.functional.normalize(row, dim=0),
+        zero=0.0,
+        gap=10.0,
+        offsets={"text": 0.0},
+        gain=1.0,
+        a_max=5.0,
+        region_max=5.0,
+        tokens=0,
+    )
+    return Collector(loaded, batch_size=2), edit
+
+
+def trial(induced: int, *, kl: float = 0.01, steering: Any = None) -> Trial:
+    return Trial(
+        steering=steering,
+        factor=1.0,
+        unsteered=Rate(0, 10),
+        induced=Rate(induced, 10),
+        false_refusal=Rate(0, 50),
+        kl=kl,
+    )
+
+
+def first_words(collect: Collector, request: Request) -> str:
+    """What the model answers by itself, from its first letter on."""
+    encoded = collect.encoder.encode([request])
+    (row,) = generate_rows(collect.loaded, encoded, None, module.ANSWER)
+    return re.sub(r"^\W+", "", collect.loaded.tokenizer.decode(list(row.token_ids)))
+
+
+def test_the_edit_reaches_the_upper_end_of_unsafe_text() -> None:
+    generator = torch.Generator().manual_seed(0)
+    safe = torch.randn(40, 2, 6, generator=generator)
+    unsafe = torch.randn(40, 2, 6, generator=generator) + 2
+    directions = difference_of_means(unsafe, safe)
+    edit = steering_at(directions, 1, unsafe, factor=1.5, tokens=8)
+    unit = directions.direction[1].double()
+    base = safe[:, 1].double().mean(0) @ unit
+    gap = unsafe[:, 1].double().mean(0) @ unit - base
+    upper = ((unsafe[:, 1].double() @ unit - base) / gap).quantile(0.95)
+    assert edit.region_max == edit.a_max == pytest.approx(1.5 * float(upper), rel=1e-5)
+    assert (edit.zero, edit.gap) == pytest.approx((float(base), float(gap)), rel=1e-4)
+    assert (edit.layer, edit.tokens, edit.offsets) == (1, 8, {"text": 0.0})
+    # nearly a step: whole at 0.05 above the gate
+    assert edit.gain * module.RAMP == pytest.approx(edit.a_max)
+
+
+def test_the_answers_beginning_says_whether_a_request_was_refused(
+    towards_refusal: tuple[Collector, Steering],
+) -> None:
+    collect, edit = towards_refusal
+    assert refused(collect, BENIGN, None, PREFIXES) == [False] * 3
+    assert refused(collect, BENIGN, edit, PREFIXES) == [True] * 3
+    assert refused(collect, BENIGN, edit, ["nothing of the kind"]) == [False] * 3
+    assert refused(collect, [], edit, PREFIXES) == []
+
+
+def test_refusals_keep_the_order_of_the_requests(
+    towards_refusal: tuple[Collector, Steering],
+) -> None:
+    collect, _ = towards_refusal
+    texts = ["tell me about the red dog please and help", "a", "what is this?", "the"]
+    requests = [text_request(text) for text in texts]
+    found = refused(collect, requests, None, [first_words(collect, requests[2])])
+    assert found == [False, False, True, False]
+
+
+def test_no_more_strength_than_it_takes(towards_refusal: tuple[Collector, Steering]) -> None:
+    collect, edit = towards_refusal
+    seen: list[tuple[str, int, int]] = []
+    collect.progress = lambda *at: seen.append(at)
+    trials = calibrate_steering(collect, SteeringData(UNSAFE, [], 50), [edit], PREFIXES)
+    assert [t.induced.value for t in trials] == [1.0] * len(TOKENS)
+    assert {(t.factor, t.steering.tokens) for t in trials} == {(FACTORS[0], n) for n in TOKENS}
+    assert all(t.false_refusal == Rate(0, 50) and t.kl == 0.0 for t in trials)
+    stage, done, total = seen[-1]
+    assert (stage, done) == ("steering strength", total)
+
+
+def test_a_setting_that_induces_nothing_is_tried_at_every_strength(
+    towards_refusal: tuple[Collector, Steering],
+) -> None:
+    collect, edit = towards_refusal
+    data = SteeringData(UNSAFE, [], 50)
+    trials = calibrate_steering(collect, data, [edit], ["nothing of the kind"])
+    assert {t.factor for t in trials} == set(FACTORS)
+    assert {t.steering.region_max / edit.region_max for t in trials} == set(FACTORS)
+    assert {t.steering.tokens for t in trials} == set(TOKENS)
+    assert all(t.steering.a_max == t.steering.region_max for t in trials)
+    assert all(t.steering.gain * module.RAMP == pytest.approx(t.steering.a_max) for t in trials)
+    assert SteeringFound({}, trials).chosen is None
+
+
+def test_benign_prompts_the_gate_leaves_alone_count_in_the_bounds(
+    towards_refusal: tuple[Collector, Steering],
+) -> None:
+    collect, edit = towards_refusal
+    few, many = (
+        calibrate_steering(collect, SteeringData(UNSAFE, BENIGN, n), [edit], PREFIXES)[0]
+        for n in (3, 1000)
+    )
+    detector = module.Unconditional(few.steering)
+    kl = kl_divergence(logits_of(collect, BENIGN), logits_of(collect, BENIGN, detector))
+    assert few.kl == pytest.approx(float(kl.mean()), rel=1e-6)
+    assert many.kl == pytest.approx(few.kl * 3 / 1000, rel=1e-6)
+    assert (few.false_refusal, many.false_refusal) == (Rate(3, 3), Rate(3, 1000))
+    assert (few.within_bounds, many.within_bounds) == (False, True)
+
+
+def test_a_benign_prompt_refused_anyway_is_no_false_refusal(
+    towards_refusal: tuple[Collector, Steering],
+) -> None:
+    collect, edit = towards_refusal
+    prefixes = [*PREFIXES, first_words(collect, BENIGN[0])]
+    assert refused(collect, BENIGN, None, prefixes) == [True, False, False]
+    data = SteeringData(UNSAFE, BENIGN, 10)
+    trials = calibrate_steering(collect, data, [edit], prefixes)
+    assert {t.false_refusal for t in trials} == {Rate(2, 10)}
+
+
+def test_raising_stops_where_a_bound_breaks(
+    towards_refusal: tuple[Collector, Steering],
+) -> None:
+    collect, edit = towards_refusal
+    data = SteeringData(UNSAFE, BENIGN, 3)
+    trials = calibrate_steering(collect, data, [edit], ["nothing of the kind"])
+    assert {t.factor for t in trials} == {FACTORS[0]}
+    assert all(t.kl > KL_BOUND for t in trials)
+
+
+def test_the_best_trial_keeps_its_bounds_then_induces_most_then_changes_least(
+    towards_refusal: tuple[Collector, Steering], monkeypatch: Any
+) -> None:
+    collect, edit = towards_refusal
+    rest = iter([(5, 0.01), (7, 0.05), (7, 0.02), (9, 0.2)])
+
+    def attempt(_collect: Any, _data: Any, steering: Steering, *_rest: Any) -> Trial:
+        induced, kl = next(rest, (1, 0.01))
+        return trial(induced, kl=kl, steering=steering)
+
+    monkeypatch.setattr(module, "_try", attempt)
+    found = calibrate_steering(collect, SteeringData(UNSAFE, [], 10), [edit], PREFIXES)
+    assert [(t.induced.hits, t.kl) for t in found[:3]] == [(7, 0.02), (7, 0.05), (5, 0.01)]
+    assert found[-1].induced.hits == 9
+
+
+@pytest.mark.parametrize(
+    ("trials", "chosen"),
+    [
+        ([], None),
+        ([trial(0)], None),
+        ([trial(9, kl=KL_BOUND + 0.01)], None),
+        ([trial(9, kl=float("nan"))], None),
+        ([trial(1), trial(0)], 0),
+    ],
+)
+def test_an_edit_is_chosen_only_if_it_does_something_within_its_bounds(
+    trials: list[Trial], chosen: int | None
+) -> None:
+    assert SteeringFound({}, trials).chosen is (None if chosen is None else trials[chosen])
