@@ -1,0 +1,113 @@
+"""A guard inside the prefill of a local vision-language model.
+
+    from guardrail import Guard, Policy
+
+    guard = Guard.from_pretrained("path-or-hub-id", artefact="model.guard.safetensors")
+    result = guard.generate("What is the capital of France?")
+
+Importing this package loads no tensor library: every public name is resolved on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guardrail.artefact import Artefact
+    from guardrail.errors import (
+        ArtefactError,
+        ArtefactFormatError,
+        ArtefactMismatchError,
+        CalibrationError,
+        ConfigurationError,
+        DatasetError,
+        DetectorError,
+        FitError,
+        GuardClosedError,
+        GuardrailError,
+        GuardrailViolation,
+        ImageDecodeError,
+        InputError,
+        LimitExceededError,
+        MissingExtraError,
+        ModelError,
+        ModelLoadError,
+        NoUsableDirectionError,
+        QueueFullError,
+        RequestCancelledError,
+        RequestTimeoutError,
+        UnsupportedContentError,
+        UnsupportedModelError,
+        UrlNotAllowedError,
+    )
+    from guardrail.guard import Guard
+    from guardrail.policy import Limits, Policy, Thresholds
+    from guardrail.types import Action, Modality, Request, Result, Verdict
+    from guardrail.wrap import guarded
+
+__all__ = [
+    "Action",
+    "Artefact",
+    "ArtefactError",
+    "ArtefactFormatError",
+    "ArtefactMismatchError",
+    "CalibrationError",
+    "ConfigurationError",
+    "DatasetError",
+    "DetectorError",
+    "FitError",
+    "Guard",
+    "GuardClosedError",
+    "GuardrailError",
+    "GuardrailViolation",
+    "ImageDecodeError",
+    "InputError",
+    "LimitExceededError",
+    "Limits",
+    "MissingExtraError",
+    "Modality",
+    "ModelError",
+    "ModelLoadError",
+    "NoUsableDirectionError",
+    "Policy",
+    "QueueFullError",
+    "Request",
+    "RequestCancelledError",
+    "RequestTimeoutError",
+    "Result",
+    "Thresholds",
+    "UnsupportedContentError",
+    "UnsupportedModelError",
+    "UrlNotAllowedError",
+    "Verdict",
+    "__version__",
+    "guarded",
+]
+
+try:
+    __version__ = metadata.version("guardrail-vlm")
+except metadata.PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "Artefact": "guardrail.artefact",
+    "Guard": "guardrail.guard",
+    "guarded": "guardrail.wrap",
+    **dict.fromkeys(("Limits", "Policy", "Thresholds"), "guardrail.policy"),
+    **dict.fromkeys(("Action", "Modality", "Request", "Result", "Verdict"), "guardrail.types"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name's module on first use and remember the name."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOME.get(name, "guardrail.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Every public name, resolved or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,163 @@
+"""An audit trail: one JSON line per verdict, without what the request said.
+
+    log = AuditLog("audit.jsonl", max_bytes=50_000_000, backups=4)
+    guard = Guard(model, artefact, audit=log)
+
+A line holds the time (UTC), the event, the request's id, the verdict and whatever measurements come
+with it. It holds neither prompt nor answer nor a digest of them: a digest of a short prompt can be
+guessed back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from guardrail.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from guardrail.types import Verdict
+
+_log = logging.getLogger(__name__)
+
+TEXT_KEYS = frozenset({"answer", "content", "input", "messages", "prompt", "query", "text"})
+
+
+def plain(value: object) -> object:
+    """The same facts as values JSON has: infinities and NaN become strings, objects type names."""
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence | frozenset | set) and not isinstance(value, bytes | bytearray):
+        return [plain(item) for item in value]
+    # The words of an unknown object may quote the request: its type is all that is told.
+    return f"<{type(value).__name__}>"
+
+
+class _CountsDropped(logging.Handler):
+    """A handler that counts the records it could not write and never raises."""
+
+    dropped = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called inside the handler's lock and its `except`; the traceback names the cause."""
+        self.dropped += 1
+        _log.error("an audit line was not written; %d lost so far", self.dropped, exc_info=True)
+
+
+class _FileSink(_CountsDropped, RotatingFileHandler):
+    pass
+
+
+class _StreamSink(_CountsDropped, logging.StreamHandler[TextIO]):
+    pass
+
+
+class AuditLog:
+    """Writes verdicts to a file or a text stream; safe to share between threads.
+
+    Writing never disturbs the answer: a full disk is logged under `guardrail.audit` and counted in
+    `dropped`. A file is appended to; with `max_bytes` it is rotated as the standard library's
+    `RotatingFileHandler` does (`audit.jsonl.1`, ...). One process per file.
+
+    `include_text` keeps what callers pass under `prompt`, `messages`, `text`, `answer` and the
+    like; otherwise those are left out at every depth.
+    """
+
+    def __init__(
+        self,
+        target: str | Path | TextIO,
+        *,
+        include_text: bool = False,
+        max_bytes: int = 0,
+        backups: int = 5,
+    ) -> None:
+        self.include_text = include_text
+        if max_bytes and not isinstance(target, str | Path):
+            raise ConfigurationError("max_bytes rotates files; a stream cannot be rotated")
+        self._sink = (
+            _open(Path(target), max_bytes, backups)
+            if isinstance(target, str | Path)
+            else _StreamSink(target)
+        )
+
+    @property
+    def dropped(self) -> int:
+        """How many lines could not be written."""
+        return self._sink.dropped
+
+    def __call__(self, verdict: Verdict | None, extra: Mapping[str, object]) -> None:
+        """Write one line; the form in which a guard calls its `audit`."""
+        facts = extra if self.include_text else _without_text(extra)
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "event": extra.get("event", "verdict"),
+            "request_id": extra.get("request_id"),
+            **(verdict.to_dict() if verdict is not None else {}),
+        }
+        # What we know ourselves wins over what came along under the same name.
+        text = json.dumps(plain({**line, **facts, **line}))
+        self._sink.handle(logging.makeLogRecord({"msg": "%s", "args": (text,)}))
+
+    def write(
+        self,
+        verdict: Verdict | None,
+        *,
+        request_id: str | None = None,
+        event: str = "verdict",
+        **extra: object,
+    ) -> None:
+        """Write one line from keywords, for example `latency_s=0.12`."""
+        self(verdict, {**extra, "event": event, "request_id": request_id})
+
+    def close(self) -> None:
+        """Close the file; a stream stays the caller's."""
+        self._sink.close()
+
+    def __enter__(self) -> AuditLog:
+        """Return the log itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the log."""
+        self.close()
+
+
+def _open(path: Path, max_bytes: int, backups: int) -> _FileSink:
+    try:
+        return _FileSink(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot open the audit log {path}: {error.strerror}; "
+            "make its folder and allow this user to write there"
+        ) from error
+
+
+def _without_text(facts: Mapping[str, object]) -> dict[str, object]:
+    return {
+        str(key): _pruned(item) for key, item in facts.items() if str(key).lower() not in TEXT_KEYS
+    }
+
+
+def _pruned(value: object) -> object:
+    if isinstance(value, Mapping):
+        return _without_text(value)
+    if isinstance(value, list | tuple):
+        return [_pruned(item) for item in value]
+    return value

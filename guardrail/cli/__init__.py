@@ -1,0 +1,1 @@
+"""The command line: `guardrail fit | calibrate | check | generate | info`."""

@@ -1,0 +1,70 @@
+"""`guardrail fit`: find a model's refusal direction and write an artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guardrail.cli import options as o
+from guardrail.cli.output import progress, session
+from guardrail.cli.report import show_artefact
+from guardrail.cli.requests import ready_to_write
+
+
+def fit(
+    model: o.ModelName,
+    out: o.Out,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Contrast prompts of your own (JSONL), beside the packaged ones.",
+        ),
+    ] = None,
+    replace_data: Annotated[
+        bool, typer.Option("--replace-data", help="Use --data instead of the packaged prompts.")
+    ] = False,
+    steer_rate: o.SteerRate = 0.05,
+    flag_rate: o.FlagRate = 0.01,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward pass.")] = 16,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", file_okay=False, help="Keep finished stages; resumes a fit."),
+    ] = None,
+    device: o.Device = None,
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.AsJson = False,
+    debug: o.Debug = False,
+) -> None:
+    """Find MODEL's refusal direction in text and write it to OUT."""
+    if replace_data and data is None:
+        raise typer.BadParameter("--replace-data needs --data: what should replace the prompts?")
+    loading = o.Loading(
+        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    )
+    with session(debug=debug) as stdout:
+        ready_to_write(out)
+
+        from guardrail.fit.run import fit as run_fit
+        from guardrail.model.load import load_model
+
+        loaded = load_model(model, **loading.keywords())
+        with progress() as report:
+            artefact = run_fit(
+                loaded,
+                data=data,
+                extend=not replace_data,
+                steer_rate=steer_rate,
+                flag_rate=flag_rate,
+                batch_size=batch_size,
+                work_dir=work_dir,
+                progress=report,
+            )
+        artefact.save(out)
+        show_artefact(stdout, artefact, as_json=as_json, path=out)

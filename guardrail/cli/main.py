@@ -1,0 +1,46 @@
+"""The `guardrail` program. Nothing here or in the command modules loads a tensor library early."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from guardrail import __version__
+from guardrail.cli.calibrate import calibrate
+from guardrail.cli.check import check
+from guardrail.cli.fit import fit
+from guardrail.cli.generate import generate
+from guardrail.cli.info import info
+
+app = typer.Typer(
+    name="guardrail",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Find, calibrate and run a guard inside the prefill of a vision-language model.",
+    epilog="Exit codes: 0 fine, 1 a finding (a flagged request), 2 wrong usage or an error.",
+)
+for _command in (fit, calibrate, check, generate, info):
+    app.command()(_command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"guardrail-vlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    app(prog_name="guardrail")

@@ -1,0 +1,141 @@
+"""Results on stdout, everything else on stderr, and the border where errors become exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+from guardrail.audit import plain
+from guardrail.errors import GuardrailError
+from guardrail.types import Action, Verdict
+
+FINDING = 1
+ERROR = 2
+
+# A model's words may hold terminal commands; tab and line feed are the only controls kept.
+_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
+_COLOURS = {Action.PASS: "green", Action.STEER: "yellow", Action.FLAG: "red"}
+
+
+@contextmanager
+def session(*, debug: bool) -> Iterator[TextIO]:
+    """Yield the real stdout; whatever else prints meanwhile (remote code, say) goes to stderr.
+
+    Every error ends as one line on stderr and exit code 2: an exception's own code would be 1,
+    which means a finding here.
+    """
+    stdout = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield stdout
+        stdout.flush()
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except BrokenPipeError as error:
+        # The reader left; stdout must not be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        raise typer.Exit(ERROR) from error
+    except Exception as error:  # the program's outermost border
+        if debug:
+            traceback.print_exc()
+        kind = "" if isinstance(error, GuardrailError) else f"{type(error).__name__}: "
+        say(f"error: {kind}{' '.join(str(error).split())}", style="bold red")
+        raise typer.Exit(ERROR) from error
+
+
+def say(text: str, *, style: str = "") -> None:
+    """One line on stderr."""
+    Console(stderr=True, soft_wrap=True).print(Text(text.translate(_CONTROLS), style=style))
+
+
+def _show_warning(message: Warning | str, *_where: object, **_more: object) -> None:
+    say(f"warning: {' '.join(str(message).split())}", style="yellow")
+
+
+def write(stdout: TextIO, text: str, *, end: str = "\n") -> None:
+    """Text on stdout; on a terminal without control characters."""
+    stdout.write((text.translate(_CONTROLS) if stdout.isatty() else text) + end)
+    stdout.flush()
+
+
+def write_json(stdout: TextIO, document: object) -> None:
+    """One JSON document on stdout."""
+    stdout.write(json.dumps(plain(document), indent=2) + "\n")
+
+
+def write_rows(stdout: TextIO, rows: Iterable[tuple[str, str]]) -> None:
+    """Names and values, one pair a line."""
+    console = Console(file=stdout, soft_wrap=True, highlight=False)
+    for name, value in rows:
+        console.print(Text(f"{name:<16} ", style="bold") + Text(value.translate(_CONTROLS)))
+
+
+def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
+    """A verdict for people."""
+    shadow = "" if verdict.action == verdict.would_be else f" (would be {verdict.would_be})"
+    score = "none" if verdict.score is None else f"{verdict.score:.3f}"
+    thresholds = f"steer at {verdict.tau_steer:.3f}, flag at {verdict.tau_flag:.3f}"
+    return [
+        ("action", f"{verdict.action}{shadow}"),
+        ("score", f"{score} ({thresholds})"),
+        ("modality", verdict.modality),
+        ("layers", ", ".join(map(str, verdict.layers))),
+        ("mode", verdict.mode),
+        ("reason", verdict.reason),
+        ("artefact", verdict.artefact_id),
+    ]
+
+
+def say_verdict(verdict: Verdict) -> None:
+    """A verdict in one line on stderr."""
+    say(f"verdict: {verdict.summary()}", style=_COLOURS[verdict.action])
+
+
+def exit_code(verdict: Verdict, *, strict: bool) -> int:
+    """1 for a request that is or would be flagged (`strict`: or steered), else 0.
+
+    A detector that failed is an error, 2: an outage is no finding.
+    """
+    if verdict.reason == "detector_failed":
+        return ERROR
+    findings = {Action.FLAG, Action.STEER} if strict else {Action.FLAG}
+    return FINDING if findings & {verdict.action, verdict.would_be} else 0
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr; yields what to call with a stage's name, what is done and the total."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield report

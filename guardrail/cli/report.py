@@ -1,0 +1,71 @@
+"""What an artefact says about itself, for people and for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from guardrail.cli.output import say, write_json, write_rows
+
+if TYPE_CHECKING:
+    from guardrail.artefact import Artefact
+    from guardrail.artefact.header import Calibration, Header, Steering
+
+
+def facts(header: Header) -> dict[str, Any]:
+    """The header as plain values, without the benign scores themselves."""
+    return header.model_dump(mode="json", exclude={"calibration": {"__all__": {"scores"}}})
+
+
+def show_artefact(
+    stdout: TextIO, artefact: Artefact, *, as_json: bool, path: Path | None = None
+) -> None:
+    """Print an artefact's facts, and where it was written; its warnings go to stderr, too."""
+    header = artefact.header
+    for warning in header.warnings:
+        say(f"warning: {warning}", style="yellow")
+    if as_json:
+        write_json(stdout, ({} if path is None else {"path": str(path)}) | facts(header))
+        return
+    written = [] if path is None else [("written to", str(path))]
+    write_rows(stdout, [*written, *_rows(header)])
+
+
+def _rows(header: Header) -> list[tuple[str, str]]:
+    model, readout, steering = header.fingerprint, header.readout, header.steering
+    many = "s" if len(readout.layers) > 1 else ""
+    rows = [
+        ("artefact", f"{header.artefact_id} of {header.created}"),
+        ("model", f"{model.architecture}, {model.dtype}"),
+        ("detection", f"{readout.estimator}, layer{many} {', '.join(map(str, readout.layers))}"),
+        ("steering", "none: only detects" if steering is None else _steering(steering)),
+    ]
+    rows += [(name, _figure(value)) for name, value in readout.figures.items()]
+    rows += [
+        (f"offset {kind}", f"{o.size:.3f} (spread {max(o.spread_colours, o.spread_prompts):.3f})")
+        for kind, o in header.offsets.items()
+    ]
+    rows += [(modality, _thresholds(found)) for modality, found in header.calibration.items()]
+    return rows + ([("parent", header.parent)] if header.parent else [])
+
+
+def _steering(steering: Steering) -> str:
+    shares = {
+        "refused when harmful": steering.induced_refusal,
+        "refused when harmless": steering.false_refusal,
+    }
+    known = [f"{name}: {rate}" for name, rate in shares.items() if rate is not None]
+    return "; ".join([f"layer {steering.layer}, gain {steering.gain:.3f}", *known])
+
+
+def _thresholds(found: Calibration) -> str:
+    levels, targets = found.thresholds, found.targets
+    return (
+        f"steer at {levels.steer:.3f} (target {targets.steer:.1%}), "
+        f"flag at {levels.flag:.3f} (target {targets.flag:.1%}), "
+        f"n = {found.n}, {found.source}"
+    )
+
+
+def _figure(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

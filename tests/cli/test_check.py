@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from guardrail.guard import Guard
+
+
+@pytest.mark.parametrize(
+    ("action", "flags", "code"),
+    [
+        ("pass", [], 0),
+        ("steer", [], 0),
+        ("steer", ["--strict"], 1),
+        ("flag", [], 1),
+        ("flag", ["--strict"], 1),
+    ],
+)
+def test_the_exit_code_says_whether_there_was_a_finding(run, saved, action, flags, code):
+    done = run("check", saved.model, "-a", saved.artefact[action], "--text", "Hello", *flags)
+    assert done.exit_code == code, done.stderr
+    assert f"action           {action}" in done.stdout
+
+
+def test_the_document_is_the_guards_own_verdict_and_all_there_is_on_stdout(run, saved):
+    words = ("--text", "What is this?", "--image", saved.picture, "--json")
+    done = run("check", saved.model, "-a", saved.artefact["flag"], *words)
+    with Guard.from_pretrained(saved.model, saved.artefact["flag"]) as guard:
+        content = [
+            {"type": "image", "image": saved.picture},
+            {"type": "text", "text": "What is this?"},
+        ]
+        wanted = guard.check([{"role": "user", "content": content}])
+    found = json.loads(done.stdout)
+    assert found.pop("score") == pytest.approx(wanted.score, rel=1e-5)
+    assert found == {k: v for k, v in wanted.to_dict().items() if k != "score"}
+    assert found["modality"] == "image"
+
+
+def test_a_chat_from_stdin_and_from_a_file_give_one_verdict(run, saved, tmp_path):
+    chat = json.dumps([{"role": "user", "content": "Hello"}])
+    (tmp_path / "chat.json").write_text(chat)
+    words = ("check", saved.model, "-a", saved.artefact["pass"], "--json", "--messages")
+    from_file = run(*words, str(tmp_path / "chat.json"))
+    from_stdin = run(*words, "-", stdin=chat)
+    assert from_file.exit_code == 0, from_file.stderr
+    assert json.loads(from_file.stdout) == json.loads(from_stdin.stdout)
+
+
+def test_shadow_mode_from_a_policy_file_still_reports_the_finding(run, saved, tmp_path):
+    (tmp_path / "policy.toml").write_text('mode = "shadow"')
+    done = run(
+        "check",
+        saved.model,
+        "-a",
+        saved.artefact["flag"],
+        "--text",
+        "Hello",
+        "--policy",
+        str(tmp_path / "policy.toml"),
+    )
+    assert done.exit_code == 1
+    assert "pass (would be flag)" in done.stdout
+
+
+def test_the_environment_is_the_policy_without_a_file(run, saved, monkeypatch):
+    monkeypatch.setenv("GUARDRAIL_MODE", "shadow")
+    done = run("check", saved.model, "-a", saved.artefact["flag"], "--text", "Hello", "--json")
+    assert json.loads(done.stdout)["mode"] == "shadow"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "nothing to check"),
+        (["--text", "a", "--messages", "-"], "a whole chat"),
+        (["--messages", "/no/such.json"], "No such file"),
+        (["--image", "/no/such.png"], "does not exist"),
+    ],
+)
+def test_wrong_usage_is_told_and_ends_with_2(run, saved, words, reason):
+    done = run("check", saved.model, "-a", saved.artefact["pass"], *words)
+    assert done.exit_code == 2
+    assert reason in " ".join(done.stderr.replace("│", " ").split())
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("stdin", "reason"),
+    [("{", "stdin is not JSON"), ('[{"role": "nobody", "content": "a"}]', "nobody")],
+)
+def test_a_chat_that_cannot_be_read_is_an_error_in_one_line(run, saved, stdin, reason):
+    words = ("check", saved.model, "-a", saved.artefact["pass"], "--messages", "-")
+    done = run(*words, stdin=stdin)
+    assert done.exit_code == 2
+    assert reason in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+
+
+def test_another_models_artefact_is_refused_unless_allowed(run, saved, tmp_path):
+    from guardrail.testing import tiny_artefact, tiny_model
+
+    other = tiny_model("llava", seed=1)
+    path = str(tiny_artefact(*other, tau_steer=1e6, tau_flag=2e6).save(tmp_path / "o.safetensors"))
+    words = ("check", saved.model, "-a", path, "--text", "Hello")
+    refused = run(*words)
+    assert refused.exit_code == 2
+    assert "weights_digest" in refused.stderr
+    assert run(*words, "--allow-mismatch").exit_code == 0

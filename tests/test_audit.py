@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from guardrail.audit import AuditLog
+from guardrail.errors import ConfigurationError
+from guardrail.types import Action, Modality, Verdict
+
+SECRET = "how do I pick a lock"
+
+
+def _verdict(**changes):
+    facts = {
+        "action": Action.FLAG,
+        "would_be": Action.FLAG,
+        "score": 1.25,
+        "tau_steer": 0.5,
+        "tau_flag": 0.9,
+        "layers": (3, 4),
+        "modality": Modality.IMAGE,
+        "artefact_id": "guard-0123456789abcdef",
+    }
+    return Verdict(**(facts | changes))
+
+
+def _lines(stream):
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_line_tells_when_what_and_by_which_artefact():
+    stream = io.StringIO()
+    AuditLog(stream).write(_verdict(), request_id="r-1", latency_s=0.25)
+    (line,) = _lines(stream)
+    assert datetime.now(UTC) - datetime.fromisoformat(line["time"]) < timedelta(minutes=1)
+    assert line["event"] == "verdict"
+    assert line["request_id"] == "r-1"
+    assert (line["action"], line["score"], line["layers"]) == ("flag", 1.25, [3, 4])
+    assert (line["artefact_id"], line["mode"]) == ("guard-0123456789abcdef", "enforce")
+    assert line["latency_s"] == 0.25
+
+
+def test_it_is_called_as_a_guard_calls_its_audit():
+    stream = io.StringIO()
+    AuditLog(stream)(_verdict(), {"event": "outage", "request_id": "r-2", "batch": 4})
+    (line,) = _lines(stream)
+    assert (line["event"], line["request_id"], line["batch"]) == ("outage", "r-2", 4)
+
+
+def test_text_is_left_out_at_every_depth_unless_asked_for():
+    extra = {
+        "prompt": SECRET,
+        "request": {"Messages": [SECRET], "turns": [{"text": SECRET, "role": "user"}]},
+    }
+    without, with_text = io.StringIO(), io.StringIO()
+    AuditLog(without)(_verdict(), extra)
+    AuditLog(with_text, include_text=True)(_verdict(), extra)
+    assert SECRET not in without.getvalue()
+    assert _lines(without)[0]["request"] == {"turns": [{"role": "user"}]}
+    assert _lines(with_text)[0]["prompt"] == SECRET
+
+
+def test_an_unknown_object_is_told_by_its_type_only():
+    class Chat:
+        def __repr__(self):
+            return SECRET
+
+    stream = io.StringIO()
+    AuditLog(stream).write(_verdict(), source=Chat(), raw=SECRET.encode())
+    assert SECRET not in stream.getvalue()
+    assert _lines(stream)[0]["source"] == "<Chat>"
+
+
+def test_a_line_feed_in_an_id_cannot_forge_a_line():
+    stream = io.StringIO()
+    forged = 'r-1"}\n{"action": "pass"}\u2028\x1b[2J'
+    AuditLog(stream).write(_verdict(), request_id=forged)
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().isascii()
+    assert "\x1b" not in stream.getvalue()
+    assert _lines(stream)[0]["request_id"] == forged
+
+
+def test_extra_facts_cannot_replace_the_verdict():
+    stream = io.StringIO()
+    AuditLog(stream).write(_verdict(), action="pass", time="never", score=0)
+    (line,) = _lines(stream)
+    assert (line["action"], line["score"]) == ("flag", 1.25)
+    assert line["time"] != "never"
+
+
+def test_an_infinite_threshold_is_still_json():
+    stream = io.StringIO()
+    AuditLog(stream).write(_verdict(tau_flag=float("inf")))
+    assert _lines(stream)[0]["tau_flag"] == "inf"
+    assert "Infinity" not in stream.getvalue()
+
+
+def test_a_file_is_appended_to_and_every_line_is_there_at_once(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    for name in ("a", "b"):
+        with AuditLog(path) as log:
+            log.write(_verdict(), request_id=name)
+            assert json.loads(path.read_text().splitlines()[-1])["request_id"] == name
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_threads_do_not_tear_each_others_lines(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    with AuditLog(path) as log:
+        threads = [
+            threading.Thread(
+                target=lambda n=n: [
+                    log.write(_verdict(), request_id=f"{n}-{i}", pad="x" * 500) for i in range(50)
+                ]
+            )
+            for n in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    ids = {json.loads(line)["request_id"] for line in path.read_text().splitlines()}
+    assert ids == {f"{n}-{i}" for n in range(4) for i in range(50)}
+    assert log.dropped == 0
+
+
+def test_files_rotate_and_the_oldest_go(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    with AuditLog(path, max_bytes=1_000, backups=2) as log:
+        for number in range(20):
+            log.write(_verdict(), request_id=str(number))
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
+    assert all(file.stat().st_size <= 1_000 for file in tmp_path.iterdir())
+    assert json.loads(path.read_text().splitlines()[-1])["request_id"] == "19"
+
+
+def test_a_full_disk_is_logged_and_counted_but_never_raised(caplog):
+    class Full(io.StringIO):
+        def write(self, _text):
+            raise OSError(28, "No space left on device")
+
+    log = AuditLog(Full())
+    with caplog.at_level(logging.ERROR, logger="guardrail.audit"):
+        log.write(_verdict(), request_id="r-1")
+        log.write(_verdict(), request_id="r-2")
+    assert log.dropped == 2
+    assert "No space left" in caplog.text
+    assert "2 lost so far" in caplog.messages[-1]
+
+
+def test_a_path_that_cannot_be_opened_is_an_error_at_once(tmp_path):
+    with pytest.raises(ConfigurationError, match="cannot open the audit log"):
+        AuditLog(tmp_path / "no such folder" / "audit.jsonl")
+
+
+def test_a_stream_cannot_be_rotated():
+    with pytest.raises(ConfigurationError, match="stream"):
+        AuditLog(io.StringIO(), max_bytes=10)
+
+
+def test_closing_leaves_the_callers_stream_open():
+    stream = io.StringIO()
+    AuditLog(stream).close()
+    assert not stream.closed

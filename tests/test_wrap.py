@@ -1,0 +1,558 @@
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from guardrail.errors import ConfigurationError, DetectorError, GuardrailViolation
+from guardrail.guard import Guard
+from guardrail.policy import CAUTION, REFUSAL, Policy
+from guardrail.testing import tiny_artefact
+from guardrail.types import Action, ImagePart, Message, Modality, Request, TextPart, Verdict
+from guardrail.wrap import guarded, last_verdict
+
+RULES = {"bad": Action.FLAG, "odd": Action.STEER}
+
+
+class WordGuard:
+    """Flags a value that holds the word bad, steers one that holds odd; keeps what it saw."""
+
+    def __init__(self, policy=None, *, detect_only=False):
+        self.policy = policy or Policy()
+        self.detect_only = detect_only
+        self.seen = []
+        self.asked = threading.Event()
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+
+    def with_policy(self, policy):
+        return WordGuard(policy, detect_only=self.detect_only)
+
+    def check(self, value):
+        self.seen.append(copy.deepcopy(value))
+        self.asked.set()
+        assert self.may_answer.wait(5)
+        would_be = next((act for word, act in RULES.items() if word in repr(value)), Action.PASS)
+        acts = self.policy.mode == "enforce" and would_be in {*self.policy.actions, Action.PASS}
+        acts = acts and not (self.detect_only and would_be is Action.STEER)
+        return Verdict(
+            action=would_be if acts else Action.PASS,
+            would_be=would_be,
+            score=0.5,
+            tau_steer=0.4,
+            tau_flag=0.9,
+            layers=(1,),
+            modality=Modality.TEXT,
+            artefact_id="guard-test",
+            mode=self.policy.mode,
+        )
+
+    async def acheck(self, value):
+        await asyncio.sleep(0)
+        return self.check(value)
+
+
+class Forms:
+    """One body in the four forms of function; `run` gives what came of it as a list."""
+
+    @staticmethod
+    def function(body):
+        def fn(messages, extra=None):
+            return body(messages)
+
+        return fn
+
+    @staticmethod
+    def coroutine(body):
+        async def fn(messages, extra=None):
+            await asyncio.sleep(0)
+            return body(messages)
+
+        return fn
+
+    @staticmethod
+    def generator(body):
+        def fn(messages, extra=None):
+            yield body(messages)
+
+        return fn
+
+    @staticmethod
+    def async_generator(body):
+        async def fn(messages, extra=None):
+            yield body(messages)
+
+        return fn
+
+    @staticmethod
+    def run(fn, *args, **kwargs):
+        async def awaited():
+            return [await fn(*args, **kwargs)]
+
+        async def collected():
+            return [chunk async for chunk in fn(*args, **kwargs)]
+
+        if inspect.isasyncgenfunction(fn):
+            return asyncio.run(collected())
+        if inspect.iscoroutinefunction(fn):
+            return asyncio.run(awaited())
+        if inspect.isgeneratorfunction(fn):
+            return list(fn(*args, **kwargs))
+        return [fn(*args, **kwargs)]
+
+
+FORMS = ["function", "coroutine", "generator", "async_generator"]
+every_form = pytest.mark.parametrize("form", [getattr(Forms, name) for name in FORMS], ids=FORMS)
+
+
+def _echo(value):
+    return ("sent", value)
+
+
+@every_form
+def test_a_passed_call_is_made_with_what_was_checked(form):
+    guard = WordGuard()
+    assert Forms.run(guarded(form(_echo), guard=guard), "hello") == [("sent", "hello")]
+    assert guard.seen == ["hello"]
+
+
+@every_form
+def test_a_flagged_call_answers_with_the_refusal_and_is_never_made(form):
+    made = []
+    assert Forms.run(guarded(form(made.append), guard=WordGuard()), "bad") == [REFUSAL]
+    assert made == []
+
+
+@every_form
+def test_a_flagged_call_raises_when_the_policy_says_so(form):
+    made = []
+    fn = guarded(form(made.append), guard=WordGuard(Policy(on_flag="raise")))
+    with pytest.raises(GuardrailViolation) as caught:
+        Forms.run(fn, "bad")
+    assert caught.value.verdict.action is Action.FLAG
+    assert made == []
+
+
+@every_form
+def test_an_annotated_call_is_made_all_the_same(form):
+    fn = guarded(form(_echo), guard=WordGuard(), on_flag="annotate")
+    assert Forms.run(fn, "bad") == [("sent", "bad")]
+
+
+@every_form
+def test_a_fallback_answers_flagged_calls_with_their_arguments(form):
+    def fallback(verdict, messages, extra):
+        return f"{verdict.action}, {messages}, {extra}"
+
+    fn = guarded(form(_echo), guard=WordGuard(), fallback=fallback)
+    assert Forms.run(fn, "bad", extra=3) == ["flag, bad, 3"]
+
+
+@every_form
+def test_shadow_mode_changes_nothing(form):
+    fn = guarded(form(_echo), guard=WordGuard(Policy(mode="shadow", unsteerable="flag")))
+    assert Forms.run(fn, "bad") == [("sent", "bad")]
+    assert Forms.run(fn, "odd") == [("sent", "odd")]
+
+
+@every_form
+def test_a_failing_check_reaches_the_caller_and_nothing_is_sent(form):
+    class Broken(WordGuard):
+        def check(self, value):
+            raise DetectorError("out of order")
+
+    made = []
+    with pytest.raises(DetectorError, match="out of order"):
+        Forms.run(guarded(form(made.append), guard=Broken()), "hello")
+    assert made == []
+
+
+@every_form
+def test_form_name_and_signature_are_kept(form):
+    fn = form(_echo)
+    wrapped = guarded(fn, guard=WordGuard())
+    assert inspect.signature(wrapped) == inspect.signature(fn)
+    assert wrapped.__name__ == "fn"
+    for is_kind in (
+        inspect.iscoroutinefunction,
+        inspect.isgeneratorfunction,
+        inspect.isasyncgenfunction,
+    ):
+        assert is_kind(wrapped) == is_kind(fn)
+
+
+def test_it_decorates_with_arguments():
+    @guarded(guard=WordGuard())
+    def ask(prompt):
+        return prompt
+
+    assert (ask("hello"), ask("bad")) == ("hello", REFUSAL)
+
+
+# --- what would be steered ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detect_only", [False, True])
+@pytest.mark.parametrize(
+    ("unsteerable", "wanted"),
+    [
+        ("flag", REFUSAL),
+        ("pass", ("sent", "odd")),
+        ("caution", ("sent", f"{CAUTION}\n\nodd")),
+    ],
+)
+def test_a_request_that_would_be_steered_follows_the_policy(unsteerable, wanted, detect_only):
+    guard = WordGuard(Policy(unsteerable=unsteerable), detect_only=detect_only)
+    fn = guarded(Forms.function(_echo), guard=guard)
+    assert fn("odd") == wanted
+
+
+def test_nothing_is_added_when_the_policy_does_not_steer():
+    guard = WordGuard(Policy(actions=frozenset({Action.FLAG}), unsteerable="flag"))
+    assert guarded(Forms.function(_echo), guard=guard)("odd") == ("sent", "odd")
+
+
+def test_nothing_is_flagged_when_the_policy_does_not_flag():
+    guard = WordGuard(Policy(actions=frozenset({Action.STEER}), unsteerable="flag"))
+    assert guarded(Forms.function(_echo), guard=guard)("odd") == ("sent", "odd")
+
+
+USER = {"role": "user", "content": "odd"}
+PARTS = [{"type": "text", "text": "Be brief."}]
+
+
+@pytest.mark.parametrize(
+    ("chat", "wanted"),
+    [
+        ([USER], [{"role": "system", "content": CAUTION}, USER]),
+        (
+            [{"role": "system", "content": "Be brief."}, USER],
+            [{"role": "system", "content": f"{CAUTION}\n\nBe brief."}, USER],
+        ),
+        (
+            ({"role": "system", "content": PARTS}, USER),
+            (
+                {
+                    "role": "system",
+                    "content": [{"type": "text", "text": f"{CAUTION}\n\n"}, *PARTS],
+                },
+                USER,
+            ),
+        ),
+        (
+            Request((Message(role="user", parts=(TextPart("odd"),)),)),
+            Request(
+                (
+                    Message(role="system", parts=(TextPart(CAUTION),)),
+                    Message(role="user", parts=(TextPart("odd"),)),
+                )
+            ),
+        ),
+        (
+            Request((Message(role="system", parts=(TextPart("odd"),)),)),
+            Request((Message(role="system", parts=(TextPart(f"{CAUTION}\n\nodd"),)),)),
+        ),
+    ],
+    ids=["no system", "system text", "system parts", "request", "request with system"],
+)
+def test_a_caution_joins_the_system_message_and_the_callers_chat_stays(chat, wanted):
+    before = copy.deepcopy(chat)
+    _, sent = guarded(Forms.function(_echo), guard=WordGuard())(chat)
+    assert sent == wanted
+    assert type(sent) is type(chat)
+    assert chat == before
+
+
+def test_a_caution_goes_before_a_system_message_that_begins_with_a_picture():
+    picture = ImagePart(Image.new("RGB", (2, 2)))
+    chat = Request((Message(role="system", parts=(picture,), name="odd"),))
+    _, sent = guarded(Forms.function(_echo), guard=WordGuard())(chat)
+    assert sent.messages[0].parts[0] == TextPart(f"{CAUTION}\n\n")
+    assert len(sent.messages[0].parts) == 2
+
+
+def test_a_value_without_a_place_for_words_counts_as_flagged():
+    fn = guarded(
+        Forms.function(_echo), guard=WordGuard(), messages=lambda b: b.arguments["messages"] + "!"
+    )
+    assert fn("odd") == REFUSAL
+    assert last_verdict().action is Action.FLAG
+
+
+# --- what is checked ------------------------------------------------------------------------------
+
+
+def _keyword_only(model, *, messages):
+    return messages
+
+
+def _anything(*args, **kwargs):
+    return kwargs["messages"]
+
+
+class Client:
+    def ask(self, question, count=1):
+        return question
+
+    @guarded(guard=WordGuard())
+    def decorated(self, question):
+        return question
+
+    async def __call__(self, query):
+        return query
+
+
+@pytest.mark.parametrize(
+    ("fn", "wanted", "args", "kwargs"),
+    [
+        (_keyword_only, None, ("m",), {"messages": "bad"}),
+        (_anything, "messages", (), {"messages": "bad"}),
+        (Client().ask, None, ("bad",), {}),
+        (Client().ask, None, (), {"question": "bad"}),
+        (functools.partial(_keyword_only, "m"), None, (), {"messages": "bad"}),
+        (lambda a, prompt: prompt, None, ("fine", "bad"), {}),
+        (lambda a, b: b, "b", ("fine", "bad"), {}),
+        (lambda a, b="bad": b, "b", ("fine",), {}),
+        (lambda a, b: b, lambda bound: [*bound.args], ("fine", "bad"), {}),
+    ],
+)
+def test_the_checked_argument_is_found(fn, wanted, args, kwargs):
+    assert guarded(fn, guard=WordGuard(), messages=wanted)(*args, **kwargs) == REFUSAL
+
+
+def test_a_decorated_method_checks_what_comes_after_self():
+    assert (Client().decorated("hello"), Client().decorated("bad")) == ("hello", REFUSAL)
+
+
+@pytest.mark.parametrize(
+    "fn", [Client(), Client().__call__, functools.partial(Client.__call__, Client())]
+)
+def test_whatever_is_asynchronous_when_called_is_awaited(fn):
+    wrapped = guarded(fn, guard=WordGuard())
+    assert inspect.iscoroutinefunction(wrapped)
+    assert asyncio.run(wrapped("bad")) == REFUSAL
+
+
+@pytest.mark.parametrize(
+    ("fn", "wanted", "words"),
+    [
+        (lambda messages, prompt: 0, None, "messages and prompt could all be"),
+        (lambda: 0, None, "nothing to check"),
+        (lambda **kwargs: 0, None, "nothing to check"),
+        (lambda self: 0, None, "nothing to check"),
+        (lambda a: 0, "b", "no parameter 'b'"),
+        (3, None, "cannot be called"),
+        (iter, None, "does not tell its parameters|nothing to check"),
+    ],
+)
+def test_what_cannot_be_checked_is_an_error_at_decoration(fn, wanted, words):
+    with pytest.raises(ConfigurationError, match=words):
+        guarded(fn, guard=WordGuard(), messages=wanted)
+
+
+def test_a_call_without_the_named_keyword_is_an_error_and_nothing_is_sent():
+    with pytest.raises(ConfigurationError, match="no argument 'messages'"):
+        guarded(_anything, guard=WordGuard(), messages="messages")(prompt="hello")
+
+
+def test_on_flag_and_fallback_contradict_each_other():
+    with pytest.raises(ConfigurationError, match="give one"):
+        guarded(_anything, guard=WordGuard(), on_flag="raise", fallback=print)
+
+
+def test_a_policy_of_its_own_replaces_the_guards():
+    guard = WordGuard(Policy(mode="shadow"))
+    strict = Policy(refusal_message="No.")
+    assert guarded(Forms.function(_echo), guard=guard, policy=strict)("bad") == "No."
+
+
+@pytest.mark.parametrize("wanted", [None, lambda bound: bound.arguments["messages"]])
+def test_a_message_that_changes_during_the_check_is_sent_as_it_was_checked(wanted):
+    guard = WordGuard()
+    guard.may_answer.clear()
+    image = Image.new("RGB", (2, 2), "white")
+    chat = [{"role": "user", "content": [{"type": "image", "image": image}]}]
+    fn = guarded(Forms.function(_echo), guard=guard, messages=wanted)
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(fn, chat)
+        assert guard.asked.wait(5)
+        chat[0]["content"].append({"type": "text", "text": "bad"})
+        chat.append({"role": "user", "content": "bad"})
+        image.paste("black", (0, 0, 2, 2))
+        guard.may_answer.set()
+        _, sent = pending.result(5)
+    assert [len(message["content"]) for message in sent] == [1]
+    assert sent[0]["content"][0]["image"].getpixel((0, 0)) == (255, 255, 255)
+    assert sent == guard.seen[0]
+
+
+# --- generators and cancellation ------------------------------------------------------------------
+
+
+def test_a_generator_is_checked_at_its_first_step_only():
+    guard = WordGuard()
+    chunks = guarded(Forms.generator(_echo), guard=guard)("hello")
+    assert guard.seen == []
+    next(chunks)
+    assert len(list(chunks)) == 0
+    assert guard.seen == ["hello"]
+
+
+def test_closing_a_generator_closes_the_one_inside():
+    closed = []
+
+    def fn(prompt):
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(prompt)
+
+    chunks = guarded(fn, guard=WordGuard())("hello")
+    next(chunks)
+    chunks.close()
+    assert closed == ["hello"]
+
+
+def test_sending_into_a_generator_and_its_return_value_go_through():
+    def fn(prompt):
+        got = yield prompt
+        return got
+
+    def outer():
+        return (yield from guarded(fn, guard=WordGuard())("hello"))
+
+    chunks = outer()
+    assert next(chunks) == "hello"
+    with pytest.raises(StopIteration) as stopped:
+        chunks.send("back")
+    assert stopped.value.value == "back"
+
+
+def test_closing_an_asynchronous_generator_closes_the_one_inside():
+    closed = []
+
+    async def fn(prompt):
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(prompt)
+
+    async def run():
+        chunks = guarded(fn, guard=WordGuard())("hello")
+        await anext(chunks)
+        await chunks.aclose()
+
+    asyncio.run(run())
+    assert closed == ["hello"]
+
+
+async def _later(verdict, messages, extra):
+    return ["a", "b"]
+
+
+async def _chunks(verdict, messages, extra):
+    yield "a"
+    yield "b"
+
+
+@pytest.mark.parametrize("fallback", [_later, _chunks, lambda *_: iter("ab")])
+def test_an_asynchronous_generators_fallback_may_be_any_source_of_chunks(fallback):
+    fn = guarded(Forms.async_generator(_echo), guard=WordGuard(), fallback=fallback)
+    assert Forms.run(fn, "bad") == ["a", "b"]
+
+
+def test_a_coroutines_fallback_may_be_asynchronous():
+    fn = guarded(Forms.coroutine(_echo), guard=WordGuard(), fallback=_later)
+    assert Forms.run(fn, "bad") == [["a", "b"]]
+
+
+def test_cancelling_during_the_check_sends_nothing():
+    made = []
+
+    class Slow(WordGuard):
+        async def acheck(self, value):
+            await asyncio.sleep(60)
+
+    async def run():
+        task = asyncio.create_task(guarded(Forms.coroutine(made.append), guard=Slow())("hello"))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert made == []
+
+
+# --- the last verdict -----------------------------------------------------------------------------
+
+
+def test_the_verdict_is_there_inside_and_after_the_call():
+    inside = []
+    fn = guarded(
+        lambda prompt: inside.append(last_verdict()), guard=WordGuard(), on_flag="annotate"
+    )
+    fn("bad")
+    assert inside[0].action is Action.FLAG
+    assert last_verdict() is inside[0]
+
+
+def test_a_failed_check_leaves_no_older_verdict_behind():
+    guard = WordGuard()
+    fn = guarded(Forms.function(_echo), guard=guard)
+    fn("hello")
+    guard.policy = None
+    with pytest.raises(AttributeError):
+        fn("hello")
+    assert last_verdict() is None
+
+
+def test_concurrent_tasks_see_their_own_verdicts():
+    fn = guarded(Forms.coroutine(_echo), guard=WordGuard())
+
+    async def one(word):
+        await fn(word)
+        await asyncio.sleep(0.001)
+        return last_verdict().would_be
+
+    async def run():
+        return await asyncio.gather(*(one(word) for word in ["bad", "fine"] * 20))
+
+    assert asyncio.run(run()) == [Action.FLAG, Action.PASS] * 20
+
+
+def test_concurrent_threads_see_their_own_verdicts():
+    fn = guarded(Forms.function(_echo), guard=WordGuard())
+    together = threading.Barrier(2, timeout=5)
+
+    def one(word):
+        together.wait()
+        fn(word)
+        together.wait()
+        return last_verdict().would_be
+
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(one, ["bad", "fine"])] == [Action.FLAG, Action.PASS]
+
+
+# --- with a real guard ----------------------------------------------------------------------------
+
+
+def test_a_real_guards_verdict_decides_and_is_audited_once_per_call(tiny_of):
+    tiny = tiny_of("llava")
+    lines = []
+    artefact = tiny_artefact(tiny.model, tiny.processor, tau_steer=-1e6, tau_flag=1e6)
+    with Guard((tiny.model, tiny.processor), artefact, audit=lambda v, _: lines.append(v)) as guard:
+        fn = guarded(Forms.function(_echo), guard=guard)
+        assert fn("hello") == ("sent", f"{CAUTION}\n\nhello")
+        assert lines == [last_verdict()]
+        strict = guarded(Forms.coroutine(_echo), guard=guard, policy=Policy(unsteerable="flag"))
+        assert Forms.run(strict, "hello") == [REFUSAL]
