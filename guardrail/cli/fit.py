@@ -31,6 +31,9 @@ def fit(
     steer_rate: o.SteerRate = 0.05,
     flag_rate: o.FlagRate = 0.01,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward pass.")] = 16,
+    per_kind: Annotated[
+        int, typer.Option(min=0, help="Prompts of each kind to fit on; 0 reads all.")
+    ] = 128,
     work_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Keep finished stages; resumes a fit."),
@@ -63,6 +66,7 @@ def fit(
                 steer_rate=steer_rate,
                 flag_rate=flag_rate,
                 batch_size=batch_size,
+                per_kind=per_kind or None,
                 work_dir=work_dir,
                 progress=report,
             )

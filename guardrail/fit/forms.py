@@ -35,13 +35,27 @@ class Sample:
     request: Request
 
 
-def plain(contrast: ContrastSet) -> list[Sample]:
-    """The prompts as they stand; no decision needs the unsafe ones of the calibration split."""
+def plain(contrast: ContrastSet, per_kind: int | None = None) -> list[Sample]:
+    """The prompts as they stand, at most `per_kind` of a kind in the fit split, half in the next.
+
+    All benign prompts of the calibration split are kept, as thresholds need them; its unsafe ones
+    are left out, as no decision does.
+    """
+    limits = {"fit": per_kind, "select": per_kind and -(-per_kind // 2), "calibrate": None}
     return [
-        Sample(i, "plain", text_request(p.text))
-        for i, p in enumerate(contrast.prompts)
-        if p.label == "safe" or p.split != "calibrate"
+        Sample(i, "plain", text_request(contrast.prompts[i].text))
+        for (split, kind), group in _groups(contrast).items()
+        if (split, kind) != ("calibrate", "unsafe")
+        for i in spread(group, limits[split])
     ]
+
+
+def _groups(contrast: ContrastSet) -> dict[tuple[Split, str], list[int]]:
+    """Places of the prompts of each split and kind."""
+    groups: dict[tuple[Split, str], list[int]] = {}
+    for i, prompt in enumerate(contrast.prompts):
+        groups.setdefault((prompt.in_split, prompt.kind), []).append(i)
+    return dict(sorted(groups.items()))
 
 
 def formed(
@@ -59,10 +73,8 @@ def formed(
     a prompt is drawn at random, the same at every call.
     """
     rng = random.Random(0)
-    groups: dict[tuple[Split, str], list[int]] = {}
-    for i, prompt in enumerate(contrast.prompts):
-        groups.setdefault((prompt.in_split, prompt.kind), []).append(i)
-    chosen = [i for (split, _), g in sorted(groups.items()) for i in spread(g, limits[split])]
+    groups = _groups(contrast)
+    chosen = [i for (split, _), group in groups.items() for i in spread(group, limits[split])]
     samples = []
     for i in chosen:
         prompt = contrast.prompts[i]
@@ -74,8 +86,8 @@ def formed(
     return samples
 
 
-def spread(items: Sequence[int], limit: int) -> list[int]:
+def spread(items: Sequence[int], limit: int | None) -> list[int]:
     """At most `limit` of the items, evenly spaced."""
-    if len(items) <= limit:
+    if limit is None or len(items) <= limit:
         return list(items)
     return [items[k * len(items) // limit] for k in range(limit)]

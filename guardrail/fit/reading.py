@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # How many prompts of each kind a split gives to the two forms beside the plain one. Pictures cost
 # most and are needed most where the thresholds of pictures come from.
-CARRIED = {"fit": 90, "select": 24, "calibrate": 34}
+CARRIED = {"fit": 72, "select": 24, "calibrate": 0}
 PICTURED = {"fit": 0, "select": 8, "calibrate": 34}
 PICTURES = 8
 
@@ -51,9 +51,11 @@ class Readings:
         return [s.layer for s in self.layers if s.usable]
 
 
-def read_all(collect: Collector, contrast: ContrastSet, rates: Rates) -> Readings:
-    """Ask the model everything: all prompts bare, some in the two other forms, and the offsets."""
-    bare = plain(contrast)
+def read_all(
+    collect: Collector, contrast: ContrastSet, rates: Rates, per_kind: int | None
+) -> Readings:
+    """Ask the model everything: the prompts bare, some in the two other forms, and the offsets."""
+    bare = plain(contrast, per_kind)
     residuals = collect([s.request for s in bare], "contrast prompts")
     carried = formed(contrast, "carried", limits=CARRIED)
     forms = {
@@ -69,7 +71,7 @@ def read_all(collect: Collector, contrast: ContrastSet, rates: Rates) -> Reading
     base = forms["plain"]
     directions = difference_of_means(base.rows("fit", is_unsafe), base.rows("fit", is_safe))
     row = {sample.index: place for place, sample in enumerate(bare)}
-    pairs = [(row[i], row[j]) for i, j in contrast.pairs("select")]
+    pairs = [(row[i], row[j]) for i, j in contrast.pairs("select") if i in row and j in row]
     differences = [residuals[i] - residuals[j] for i, j in pairs]
     scores = layer_scores(
         directions,

@@ -35,6 +35,7 @@ def fit(
     flag_rate: float = 0.01,
     refusal_prefixes: Sequence[str] | None = None,
     batch_size: int = 16,
+    per_kind: int | None = 128,
     work_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Artefact:
@@ -48,6 +49,8 @@ def fit(
         flag_rate: target share of benign inputs that are flagged.
         refusal_prefixes: how this model begins a refusal; None uses common English ones.
         batch_size: prompts in one forward pass.
+        per_kind: prompts of each kind that the directions are fitted on (half as many select
+            among them); None reads all. More is better, and slower.
         work_dir: keep residuals there as they are read, so that an interrupted fit resumes.
         progress: called with a stage's name, what is done of it, and its total.
 
@@ -72,7 +75,7 @@ def fit(
         key=identity.model_dump_json(),
         progress=progress,
     )
-    readings = read_all(collect, contrast, rates)
+    readings = read_all(collect, contrast, rates, per_kind)
     candidates = compare(readings.forms, readout_layers(len(readings.layers), readings.usable))
     chosen = choose(candidates)
     calibrated = _calibrations(readings, chosen.readout, rates)

@@ -93,10 +93,6 @@ def _gated(readings: Readings, readout: LinearReadout, text: Calibration) -> Ste
         for sample, score in zip(benign, scores, strict=True)
         if gate.steer < score <= gate.flag
     ]
-    unsafe = [
-        sample.request
-        for split in ("select", "calibrate")
-        for sample in carried.samples_of(split, is_unsafe)
-    ]
+    unsafe = [sample.request for sample in carried.samples_of("select", is_unsafe)]
     chosen = [unsafe[i] for i in spread(range(len(unsafe)), STEERED_PROMPTS)]
     return SteeringData(chosen, opened, len(benign))
