@@ -121,6 +121,8 @@ def main(
     with Guard(loaded, artefact) as guard:
         rows = compare(guard, inputs, new_tokens=24)
         show(rows)
+        for warning in artefact.header.warnings:
+            console.print(f"note: {warning}")
         picture = draw(rows, artefact, out / "demo.png")
         console.print(f"picture: {picture}")
     summary = "; ".join(f"{name} {rate}" for name, rate in rates(rows).items())

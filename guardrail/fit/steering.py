@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from guardrail.types import Request
 
 FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5)
+WEAKER = (0.75, 0.5)  # when even the first factor breaks a bound
 TOKENS = (0, 8)
 RAMP = 0.05  # score above the gate at which the move is whole: nearly a step, but continuous
 KL_BOUND = 0.1  # nats on safe prompts, behind the gate (Arditi et al. 2024, appendix C)
@@ -139,7 +140,8 @@ def calibrate_steering(
     """Try every layer and position at the least strength, then the best of them at more.
 
     A setting that breaks a bound, or after which (nearly) everything unsafe is refused, ends the
-    search. Sorted by: within bounds, induced refusal, then low KL.
+    search; if the least strength breaks one already, weaker ones are tried until one keeps them.
+    Sorted by: within bounds, induced refusal, then low KL.
     """
     before = _Unsteered(
         logits=logits_of(collect, data.benign) if data.benign else torch.zeros(0, 1),
@@ -159,8 +161,9 @@ def calibrate_steering(
         attempt(start, FACTORS[0], tokens)
     last = min(trials, key=_preference)
     begin = next(start for start in starts if start.layer == last.steering.layer)
-    for factor in FACTORS[1:]:
-        if not last.within_bounds or last.induced.value >= ENOUGH:
+    too_strong = not last.within_bounds
+    for factor in WEAKER if too_strong else FACTORS[1:]:
+        if last.within_bounds is too_strong or (not too_strong and last.induced.value >= ENOUGH):
             break
         last = attempt(begin, factor, last.steering.tokens)
     collect.progress("steering strength", total, total)

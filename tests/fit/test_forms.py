@@ -39,9 +39,23 @@ def test_plain_requests_are_the_prompts_that_some_decision_needs(contrast: Contr
         for i, p in enumerate(contrast.prompts)
         if (p.split, p.label) != ("calibrate", "unsafe")  # thresholds come from safe ones
     ]
-    assert [s.index for s in samples] == needed
-    assert [words(s) for s in samples] == [contrast.prompts[i].text for i in needed]
+    assert sorted(s.index for s in samples) == needed
+    assert all(words(s) == contrast.prompts[s.index].text for s in samples)
     assert {s.form for s in samples} == {"plain"}
+
+
+def test_a_limit_thins_fit_and_select_but_never_what_thresholds_need(
+    contrast: ContrastSet,
+) -> None:
+    every, some = plain(contrast), plain(contrast, 4)
+
+    def count(samples: list[Sample], split: str) -> Counter[str]:
+        chosen = [contrast.prompts[s.index] for s in samples]
+        return Counter(p.kind for p in chosen if p.split == split)
+
+    assert set(count(some, "fit").values()) == {4}
+    assert set(count(some, "select").values()) == {2}
+    assert count(some, "calibrate") == count(every, "calibrate")
 
 
 def test_every_kind_of_a_split_gives_its_limit_or_all_it_has(contrast: ContrastSet) -> None:

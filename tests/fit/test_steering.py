@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,13 @@ def test_benign_prompts_the_gate_leaves_alone_count_in_the_bounds(
 ) -> None:
     collect, edit = towards_refusal
     few, many = (
-        calibrate_steering(collect, SteeringData(UNSAFE, BENIGN, n), [edit], PREFIXES)[0]
+        next(
+            trial
+            for trial in calibrate_steering(
+                collect, SteeringData(UNSAFE, BENIGN, n), [edit], PREFIXES
+            )
+            if (trial.factor, trial.steering.tokens) == (FACTORS[0], 0)
+        )
         for n in (3, 1000)
     )
     detector = module.Unconditional(few.steering)
@@ -173,7 +180,7 @@ def test_raising_stops_where_a_bound_breaks(
     collect, edit = towards_refusal
     data = SteeringData(UNSAFE, BENIGN, 3)
     trials = calibrate_steering(collect, data, [edit], ["nothing of the kind"])
-    assert {t.factor for t in trials} == {FACTORS[0]}
+    assert {t.factor for t in trials} == {FACTORS[0], *module.WEAKER}
     assert all(t.kl > KL_BOUND for t in trials)
 
 
@@ -207,3 +214,21 @@ def test_an_edit_is_chosen_only_if_it_does_something_within_its_bounds(
     trials: list[Trial], chosen: int | None
 ) -> None:
     assert SteeringFound({}, trials).chosen is (None if chosen is None else trials[chosen])
+
+
+def test_weaker_edits_are_tried_when_the_first_breaks_a_bound(
+    towards_refusal: tuple[Collector, Steering], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collect, edit = towards_refusal
+
+    def trial_at(*args: Any) -> Trial:
+        steering, factor = args[2], args[3]
+        return dataclasses.replace(
+            trial(10, kl=module.KL_BOUND * 1.6 * factor, steering=steering), factor=factor
+        )
+
+    monkeypatch.setattr(module, "_try", trial_at)
+    trials = calibrate_steering(collect, SteeringData([text_request("a")], [], 50), [edit], ("x",))
+    assert trials[0].factor == 0.5  # 1 and 0.75 are too strong
+    assert trials[0].within_bounds
+    assert max(t.factor for t in trials) == 1.0
