@@ -28,7 +28,7 @@ sys.path.insert(0, str(HERE / "tiny_vlm"))
 from render import plain_picture, render
 
 # Shares of benign calibration prompts, two thirds of which are hard look-alikes.
-STEER_RATE, FLAG_RATE = 0.20, 0.05
+STEER_RATE, FLAG_RATE = 0.10, 0.05
 console = Console(width=150)
 
 

@@ -32,32 +32,54 @@ class LinearReadout:
         return scores
 
 
-def readout(name: str, layers: Sequence[int], unsafe: Tensor, safe: Tensor) -> LinearReadout | None:
-    """Estimator `name` at `layers`, from residuals (n, L, d_model); None where it is degenerate."""
-    made = [_one(ESTIMATORS[name], unsafe[:, i], safe[:, i]) for i in layers]
-    rows = [row for row in made if row is not None]
-    if len(rows) < len(made):
+def readout(
+    name: str, layer: int, unsafe: Sequence[Tensor], safe: Sequence[Tensor]
+) -> LinearReadout | None:
+    """Estimator `name` at one layer; None where it is degenerate.
+
+    Args:
+        name: a key of `ESTIMATORS`.
+        layer: which layer of the residuals.
+        unsafe: residuals of each form of prompts, (n, L, d_model); forms weigh the same, however
+            many prompts they have.
+        safe: the same forms, (m, L, d_model).
+    """
+    high, low = ([form[:, layer].double() for form in part] for part in (unsafe, safe))
+    weight = ESTIMATORS[name](high, low)
+    norm = weight.norm()
+    if not bool(torch.isfinite(norm) & (norm > 0)):
         return None
-    weight, zero, gap = (torch.stack(part) for part in zip(*rows, strict=True))
-    return LinearReadout(name, tuple(layers), weight.float(), zero, gap)
+    weight = (weight / norm).float().double()  # as stored
+    zero, gap = weight @ _centre(low), weight @ (_centre(high) - _centre(low))
+    if not bool(gap > 0):
+        return None
+    return LinearReadout(name, (layer,), weight[None].float(), zero[None], gap[None])
 
 
-def mean_difference(unsafe: Tensor, safe: Tensor) -> Tensor:
-    """Difference of means at one layer, (n, d) and (m, d) float64 -> (d,)."""
-    difference: Tensor = unsafe.mean(0) - safe.mean(0)
-    return difference
+def averaged(readouts: Sequence[LinearReadout]) -> LinearReadout:
+    """The mean score of several layers, ascending."""
+    parts = sorted(readouts, key=lambda r: r.layers)
+    return LinearReadout(
+        parts[0].estimator,
+        tuple(layer for part in parts for layer in part.layers),
+        torch.cat([part.weight for part in parts]),
+        torch.cat([part.zero for part in parts]),
+        torch.cat([part.gap for part in parts]),
+    )
 
 
-def shrinkage_lda(unsafe: Tensor, safe: Tensor) -> Tensor:
+def mean_difference(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
+    """Difference of means at one layer, forms of (n, d) and (m, d) float64 -> (d,)."""
+    return _centre(unsafe) - _centre(safe)
+
+
+def shrinkage_lda(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
     """Within-class covariance, shrunk (Ledoit and Wolf 2004), solved for the difference of means.
 
-    (n, d) and (m, d) float64 -> (d,). The classes weigh the same, however many prompts they have.
+    Forms of (n, d) and (m, d) float64 -> (d,). Classes and forms weigh the same, however many
+    prompts they have; how a class moves between forms counts as variation within it.
     """
-    from sklearn.covariance import ledoit_wolf
-
-    centred = [(part - part.mean(0)).numpy() for part in (unsafe, safe)]
-    covariances = [torch.from_numpy(ledoit_wolf(part, assume_centered=True)[0]) for part in centred]
-    pooled = (covariances[0] + covariances[1]) / 2
+    pooled = (_covariance(unsafe) + _covariance(safe)) / 2
     solved: Tensor = torch.linalg.solve(pooled, mean_difference(unsafe, safe))
     return solved
 
@@ -65,15 +87,16 @@ def shrinkage_lda(unsafe: Tensor, safe: Tensor) -> Tensor:
 ESTIMATORS = {"difference of means": mean_difference, "shrinkage LDA": shrinkage_lda}
 
 
-def _one(estimate: object, unsafe: Tensor, safe: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    high, low = unsafe.double(), safe.double()
-    weight: Tensor = estimate(high, low)  # type: ignore[operator]
-    norm = weight.norm()
-    if not bool(torch.isfinite(norm) & (norm > 0)):
-        return None
-    weight = (weight / norm).float().double()  # as stored
-    zero, gap = weight @ low.mean(0), weight @ (high.mean(0) - low.mean(0))
-    return (weight, zero, gap) if bool(gap > 0) else None
+def _centre(forms: Sequence[Tensor]) -> Tensor:
+    return torch.stack([form.mean(0) for form in forms]).mean(0)
+
+
+def _covariance(forms: Sequence[Tensor]) -> Tensor:
+    from sklearn.covariance import ledoit_wolf
+
+    centre = _centre(forms)
+    found = [ledoit_wolf((form - centre).numpy(), assume_centered=True)[0] for form in forms]
+    return torch.stack([torch.from_numpy(one) for one in found]).mean(0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from guardrail.errors import NoUsableDirectionError
-from guardrail.fit.estimators import ESTIMATORS, LinearReadout, Separation, readout, separation
+from guardrail.fit.estimators import (
+    ESTIMATORS,
+    LinearReadout,
+    Separation,
+    averaged,
+    readout,
+    separation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
 
 MINIMUM_AUROC = 0.80
 MARGIN = 0.005  # a more elaborate readout must beat a simpler one by this much
-MOST_LAYERS = 4
+MOST_LAYERS = 8
 # Shares of the layers: readouts lie in the first range, and the edit between them and the end.
 FIRST_DEPTH, READ_DEPTH, LAST_DEPTH = 0.3, 0.75, 0.8
 
@@ -83,21 +90,18 @@ def is_safe(kind: str) -> bool:
 def compare(forms: dict[str, FormResiduals], layers: Sequence[int]) -> list[Candidate]:
     """Every estimator at every layer, and averages over each estimator's best layers.
 
-    All forms are pooled for fitting, so that the change of form counts as variation within a
-    class. Best first.
+    All forms serve the fit, so that the change of form counts as variation within a class. Best
+    first.
     """
-    unsafe, safe = _pooled(forms, is_unsafe), _pooled(forms, is_safe)
+    unsafe, safe = _fitted_on(forms, is_unsafe), _fitted_on(forms, is_safe)
     found: list[Candidate] = []
     for name in ESTIMATORS:
-        single = [
-            _scored(made, forms) for i in layers if (made := readout(name, [i], unsafe, safe))
-        ]
+        made = [readout(name, i, unsafe, safe) for i in layers]
+        single = [_scored(one, forms) for one in made if one is not None]
         single.sort(key=lambda c: -c.auroc)
         found += single
         for count in range(2, min(MOST_LAYERS, len(single)) + 1):
-            best = sorted(c.readout.layers[0] for c in single[:count])
-            made = readout(name, best, unsafe, safe)
-            found += [_scored(made, forms)] if made else []
+            found.append(_scored(averaged([c.readout for c in single[:count]]), forms))
     return sorted(found, key=lambda c: -c.auroc)
 
 
@@ -137,9 +141,9 @@ def readout_layers(layer_count: int, usable: Sequence[int]) -> list[int]:
     return [i for i in usable if low <= i < high] or list(usable)
 
 
-def _pooled(forms: dict[str, FormResiduals], keep: Callable[[str], bool]) -> Tensor:
+def _fitted_on(forms: dict[str, FormResiduals], keep: Callable[[str], bool]) -> list[Tensor]:
     rows = [form.rows("fit", keep) for form in forms.values()]
-    return torch.cat([part for part in rows if len(part)])
+    return [part for part in rows if len(part)]
 
 
 def _scored(made: LinearReadout, forms: dict[str, FormResiduals]) -> Candidate:

@@ -9,7 +9,14 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
-from guardrail.fit.estimators import ESTIMATORS, readout, separation, shrinkage_lda
+from guardrail.fit.estimators import (
+    ESTIMATORS,
+    LinearReadout,
+    averaged,
+    readout,
+    separation,
+    shrinkage_lda,
+)
 from guardrail.metrics import auroc
 
 LAYERS, WIDTH = 3, 12
@@ -20,11 +27,18 @@ def draw(n: int, *, seed: int, shift: float = 0.0) -> torch.Tensor:
     return shift + torch.randn(n, LAYERS, WIDTH, generator=generator)
 
 
+def fitted(name: str, layers: list[int], unsafe: torch.Tensor, safe: torch.Tensor) -> LinearReadout:
+    """One form of prompts, the layers averaged."""
+    made = [readout(name, layer, [unsafe], [safe]) for layer in layers]
+    assert all(made)
+    return averaged([one for one in made if one])
+
+
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 @pytest.mark.parametrize("layers", [[1], [0, 2]])
 def test_centroids_score_zero_and_one(name: str, layers: list[int]) -> None:
     unsafe, safe = draw(30, seed=0, shift=0.5), draw(40, seed=1)
-    made = readout(name, layers, unsafe, safe)
+    made = fitted(name, layers, unsafe, safe)
     centroids = torch.stack([safe.double().mean(0), unsafe.double().mean(0)])
     assert made.scores(centroids).tolist() == pytest.approx([0.0, 1.0], abs=1e-9)
     assert made.scores(safe).mean() == pytest.approx(0.0, abs=1e-6)
@@ -34,7 +48,7 @@ def test_centroids_score_zero_and_one(name: str, layers: list[int]) -> None:
 
 def test_an_offset_is_taken_off_each_layers_projection() -> None:
     unsafe, safe = draw(30, seed=0, shift=0.5), draw(40, seed=1)
-    made = readout("difference of means", [0, 2], unsafe, safe)
+    made = fitted("difference of means", [0, 2], unsafe, safe)
     shift = torch.randn(LAYERS, WIDTH, generator=torch.Generator().manual_seed(2))
     along = (shift[[0, 2]].double() * made.weight.double()).sum(-1)
     torch.testing.assert_close(
@@ -51,13 +65,13 @@ def test_shrinkage_lda_solves_the_mean_of_the_shrunk_class_covariances() -> None
     expected = np.linalg.solve(
         (parts[0] + parts[1]) / 2, unsafe.numpy().mean(0) - safe.numpy().mean(0)
     )
-    np.testing.assert_allclose(shrinkage_lda(unsafe, safe).numpy(), expected, rtol=1e-8)
+    np.testing.assert_allclose(shrinkage_lda([unsafe], [safe]).numpy(), expected, rtol=1e-8)
 
 
 def test_the_number_of_prompts_of_a_class_does_not_weigh_its_covariance() -> None:
     unsafe, safe = (draw(400, seed=s, shift=s / 10)[:, 0].double() for s in (4, 0))
     safe *= torch.linspace(0.2, 5, WIDTH)  # another covariance than the unsafe one's
-    once, thrice = (shrinkage_lda(unsafe, part) for part in (safe, safe.repeat(3, 1)))
+    once, thrice = (shrinkage_lda([unsafe], [part]) for part in (safe, safe.repeat(3, 1)))
     cosine = torch.nn.functional.cosine_similarity(once, thrice, dim=0)
     assert cosine > 0.998  # only the shrinkage itself depends on n
 
@@ -76,7 +90,7 @@ def test_lda_reads_past_correlated_noise() -> None:
     fit, held_out = ((sample(300, seed, True), sample(300, seed + 1, False)) for seed in (10, 20))
     means, lda = (
         auroc(*(made.scores(part).tolist() for part in held_out))
-        for made in (readout(name, [0], *fit) for name in ESTIMATORS)
+        for made in (fitted(name, [0], *fit) for name in ESTIMATORS)
     )
     assert means < 0.7
     assert lda > 0.85
@@ -85,17 +99,29 @@ def test_lda_reads_past_correlated_noise() -> None:
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 def test_a_layer_without_a_difference_has_no_readout(name: str) -> None:
     same = draw(20, seed=0)
-    assert readout(name, [0], same, same) is None
+    assert readout(name, 0, [same], [same]) is None
     other = same.clone()
     other[:, 2] += 1
-    assert readout(name, [2], other, same) is not None
-    assert readout(name, [0, 2], other, same) is None
+    assert readout(name, 2, [other], [same]) is not None
+
+
+def test_forms_weigh_the_same_however_many_prompts_they_have() -> None:
+    few = [draw(12, seed=5, shift=1), draw(12, seed=6)]
+    many = [draw(300, seed=7, shift=2), draw(300, seed=8)]
+    for name in ESTIMATORS:
+        made = readout(name, 0, [few[0], many[0]], [few[1], many[1]])
+        assert made is not None
+        middle = [
+            (a.double().mean(0) + b.double().mean(0)) / 2 for a, b in zip(few, many, strict=True)
+        ]
+        unsafe, safe = middle
+        assert made.scores(torch.stack([safe, unsafe])).tolist() == pytest.approx([0, 1], abs=1e-9)
 
 
 def test_a_layer_that_overflows_has_no_readout() -> None:
     unsafe, safe = draw(20, seed=0, shift=1), draw(20, seed=1)
     unsafe[0, 1, 0] = math.nan
-    assert readout("difference of means", [1], unsafe, safe) is None
+    assert readout("difference of means", 1, [unsafe], [safe]) is None
 
 
 def test_separation_weighs_every_kind_of_safe_prompt_the_same() -> None:

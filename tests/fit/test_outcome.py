@@ -59,7 +59,7 @@ def outcome_of(llama_loaded: LoadedModel) -> Callable[..., Outcome]:
             high[0, bad_layer, 0] = math.inf
         directions = difference_of_means(high, safe)
         chosen = Candidate(
-            readout("difference of means", [1], high, safe), {"plain": Separation({"near": 0.9})}
+            readout("difference of means", 1, [high], [safe]), {"plain": Separation({"near": 0.9})}
         )
         edit = steering_at(directions, 1, high)
         trials = [
