@@ -20,7 +20,9 @@ from rich.table import Table
 
 from guardrail import Artefact, Guard
 from guardrail.errors import ArtefactError
+from guardrail.fit.dataset import load_contrast
 from guardrail.fit.run import fit
+from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import LoadedModel, load_model
 
 HERE = Path(__file__).parent
@@ -49,17 +51,26 @@ def item(seed: int, *, text: str, label: str, show: str) -> Item:
     return Item(text=text or f"({show})", label=label, source=show, prompt=prompt, image=image)
 
 
+def fits(artefact: Artefact, loaded: LoadedModel) -> bool:
+    """Whether an artefact is what a fit of this model would be made from today."""
+    header = artefact.header
+    targets = {(c.targets.steer, c.targets.flag) for c in header.calibration.values()}
+    return (
+        not header.fingerprint.differences(fingerprint(loaded))
+        and header.data["digest"] == load_contrast().digest
+        and targets == {(STEER_RATE, FLAG_RATE)}
+    )
+
+
 def artefact_for(loaded: LoadedModel, path: Path, work_dir: Path) -> Artefact:
     """The artefact of an earlier run if it still fits this model, else a new one."""
-    from guardrail.model.fingerprint import fingerprint
-
     if path.exists():
         try:
             found = Artefact.load(path)
-            if not found.header.fingerprint.differences(fingerprint(loaded)):
+            if fits(found, loaded):
                 console.print(f"reusing {path} ({found.artefact_id})")
                 return found
-            console.print(f"{path} was fitted on another model; fitting again")
+            console.print(f"{path} is of another model, data set or target; fitting again")
         except ArtefactError as error:
             console.print(f"{error}; fitting again")
     started = time.monotonic()

@@ -71,13 +71,16 @@ class Readout(_Frozen):
 
 
 class Steering(_Frozen):
-    """How a request is steered; `gate` None means from the steering threshold on."""
+    """How a request is steered, from the steering threshold on.
+
+    `induced_refusal` is of held-out unsafe prompts, all of them steered; `false_refusal` and `kl`
+    are means over all benign prompts of the calibration split, steered only where the gate opens.
+    """
 
     layer: int = Field(ge=0)
     gain: float = Field(ge=0)
     a_max: float = Field(ge=0)
     region_max: float
-    gate: float | None = None
     steer_tokens: int = Field(default=0, ge=0)
     kl: float | None = None
     induced_refusal: Rate | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from guardrail.decide.gate import action_for
 from guardrail.decide.projection import projections, refusal_scores, wide
 from guardrail.decide.trust_region import bounded_strength
-from guardrail.errors import ConfigurationError
+from guardrail.errors import ConfigurationError, DetectorError
 from guardrail.types import Action, Modality, Verdict
 
 if TYPE_CHECKING:
@@ -74,14 +74,17 @@ class Steering:
     def edits(
         self, scores: Tensor, residual: Tensor, gates: Tensor, kinds: Sequence[str]
     ) -> Tensor:
-        """(rows, d_model) at the steering layer -> what to add, (rows, d_model) float32."""
+        """(rows, d_model) at the steering layer -> what to add, (rows, d_model) float32.
+
+        Not finite where the residual or the score is not; zero beyond the trust region.
+        """
         offset = torch.tensor([self.offsets[kind] for kind in kinds], dtype=torch.float64)
         read = projections(residual[:, None], self.direction[None])[:, 0].cpu().double()
         local = (read - offset - self.zero) / self.gap
         move = bounded_strength(
             scores, local, gate=gates, gain=self.gain, a_max=self.a_max, region_max=self.region_max
         )
-        away = torch.nan_to_num(move * self.gap, nan=0.0, posinf=0.0)
+        away = move * self.gap
         direction = wide(self.direction.to(residual.device))
         edit: Tensor = (away.to(residual.device, direction.dtype)[:, None] * direction).float()
         return edit
@@ -190,6 +193,7 @@ class Detector:
 
         Raises:
             ConfigurationError: the artefact only detects.
+            DetectorError: a row to be steered has no finite residual here.
         """
         if self.steering is None:
             raise ConfigurationError("this artefact has no steering layer; it only detects")
@@ -198,7 +202,9 @@ class Detector:
         )
         edits = self.steering.edits(decision.scores, residual, gates, kinds)
         steered = torch.tensor([action is Action.STEER for action in decision.actions])
-        chosen: Tensor = edits * steered.to(edits.device)[:, None]
+        chosen = torch.where(steered.to(edits.device)[:, None], edits, 0.0)
+        if not bool(chosen.isfinite().all()):
+            raise DetectorError("a row to be steered has no finite residual at the steering layer")
         return chosen
 
     def verdict(self, decision: Decision, row: int, kind: str, strength: float = 0.0) -> Verdict:

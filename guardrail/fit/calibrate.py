@@ -8,8 +8,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from guardrail.artefact.header import Calibration, Rates
-from guardrail.errors import CalibrationError, ConfigurationError
+from guardrail.errors import ArtefactMismatchError, CalibrationError, ConfigurationError
 from guardrail.metrics import Rate, conformal_threshold
+from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds
 
 if TYPE_CHECKING:
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
     from guardrail.types import Modality
 
 log = logging.getLogger(__name__)
+
+
+def target_rates(steer_rate: float, flag_rate: float) -> Rates:
+    """The two targets, checked.
+
+    Raises:
+        ConfigurationError: they are no shares, or the wrong way round.
+    """
+    if not 0 < flag_rate <= steer_rate < 1:
+        raise ConfigurationError(
+            f"steer_rate ({steer_rate}) includes what is flagged, so it must be at least "
+            f"flag_rate ({flag_rate}), and both are shares between 0 and 1"
+        )
+    return Rates(steer=steer_rate, flag=flag_rate)
 
 
 def calibration(scores: Sequence[float], rates: Rates, *, source: str) -> Calibration:
@@ -64,16 +79,16 @@ def calibrate(
     warning says so. Requests are scored in chunks, so `values` may be a long stream.
 
     Raises:
-        ConfigurationError: the rates are the wrong way round.
+        ConfigurationError: the rates are no shares, or the wrong way round.
+        ArtefactMismatchError: the guard runs on another model than its artefact was fitted on, so
+            the thresholds would belong to neither.
         CalibrationError: no modality has enough requests, or the detector failed on one.
         InputError: a request that cannot be scored.
     """
-    if steer_rate < flag_rate:
-        raise ConfigurationError(
-            f"steer_rate ({steer_rate}) includes what is flagged, so it must be at least "
-            f"flag_rate ({flag_rate})"
-        )
-    rates = Rates(steer=steer_rate, flag=flag_rate)
+    rates = target_rates(steer_rate, flag_rate)
+    differing = guard.artefact.header.fingerprint.differences(fingerprint(guard.loaded))
+    if differing:
+        raise ArtefactMismatchError(differing)
     scores: dict[Modality, list[float]] = {}
     for chunk in _chunks(values, guard.policy.limits.queue):
         for verdict in guard.check_batch(chunk):

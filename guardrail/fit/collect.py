@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
 
 log = logging.getLogger(__name__)
+
+# Residuals of one version of these are not those of another.
+VERSIONS = {name: version(name) for name in ("torch", "transformers")}
 
 Progress = Callable[[str, int, int], None]
 
@@ -105,7 +109,7 @@ class Collector:
 
     def _digest(self, requests: Sequence[Request]) -> str:
         """Of the model and of everything in the batch, pictures included."""
-        digest = hashlib.sha256(self.key.encode())
+        digest = hashlib.sha256(f"{VERSIONS}{self.key}".encode())
         for request in requests:
             digest.update(b"\0r")
             for message in request.messages:

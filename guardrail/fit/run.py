@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardrail.artefact.header import Calibration, Rates
-from guardrail.errors import ConfigurationError
-from guardrail.fit.calibrate import calibration
+from guardrail.fit.calibrate import calibration, target_rates
 from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.outcome import Outcome, artefact_of
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardrail.artefact import Artefact
+    from guardrail.artefact.header import Calibration, Rates
     from guardrail.fit.estimators import LinearReadout
     from guardrail.model.load import LoadedModel
 
@@ -59,12 +58,7 @@ def fit(
         NoUsableDirectionError: no layer separates unsafe from safe prompts.
         CalibrationError: too few prompts for the target rates.
     """
-    if not 0 < flag_rate <= steer_rate < 1:
-        raise ConfigurationError(
-            f"steer_rate ({steer_rate}) includes what is flagged, so it must be at least "
-            f"flag_rate ({flag_rate}), and both are shares between 0 and 1"
-        )
-    rates = Rates(steer=steer_rate, flag=flag_rate)
+    rates = target_rates(steer_rate, flag_rate)
     prefixes = tuple(refusal_prefixes or REFUSAL_PREFIXES)
     contrast = load_contrast(data, extend=extend)
     identity = fingerprint(loaded)

@@ -118,7 +118,7 @@ def refused(
 
 @dataclass(frozen=True)
 class SteeringData:
-    """Requests the gate opens for, and how many benign ones there were in all."""
+    """Unsafe requests, the benign ones the gate opens for, and how many benign ones there are."""
 
     unsafe: Sequence[Request]
     benign: Sequence[Request]

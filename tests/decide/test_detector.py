@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from dataclasses import replace
@@ -13,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardrail.decide.detector import Decision, Detector
-from guardrail.errors import CalibrationError, ConfigurationError
-from guardrail.fit.estimators import ESTIMATORS, readout
+from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
+from guardrail.fit.estimators import ESTIMATORS, averaged, readout
 from guardrail.policy import Policy, Thresholds
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, Modality
@@ -88,8 +89,8 @@ def test_scores_are_those_of_the_fit(
     generator = torch.Generator().manual_seed(seed)
     safe = torch.randn(20, 4, 32, generator=generator)
     unsafe = 0.3 + torch.randn(20, 4, 32, generator=generator)
-    made = readout(estimator, sorted(layers), unsafe, safe)
-    assert made is not None
+    single = [readout(estimator, layer, [unsafe], [safe]) for layer in layers]
+    made = averaged([one for one in single if one is not None])
     offsets = torch.randn(2, len(layers), generator=generator)
     tensors = {
         "readout_weight": made.weight,
@@ -271,12 +272,17 @@ def test_a_moved_row_stays_inside_the_trust_region(
     assert after - before <= a_max + 1e-5
 
 
-def test_a_broken_residual_at_the_steering_layer_is_not_moved(detector: Any) -> None:
+def test_a_broken_residual_at_the_steering_layer_is_an_outage_only_if_steered(
+    detector: Any,
+) -> None:
     guard = detector()
     decision = guard.decide(rows_scoring(guard, [0.9, 0.9], ["text"] * 2), ["text"] * 2)
     residual = at_steering_layer(guard, [0.0, 0.0], ["text"] * 2)
     residual[0] = math.nan
-    edits = guard.edit(decision, residual, ["text"] * 2)
+    with pytest.raises(DetectorError, match="no finite residual"):
+        guard.edit(decision, residual, ["text"] * 2)
+    passed = dataclasses.replace(decision, actions=[Action.PASS, Action.STEER])
+    edits = guard.edit(passed, residual, ["text"] * 2)
     assert not edits[0].any()
     assert edits[1].norm() > 0
 

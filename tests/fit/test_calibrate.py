@@ -10,9 +10,15 @@ import pytest
 from pydantic import ValidationError
 
 from guardrail.artefact.header import Rates
-from guardrail.errors import CalibrationError, ConfigurationError, GuardrailError
+from guardrail.errors import (
+    ArtefactMismatchError,
+    CalibrationError,
+    ConfigurationError,
+    GuardrailError,
+)
 from guardrail.fit.calibrate import calibrate, calibration
 from guardrail.metrics import Rate
+from guardrail.model.load import LoadedModel, wrap_model
 from guardrail.policy import Limits, Policy
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, Modality, Verdict
@@ -30,6 +36,7 @@ class FakeGuard:
     """Scores a number by itself; text unless its value is given as (score, modality)."""
 
     artefact: Artefact
+    loaded: LoadedModel
     policy: Policy = field(default_factory=lambda: Policy(limits=Limits(queue=64)))
     chunks: list[int] = field(default_factory=list)
 
@@ -60,8 +67,17 @@ def artefact(llava: Any) -> Artefact:
 
 
 @pytest.fixture
-def guard(artefact: Artefact) -> FakeGuard:
-    return FakeGuard(artefact)
+def guard(artefact: Artefact, llava: Any) -> FakeGuard:
+    return FakeGuard(artefact, wrap_model(llava.model, llava.processor))
+
+
+def test_thresholds_are_not_set_on_another_model_than_the_artefacts(
+    artefact: Artefact, llama: Any
+) -> None:
+    guard = FakeGuard(artefact, wrap_model(llama.model, llama.processor))
+    with pytest.raises(ArtefactMismatchError, match="weights_digest"):
+        calibrate(guard, [i / 100 for i in range(150)])
+    assert guard.chunks == []
 
 
 def test_thresholds_are_conformal_quantiles_of_the_scores() -> None:
