@@ -7,10 +7,12 @@ so that nobody can change a message in between.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import BoundArguments, Parameter, Signature
+from typing import Literal
 
 from PIL import Image
 
@@ -19,7 +21,11 @@ from guardrail.types import Message, Request, TextPart
 
 Select = Callable[[BoundArguments], object]
 
+Kind = Literal["function", "coroutine", "generator", "async generator"]
+
 USUAL_NAMES = ("messages", "prompt", "input", "query")
+# What also reaches a model, and would not be checked beside the messages.
+SIDE_NAMES = ("image", "images", "system", "instructions", "tools", "files")
 
 
 @dataclass(slots=True)
@@ -71,6 +77,35 @@ class Selector:
         return Call(bound, value, same[0] if len(same) == 1 else None)
 
 
+def kind_of(fn: Callable[..., object], asynchronous: bool | None = None) -> Kind:
+    """What calling `fn` gives; `asynchronous` overrules what is seen.
+
+    An object's kind is that of its `__call__`. A plain wrapper made with `functools.wraps` has the
+    kind of a coroutine function inside; generators inside are left alone, since
+    `contextlib.contextmanager` wraps them, too.
+    """
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    own = fn if inspect.isroutine(fn) else type(fn).__call__
+    inside = (_unwrapped(fn), _unwrapped(own))
+    if asynchronous is None:
+        plain = not (inspect.isgeneratorfunction(own) or inspect.isasyncgenfunction(own))
+        awaited = plain and any(map(inspect.iscoroutinefunction, (own, *inside)))
+        asynchronous = awaited or inspect.isasyncgenfunction(own)
+    if asynchronous:
+        chunks = any(map(inspect.isasyncgenfunction, (own, *inside)))
+        return "async generator" if chunks else "coroutine"
+    return "generator" if inspect.isgeneratorfunction(own) else "function"
+
+
+def _unwrapped(fn: Callable[..., object]) -> Callable[..., object]:
+    try:
+        inner: Callable[..., object] = inspect.unwrap(fn)
+    except ValueError:  # a proxy that has every attribute has no end of `__wrapped__`
+        return fn
+    return inner
+
+
 def _place(signature: Signature, wanted: str | None) -> tuple[str, ...]:
     """Where the checked argument stands: a parameter, or a key of the `**` parameter."""
     params = signature.parameters
@@ -94,7 +129,14 @@ def _place(signature: Signature, wanted: str | None) -> tuple[str, ...]:
             f"nothing to check in {signature}; name a keyword with messages='name', "
             "or give a callable that makes the messages from the bound arguments"
         )
-    return ((usual or first)[0],)
+    chosen = (usual or first)[0]
+    beside = [name for name in SIDE_NAMES if name in params and name != chosen]
+    if beside:
+        raise ConfigurationError(
+            f"{chosen!r} would be checked in {signature}, but not {', '.join(beside)}; confirm "
+            f"with messages={chosen!r}, or join them with a callable"
+        )
+    return (chosen,)
 
 
 def _get(bound: BoundArguments, place: tuple[str, ...]) -> object:

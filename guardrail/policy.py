@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from guardrail.hosts import allowed_host
 from guardrail.types import Action, Modality
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -24,6 +25,9 @@ class Limits(_Frozen):
 
     image_bytes: int = Field(default=20_000_000, gt=0, description="encoded size of one picture")
     image_pixels: int = Field(default=40_000_000, gt=0, description="width x height of one picture")
+    total_pixels: int = Field(
+        default=160_000_000, gt=0, description="width x height, summed over one request's pictures"
+    )
     images: int = Field(default=16, ge=0, description="pictures in one request")
     frames: int = Field(default=512, gt=0, description="frames of one animated picture")
     messages: int = Field(default=256, gt=0, description="turns in one chat")
@@ -80,4 +84,18 @@ class Policy(_Frozen):
     def _no_pass(cls, value: frozenset[Action]) -> frozenset[Action]:
         if Action.PASS in value:
             raise ValueError("`actions` lists what the guard may do beside passing: steer, flag")
+        return value
+
+    @field_validator("thresholds")
+    @classmethod
+    def _no_video(cls, value: dict[Modality, Thresholds]) -> dict[Modality, Thresholds]:
+        if Modality.VIDEO in value:
+            raise ValueError("video is not scored yet; set thresholds for text and image only")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: frozenset[str]) -> frozenset[str]:
+        for entry in sorted(value):
+            allowed_host(entry)
         return value

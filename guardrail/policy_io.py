@@ -1,7 +1,7 @@
 """Read a policy from a TOML, YAML or JSON file, or from environment variables.
 
     policy = load_policy("policy.toml")
-    policy = policy_from_env()  # GUARDRAIL_MODE=shadow GUARDRAIL_LIMITS__IMAGES=4
+    policy = policy_from_env()  # GUARDRAIL_POLICY_MODE=shadow
 
 A name nobody knows is an error in both: a misspelt limit must not leave the default in force. That
 is also why the environment is read here and not by pydantic-settings, which passes over unknown
@@ -54,12 +54,14 @@ def load_policy(path: str | Path) -> Policy:
     return _policy(data, source=f"{path}: ", name=".".join)
 
 
-def policy_from_env(prefix: str = "GUARDRAIL_", environ: Mapping[str, str] | None = None) -> Policy:
+def policy_from_env(
+    prefix: str = "GUARDRAIL_POLICY_", environ: Mapping[str, str] | None = None
+) -> Policy:
     """The policy that variables starting with `prefix` describe; the default one without any.
 
-    Two underscores go one level down (`GUARDRAIL_LIMITS__IMAGES=4`,
-    `GUARDRAIL_THRESHOLDS__IMAGE__FLAG=0.9`); collections are JSON
-    (`GUARDRAIL_ALLOWED_HOSTS=["example.org"]`); `null` is no value.
+    Two underscores go one level down (`GUARDRAIL_POLICY_LIMITS__IMAGES=4`,
+    `GUARDRAIL_POLICY_THRESHOLDS__IMAGE__FLAG=0.9`); collections are JSON
+    (`GUARDRAIL_POLICY_ALLOWED_HOSTS=["example.org"]`); `null` is no value.
 
     Raises:
         ConfigurationError: a setting that is unknown or cannot hold; the message names it.
@@ -67,7 +69,7 @@ def policy_from_env(prefix: str = "GUARDRAIL_", environ: Mapping[str, str] | Non
     environ = os.environ if environ is None else environ
     named = {n: n[len(prefix) :].lower().split("__") for n in environ if n.startswith(prefix)}
     data: dict[str, object] = {}
-    # Short names first, so that GUARDRAIL_LIMITS__IMAGES refines what GUARDRAIL_LIMITS gives.
+    # Short names first, so that a LIMITS__IMAGES refines what LIMITS gives.
     for variable, steps in sorted(named.items(), key=lambda item: len(item[1])):
         _put(data, steps, _value(variable, environ[variable], _annotation(Policy, steps)))
     return _policy(

@@ -3,7 +3,7 @@
     @guarded(guard=guard)
     def ask(messages): ...
 
-    ask = guarded(client.chat.completions.create, guard=guard)
+    ask = guarded(client.chat.completions.create, guard=guard, messages="messages")
 
 The local guard reads the messages first, and the call is made only if it may be. A model behind a
 callable cannot be steered; `policy.unsteerable` says what happens to a request that would be: a
@@ -17,48 +17,28 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from contextlib import aclosing
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from guardrail.arguments import Call, Selector
-from guardrail.errors import ConfigurationError, GuardrailViolation
-from guardrail.types import Action, Verdict
+from guardrail.arguments import Selector, kind_of
+from guardrail.errors import ConfigurationError
+from guardrail.settling import LAST, Plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
-    from guardrail.arguments import Select
+    from guardrail.arguments import Kind, Select
     from guardrail.policy import Policy
+    from guardrail.settling import Audit, Checker, OnFlag
+    from guardrail.types import Verdict
 
-OnFlag = Literal["refuse", "raise", "annotate"]
 F = TypeVar("F", bound=Callable[..., Any])
-
-_last: ContextVar[Verdict | None] = ContextVar("guardrail_last_verdict", default=None)
-
-
-class Checker(Protocol):
-    """What is needed of a guard; `Guard` has it, and so has a double in your tests."""
-
-    @property
-    def policy(self) -> Policy:
-        """The rules in force."""
-
-    def check(self, value: Any, /) -> Verdict:
-        """Score one request."""
-
-    def acheck(self, value: Any, /) -> Awaitable[Verdict]:
-        """Score one request without blocking the event loop."""
-
-    def with_policy(self, policy: Policy, /) -> Checker:
-        """The same guard under other rules."""
 
 
 def last_verdict() -> Verdict | None:
     """The verdict of this thread's or task's latest guarded call; None if its check raised."""
-    return _last.get()
+    return LAST.get()
 
 
 @overload
@@ -70,6 +50,8 @@ def guarded(
     policy: Policy | None = None,
     on_flag: OnFlag | None = None,
     fallback: Callable[..., Any] | None = None,
+    audit: Audit | None = None,
+    asynchronous: bool | None = None,
 ) -> F: ...
 
 
@@ -82,6 +64,8 @@ def guarded(
     policy: Policy | None = None,
     on_flag: OnFlag | None = None,
     fallback: Callable[..., Any] | None = None,
+    audit: Audit | None = None,
+    asynchronous: bool | None = None,
 ) -> Callable[[F], F]: ...
 
 
@@ -93,12 +77,18 @@ def guarded(
     policy: Policy | None = None,
     on_flag: OnFlag | None = None,
     fallback: Callable[..., Any] | None = None,
+    audit: Audit | None = None,
+    asynchronous: bool | None = None,
 ) -> F | Callable[[F], F]:
     """Check a callable's messages before it is called; as decorator or wrapper.
 
+    Only the one argument that `messages` chooses is checked; others reach the callable unread.
+
     Works on functions, coroutine functions, generators and asynchronous generators, and keeps name
     and signature. A flagged call returns (or yields) the policy's refusal message, raises
-    `GuardrailViolation`, or is made all the same (`annotate`; see `last_verdict`).
+    `GuardrailViolation`, or is made all the same (`annotate`; see `last_verdict`). When
+    the detector fails and the policy fails closed, the call is never made: it is refused, or
+    `DetectorError` is raised where a flag would raise.
 
     Args:
         fn: the callable; left out when used as a decorator with arguments.
@@ -106,11 +96,18 @@ def guarded(
         messages: what to check: a parameter's name, or a callable that makes it from the bound
             arguments. A made value has no place for a caution, so such a call counts as flagged
             where another would be cautioned. Default: the parameter named messages, prompt, input
-            or query, else the first positional one.
+            or query, else the first positional one; then no other parameter may be named image,
+            images, system, instructions, tools or files, which would go unchecked.
         policy: other rules than the guard's.
         on_flag: another `on_flag` than the policy's.
         fallback: answers flagged calls instead: `fallback(verdict, *args, **kwargs)`. May be
             asynchronous where `fn` is; for generators it returns the chunks.
+        audit: gets each call's verdict with `{"event": "call", "done": ...}`, what was done in the
+            end: flag (not made), caution (made with a caution) or pass. The guard's own audit has
+            the verdict of the check alone.
+        asynchronous: whether calling `fn` gives something to await (or to iterate with
+            `async for`), where that is not seen. A wrapper made with `functools.wraps` counts as
+            asynchronous when the function inside is a coroutine function.
 
     Raises:
         ConfigurationError: what to check is ambiguous or missing, or settings contradict.
@@ -122,68 +119,13 @@ def guarded(
     def decorate(target: F) -> F:
         if not callable(target):
             raise ConfigurationError(f"{target!r} cannot be called; put @guarded below its wrapper")
-        plan = _Plan(checker, Selector(target, messages), on_flag, fallback)
-        return cast("F", _form(target)(target, plan))
+        plan = Plan(checker, Selector(target, messages), on_flag, fallback, audit)
+        return cast("F", _FORMS[kind_of(target, asynchronous)](target, plan))
 
     return decorate if fn is None else decorate(fn)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    guard: Checker
-    selector: Selector
-    on_flag: OnFlag | None
-    fallback: Callable[..., Any] | None
-
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        _last.set(None)  # a check that raises must not leave the verdict before it standing
-        return self.selector.call(args, kwargs)
-
-    def settle(self, call: Call, verdict: Verdict) -> Verdict | None:
-        """What the verdict means for a model that cannot be steered: None, or why not to call."""
-        policy = self.guard.policy
-        if _wants_steering(verdict, policy):
-            cautioned = policy.unsteerable == "caution" and call.caution(policy.caution_prompt)
-            if policy.unsteerable == "pass":
-                verdict = replace(verdict, action=Action.PASS)
-            elif not cautioned and Action.FLAG in policy.actions:
-                verdict = replace(verdict, action=Action.FLAG)
-        _last.set(verdict)
-        stops = verdict.action is Action.FLAG and verdict.mode == "enforce"
-        annotates = self.fallback is None and (self.on_flag or policy.on_flag) == "annotate"
-        return verdict if stops and not annotates else None
-
-    def answer(self, call: Call, verdict: Verdict) -> Any:
-        """What a flagged call gives back."""
-        policy = self.guard.policy
-        if self.fallback is not None:
-            return self.fallback(verdict, *call.bound.args, **call.bound.kwargs)
-        if (self.on_flag or policy.on_flag) == "raise":
-            raise GuardrailViolation(verdict)
-        return policy.refusal_message
-
-
-def _wants_steering(verdict: Verdict, policy: Policy) -> bool:
-    # An artefact that only detects passes what it cannot steer, and says so in `would_be`.
-    return (
-        verdict.mode == "enforce"
-        and verdict.action is not Action.FLAG
-        and verdict.would_be is Action.STEER
-        and Action.STEER in policy.actions
-    )
-
-
-def _form(fn: Callable[..., Any]) -> Callable[[Callable[..., Any], _Plan], Callable[..., Any]]:
-    """The wrapper that fits a function's kind; an object's kind is that of its `__call__`."""
-    whole = fn if inspect.isroutine(fn) or isinstance(fn, functools.partial) else type(fn).__call__
-    if inspect.isasyncgenfunction(whole):
-        return _async_generator
-    if inspect.iscoroutinefunction(whole):
-        return _coroutine
-    return _generator if inspect.isgeneratorfunction(whole) else _function
-
-
-def _function(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
+def _function(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         made = plan.bind(args, kwargs)
@@ -195,7 +137,7 @@ def _function(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
     return call
 
 
-def _coroutine(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
+def _coroutine(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
         made = plan.bind(args, kwargs)
@@ -208,7 +150,7 @@ def _coroutine(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
     return call
 
 
-def _generator(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
+def _generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         made = plan.bind(args, kwargs)
@@ -220,7 +162,7 @@ def _generator(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
     return call
 
 
-def _async_generator(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
+def _async_generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
         made = plan.bind(args, kwargs)
@@ -245,3 +187,11 @@ def _async_generator(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
 def _chunks(answer: Any) -> Iterable[Any]:
     whole = isinstance(answer, str | bytes) or not isinstance(answer, Iterable)
     return (answer,) if whole else answer
+
+
+_FORMS: dict[Kind, Callable[[Callable[..., Any], Plan], Callable[..., Any]]] = {
+    "function": _function,
+    "coroutine": _coroutine,
+    "generator": _generator,
+    "async generator": _async_generator,
+}

@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from pydantic import ValidationError
 
 from guardrail.errors import ConfigurationError, MissingExtraError
 from guardrail.policy import Limits, Policy, Thresholds
@@ -115,13 +116,13 @@ def test_yaml_without_pyyaml_names_the_extra(tmp_path, monkeypatch):
 
 def test_the_environment_gives_the_same_policy():
     environ = {
-        "GUARDRAIL_MODE": "shadow",
-        "GUARDRAIL_ACTIONS": '["flag"]',
-        "GUARDRAIL_THRESHOLDS__IMAGE__STEER": "0.5",
-        "GUARDRAIL_THRESHOLDS__IMAGE__FLAG": "0.9",
-        "GUARDRAIL_ALLOWED_HOSTS": '["example.org"]',
-        "GUARDRAIL_LIMITS__IMAGES": "4",
-        "GUARDRAIL_LIMITS__TIMEOUT_S": "2.5",
+        "GUARDRAIL_POLICY_MODE": "shadow",
+        "GUARDRAIL_POLICY_ACTIONS": '["flag"]',
+        "GUARDRAIL_POLICY_THRESHOLDS__IMAGE__STEER": "0.5",
+        "GUARDRAIL_POLICY_THRESHOLDS__IMAGE__FLAG": "0.9",
+        "GUARDRAIL_POLICY_ALLOWED_HOSTS": '["example.org"]',
+        "GUARDRAIL_POLICY_LIMITS__IMAGES": "4",
+        "GUARDRAIL_POLICY_LIMITS__TIMEOUT_S": "2.5",
         "HOME": "/root",
     }
     assert policy_from_env(environ=environ) == WANTED
@@ -138,15 +139,18 @@ def test_the_process_environment_is_the_default(monkeypatch):
 
 def test_a_part_refines_the_whole_whatever_their_order():
     environ = {
-        "GUARDRAIL_LIMITS__IMAGES": "2",
-        "GUARDRAIL_LIMITS": '{"images": 9, "frames": 3}',
+        "GUARDRAIL_POLICY_LIMITS__IMAGES": "2",
+        "GUARDRAIL_POLICY_LIMITS": '{"images": 9, "frames": 3}',
     }
     limits = policy_from_env(environ=environ).limits
     assert (limits.images, limits.frames) == (2, 3)
 
 
 def test_null_takes_a_limit_away_and_text_stays_text():
-    environ = {"GUARDRAIL_LIMITS__TIMEOUT_S": "null", "GUARDRAIL_REFUSAL_MESSAGE": "[no]"}
+    environ = {
+        "GUARDRAIL_POLICY_LIMITS__TIMEOUT_S": "null",
+        "GUARDRAIL_POLICY_REFUSAL_MESSAGE": "[no]",
+    }
     policy = policy_from_env(environ=environ)
     assert policy.limits.timeout_s is None
     assert policy.refusal_message == "[no]"
@@ -156,14 +160,23 @@ def test_null_takes_a_limit_away_and_text_stays_text():
     ("variable", "value", "words"),
     [
         (
-            "GUARDRAIL_LIMITS__IMAGSE",
+            "GUARDRAIL_POLICY_LIMITS__IMAGSE",
             "4",
-            "'GUARDRAIL_LIMITS__IMAGSE' is no setting; did you mean 'GUARDRAIL_LIMITS__IMAGES'",
+            "'GUARDRAIL_POLICY_LIMITS__IMAGSE' is no setting; did you mean "
+            "'GUARDRAIL_POLICY_LIMITS__IMAGES'",
         ),
-        ("GUARDRAIL_LIMITS__IMAGES", "many", "GUARDRAIL_LIMITS__IMAGES: .*got 'many'"),
-        ("GUARDRAIL_LIMITS__IMAGES__X", "1", "GUARDRAIL_LIMITS__IMAGES: .*valid integer"),
-        ("GUARDRAIL_ACTIONS", "flag", "GUARDRAIL_ACTIONS is written as JSON"),
-        ("GUARDRAIL_", "1", "'GUARDRAIL_' is no setting"),
+        (
+            "GUARDRAIL_POLICY_LIMITS__IMAGES",
+            "many",
+            "GUARDRAIL_POLICY_LIMITS__IMAGES: .*got 'many'",
+        ),
+        (
+            "GUARDRAIL_POLICY_LIMITS__IMAGES__X",
+            "1",
+            "GUARDRAIL_POLICY_LIMITS__IMAGES: .*valid integer",
+        ),
+        ("GUARDRAIL_POLICY_ACTIONS", "flag", "GUARDRAIL_POLICY_ACTIONS is written as JSON"),
+        ("GUARDRAIL_POLICY_", "1", "'GUARDRAIL_POLICY_' is no setting"),
     ],
 )
 def test_a_variable_that_cannot_hold_is_named(variable, value, words):
@@ -172,6 +185,33 @@ def test_a_variable_that_cannot_hold_is_named(variable, value, words):
 
 
 def test_a_setting_given_whole_and_in_parts_is_refused():
-    environ = {"GUARDRAIL_LIMITS": "[]", "GUARDRAIL_LIMITS__IMAGES": "4"}
+    environ = {"GUARDRAIL_POLICY_LIMITS": "[]", "GUARDRAIL_POLICY_LIMITS__IMAGES": "4"}
     with pytest.raises(ConfigurationError, match="limits is set both whole and in parts"):
         policy_from_env(environ=environ)
+
+
+def test_variables_outside_the_prefix_are_other_programs():
+    environ = {
+        "GUARDRAIL_SERVICE_HOST": "10.0.0.1",
+        "GUARDRAIL_TINY_VLM": "/models/tiny",
+        "GUARDRAIL_POLICY_MODE": "shadow",
+    }
+    assert policy_from_env(environ=environ) == Policy(mode="shadow")
+
+
+def test_thresholds_for_what_is_not_scored_are_refused():
+    with pytest.raises(ValidationError, match="video is not scored yet"):
+        Policy(thresholds={"video": {"steer": 0.5, "flag": 0.9}})
+
+
+@pytest.mark.parametrize("entry", ["https://example.com", "example.com:443", "*.example.com", ""])
+def test_a_host_that_can_never_match_is_refused_when_the_policy_is_made(entry):
+    with pytest.raises(ValidationError, match=r"bare host, e\.g\. 'example\.com'"):
+        Policy(allowed_hosts={"example.org", entry})
+
+
+@pytest.mark.parametrize(
+    "entry", ["example.org", "Example.ORG.", "[2001:db8::1]", "bücher.example"]
+)
+def test_a_host_in_any_usual_form_is_kept_as_written(entry):
+    assert Policy(allowed_hosts={entry}).allowed_hosts == {entry}

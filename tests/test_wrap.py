@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import functools
 import inspect
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
+from guardrail.arguments import kind_of
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailViolation
 from guardrail.guard import Guard
 from guardrail.policy import CAUTION, REFUSAL, Policy
@@ -41,6 +43,8 @@ class WordGuard:
         would_be = next((act for word, act in RULES.items() if word in repr(value)), Action.PASS)
         acts = self.policy.mode == "enforce" and would_be in {*self.policy.actions, Action.PASS}
         acts = acts and not (self.detect_only and would_be is Action.STEER)
+        if "broken" in repr(value):
+            return self._outage()
         return Verdict(
             action=would_be if acts else Action.PASS,
             would_be=would_be,
@@ -56,6 +60,22 @@ class WordGuard:
     async def acheck(self, value):
         await asyncio.sleep(0)
         return self.check(value)
+
+    def _outage(self):
+        """What a guard says when its detector fails."""
+        would_be = Action.FLAG if self.policy.fail == "closed" else Action.PASS
+        return Verdict(
+            action=would_be if self.policy.mode == "enforce" else Action.PASS,
+            would_be=would_be,
+            score=None,
+            tau_steer=0.4,
+            tau_flag=0.9,
+            layers=(1,),
+            modality=Modality.TEXT,
+            artefact_id="guard-test",
+            mode=self.policy.mode,
+            reason="detector_failed",
+        )
 
 
 class Forms:
@@ -193,6 +213,68 @@ def test_it_decorates_with_arguments():
         return prompt
 
     assert (ask("hello"), ask("bad")) == ("hello", REFUSAL)
+
+
+# --- outages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_flag", ["refuse", "annotate"])
+@every_form
+def test_an_outage_under_fail_closed_is_refused_and_never_only_annotated(form, on_flag):
+    made = []
+    fn = guarded(form(made.append), guard=WordGuard(), on_flag=on_flag)
+    assert Forms.run(fn, "broken") == [REFUSAL]
+    assert made == []
+
+
+@every_form
+def test_an_outage_under_fail_closed_raises_an_error_that_is_no_finding(form):
+    made = []
+    fn = guarded(form(made.append), guard=WordGuard(), on_flag="raise")
+    with pytest.raises(DetectorError, match="fails closed"):
+        Forms.run(fn, "broken")
+    assert made == []
+
+
+@pytest.mark.parametrize("policy", [Policy(fail="open"), Policy(mode="shadow")])
+def test_an_outage_under_fail_open_or_in_shadow_mode_passes(policy):
+    fn = guarded(Forms.function(_echo), guard=WordGuard(policy), on_flag="raise")
+    assert fn("broken") == ("sent", "broken")
+
+
+# --- audit ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "policy", "wanted"),
+    [
+        ("hello", Policy(), ("pass", Action.PASS)),
+        ("odd", Policy(), ("caution", Action.STEER)),
+        ("odd", Policy(unsteerable="flag"), ("flag", Action.FLAG)),
+        ("odd", Policy(unsteerable="pass"), ("pass", Action.PASS)),
+        ("bad", Policy(), ("flag", Action.FLAG)),
+        ("bad", Policy(on_flag="annotate"), ("pass", Action.FLAG)),
+        ("bad", Policy(mode="shadow"), ("pass", Action.PASS)),
+        ("broken", Policy(on_flag="annotate"), ("flag", Action.FLAG)),
+    ],
+)
+def test_what_was_done_in_the_end_is_audited(value, policy, wanted):
+    lines = []
+    fn = guarded(
+        Forms.function(_echo), guard=WordGuard(policy), audit=lambda *line: lines.append(line)
+    )
+    fn(value)
+    [(verdict, facts)] = lines
+    assert facts == {"event": "call", "done": wanted[0]}
+    assert verdict.action is wanted[1]
+
+
+def test_a_failing_audit_sink_does_not_change_the_call(caplog):
+    def sink(verdict, facts):
+        raise OSError("disk full")
+
+    assert guarded(_echo, guard=WordGuard(), audit=sink)("hello") == ("sent", "hello")
+    assert "the audit sink failed" in caplog.text
 
 
 # --- what would be steered ------------------------------------------------------------------------
@@ -337,6 +419,94 @@ def test_whatever_is_asynchronous_when_called_is_awaited(fn):
     wrapped = guarded(fn, guard=WordGuard())
     assert inspect.iscoroutinefunction(wrapped)
     assert asyncio.run(wrapped("bad")) == REFUSAL
+
+
+def _behind(fn):
+    """As client libraries wrap their methods: nothing on the outside is asynchronous."""
+
+    @functools.wraps(fn)
+    def outer(*args, **kwargs):
+        return fn(*args, **kwargs)
+
+    return outer
+
+
+class Wrapped:
+    @_behind
+    async def ask(self, query):
+        return query
+
+    @_behind
+    async def __call__(self, query):
+        return query
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        _behind(Forms.coroutine(_echo)),
+        _behind(_behind(Forms.coroutine(_echo))),
+        functools.partial(_behind(Forms.coroutine(_echo)), extra=1),
+        functools.partial(Client()),
+        Wrapped(),
+        Wrapped().ask,
+    ],
+)
+def test_an_asynchronous_function_behind_a_plain_wrapper_is_awaited(fn):
+    guard = WordGuard()
+    wrapped = guarded(fn, guard=guard)
+    assert inspect.iscoroutinefunction(wrapped)
+    assert asyncio.run(wrapped("bad")) == REFUSAL
+    assert asyncio.run(wrapped("hello")) in ("hello", ("sent", "hello"))
+
+
+def test_the_kind_can_be_told_where_it_is_not_seen():
+    def hidden(messages):
+        return Forms.coroutine(_echo)(messages)
+
+    @functools.wraps(Forms.coroutine(_echo))
+    def blocking(messages, extra=None):
+        return asyncio.run(Forms.coroutine(_echo)(messages))
+
+    told = guarded(hidden, guard=WordGuard(), asynchronous=True)
+    assert Forms.run(told, "bad") == [REFUSAL]
+    assert Forms.run(told, "hello") == [("sent", "hello")]
+    assert guarded(blocking, guard=WordGuard(), asynchronous=False)("hello") == ("sent", "hello")
+    chunks = guarded(_behind(Forms.async_generator(_echo)), guard=WordGuard(), asynchronous=True)
+    assert Forms.run(chunks, "hello") == [("sent", "hello")]
+
+
+def test_a_context_manager_stays_one():
+    opened = guarded(contextlib.contextmanager(Forms.generator(_echo)), guard=WordGuard())
+    with opened("hello") as found:
+        assert found == ("sent", "hello")
+
+
+def test_a_proxy_that_has_every_attribute_is_a_function():
+    class Proxy:
+        def __getattr__(self, name):
+            if name == "__wrapped__":
+                return Proxy()
+            raise AttributeError(name)
+
+        def __call__(self, prompt):
+            return prompt
+
+    assert guarded(Proxy().__call__, guard=WordGuard())("bad") == REFUSAL
+    assert kind_of(Proxy()) == "function"
+
+
+@pytest.mark.parametrize("name", ["image", "images", "system", "instructions", "tools", "files"])
+def test_an_argument_that_would_go_unchecked_must_be_confirmed(name):
+    scope = {}
+    exec(f"def fn(messages, {name}=None): return messages", scope)
+    with pytest.raises(ConfigurationError, match=rf"but not {name}; .*messages='messages'"):
+        guarded(scope["fn"], guard=WordGuard())
+    assert guarded(scope["fn"], guard=WordGuard(), messages="messages")("bad") == REFUSAL
+
+
+def test_such_an_argument_may_itself_be_the_checked_one():
+    assert guarded(lambda image: image, guard=WordGuard())("bad") == REFUSAL
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def calibrate(
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_mismatch: o.AllowMismatch = False,
+    audit: o.AuditFile = None,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
@@ -53,7 +54,9 @@ def calibrate(
 
         from guardrail.fit.calibrate import calibrate as run_calibrate
 
-        with open_guard(model, fitted, rules, loading, allow_mismatch=allow_mismatch) as guard:
+        with open_guard(
+            model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=audit
+        ) as guard:
             made = run_calibrate(guard, values, steer_rate=steer_rate, flag_rate=flag_rate)
         made.save(out)
         show_artefact(stdout, made, as_json=as_json, path=out)

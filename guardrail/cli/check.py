@@ -22,6 +22,7 @@ def check(
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_mismatch: o.AllowMismatch = False,
+    audit: o.AuditFile = None,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
@@ -32,7 +33,9 @@ def check(
     with session(debug=debug) as stdout:
         value = read_request(text, image, messages)
         fitted, rules = read_artefact(artefact), read_policy(policy)
-        with open_guard(model, fitted, rules, loading, allow_mismatch=allow_mismatch) as guard:
+        with open_guard(
+            model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=audit
+        ) as guard:
             verdict = guard.check(value)
         if as_json:
             write_json(stdout, verdict.to_dict())

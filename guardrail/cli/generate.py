@@ -31,6 +31,7 @@ def generate(
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_mismatch: o.AllowMismatch = False,
+    audit: o.AuditFile = None,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
@@ -43,7 +44,9 @@ def generate(
     with session(debug=debug) as stdout:
         value = read_request(text, image, messages)
         fitted, rules = read_artefact(artefact), read_policy(policy)
-        with open_guard(model, fitted, rules, loading, allow_mismatch=allow_mismatch) as guard:
+        with open_guard(
+            model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=audit
+        ) as guard:
             try:
                 answer = _streamed if stream else _answered
                 verdict = answer(guard, value, max_new_tokens, stdout, as_json)

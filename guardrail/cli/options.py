@@ -26,7 +26,7 @@ PolicyFile = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        help="Rules in TOML, YAML or JSON. Default: GUARDRAIL_* environment variables.",
+        help="Rules in TOML, YAML or JSON. Default: GUARDRAIL_POLICY_* variables.",
     ),
 ]
 Text = Annotated[str | None, typer.Option("--text", "-t", help="The prompt.")]
@@ -60,6 +60,15 @@ TrustRemoteCode = Annotated[
 AllowMismatch = Annotated[
     bool,
     typer.Option("--allow-mismatch", help="Use an artefact that was fitted on another checkpoint."),
+]
+AuditFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--audit",
+        metavar="FILE",
+        dir_okay=False,
+        help="Append each verdict as a JSON line, without what was asked.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

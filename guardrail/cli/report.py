@@ -51,8 +51,9 @@ def _rows(header: Header) -> list[tuple[str, str]]:
 
 def _steering(steering: Steering) -> str:
     shares = {
-        "refused when harmful": steering.induced_refusal,
-        "refused when harmless": steering.false_refusal,
+        # Of different prompts under different conditions: not to be compared with each other.
+        "induced refusal (of harmful held-out prompts, all steered)": steering.induced_refusal,
+        "false refusal (of all benign prompts, behind the gate)": steering.false_refusal,
     }
     known = [f"{name}: {rate}" for name, rate in shares.items() if rate is not None]
     return "; ".join([f"layer {steering.layer}, gain {steering.gain:.3f}", *known])

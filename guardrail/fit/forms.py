@@ -3,7 +3,8 @@
 A detector fitted on bare requests reads the words around a request as much as the request itself.
 So the contrast prompts are read in three forms; the change of form is then variation inside a class
 that an estimator can learn to ignore, and the thresholds of pictures come from prompts with one.
-The pictures are meaningless (one colour), so no form needs unsafe pictures.
+The pictures are meaningless (one colour), and only safe prompts are ever drawn as pictures, so no
+form needs unsafe pictures.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from guardrail.fit.collect import text_request
 from guardrail.fit.dataset import neutral_prompts
+from guardrail.fit.drawing import draw_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from guardrail.fit.dataset import ContrastSet, Split
     from guardrail.types import Request
 
-Form = Literal["plain", "carried", "pictured"]
+Form = Literal["plain", "carried", "pictured", "drawn"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,23 @@ def plain(contrast: ContrastSet, per_kind: int | None = None) -> list[Sample]:
         if (split, kind) != ("calibrate", "unsafe")
         for i in spread(group, limits[split])
     ]
+
+
+def drawn(contrast: ContrastSet, per_kind: int) -> list[Sample]:
+    """Safe prompts of the calibration split written into pictures, with neutral prompts beside.
+
+    What a picture's thresholds need: benign pictures that say something. No unsafe prompt is drawn.
+    """
+    around = neutral_prompts("held out")
+    rng = random.Random(1)
+    samples = []
+    for (split, kind), group in _groups(contrast).items():
+        if split == "calibrate" and kind != "unsafe":
+            for i in spread(group, per_kind):
+                picture = draw_text(contrast.prompts[i].text, seed=i)
+                request = text_request(rng.choice(around), images=[picture])
+                samples.append(Sample(i, "drawn", request))
+    return samples
 
 
 def _groups(contrast: ContrastSet) -> dict[tuple[Split, str], list[int]]:

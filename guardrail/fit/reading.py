@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from guardrail.fit.direction import Directions, difference_of_means
-from guardrail.fit.forms import Sample, formed, plain
+from guardrail.fit.forms import Sample, drawn, formed, plain
 from guardrail.fit.layers import LayerScore, layer_scores
 from guardrail.fit.recentre import (
     Offset,
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 # How many prompts of each kind a split gives to the two forms beside the plain one. Pictures cost
 # most and are needed most where the thresholds of pictures come from.
 CARRIED = {"fit": 88, "select": 24, "calibrate": 0}
-PICTURED = {"fit": 0, "select": 8, "calibrate": 34}
+PICTURED = {"fit": 0, "select": 8, "calibrate": 0}
+DRAWN = 34  # of each kind of safe prompts of the calibration split
 PICTURES = 8
 
 
@@ -67,7 +68,8 @@ def read_all(
     offsets = no_offsets(*residuals.shape[1:])
     if collect.loaded.is_multimodal:
         offsets = measure_offsets(collect)
-        forms["pictured"] = _pictured(collect, contrast, rates, offsets["image"].mean)
+        forms["pictured"] = _pictured(collect, contrast, offsets["image"].mean)
+        forms["drawn"] = _drawn(collect, contrast, rates, offsets["image"].mean)
     base = forms["plain"]
     directions = difference_of_means(base.rows("fit", is_unsafe), base.rows("fit", is_safe))
     row = {sample.index: place for place, sample in enumerate(bare)}
@@ -82,19 +84,25 @@ def read_all(
     return Readings(contrast, forms, offsets, directions, scores)
 
 
-def _pictured(
+def _pictured(collect: Collector, contrast: ContrastSet, offset: Tensor) -> FormResiduals:
+    """Prompts beside a meaningless picture, re-centred."""
+    pictures = meaningless_images(PICTURES, seed=1)  # other colours than the offset was read from
+    samples = formed(contrast, "pictured", pictures, limits=PICTURED)
+    seen = collect([s.request for s in samples], "prompts beside a picture")
+    return _form(contrast, samples, seen - offset.float())
+
+
+def _drawn(
     collect: Collector, contrast: ContrastSet, rates: Rates, offset: Tensor
 ) -> FormResiduals:
-    """Prompts beside a meaningless picture, re-centred; enough of them for the target rates."""
+    """Safe prompts as pictures, re-centred; enough of them for the target rates."""
     benign = [contrast.prompts[i].kind for i in contrast.indices("calibrate", labels=("safe",))]
     needed = math.ceil(1 / min(rates.steer, rates.flag))
-    limit = PICTURED["calibrate"]  # of each kind of benign prompts, however many kinds there are
+    limit = DRAWN  # of each kind of benign prompts, however many kinds there are
     while sum(min(n, limit) for n in Counter(benign).values()) < min(needed, len(benign)):
         limit += 1
-    limits = PICTURED | {"calibrate": limit}
-    pictures = meaningless_images(PICTURES, seed=1)  # other colours than the offset was read from
-    samples = formed(contrast, "pictured", pictures, limits=limits)
-    seen = collect([s.request for s in samples], "prompts beside a picture")
+    samples = drawn(contrast, limit)
+    seen = collect([s.request for s in samples], "safe prompts as pictures")
     return _form(contrast, samples, seen - offset.float())
 
 

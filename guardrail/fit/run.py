@@ -1,4 +1,4 @@
-"""The whole fit: prompts and a model in, an artefact out. Text and meaningless pictures only."""
+"""The whole fit: prompts and a model in, an artefact out. No picture but what it draws itself."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def fit(
 def _calibrations(
     readings: Readings, readout: LinearReadout, rates: Rates
 ) -> dict[Modality, Calibration]:
-    """Thresholds of text from bare prompts, of pictures from prompts beside a meaningless one."""
-    forms = {Modality.TEXT: "plain", Modality.IMAGE: "pictured"}
+    """Thresholds of text from bare safe prompts, of pictures from safe prompts drawn as such."""
+    forms = {Modality.TEXT: "plain", Modality.IMAGE: "drawn"}
     return {
         modality: calibration(
             readout.scores(readings.forms[form].rows("calibrate", is_safe)).tolist(),

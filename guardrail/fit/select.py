@@ -150,5 +150,6 @@ def _scored(made: LinearReadout, forms: dict[str, FormResiduals]) -> Candidate:
     separations = {
         name: separation(made.scores(form.rows("select")), form.kinds_of("select"))
         for name, form in forms.items()
+        if form.kinds_of("select")
     }
     return Candidate(made, separations)

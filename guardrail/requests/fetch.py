@@ -29,13 +29,12 @@ from guardrail.errors import (
     UrlNotAllowedError,
 )
 from guardrail.extras import require
+from guardrail.hosts import allowed_host, ip_literal, normal_host
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     import httpx
-
-_IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _REDIRECTS = 3
 _OPERATION_S = 5.0
@@ -99,7 +98,7 @@ def _allowed_target(url: str, allowed_hosts: Collection[str], what: str) -> _Tar
         if _NOT_IN_URLS.search(url):
             raise ValueError("it holds spaces, backslashes or control characters")
         parts = urlsplit(url)
-        host = _normal_host(parts.hostname or "")
+        host = normal_host(parts.hostname or "")
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     except (ValueError, KeyError) as exc:
         raise UrlNotAllowedError(f"{what} is no http(s) URL that can be used: {exc}") from exc
@@ -116,34 +115,9 @@ def _allowed_target(url: str, allowed_hosts: Collection[str], what: str) -> _Tar
 
 def _allowed_host(entry: str) -> str:
     try:
-        return _normal_host(entry.strip("[]"))
+        return allowed_host(entry)
     except ValueError as exc:
-        raise ConfigurationError(
-            f"`allowed_hosts` holds {entry!r}: {exc}; write the bare host, e.g. 'example.com'"
-        ) from exc
-
-
-def _normal_host(host: str) -> str:
-    """Lower-case ASCII form of a host name or IP literal; ValueError when there is none."""
-    host = host.lower().removesuffix(".")
-    if literal := _ip(host):
-        return str(literal)
-    if not host.isascii():
-        ascii_host = host.encode("idna").decode("ascii")
-        # Python's codec is IDNA 2003, which maps some names to others' ("ß" to "ss")
-        if ascii_host.encode("ascii").decode("idna") != host:
-            raise ValueError(f"write the host {host!r} in its xn-- form")
-        host = ascii_host
-    if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", host):
-        raise ValueError(f"{host!r} is no host name")
-    return host
-
-
-def _ip(host: str) -> _IPAddress | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
+        raise ConfigurationError(str(exc)) from exc
 
 
 def _bracketed(host: str) -> str:
@@ -152,7 +126,7 @@ def _bracketed(host: str) -> str:
 
 def _addresses(target: _Target, what: str) -> list[str]:
     """Where to connect: the literal itself, or the name's addresses when all are public."""
-    if _ip(target.host):
+    if ip_literal(target.host):
         return [target.host]
     answers = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     found = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
@@ -164,7 +138,7 @@ def _addresses(target: _Target, what: str) -> list[str]:
 
 
 def _is_public(address: str) -> bool:
-    ip = _ip(address)
+    ip = ip_literal(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1]
         if ip in _NAT64:

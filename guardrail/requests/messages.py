@@ -74,6 +74,7 @@ def to_request(
         case PILImage():
             budget.image()
             picture = PictureSource(value, "picture").decoded(policy)
+            budget.pixel_count(picture.size)
             return Request((Message(role="user", parts=(ImagePart(picture),)),))
         case Mapping():
             chat: Sequence[object] = [value]
@@ -86,7 +87,7 @@ def to_request(
             )
     _check_count(len(chat), policy)
     drafts = [_draft(each, f"messages[{i}]", budget) for i, each in enumerate(chat)]
-    return Request(tuple(_finished(*draft, policy) for draft in drafts))
+    return Request(tuple(_finished(*draft, policy, budget) for draft in drafts))
 
 
 def _check_count(count: int, policy: Policy) -> None:
@@ -166,11 +167,17 @@ def _said(message: Mapping[object, object], role: str, what: str, budget: Budget
     return lines
 
 
-def _finished(draft: Message, pieces: list[str | PictureSource], policy: Policy) -> Message:
-    parts = [
-        TextPart(piece) if isinstance(piece, str) else ImagePart(piece.decoded(policy))
-        for piece in pieces
-    ]
+def _finished(
+    draft: Message, pieces: list[str | PictureSource], policy: Policy, budget: Budget
+) -> Message:
+    parts: list[Part] = []
+    for piece in pieces:
+        if isinstance(piece, str):
+            parts.append(TextPart(piece))
+        else:
+            picture = piece.decoded(policy)
+            budget.pixel_count(picture.size)  # so that the next one is not decoded
+            parts.append(ImagePart(picture))
     return _with_parts(draft, parts)
 
 
@@ -205,6 +212,8 @@ def _rechecked(request: Request, policy: Policy, budget: Budget) -> Request:
                 budget.text(part.text, what)
             else:
                 budget.image()
+                check_size(part.image.size, policy.limits, what="picture")
+                budget.pixel_count(part.image.size)
     return Request(
         tuple(
             _with_parts(message, [_checked(part, policy) for part in message.parts])
@@ -217,7 +226,6 @@ def _checked(part: Part, policy: Policy) -> Part:
     if isinstance(part, TextPart):
         return part
     image = part.image
-    check_size(image.size, policy.limits, what="picture")
     if type(image) is PILImage and image.mode == "RGB" and not image.info:
         return part
     return ImagePart(

@@ -39,6 +39,7 @@ class Budget:
     limits: Limits
     text_chars: int = 0
     images: int = 0
+    pixels: int = 0
 
     def text(self, value: object, what: str) -> str:
         """The checked text: a str without lone surrogates; other control characters are kept."""
@@ -59,6 +60,11 @@ class Budget:
         """Count one picture."""
         self.images += 1
         self._check("images", self.images, self.limits.images)
+
+    def pixel_count(self, size: tuple[int, int]) -> None:
+        """Count one picture's pixels."""
+        self.pixels += size[0] * size[1]
+        self._check("total_pixels", self.pixels, self.limits.total_pixels)
 
     def json(self, value: object, what: str) -> str:
         """Uncounted JSON of plain values, bounded as it is written: shared or cyclic ones too."""

@@ -66,6 +66,11 @@ def picture_bytes(
             )
 
 
+def names_a_file(text: str) -> bool:
+    """Whether `decode_image` reads this string as a path: no URL, and no picture's base64."""
+    return _SCHEME.match(text) is None and not _is_base64_picture(text)
+
+
 def _string_bytes(
     text: str, limits: Limits, allowed_hosts: Collection[str], local_files: bool, what: str
 ) -> bytes:

@@ -41,12 +41,15 @@ def test_a_new_artefact_is_made_from_the_benign_requests(run, saved, calibrated,
         str(out),
         "--flag-rate",
         "0.2",
+        "--audit",
+        str(tmp_path / "audit.jsonl"),
         "--json",
     )
     assert done.exit_code == 0, done.stderr
     ((verdicts, rates),) = calibrated
     assert [verdict.modality for verdict in verdicts] == ["text", "image"]
     assert rates == {"steer_rate": 0.05, "flag_rate": 0.2}
+    assert len((tmp_path / "audit.jsonl").read_text().splitlines()) == 2
     parent = Artefact.load(saved.artefact["flag"]).artefact_id
     assert Artefact.load(out).header.parent == json.loads(done.stdout)["parent"] == parent
 
@@ -88,8 +91,32 @@ def test_every_form_of_line_is_read(tmp_path):
         ({"text": "a", "image": 3}, "expected a string"),
         ({"text": 3, "image": "p.png"}, "`text` is a string"),
         ({"text": "a", "label": "harmful"}, "only benign inputs calibrate"),
+        ({"text": "a", "images": ["p.png"]}, "'images' beside image and text would not be read"),
+        ({"image": "p.png", "prompt": "a"}, "'prompt' beside"),
+        ({"messages": [{}], "image": "p.png"}, "'image' beside messages would not be read"),
+        ({"messages": [{}], "text": "a", "system": "b"}, "'system', 'text' beside messages"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path, row, reason):
     with pytest.raises(DatasetError, match=rf"benign\.jsonl, line 2: .*{reason}"):
         _requests(tmp_path, '"a"', row)
+
+
+def test_paths_inside_a_chat_are_relative_to_the_file(tmp_path):
+    def chat(path):
+        content = [
+            "words",
+            {"type": "text", "text": "p.png"},
+            {"type": "image", "image": path},
+            {"type": "image", "path": path},
+            {"type": "image_url", "image_url": path},
+            {"type": "image_url", "image_url": {"url": path, "detail": "low"}},
+            {"type": "image", "url": "https://example.org/p.png"},
+            {"type": "image", "image": "data:image/png;base64,AAAA"},
+            {"type": "image", "image": "iVBORw0KGgoAAAANSUhEUgAA"},
+            {"type": "image", "image": "/absolute.png"},
+        ]
+        return [{"role": "system", "content": "p.png"}, {"role": "user", "content": content}]
+
+    found = _requests(tmp_path, chat("p.png"), {"messages": chat("p.png"), "id": 1})
+    assert found == [chat(str(tmp_path / "p.png"))] * 2

@@ -65,7 +65,7 @@ def test_shadow_mode_from_a_policy_file_still_reports_the_finding(run, saved, tm
 
 
 def test_the_environment_is_the_policy_without_a_file(run, saved, monkeypatch):
-    monkeypatch.setenv("GUARDRAIL_MODE", "shadow")
+    monkeypatch.setenv("GUARDRAIL_POLICY_MODE", "shadow")
     done = run("check", saved.model, "-a", saved.artefact["flag"], "--text", "Hello", "--json")
     assert json.loads(done.stdout)["mode"] == "shadow"
 
@@ -108,4 +108,34 @@ def test_another_models_artefact_is_refused_unless_allowed(run, saved, tmp_path)
     refused = run(*words)
     assert refused.exit_code == 2
     assert "weights_digest" in refused.stderr
-    assert run(*words, "--allow-mismatch").exit_code == 0
+    log = tmp_path / "audit.jsonl"
+    allowed = run(*words, "--allow-mismatch", "--audit", str(log))
+    assert allowed.exit_code == 0
+    [warning] = [line for line in allowed.stderr.splitlines() if line.startswith("warning: ")]
+    assert "weights_digest: fitted on " in warning
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["event"] for event in events] == ["mismatch_allowed", "verdict"]
+    assert "weights_digest" in events[0]["fields"]
+
+
+@pytest.mark.parametrize("command", ["check", "generate"])
+def test_verdicts_are_appended_to_the_audit_file(run, saved, tmp_path, command):
+    log = tmp_path / "audit.jsonl"
+    words = (command, saved.model, "-a", saved.artefact["flag"], "--text", "a secret")
+    for _ in range(2):
+        assert run(*words, "--audit", str(log)).exit_code == 1
+    assert "secret" not in log.read_text()
+    assert [json.loads(line)["action"] for line in log.read_text().splitlines()] == ["flag"] * 2
+
+
+def test_an_audit_file_that_cannot_be_opened_ends_with_2(run, saved, tmp_path):
+    words = ("check", saved.model, "-a", saved.artefact["pass"], "--text", "a")
+    done = run(*words, "--audit", str(tmp_path / "none" / "audit.jsonl"))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "cannot open the audit log" in done.stderr
+
+
+def test_variables_of_other_programs_do_not_disturb(run, saved, monkeypatch):
+    monkeypatch.setenv("GUARDRAIL_SERVICE_HOST", "10.0.0.1")
+    done = run("check", saved.model, "-a", saved.artefact["pass"], "--text", "Hello")
+    assert done.exit_code == 0, done.stderr

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 from guardrail.artefact import Artefact
+from guardrail.metrics import Rate
 
 
 def test_an_artefact_is_described(run, saved):
@@ -13,6 +14,16 @@ def test_an_artefact_is_described(run, saved):
     assert "random, layers 1, 2" in done.stdout
     assert "layer 2, gain 1.000" in done.stdout
     assert "n = 199" in done.stdout
+
+
+def test_the_figures_of_steering_say_what_they_are_shares_of(run, saved, tmp_path):
+    artefact = Artefact.load(saved.artefact["flag"])
+    rates = {"induced_refusal": Rate(5, 10), "false_refusal": Rate(1, 20)}
+    steering = artefact.header.steering.model_copy(update=rates)
+    path = artefact.revised(steering=steering).save(tmp_path / "revised.safetensors")
+    shown = run("info", str(path)).stdout
+    assert f"induced refusal (of harmful held-out prompts, all steered): {Rate(5, 10)}" in shown
+    assert f"false refusal (of all benign prompts, behind the gate): {Rate(1, 20)}" in shown
 
 
 def test_an_artefacts_document_is_its_header_without_scores(run, saved):

@@ -36,9 +36,18 @@ def ones(requests: Sequence[Request], _stage: str) -> torch.Tensor:
 
 def test_what_a_picture_adds_is_taken_off_prompts_beside_one() -> None:
     offset = torch.arange(6.0).reshape(2, 3).double()
-    found = reading._pictured(ones, contrast("near"), Rates(steer=0.1, flag=0.1), offset)
-    assert len(found.residuals) == len(found.samples)
-    torch.testing.assert_close(found.residuals[0], (1 - offset).float())
+    for found in (
+        reading._pictured(ones, contrast("near"), offset),
+        reading._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.1), offset),
+    ):
+        assert len(found.residuals) == len(found.samples)
+        torch.testing.assert_close(found.residuals[0], (1 - offset).float())
+
+
+def test_no_unsafe_prompt_is_drawn() -> None:
+    found = reading._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.1), torch.zeros(2, 3))
+    assert set(found.kinds) == {"near"}
+    assert set(found.splits) == {"calibrate"}
 
 
 @pytest.mark.parametrize("kinds", [("near",), ("near", "matched", "ordinary")])
@@ -46,10 +55,8 @@ def test_there_are_enough_prompts_with_pictures_for_the_rates(
     kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few kinds of safe prompts there are, as long as there are enough prompts."""
-    monkeypatch.setattr(reading, "PICTURED", {"fit": 4, "select": 4, "calibrate": 4})
-    found = reading._pictured(
-        ones, contrast(*kinds), Rates(steer=0.1, flag=1 / 50), torch.zeros(2, 3)
-    )
+    monkeypatch.setattr(reading, "DRAWN", 4)
+    found = reading._drawn(ones, contrast(*kinds), Rates(steer=0.1, flag=1 / 50), torch.zeros(2, 3))
     pairs = zip(found.splits, found.kinds, strict=True)
     counts = Counter(kind for split, kind in pairs if split == "calibrate" and kind != "unsafe")
     assert set(counts) == set(kinds)
@@ -57,7 +64,5 @@ def test_there_are_enough_prompts_with_pictures_for_the_rates(
 
 
 def test_no_more_prompts_are_asked_for_than_there_are() -> None:
-    found = reading._pictured(
-        ones, contrast("near"), Rates(steer=0.1, flag=0.001), torch.zeros(2, 3)
-    )
+    found = reading._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.001), torch.zeros(2, 3))
     assert max(Counter(zip(found.splits, found.kinds, strict=True)).values()) == 60

@@ -158,9 +158,9 @@ def test_thresholds_come_from_the_safe_prompts_of_the_calibration_split(any_fit:
         assert sum(score > threshold for score in text.scores) <= rate * (text.n + 1)
 
 
-def test_pictures_are_calibrated_on_prompts_beside_meaningless_ones(picture_fit: Fitted) -> None:
+def test_pictures_are_calibrated_on_safe_prompts_drawn_as_pictures(picture_fit: Fitted) -> None:
     image = picture_fit.artefact.header.calibration[Modality.IMAGE]
-    assert image.source == "safe contrast prompts, pictured"
+    assert image.source == "safe contrast prompts, drawn"
     assert image.n >= 20  # what a flag rate of 0.05 takes
 
 
@@ -263,7 +263,7 @@ def test_every_stage_reports_how_far_it_is(any_fit: Fitted) -> None:
     expected = ["contrast prompts", "prompts with words around"]
     if any_fit.loaded.is_multimodal:
         expected += ["neutral prompts", "re-centring, image", "re-centring, images"]
-        expected += ["prompts beside a picture"]
+        expected += ["prompts beside a picture", "safe prompts as pictures"]
     assert stages == [*expected, "causal effect", "steering strength"]
     for stage in stages:
         seen = [(done, total) for name, done, total in any_fit.progress if name == stage]

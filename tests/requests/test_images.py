@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import threading
+import tracemalloc
 import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
@@ -260,6 +261,35 @@ def test_pillows_own_bomb_alarms_become_limit_errors(
     with pytest.raises(LimitExceededError) as caught:
         decode(encoded(picture()))
     assert (caught.value.limit, caught.value.found) == ("image_pixels", 123)
+
+
+def directory(entries: int, blob: int) -> bytes:
+    """A TIFF of 4 x 4 grey pixels and many entries that all point at the one blob at its end."""
+    end = 8 + 2 + 12 * (9 + entries) + 4
+    known = [(256, 4), (257, 4), (258, 8), (259, 1), (262, 1), (273, end), (277, 1), (278, 4)]
+    known.append((279, 16))
+    rows = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in known]
+    rows += [struct.pack("<HHII", 40_000 + i, 1, blob, end) for i in range(entries)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(rows))
+    return head + b"".join(rows) + bytes(4) + bytes(blob)
+
+
+def test_pillow_bounds_what_the_entries_of_a_directory_hold() -> None:
+    assert int(Image.__version__.split(".")[0]) >= 13  # before, entries were read without a bound
+
+
+@pytest.mark.filterwarnings("ignore:Tag data larger than file")
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+def test_many_entries_that_share_one_blob_cost_little(kind: str) -> None:
+    data = directory(4000, 1_000_000)
+    if kind == "PNG":
+        data = encoded(Image.new("L", (4, 4)), exif=b"Exif\0\0" + data)
+    tracemalloc.start()
+    try:
+        assert decode(data).size == (4, 4)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000  # read one by one: 4 GB
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_jpeg_of_endless_scans_is_refused() -> None:

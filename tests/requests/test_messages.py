@@ -330,6 +330,20 @@ def test_messages_text_and_pictures_are_bounded_inclusively() -> None:
     exceeded(RED, "image_pixels", 8, image_pixels=7)
 
 
+def test_pixels_are_summed_over_all_pictures_inclusively() -> None:
+    part = {"type": "image", "image": RED}
+    chat = [user([part, part]), user([part])]
+    assert len(request(chat, total_pixels=24).images) == 3
+    exceeded(chat, "total_pixels", 24, total_pixels=23)
+    exceeded(RED, "total_pixels", 8, total_pixels=7)
+    exceeded(request(chat), "total_pixels", 24, total_pixels=23)
+
+
+def test_no_picture_is_decoded_once_the_pixels_are_used_up() -> None:
+    part, broken = {"type": "image", "image": RED}, {"type": "image", "image": b"no picture"}
+    exceeded([user([part, part, broken])], "total_pixels", 16, total_pixels=15)
+
+
 def test_names_and_tool_calls_count_as_they_are_rendered() -> None:
     exceeded(user("a", name="bc"), "text_chars", 3, text_chars=2)
     size = len(f"a\n{CALL_TEXT}")

@@ -1,0 +1,110 @@
+"""What a verdict means for a call to a model that cannot be steered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from guardrail.errors import DetectorError, GuardrailViolation
+from guardrail.types import Action, Verdict
+
+if TYPE_CHECKING:
+    from guardrail.arguments import Call, Selector
+    from guardrail.policy import Policy
+
+OnFlag = Literal["refuse", "raise", "annotate"]
+Audit = Callable[[Verdict | None, Mapping[str, object]], None]
+
+LAST: ContextVar[Verdict | None] = ContextVar("guardrail_last_verdict", default=None)
+
+_log = logging.getLogger(__name__)
+
+
+class Checker(Protocol):
+    """What is needed of a guard; `Guard` has it, and so has a double in your tests."""
+
+    @property
+    def policy(self) -> Policy:
+        """The rules in force."""
+
+    def check(self, value: Any, /) -> Verdict:
+        """Score one request."""
+
+    def acheck(self, value: Any, /) -> Awaitable[Verdict]:
+        """Score one request without blocking the event loop."""
+
+    def with_policy(self, policy: Policy, /) -> Checker:
+        """The same guard under other rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One guarded callable's guard, its checked argument, and what a flag leads to."""
+
+    guard: Checker
+    selector: Selector
+    on_flag: OnFlag | None
+    fallback: Callable[..., Any] | None
+    audit: Audit | None
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """One call's arguments, and what of them is checked."""
+        LAST.set(None)  # a check that raises must not leave the verdict before it standing
+        return self.selector.call(args, kwargs)
+
+    def settle(self, call: Call, verdict: Verdict) -> Verdict | None:
+        """None when the call is to be made, else the verdict that forbids it."""
+        policy, outage, cautioned = self.guard.policy, self._refused_outage(verdict), False
+        if outage:
+            verdict = replace(verdict, action=Action.FLAG)
+        elif _wants_steering(verdict, policy):
+            cautioned = policy.unsteerable == "caution" and call.caution(policy.caution_prompt)
+            if policy.unsteerable == "pass":
+                verdict = replace(verdict, action=Action.PASS)
+            elif not cautioned and Action.FLAG in policy.actions:
+                verdict = replace(verdict, action=Action.FLAG)
+        LAST.set(verdict)
+        annotates = not outage and self.fallback is None and self._on_flag == "annotate"
+        stops = verdict.action is Action.FLAG and verdict.mode == "enforce" and not annotates
+        self._record(verdict, "flag" if stops else "caution" if cautioned else "pass")
+        return verdict if stops else None
+
+    def answer(self, call: Call, verdict: Verdict) -> Any:
+        """What a call that is not made gives back."""
+        if self.fallback is not None:
+            return self.fallback(verdict, *call.bound.args, **call.bound.kwargs)
+        if self._on_flag != "raise":
+            return self.guard.policy.refusal_message
+        if self._refused_outage(verdict):
+            raise DetectorError("the detector failed, and the policy fails closed; nothing is sent")
+        raise GuardrailViolation(verdict)
+
+    @property
+    def _on_flag(self) -> OnFlag:
+        return self.on_flag or self.guard.policy.on_flag
+
+    def _refused_outage(self, verdict: Verdict) -> bool:
+        """An outage is no finding: not to be annotated, whatever the policy's actions are."""
+        closed = self.guard.policy.fail == "closed" and verdict.mode == "enforce"
+        return closed and verdict.reason == "detector_failed"
+
+    def _record(self, verdict: Verdict, done: str) -> None:
+        if self.audit is None:
+            return
+        try:
+            self.audit(verdict, {"event": "call", "done": done})
+        except Exception:  # a border: the sink is the user's code
+            _log.exception("the audit sink failed; the call is not affected")
+
+
+def _wants_steering(verdict: Verdict, policy: Policy) -> bool:
+    # An artefact that only detects passes what it cannot steer, and says so in `would_be`.
+    return (
+        verdict.mode == "enforce"
+        and verdict.action is not Action.FLAG
+        and verdict.would_be is Action.STEER
+        and Action.STEER in policy.actions
+    )
