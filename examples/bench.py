@@ -22,7 +22,7 @@ from demo import artefact_for
 from rich.console import Console
 from rich.table import Table
 
-from guardrail import Guard, Limits, Policy, Thresholds
+from guardrail import Guard, Policy, Thresholds
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import packaged
 from guardrail.model.generate import generate_rows, last_residuals
@@ -45,7 +45,7 @@ def quiet() -> Policy:
     """A policy that judges everything and changes nothing, so that both sides do the same work."""
     never = Thresholds(steer=1e6, flag=1e6)
     both = {Modality.TEXT: never, Modality.IMAGE: never}
-    return Policy(thresholds=both, limits=Limits(batch=CALLERS, batch_wait_s=0.01))
+    return Policy(thresholds=both)
 
 
 def seconds(job: Callable[[], object]) -> float:

@@ -8,60 +8,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from guardrail.errors import ConfigurationError, DetectorError
+from guardrail.errors import DetectorError, UnsupportedModelError
 from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from guardrail.model.detectors import AnyDetector, DecisionLike
     from guardrail.policy import Policy
 
 log = logging.getLogger("guardrail")
-
-
-class DecisionLike(Protocol):
-    """What a detector says about each row."""
-
-    @property
-    def actions(self) -> Sequence[Action]:
-        """What the thresholds ask for, per row, within the policy."""
-
-    @property
-    def failed(self) -> Sequence[bool]:
-        """Rows that could not be scored."""
-
-
-D = TypeVar("D")
-
-
-class DetectorLike(Protocol[D]):
-    """Pure tensors on the CPU in, tensors on the CPU out; it never sees the model."""
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Readout layers, ascending."""
-
-    @property
-    def steering_layer(self) -> int | None:
-        """Where the edit is added, at or after the last readout layer; None = detect only."""
-
-    @property
-    def steer_tokens(self) -> int:
-        """How many generated tokens are edited beside the last prompt position."""
-
-    def decide(self, residuals: Tensor, kinds: Sequence[str]) -> D:
-        """Judge residuals (rows, k, d_model), float32."""
-
-    def edit(self, decision: D, residual: Tensor, kinds: Sequence[str]) -> Tensor:
-        """What to add to the residual (rows, d_model), float32; zero rows where nothing is."""
-
-
-AnyDetector = DetectorLike[Any]
 
 
 class PrefillDoneError(Exception):
@@ -98,6 +59,7 @@ class PromptCall:
     _edited: slice | None = None
     _decision: DecisionLike | None = None
     _failed: list[bool] = field(default_factory=list)
+    _beyond: list[bool] = field(default_factory=list)  # steering cannot reach these rows
     _row_kinds: list[str] = field(default_factory=list)
     _delta: Tensor | None = None
     _edit_known: bool = False
@@ -123,13 +85,16 @@ class PromptCall:
     def see(self, layer: int, hidden: Tensor) -> Tensor | None:
         """Layer `layer` gave `hidden` (rows, length, d_model); returns its replacement, if any."""
         if self._index is not None and not self.decided and layer in self.layers:
-            self.residuals[layer] = hidden[:, self._index].detach()
+            # A copy: a view would keep the residuals of every position of the prompt.
+            self.residuals[layer] = hidden[:, self._index].detach().clone()
             if layer == self.layers[-1]:
                 self._decide(hidden.shape[0])
         if self.detector is None or layer != self.detector.steering_layer or not self.decided:
             return None
         if self._index is not None and not self._edit_known:
             self._find_edit(hidden[:, self._index].detach())
+            if self.leave_after_readout or self._everyone_stops:
+                raise PrefillDoneError
         if self._delta is None or self._edited is None:
             return None
         edited = hidden.clone()
@@ -140,6 +105,12 @@ class PromptCall:
 
     def recorded(self) -> Tensor:
         """All readout layers, float32 on the CPU: (rows, k, d_model)."""
+        missing = [layer for layer in self.layers if layer not in self.residuals]
+        if self.residuals and missing:
+            raise UnsupportedModelError(
+                f"the model did not run its layers {missing} for this prompt (cross-attention "
+                "layers run for pictures only); read other layers"
+            )
         self.require_decision()
         return torch.stack([self.residuals[i].float().cpu() for i in self.layers], dim=1)
 
@@ -151,16 +122,22 @@ class PromptCall:
                 "compiled or wrapped so that hooks do not run? Guard the plain model"
             )
 
+    def settle(self) -> None:
+        """The prefill is over, no token is out: a row that still waits for its edit has failed."""
+        self.require_decision()
+        if not self._edit_known and self._decision is not None:
+            self._edit_known = True
+            self._fail_steered([True] * len(self._failed), "the steering layer never ran")
+
     def ruling(self, request: int) -> Ruling:
         """What happened to request number `request`; its beams agree, so the first one speaks."""
         row = request * (len(self._row_kinds) // len(self.kinds))
-        strength = 0.0 if self._delta is None else float(self._delta[row].norm())
-        action = self._applied(row)
+        delta = None if self.leave_after_readout else self._delta
         return Ruling(
-            action=action,
-            stops=self._stops(action),
+            action=self._applied(row),
+            stops=self._stops(row),
             failed=self._failed[row],
-            strength=strength,
+            strength=0.0 if delta is None else float(delta[row].norm()),
             decision=self._decision,
             row=row,
         )
@@ -170,7 +147,7 @@ class PromptCall:
         if rows % len(self.kinds):
             raise DetectorError(f"the model ran {rows} rows for {len(self.kinds)} requests")
         self._row_kinds = [kind for kind in self.kinds for _ in range(rows // len(self.kinds))]
-        self._failed = [False] * rows
+        self._failed, self._beyond = [False] * rows, [False] * rows
         if self.detector is not None:
             try:
                 self._decision = self.detector.decide(self.recorded(), self._row_kinds)
@@ -178,10 +155,8 @@ class PromptCall:
             except Exception:  # the fail-mode border: the policy says what an outage means
                 log.exception("the detector failed on %d rows", rows)
                 self._decision, self._failed = None, [True] * rows
-        everyone_stops = self.detector is not None and all(
-            self._stops(self._applied(row)) for row in range(rows)
-        )
-        if self.leave_after_readout or everyone_stops:
+        steers = any(self._applied(row) is Action.STEER for row in range(rows))
+        if self._everyone_stops or (self.leave_after_readout and not steers):
             raise PrefillDoneError
         shadow = self.policy is not None and self.policy.mode == "shadow"
         no_edit = self.detector is None or self.detector.steering_layer is None
@@ -192,18 +167,30 @@ class PromptCall:
         self._edit_known = True
         if self.detector is None or self._decision is None:
             return
-        try:
-            delta = self.detector.edit(self._decision, residual.float().cpu(), self._row_kinds)
+        residual = residual.float().cpu()
+        broken = ~residual.isfinite().all(dim=1)
+        self._fail_steered(broken.tolist(), "no finite residual at the steering layer")
+        try:  # a broken row must not spoil the others
+            whole = residual.masked_fill(broken[:, None], 0.0)
+            delta = self.detector.edit(self._decision, whole, self._row_kinds)
             if delta.shape != residual.shape or not bool(delta.isfinite().all()):
                 raise DetectorError(f"an edit of shape {tuple(delta.shape)} cannot be added")
         except Exception:  # the fail-mode border again: a row that cannot be steered has failed
             log.exception("the detector could not say how to steer")
-            steered = [action is Action.STEER for action in self._decision.actions]
-            self._failed = [f or s for f, s in zip(self._failed, steered, strict=True)]
+            self._fail_steered([True] * len(self._failed), "no edit")
             return
         untouched = torch.tensor(self._failed)
         delta = delta.masked_fill(untouched[:, None], 0.0)
+        self._beyond = (~delta.any(dim=1)).tolist()
         self._delta = delta if bool(delta.any()) else None
+
+    def _fail_steered(self, bad: Sequence[bool], why: str) -> None:
+        """Mark those of the bad rows that were to be steered as failed."""
+        new = [row for row, b in enumerate(bad) if b and self._applied(row) is Action.STEER]
+        if new:
+            log.error("%d of %d rows cannot be steered: %s", len(new), len(bad), why)
+        for row in new:
+            self._failed[row] = True
 
     def _applied(self, row: int) -> Action:
         """What is done to a row: the decision, under the policy's mode and fail mode."""
@@ -213,32 +200,21 @@ class PromptCall:
             closed = self.policy is None or self.policy.fail == "closed"
             return Action.FLAG if closed else Action.PASS
         action = self._decision.actions[row]
-        if action is Action.STEER and self.policy is not None and not self._can_steer:
-            return Action.FLAG if self.policy.unsteerable == "flag" else Action.PASS
+        if action is not Action.STEER:
+            return action
+        if self.detector is None or self.detector.steering_layer is None:
+            return Action.PASS
+        if self._beyond[row]:  # already more unsafe than what an edit may reach
+            may_flag = self.policy is not None and Action.FLAG in self.policy.actions
+            return Action.FLAG if may_flag else Action.PASS
         return action
 
+    def _stops(self, row: int) -> bool:
+        """Whether a row gets no answer from the model; an outage is nothing to annotate."""
+        if self.policy is None or self._applied(row) is not Action.FLAG:
+            return False
+        return self._failed[row] or self.policy.on_flag != "annotate"
+
     @property
-    def _can_steer(self) -> bool:
-        return self.detector is not None and self.detector.steering_layer is not None
-
-    def _stops(self, action: Action) -> bool:
-        """Whether a row with this action gets no answer from the model."""
-        return (
-            action is Action.FLAG and self.policy is not None and self.policy.on_flag != "annotate"
-        )
-
-
-def check_layers(detector: AnyDetector, layer_count: int) -> tuple[int, ...]:
-    """The layers a detector needs hooks on; refuses those that cannot work in one pass."""
-    layers, steering = detector.layers, detector.steering_layer
-    if not layers or list(layers) != sorted(set(layers)):
-        raise ConfigurationError(f"readout layers must ascend; got {layers}")
-    if steering is not None and steering < layers[-1]:
-        raise ConfigurationError(
-            f"the steering layer ({steering}) must not lie before the last readout layer "
-            f"({layers[-1]}): the decision would come too late; fit again"
-        )
-    needed = (*layers, *(() if steering is None or steering in layers else (steering,)))
-    if needed[0] < 0 or needed[-1] >= layer_count:
-        raise ConfigurationError(f"layers {needed} do not fit a model with {layer_count} layers")
-    return needed
+    def _everyone_stops(self) -> bool:
+        return self.detector is not None and all(map(self._stops, range(len(self._failed))))

@@ -114,7 +114,7 @@ class RowsCriterion(StoppingCriteria):
         """Hand out the rulings, once."""
         if self._call is None or self._ruled:
             return
-        self._call.require_decision()
+        self._call.settle()
         self._ruled = True
         for number, row in enumerate(self._rows):
             row.rule(self._call.ruling(number))

@@ -169,9 +169,12 @@ def _code_digest(objects: Iterable[object]) -> str | None:
         for kind in type(thing).__mro__:
             if kind.__module__.startswith("transformers_modules."):
                 packages.add(kind.__module__.rpartition(".")[0])
-    files = {}
-    for name, module in sorted(sys.modules.items()):
-        if name.rpartition(".")[0] in packages and getattr(module, "__file__", None):
-            path = Path(inspect.getfile(module))
-            files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _digest(files) if files else None
+    roots = [p + "." for p in packages if not any(p.startswith(q + ".") for q in packages)]
+    files = set()  # one file may have been copied into several packages
+    for name, module in list(sys.modules.items()):
+        root = next((root for root in roots if name.startswith(root)), None)
+        if root is not None and getattr(module, "__file__", None):
+            content = Path(inspect.getfile(module)).read_bytes()
+            if content:  # else a package's `__init__.py`, which is there or not
+                files.add((name.removeprefix(root), hashlib.sha256(content).hexdigest()))
+    return _digest(sorted(files)) if files else None

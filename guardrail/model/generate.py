@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,19 +11,21 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel, StoppingCriteriaList
 
 from guardrail.errors import UnsupportedModelError
-from guardrail.model.calls import AnyDetector, PrefillDoneError, PromptCall, Ruling, check_layers
+from guardrail.model.calls import PrefillDoneError, PromptCall, Ruling
 from guardrail.model.criteria import Row, RowControl, RowOutcome, RowsCriterion
 from guardrail.model.decoder import decoder_layers
-from guardrail.model.hooks import PromptHooks, prompt_hooks
+from guardrail.model.hooks import PromptHooks, check_layers, prompt_hooks
 from guardrail.model.inputs import Encoded, on_device
 from guardrail.model.settings import Settings, generation_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from guardrail.model.detectors import AnyDetector
     from guardrail.model.load import LoadedModel
     from guardrail.policy import Policy
 
+_DRAWING = threading.Lock()
 _ONE_TOKEN = Settings(max_new_tokens=1, do_sample=False)
 
 
@@ -69,11 +72,14 @@ def check_rows(
     policy: Policy | None = None,
     hooks: PromptHooks | None = None,
 ) -> list[Ruling]:
-    """Judge a batch without answering: the pass ends after the deepest readout layer."""
+    """Judge a batch without answering: the pass ends after the deepest readout layer.
+
+    Rows to be steered are followed to the steering layer, to see whether an edit can reach them.
+    """
     call = _call(loaded, encoded, detector, policy, leave_after_readout=True)
     with _active(loaded.model, call, hooks):
         _run_until_read(loaded, encoded)
-    call.require_decision()
+    call.settle()
     return [call.ruling(number) for number in range(len(encoded.kinds))]
 
 
@@ -122,7 +128,7 @@ def _call(
     *,
     leave_after_readout: bool = False,
 ) -> PromptCall:
-    check_layers(detector, len(decoder_layers(loaded.model)))
+    check_layers(detector, loaded.model)
     return PromptCall(
         prompt_len=encoded.prompt_len,
         kinds=encoded.kinds,
@@ -144,7 +150,7 @@ def _active(
         with hooks.active(call):
             yield
     else:
-        layers = check_layers(call.detector, len(decoder_layers(model)))
+        layers = check_layers(call.detector, model)
         with prompt_hooks(model, layers) as temporary, temporary.active(call):
             yield
 
@@ -182,15 +188,27 @@ def _generate(loaded: LoadedModel, encoded: Encoded, settings: Settings, **optio
 
 @contextmanager
 def _seeded(model: PreTrainedModel, settings: Settings) -> Iterator[None]:
-    """Sample as after `torch.manual_seed(seed)`, and leave the generators as they were."""
-    if settings.seed is None:
-        yield
-        return
+    """Sample as after `torch.manual_seed(seed)`, and leave the generators as they were.
+
+    All models of a process draw from the same generators, so sampled answers are made one after
+    another. What remains: code outside the guards that draws meanwhile, and a callback of a sampled
+    request must not wait for a sampled answer of another model.
+    """
+    with _DRAWING if settings.seed is not None or settings.samples(model) else nullcontext():
+        if settings.seed is None:
+            yield
+            return
+        with _from_seed(model, settings.seed):
+            yield
+
+
+@contextmanager
+def _from_seed(model: PreTrainedModel, seed: int) -> Iterator[None]:
     kind = model.device.type
     module: Any = getattr(torch, kind, None)
     devices = list(range(module.device_count())) if kind != "cpu" and module is not None else []
     with torch.random.fork_rng(devices, device_type="cuda" if kind == "cpu" else kind):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         yield
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from guardrail.errors import ConfigurationError
-from guardrail.model.decoder import decoder_layers, decoder_module
+from guardrail.model.decoder import decoder_layers, decoder_module, self_attention_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from guardrail.model.calls import PromptCall
+    from guardrail.model.detectors import AnyDetector
 
 _CURRENT: ContextVar[tuple[PromptHooks, PromptCall] | None] = ContextVar(
     "guardrail_call", default=None
@@ -100,3 +101,26 @@ def prompt_hooks(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[Prom
         yield hooks
     finally:
         hooks.remove()
+
+
+def check_layers(detector: AnyDetector, model: PreTrainedModel) -> tuple[int, ...]:
+    """The layers a detector needs hooks on; refuses those that cannot work in one pass."""
+    layers, steering = detector.layers, detector.steering_layer
+    if not layers or list(layers) != sorted(set(layers)):
+        raise ConfigurationError(f"readout layers must ascend; got {layers}")
+    if steering is not None and steering < layers[-1]:
+        raise ConfigurationError(
+            f"the steering layer ({steering}) must not lie before the last readout layer "
+            f"({layers[-1]}): the decision would come too late; fit again"
+        )
+    needed = (*layers, *(() if steering is None or steering in layers else (steering,)))
+    count = len(decoder_layers(model))
+    if needed[0] < 0 or needed[-1] >= count:
+        raise ConfigurationError(f"layers {needed} do not fit a model with {count} layers")
+    skipped = sorted(set(needed) - set(self_attention_layers(model)))
+    if skipped:
+        raise ConfigurationError(
+            f"layers {skipped} of this model are cross-attention layers, which do not run for a "
+            "prompt without a picture; use an artefact that reads and steers at other layers"
+        )
+    return needed

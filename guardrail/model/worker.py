@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -15,7 +16,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
-from guardrail.errors import GuardClosedError, QueueFullError, RequestCancelledError
+from guardrail.errors import (
+    GuardClosedError,
+    QueueFullError,
+    RequestCancelledError,
+    RequestTimeoutError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,12 +46,16 @@ class ModelWorker:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._departed: WeakSet[object] = WeakSet()
+        # Signs that several callers are about; only then is waiting for company worth its time.
+        self._met = False  # a job came while another was unanswered, or out of a list
+        self._shared_at = -math.inf  # when the last batch of more than one job ended
 
     def submit(self, job: Job[T], *, wait: bool = False) -> None:
         """Queue a job; with `wait`, until its deadline if the queue is full.
 
         Raises:
             QueueFullError: no place is free.
+            RequestTimeoutError: with `wait`, no place became free in time.
             GuardClosedError: the job's owner has left.
             RuntimeError: called on the model's own thread, which would wait for itself.
         """
@@ -58,11 +68,15 @@ class ModelWorker:
             )
             if self._refuses(job):
                 raise GuardClosedError("the guard was closed")
+            if not free and wait:
+                raise RequestTimeoutError("the time was over before the queue had a place")
             if not free:
                 raise QueueFullError(
                     f"{len(self._waiting)} requests are waiting, the policy allows "
                     f"{job.limits.queue}; try again later or raise `limits.queue`"
                 )
+            busy = any(not other.future.done() for other in self._running)
+            self._met = self._met or wait or busy
             self._waiting.append(job)  # type: ignore[arg-type]  # a queue of jobs of any result
             self._ensure_thread()
             self._changed.notify_all()
@@ -128,6 +142,8 @@ class ModelWorker:
         finally:
             with self._changed:
                 self._running = ()
+                if len(batch) > 1:
+                    self._shared_at = time.monotonic()
                 self._changed.notify_all()
         return bool(batch)
 
@@ -140,7 +156,7 @@ class ModelWorker:
             batch = [self._waiting.popleft()]
             self._running = tuple(batch)
             first = batch[0]
-            until = time.monotonic() + first.limits.batch_wait_s
+            until = time.monotonic() + (first.limits.batch_wait_s if self._crowded(first) else 0)
             while first.key is not None:
                 self._gather(batch)
                 self._running = tuple(batch)
@@ -150,6 +166,12 @@ class ModelWorker:
                     break
                 self._changed.wait(left)
             return batch
+
+    def _crowded(self, first: Job[object]) -> bool:
+        """Whether more jobs than `first` may be expected soon."""
+        met, self._met = self._met, False
+        recent = time.monotonic() - self._shared_at < first.limits.batch_wait_s
+        return met or recent or len(self._waiting) > 0
 
     def _gather(self, batch: list[Job[object]]) -> None:
         """Move waiting jobs of the batch's kind into it, oldest first."""

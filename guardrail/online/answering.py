@@ -111,6 +111,8 @@ class Answering:
         if outcome.finish == "timeout":
             return RequestTimeoutError("the time was over before the answer was complete")
         if verdict is None or ruling is None:
+            facts = {"event": "outage", "request_id": self._job.request_id}
+            self._judge.record(None, facts)
             return DetectorError("an answer without a verdict; it is not given out")
         if ruling.stops and self._policy.on_flag == "raise":
             if ruling.failed:

@@ -167,7 +167,8 @@ def _caught(function: Callable[[Any], T], value: Any) -> T | Exception:
 
 def _settings(options: Mapping[str, Any], limits: Limits) -> Settings:
     try:
-        settings = Settings(**options)
+        default = min(Settings.model_fields["max_new_tokens"].default, limits.new_tokens)
+        settings = Settings(**({"max_new_tokens": default} | dict(options)))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ConfigurationError(f"these generation settings cannot hold: {problems}") from error

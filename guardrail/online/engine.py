@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guardrail.decide.detector import Detector
-from guardrail.errors import LimitExceededError
-from guardrail.model.calls import Ruling, check_layers
-from guardrail.model.decoder import context_length, decoder_layers
+from guardrail.errors import DetectorError, LimitExceededError
+from guardrail.model.decoder import context_length
 from guardrail.model.generate import check_rows, generate_rows
-from guardrail.model.hooks import PromptHooks
+from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.model.inputs import Encoded, Encoder
 from guardrail.model.worker import WorkerLease
 from guardrail.online.answering import Answering, AnswerJob, CheckJob
@@ -20,6 +20,7 @@ from guardrail.types import Action, Modality, Request, Verdict
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
+    from guardrail.model.calls import Ruling
     from guardrail.model.load import LoadedModel
     from guardrail.model.settings import Settings
     from guardrail.policy import Policy
@@ -38,7 +39,7 @@ class Engine:
         self.loaded, self.artefact, self.policy, self._audit = loaded, artefact, policy, audit
         self.encoder = Encoder(loaded)
         self._detector = Detector.from_artefact(artefact, policy)
-        layers = check_layers(self._detector, len(decoder_layers(loaded.model)))
+        layers = check_layers(self._detector, loaded.model)
         self._context = context_length(loaded.model)
         self._hooks = PromptHooks(loaded.model, layers)
         self._lease = WorkerLease(loaded.model)
@@ -93,20 +94,32 @@ class Engine:
         encoded = self._encode(jobs, new_tokens=1)
         answers = [Answering(job, self) for job in jobs]
         early = len(jobs) > 1  # a lone caller goes on only when the model is at rest again
-        outcomes = generate_rows(
-            self.loaded,
-            encoded,
-            self._detector,
-            jobs[0].settings,
-            [
-                answer.control(self._room(length), settle_early=early)
-                for answer, length in zip(answers, encoded.lengths, strict=True)
-            ],
-            policy=self.policy,
-            hooks=self._hooks,
-        )
+        controls = [
+            answer.control(self._room(length), settle_early=early)
+            for answer, length in zip(answers, encoded.lengths, strict=True)
+        ]
+        with self._outages(jobs):
+            outcomes = generate_rows(
+                self.loaded,
+                encoded,
+                self._detector,
+                jobs[0].settings,
+                controls,
+                policy=self.policy,
+                hooks=self._hooks,
+            )
         if not early:
             answers[0].end(outcomes[0])
+
+    @contextmanager
+    def _outages(self, jobs: Sequence[AnswerJob | CheckJob]) -> Iterator[None]:
+        """Put it on record when there is no decision at all; of a batch each job runs again."""
+        try:
+            yield
+        except DetectorError:
+            if len(jobs) == 1:
+                self.record(None, {"event": "outage", "request_id": jobs[0].request_id})
+            raise
 
     def _room(self, prompt_tokens: int) -> int | None:
         """How many tokens fit behind a prompt into the model's context."""
@@ -114,9 +127,10 @@ class Engine:
 
     def _check(self, jobs: Sequence[CheckJob]) -> None:
         encoded = self._encode(jobs, new_tokens=0)
-        rulings = check_rows(
-            self.loaded, encoded, self._detector, policy=self.policy, hooks=self._hooks
-        )
+        with self._outages(jobs):
+            rulings = check_rows(
+                self.loaded, encoded, self._detector, policy=self.policy, hooks=self._hooks
+            )
         for job, ruling in zip(jobs, rulings, strict=True):
             verdict = self.verdict(job.request, ruling)
             self.record(verdict, {"event": "verdict", "request_id": job.request_id})
@@ -150,9 +164,10 @@ class Engine:
             return self._outage(request.modality, kind, ruling)
         decision: Any = ruling.decision
         verdict = self._detector.verdict(decision, ruling.row, kind, ruling.strength)
-        if ruling.failed:
-            return replace(verdict, action=ruling.action, reason="detector_failed")
-        return replace(verdict, action=ruling.action)
+        # A row that no edit can reach is flagged after the thresholds asked for steering.
+        would_be = Action.FLAG if ruling.action is Action.FLAG else verdict.would_be
+        reason = "detector_failed" if ruling.failed else verdict.reason
+        return replace(verdict, action=ruling.action, would_be=would_be, reason=reason)
 
     def _outage(self, modality: Modality, kind: str, ruling: Ruling) -> Verdict:
         """The verdict of a request that could not be scored at all."""

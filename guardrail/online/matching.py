@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from guardrail.model.load import LoadedModel
 
+log = logging.getLogger("guardrail")
+
 
 def find_artefact(source: Artefact | str | Path) -> Artefact:
     """An artefact as it is, from a file, or from the hub."""
@@ -25,11 +28,27 @@ def find_artefact(source: Artefact | str | Path) -> Artefact:
 def mismatch(
     artefact: Artefact, loaded: LoadedModel, *, allowed: bool
 ) -> dict[str, tuple[str, str]]:
-    """What makes the model another than the one the artefact was fitted on, if that is allowed."""
+    """What makes the model another than the one the artefact was fitted on, if that is allowed.
+
+    Raises:
+        ArtefactMismatchError: it is not allowed, or the numbers of layers or the widths differ.
+    """
     fitted, running = artefact.header.fingerprint, fingerprint(loaded)
     for name, (then, now) in fitted.warnings(running).items():
         warnings.warn(f"the artefact was fitted with {name} {then}, this is {now}", stacklevel=4)
-    fields = fitted.differences(running)
-    if fields and not allowed:
+    shapes = _shapes(artefact, loaded)
+    fields = fitted.differences(running) | shapes
+    if shapes or (fields and not allowed):
         raise ArtefactMismatchError(fields)
+    if fields:
+        told = "; ".join(f"{k}: fitted on {a}, running {b}" for k, (a, b) in fields.items())
+        log.warning("the artefact was fitted on another model, as allow_mismatch allows: %s", told)
     return fields
+
+
+def _shapes(artefact: Artefact, loaded: LoadedModel) -> dict[str, tuple[str, str]]:
+    """Differences in shape; no permission makes such directions fit."""
+    then = tuple(artefact.tensors["direction"].shape)
+    now = (loaded.layer_count, loaded.d_model)
+    pairs = zip(("layer_count", "d_model"), then, now, strict=True)
+    return {name: (str(a), str(b)) for name, a, b in pairs if a != b}

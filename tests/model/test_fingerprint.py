@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 import time
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 from guardrail.errors import UnsupportedModelError
-from guardrail.model.fingerprint import fingerprint
+from guardrail.model.fingerprint import _code_digest, fingerprint
 from guardrail.model.load import load_model, wrap_model
 from guardrail.model.weights import weights_digest
 from guardrail.testing import FAMILIES, tiny_model
@@ -278,3 +280,26 @@ def test_a_100_million_parameter_model_takes_a_fraction_of_a_second() -> None:
     start = time.process_time()
     weights_digest(model)
     assert time.process_time() - start < 0.6
+
+
+def test_files_of_one_name_in_two_packages_and_below_them_all_count(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's and its processor's own repository may both have a `code.py`."""
+    names = ["one.aa.code", "one.aa.parts.code", "two.bb.code"]
+    paths = {}
+    for name in names:
+        paths[name] = tmp_path / f"{name}.py"
+        paths[name].write_text(f"# {name}")
+        module = types.ModuleType(f"transformers_modules.{name}")
+        module.__file__ = str(paths[name])
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    own = [
+        type("Own", (), {"__module__": f"transformers_modules.{name}"})()
+        for name in ("one.aa.code", "two.bb.code")
+    ]
+    digests = {_code_digest(own)}
+    for path in paths.values():
+        path.write_text(path.read_text() + "!")
+        digests.add(_code_digest(own))
+    assert len(digests) == 4

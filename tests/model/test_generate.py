@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from guardrail.errors import ConfigurationError, DetectorError, UnsupportedModel
 from guardrail.model.criteria import RowControl
 from guardrail.model.decoder import decoder_layers
 from guardrail.model.generate import check_rows, generate_rows, last_residuals, next_token_logits
+from guardrail.model.hooks import prompt_hooks
 from guardrail.model.inputs import Encoder
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
@@ -270,14 +273,118 @@ def test_a_row_that_need_not_be_steered_survives_a_failing_edit(llava, loaded_of
     assert tokens(outcomes)[0] == plain(loaded, encoded)[0]
 
 
-def test_a_detect_only_detector_flags_or_passes_what_it_cannot_steer(llava, loaded_of, two, fake):
+def test_what_a_detect_only_detector_would_steer_passes(llava, loaded_of, two, fake):
+    """The detector has applied the policy's `unsteerable` already."""
     loaded = loaded_of(llava)
     encoded = two(loaded)
-    for unsteerable, action in {"flag": FLAG, "pass": PASS, "caution": PASS}.items():
-        policy = Policy(unsteerable=unsteerable)
-        detector = fake([PASS, STEER], steering_layer=None)
-        outcomes = generate_rows(loaded, encoded, detector, SIX, policy=policy)
-        assert [outcome.ruling.action for outcome in outcomes] == [PASS, action]
+    policy = Policy(unsteerable="flag", actions=frozenset({STEER}))
+    detector = fake([PASS, STEER], steering_layer=None)
+    outcomes = generate_rows(loaded, encoded, detector, SIX, policy=policy)
+    rulings = [outcome.ruling for outcome in outcomes]
+    rulings += check_rows(loaded, encoded, detector, policy=policy)
+    assert [(ruling.action, ruling.failed) for ruling in rulings] == [(PASS, False)] * 4
+
+
+@pytest.mark.parametrize("broken", ["decide", "edit", "nan"])
+def test_an_outage_that_fails_closed_refuses_even_where_flags_are_annotated(
+    llava, loaded_of, two, fake, broken
+):
+    loaded = loaded_of(llava)
+    detector = fake([STEER, STEER], broken=broken)
+    policy = Policy(on_flag="annotate", fail="closed")
+    outcomes = generate_rows(loaded, two(loaded), detector, SIX, policy=policy)
+    assert tokens(outcomes) == [[], []]
+    assert all(outcome.ruling.stops for outcome in outcomes)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+def test_a_row_beyond_the_reach_of_steering_is_flagged_before_its_first_token(
+    llava, loaded_of, two, fake, options
+):
+    loaded = loaded_of(llava)
+    encoded = two(loaded)
+    settings = Settings(max_new_tokens=6, **options)
+    detector = fake([STEER, PASS], strength=0.0, steering_layer=3)
+    outcomes = generate_rows(loaded, encoded, detector, settings, policy=POLICY)
+    assert tokens(outcomes) == [[], plain(loaded, encoded, **options)[1]]
+    rulings = [outcome.ruling for outcome in outcomes]
+    assert [(r.action, r.strength, r.failed) for r in rulings] == [
+        (FLAG, 0.0, False),
+        (PASS, 0.0, False),
+    ]
+    checked = check_rows(loaded, encoded, detector, policy=POLICY)
+    assert [ruling.action for ruling in checked] == [FLAG, PASS]
+
+
+def test_a_row_beyond_the_reach_of_steering_passes_if_nothing_may_be_flagged(
+    llava, loaded_of, two, fake
+):
+    loaded = loaded_of(llava)
+    encoded = two(loaded)
+    policy = Policy(actions=frozenset({STEER}))
+    detector = fake([STEER, STEER], strength=0.0)
+    outcomes = generate_rows(loaded, encoded, detector, SIX, policy=policy)
+    assert tokens(outcomes) == plain(loaded, encoded)
+    assert {outcome.ruling.action for outcome in outcomes} == {PASS}
+
+
+def test_a_check_of_a_steered_row_reports_no_edit(llava, loaded_of, two, fake):
+    rulings = check_rows(
+        loaded_of(llava), two(loaded_of(llava)), fake([STEER, PASS]), policy=POLICY
+    )
+    assert [(ruling.action, ruling.strength) for ruling in rulings] == [(STEER, 0.0), (PASS, 0.0)]
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+def test_a_row_whose_steering_layer_never_ran_has_failed(llava, loaded_of, two, fake, fail):
+    loaded = loaded_of(llava)
+    encoded = two(loaded)
+    detector, policy = fake([STEER, PASS], steering_layer=3), Policy(fail=fail)
+    with prompt_hooks(loaded.model, [1, 2]) as hooks:  # none on layer 3
+        outcomes = generate_rows(loaded, encoded, detector, SIX, policy=policy, hooks=hooks)
+        checked = check_rows(loaded, encoded, detector, policy=policy, hooks=hooks)
+    expected = plain(loaded, encoded)
+    assert tokens(outcomes) == [[] if fail == "closed" else expected[0], expected[1]]
+    for rulings in ([outcome.ruling for outcome in outcomes], checked):
+        assert [ruling.failed for ruling in rulings] == [True, False]
+        assert rulings[0].action is (FLAG if fail == "closed" else PASS)
+
+
+def test_layers_that_only_run_for_pictures_are_refused_or_named(llama, loaded_of, two, fake):
+    model, processor = tiny_model("llama")
+    loaded = loaded_of(llama._replace(model=model, processor=processor))
+    encoded = two(loaded)
+
+    class Skipping(torch.nn.ModuleList):
+        def __getitem__(self, at: Any) -> Any:
+            every = list(self)
+            return [*every[:3], *every[4:]] if isinstance(at, slice) else every[at]
+
+    decoder_layers(model).__class__ = Skipping
+    with pytest.raises(UnsupportedModelError, match=r"did not run its layers \[3\]"):
+        last_residuals(loaded, encoded)
+    assert last_residuals(loaded, encoded, [0, 2]).shape == (2, 2, 32)
+    model.config.cross_attention_layers = [3]
+    with pytest.raises(ConfigurationError, match=r"layers \[3\] .* cross-attention"):
+        check_rows(loaded, encoded, fake([PASS, PASS], steering_layer=3), policy=POLICY)
+
+
+def test_seeded_answers_of_two_models_in_two_threads_do_not_disturb_each_other(
+    llama, loaded_of, two
+):
+    settings = Settings(max_new_tokens=6, do_sample=True, temperature=5.0, seed=4)
+    every = []
+    for seed in (0, 1):
+        model, processor = tiny_model("llama", seed=seed)
+        every.append(loaded_of(llama._replace(model=model, processor=processor)))
+        decoder_layers(model)[0].register_forward_pre_hook(lambda *_: time.sleep(0.002))
+
+    def answer(loaded: Any) -> list[list[list[int]]]:
+        return [tokens(generate_rows(loaded, two(loaded), None, settings)) for _ in range(5)]
+
+    expected = [answer(loaded) for loaded in every]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(answer, every)) == expected
 
 
 def test_no_token_leaves_a_model_whose_prompt_was_never_seen(llava, loaded_of, two, fake):

@@ -205,3 +205,35 @@ def test_half_precision_rows_that_are_not_steered_stay_bit_for_bit(fake):
     assert out.dtype is torch.bfloat16
     assert torch.equal(out[0], hidden[0])
     assert not torch.equal(out[1], hidden[1])
+
+
+def test_what_is_kept_does_not_grow_with_the_prompt(fake):
+    detector = fake([PASS], layers=(0, 1), steering_layer=None)
+    call = PromptCall(
+        prompt_len=500, kinds=("text",), layers=(0, 1), detector=detector, policy=Policy()
+    )
+    call.enter(past=0, length=500)
+    for layer in (0, 1):
+        call.see(layer, torch.randn(1, 500, 32))
+    kept = [residual.untyped_storage().nbytes() for residual in call.residuals.values()]
+    assert kept == [32 * 4] * 2
+
+
+def test_a_broken_residual_at_the_steering_layer_fails_its_own_row_only(fake):
+    detector = fake([STEER, STEER, PASS], layers=(0,), steering_layer=1)
+    call = PromptCall(
+        prompt_len=1, kinds=("text",) * 3, layers=(0,), detector=detector, policy=Policy()
+    )
+    hidden = torch.zeros(3, 1, 32)
+    call.enter(past=0, length=1)
+    call.see(0, hidden)
+    hidden[0, 0, 3] = hidden[2, 0, 3] = torch.inf
+    call.see(1, hidden)
+    call.settle()
+    rulings = [call.ruling(row) for row in range(3)]
+    assert [(r.action, r.failed, r.stops) for r in rulings] == [
+        (FLAG, True, True),
+        (STEER, False, False),
+        (PASS, False, False),
+    ]
+    assert [r.strength for r in rulings] == pytest.approx([0.0, 40.0, 0.0])

@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from torch import nn
@@ -79,15 +80,58 @@ def test_waiting_jobs_of_one_kind_share_a_batch_and_others_do_not(worker):
     assert batches == [3, 1, 1, 1, 1]
 
 
-def test_a_job_waits_a_moment_for_company(worker):
+def test_a_job_that_came_while_another_ran_waits_a_moment_for_company(worker):
+    gate = Gate(worker)
     batches: list[int] = []
     run = echo(batches)
     limits = Limits(batch=2, batch_wait_s=WAIT)
     first, second = (job(run, n, key="A", limits=limits) for n in (1, 2))
     worker.submit(first)
+    gate.open.set()
+    while worker._waiting:  # until the first one is picked
+        time.sleep(0.001)
     worker.submit(second)
     assert second.future.result(WAIT / 2) == 2
     assert batches == [2]
+
+
+def test_a_lone_caller_does_not_wait_for_company(worker):
+    limits = Limits(batch=8, batch_wait_s=WAIT)
+    for number in range(3):
+        alone = job(echo(), number, key="A", limits=limits)
+        worker.submit(alone)
+        assert alone.future.result(WAIT / 2) == number
+
+
+def test_jobs_out_of_a_list_wait_for_company_from_the_first_one_on(worker):
+    batches: list[int] = []
+    limits = Limits(batch=2, batch_wait_s=WAIT)
+    jobs = [job(echo(batches), n, key="A", limits=limits) for n in (1, 2)]
+    for each in jobs:
+        worker.submit(each, wait=True)
+    assert jobs[1].future.result(WAIT / 2) == 2
+    assert batches == [2]
+
+
+def test_callers_that_ask_again_and_again_at_once_share_batches(worker):
+    batches: list[int] = []
+    settle = echo(batches)
+    limits = Limits(batch=8, batch_wait_s=0.05)
+
+    def run(jobs):
+        time.sleep(0.005)
+        settle(jobs)
+
+    def ask(_):
+        for _ in range(5):
+            one = job(run, "x", key="A", limits=limits)
+            worker.submit(one)
+            one.future.result(WAIT)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert sum(batches) == 40
+    assert len(batches) <= 15
 
 
 def test_an_error_reaches_only_the_job_that_caused_it(worker):
@@ -143,7 +187,7 @@ def test_a_full_queue_says_so_and_waiting_for_a_place_works(worker):
     with pytest.raises(QueueFullError, match="3 requests are waiting, the policy allows 3"):
         worker.submit(job(echo()))
     late = job(echo(), "late", deadline=time.monotonic() + 0.05)
-    with pytest.raises(QueueFullError):
+    with pytest.raises(RequestTimeoutError, match="a place"):
         worker.submit(late, wait=True)
     patient = job(echo(), "patient")
     thread = threading.Thread(target=worker.submit, args=(patient,), kwargs={"wait": True})

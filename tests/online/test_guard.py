@@ -185,6 +185,38 @@ def test_an_outage_is_no_violation(llava, guard_on, monkeypatch):
         guard.generate("tell me")
 
 
+def test_an_outage_refuses_even_where_flags_are_annotated(llava, guard_on, monkeypatch):
+    guard = guard_on(llava, on_flag="annotate")
+    broken(monkeypatch, guard)
+    result = guard.generate("tell me")
+    assert (result.text, result.refused_by_guard) == (REFUSAL, True)
+    assert result.verdict.reason == "detector_failed"
+
+
+def test_what_no_edit_can_reach_is_flagged_and_its_verdict_says_so(llava, artefact_of, forcing):
+    artefact = artefact_of(llava)
+    near = artefact.header.steering.model_copy(update={"region_max": -1e9})
+    model = (llava.model, llava.processor)
+    with Guard(model, artefact.revised(steering=near), policy=forcing(STEER)) as guard:
+        result, checked = guard.generate("tell me"), guard.check("tell me")
+    assert (result.text, result.refused_by_guard) == (REFUSAL, True)
+    for verdict in (result.verdict, checked):
+        assert (verdict.action, verdict.would_be, verdict.strength) == (FLAG, FLAG, 0.0)
+        assert verdict.reason == "score"
+
+
+def test_an_outage_without_any_decision_is_raised_and_audited(llava, guard_on, monkeypatch):
+    lines = []
+    guard = guard_on(llava, audit=lambda verdict, facts: lines.append((verdict, facts)))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for ask in (guard.generate, guard.check):
+        with pytest.raises(DetectorError, match="never saw"):
+            ask("tell me")
+    assert len(guard.batch(["tell me"] * 3, return_exceptions=True)) == 3
+    assert [(verdict, facts["event"]) for verdict, facts in lines] == [(None, "outage")] * 5
+    assert len({facts["request_id"] for _, facts in lines}) == 5
+
+
 def test_an_outage_in_shadow_changes_nothing(llava, guard_on, monkeypatch):
     guard = guard_on(llava, mode="shadow")
     broken(monkeypatch, guard)
@@ -263,6 +295,11 @@ def test_an_answer_ends_where_the_models_context_ends(llama, guard_on):
     assert result.finish_reason == "length"
 
 
+def test_an_answer_of_no_given_length_keeps_to_the_policys(llava, guard_on):
+    result = guard_on(llava, limits=Limits(new_tokens=4)).generate("tell me about the cat")
+    assert 0 < result.completion_tokens <= 4
+
+
 def test_stop_strings_end_the_answer_and_are_not_part_of_it(llava, guard_on):
     guard = guard_on(llava)
     whole = guard.generate("tell me", max_new_tokens=12)
@@ -322,6 +359,23 @@ def test_another_models_artefact_is_refused_unless_allowed_and_that_is_audited(
     assert lines[0][0] is None
     assert lines[0][1]["event"] == "mismatch_allowed"
     assert "weights_digest" in lines[0][1]["fields"]
+
+
+def test_an_allowed_mismatch_is_logged_without_an_audit_sink(llava, artefact_of, forcing, caplog):
+    model, processor = tiny_model("llava", seed=1)
+    Guard((model, processor), artefact_of(llava), policy=forcing(PASS), allow_mismatch=True).close()
+    assert "weights_digest: fitted on" in caplog.text
+
+
+def test_directions_of_another_shape_are_refused_whatever_is_allowed(llava, artefact_of, forcing):
+    fitted = artefact_of(llava)
+    longer = {
+        name: torch.cat([fitted.tensors[name], fitted.tensors[name][-1:]])
+        for name in ("direction", "mu_safe", "mu_unsafe")
+    }
+    artefact = fitted.revised(tensors=fitted.tensors | longer)
+    with pytest.raises(ArtefactMismatchError, match="layer_count: fitted on 5, running 4"):
+        Guard((llava.model, llava.processor), artefact, policy=forcing(PASS), allow_mismatch=True)
 
 
 def test_another_precision_is_a_warning(llava, artefact_of, forcing):

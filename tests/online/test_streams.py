@@ -168,7 +168,10 @@ def test_an_error_in_the_middle_reaches_the_reader(llava, guard_on, caplog):
 def test_streams_of_one_batch_get_only_their_own_chunks(llava, guard_on):
     guard = guard_on(llava, limits=Limits(batch=4, batch_wait_s=0.3))
     prompts = [f"tell me about the cat number {n}" for n in range(4)]
+    plug = guard.stream("hello", max_new_tokens=200)  # while it runs, the others gather
+    next(plug)
     streams = [guard.stream(prompt, max_new_tokens=6) for prompt in prompts]
+    plug.close()
     texts = ["".join(stream) for stream in streams]
     assert texts == [guard.generate(prompt, max_new_tokens=6).text for prompt in prompts]
     assert len(set(texts)) == 4
@@ -181,8 +184,11 @@ def test_a_row_that_is_done_is_delivered_while_others_go_on(llava, guard_on, slo
     stop = first.text
     other = guard.generate("what is the dog", max_new_tokens=30, stop=[stop])
     assert other.finish_reason == "length"
+    plug = guard.stream("hello", max_new_tokens=200)  # while it runs, the others gather
+    next(plug)
     long = guard.stream("what is the dog", max_new_tokens=30, stop=[stop])
     short = guard.stream("tell me", max_new_tokens=30, stop=[stop])
+    plug.close()
     assert list(short) == []
     assert short.result.finish_reason == "stop"
     assert not long._job.future.done()
