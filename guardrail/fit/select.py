@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from guardrail.fit.forms import Sample
 
 MINIMUM_AUROC = 0.80
-MARGIN = 0.005  # a more elaborate readout must beat a simpler one by this much
+MARGIN = 0.005  # a more elaborate estimator must beat a simpler one by this much
 MOST_LAYERS = 8
 # Shares of the layers: readouts lie in the first range, and the edit between them and the end.
 FIRST_DEPTH, READ_DEPTH, LAST_DEPTH = 0.3, 0.75, 0.8
@@ -106,7 +106,7 @@ def compare(forms: dict[str, FormResiduals], layers: Sequence[int]) -> list[Cand
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """The simplest readout within `MARGIN` of the best: fewer layers, then the plainer estimator.
+    """The best readout of the plainest estimator that comes within `MARGIN` of the best of all.
 
     Raises:
         NoUsableDirectionError: none separates the selection split with an AUROC of 0.80.
@@ -118,10 +118,11 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
             f"{best:.3f}, {MINIMUM_AUROC:.2f} is needed ({len(candidates)} readouts tried). The "
             "model may not be aligned, or the contrast prompts may not suit its language"
         )
-    near = [c for c in candidates if c.auroc >= best - MARGIN]
-    names = list(ESTIMATORS)
-    return min(
-        near, key=lambda c: (names.index(c.readout.estimator), len(c.readout.layers), -c.auroc)
+    near = {c.readout.estimator for c in candidates if c.auroc >= best - MARGIN}
+    plainest = next(name for name in ESTIMATORS if name in near)
+    return max(
+        (c for c in candidates if c.readout.estimator == plainest),
+        key=lambda c: (c.auroc, -len(c.readout.layers)),
     )
 
 
