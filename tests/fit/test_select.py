@@ -98,14 +98,14 @@ def test_nothing_of_the_selection_split_is_fitted_on() -> None:
 @pytest.mark.parametrize(
     ("better", "wins"),
     [
-        (candidate(0.9 + MARGIN / 2, 1, 2), False),
-        (candidate(0.9 + 2 * MARGIN, 1, 2), True),
+        (candidate(0.9 + MARGIN / 2, 1, 2), True),  # of one estimator the better one
+        (candidate(0.9, 1, 2), False),  # no better, and more layers
         (candidate(0.9 + MARGIN / 2, 2, estimator=LDA), False),
         (candidate(0.9 + 2 * MARGIN, 2, estimator=LDA), True),
-        (candidate(0.9 + MARGIN / 2, 2), True),  # as simple, so the better one
+        (candidate(0.9 + MARGIN / 2, 2), True),
     ],
 )
-def test_a_more_elaborate_readout_must_be_clearly_better(better: Candidate, wins: bool) -> None:
+def test_a_more_elaborate_estimator_must_be_clearly_better(better: Candidate, wins: bool) -> None:
     plain = candidate(0.9, 1)
     assert choose([better, plain]) is (better if wins else plain)
 
