@@ -33,7 +33,7 @@ def fit(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward pass.")] = 16,
     per_kind: Annotated[
         int, typer.Option(min=0, help="Prompts of each kind to fit on; 0 reads all.")
-    ] = 128,
+    ] = 112,
     work_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Keep finished stages; resumes a fit."),

@@ -88,20 +88,19 @@ def formed(
 
     The neutral prompts of the fit split are others than those of the two splits that judge it.
     About every second text is lower case, as text is that was read from somewhere. `limits` bounds
-    the number of each kind in a split; the prompts are spread evenly over the set. What goes with
-    a prompt is drawn at random, the same at every call.
+    the number of each kind in a split; the prompts are spread evenly over the set. Every kind gets
+    the same neutral prompts in the same order, so that no class is told by the words around it.
     """
-    rng = random.Random(0)
     groups = _groups(contrast)
-    chosen = [i for (split, _), group in groups.items() for i in spread(group, limits[split])]
     samples = []
-    for i in chosen:
-        prompt = contrast.prompts[i]
-        around = neutral_prompts("fit" if prompt.split == "fit" else "held out")
-        text = rng.choice((prompt.text, prompt.text.lower()))
-        words = f"{text}\n{rng.choice(around)}"
-        images = [rng.choice(pictures)] if pictures else []
-        samples.append(Sample(i, form, text_request(words, images=images)))
+    for (split, _), group in groups.items():
+        around = neutral_prompts("fit" if split == "fit" else "held out")
+        for turn, i in enumerate(spread(group, limits[split])):
+            text = contrast.prompts[i].text
+            lower = (turn + turn // len(around)) % 2
+            words = f"{text.lower() if lower else text}\n{around[turn % len(around)]}"
+            images = [pictures[turn % len(pictures)]] if pictures else []
+            samples.append(Sample(i, form, text_request(words, images=images)))
     return samples
 
 

@@ -34,7 +34,7 @@ def fit(
     flag_rate: float = 0.01,
     refusal_prefixes: Sequence[str] | None = None,
     batch_size: int = 16,
-    per_kind: int | None = 128,
+    per_kind: int | None = 112,
     work_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Artefact:
