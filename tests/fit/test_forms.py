@@ -114,3 +114,15 @@ def test_items_are_spread_evenly(limit: int) -> None:
     gaps = {b - a for a, b in pairwise(found)}
     assert len(gaps) <= 2
     assert max(gaps, default=1) - min(gaps, default=1) <= 1
+
+
+def test_every_kind_has_the_same_words_around_it(contrast: ContrastSet) -> None:
+    samples = formed(contrast, "carried", limits={"fit": 6, "select": 4, "calibrate": 0})
+    around: dict[tuple[str, str], list[str]] = {}
+    for sample in samples:
+        prompt = contrast.prompts[sample.index]
+        around.setdefault((str(prompt.split), prompt.kind), []).append(words(sample).split("\n")[1])
+    for split in ("fit", "select"):
+        by_kind = [found for (s, _), found in around.items() if s == split]
+        assert len(by_kind) > 1
+        assert all(found == by_kind[0] for found in by_kind)
