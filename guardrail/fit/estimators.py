@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from guardrail.decide.projection import refusal_scores
 from guardrail.metrics import auroc
 
 if TYPE_CHECKING:
@@ -26,10 +27,13 @@ class LinearReadout:
 
     def scores(self, residuals: Tensor, offset: Tensor | float = 0.0) -> Tensor:
         """All-layer residuals (n, L, d_model), offsets (k,) -> (n,) float64."""
-        seen = residuals[:, list(self.layers)].double()
-        read = (seen * self.weight.double()).sum(-1)
-        scores: Tensor = ((read - offset - self.zero) / self.gap).mean(-1)
-        return scores
+        return refusal_scores(
+            residuals[:, list(self.layers)],
+            weight=self.weight,
+            zero=self.zero,
+            gap=self.gap,
+            offset=torch.as_tensor(offset),
+        )
 
 
 def readout(

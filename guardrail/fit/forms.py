@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from guardrail.fit.collect import text_request
 from guardrail.fit.dataset import neutral_prompts
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from guardrail.fit.dataset import ContrastSet, Split
     from guardrail.types import Request
 
+T = TypeVar("T")
 Form = Literal["plain", "carried", "pictured", "drawn"]
 
 
@@ -104,7 +105,7 @@ def formed(
     return samples
 
 
-def spread(items: Sequence[int], limit: int | None) -> list[int]:
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
     """At most `limit` of the items, evenly spaced."""
     if limit is None or len(items) <= limit:
         return list(items)

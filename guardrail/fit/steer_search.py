@@ -57,7 +57,7 @@ def search(
     token_ids = refusal_token_ids(
         lambda words: collect.loaded.tokenizer.encode(words, add_special_tokens=False), prefixes
     )
-    safe = [ordinary[i].request for i in spread(range(len(ordinary)), CAUSAL_PROMPTS)]
+    safe = [sample.request for sample in spread(ordinary, CAUSAL_PROMPTS)]
     measured = causal_effects(collect, safe, list(starts.values()), token_ids)
     effects = dict(zip(starts, measured, strict=True))
     causal = sorted(
@@ -93,6 +93,5 @@ def _gated(readings: Readings, readout: LinearReadout, text: Calibration) -> Ste
         for sample, score in zip(benign, scores, strict=True)
         if gate.steer < score <= gate.flag
     ]
-    unsafe = [sample.request for sample in carried.samples_of("select", is_unsafe)]
-    chosen = [unsafe[i] for i in spread(range(len(unsafe)), STEERED_PROMPTS)]
-    return SteeringData(chosen, opened, len(benign))
+    asked = spread(carried.samples_of("select", is_unsafe), STEERED_PROMPTS)
+    return SteeringData([sample.request for sample in asked], opened, len(benign))
