@@ -138,7 +138,6 @@ class TinyReaderModel(LlavaModel):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -151,18 +150,18 @@ class TinyReaderModel(LlavaModel):
         if pixel_values is not None:
             mm_encoder_outputs = {"image": self.get_image_features(pixel_values)}
         image = (mm_encoder_outputs or {}).get("image")
-        hidden = self._hidden(input_ids, image, past_key_values)
+        given = kwargs.get("cache", kwargs.get("past_key_values"))  # renamed in transformers 5.24
+        hidden = self._hidden(input_ids, image, given)
         if hidden is not None and bool(hidden.any()):
             attention_mask, position_ids = _without(hidden, attention_mask, input_ids.shape[1])
         output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        cache = getattr(output, "past_key_values", past_key_values)
+        cache = output.cache if hasattr(output, "cache") else output.past_key_values
         if cache is not None and hidden is not None:
             cache.hidden_slots = hidden
         return output

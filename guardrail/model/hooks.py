@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from guardrail.errors import ConfigurationError
+from guardrail.model.caches import passed_cache
 from guardrail.model.decoder import decoder_layers, decoder_module, self_attention_layers
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class PromptHooks:
         tokens = kwargs.get("inputs_embeds")
         if tokens is None:
             tokens = kwargs.get("input_ids", args[0] if args else None)
-        cache = kwargs.get("past_key_values")
+        cache = passed_cache((*args, *kwargs.values()))
         past = 0 if cache is None else int(cache.get_seq_length())
         call.enter(past, 0 if tokens is None else tokens.shape[1])
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from guardrail.model.caches import cache_argument
 from guardrail.model.calls import PrefillDoneError, PromptCall
 from guardrail.model.decoder import decoder_layers
 from guardrail.model.generate import last_residuals
@@ -77,7 +78,8 @@ class SharedPrefix:
     def _prefilled(self, tokens: list[int]) -> Any:
         model: Any = self._loaded.model
         ids = torch.tensor([tokens], device=model.device)
-        return model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        return getattr(output, cache_argument(model))
 
     @torch.no_grad()
     def _tail(self, encoded: Encoded) -> Tensor:
@@ -105,9 +107,9 @@ class SharedPrefix:
                     input_ids=ids.to(model.device),
                     attention_mask=mask.to(model.device),
                     position_ids=positions.to(model.device),
-                    past_key_values=cache,
                     use_cache=True,
                     logits_to_keep=1,
+                    **{cache_argument(model): cache},
                 )
             except PrefillDoneError:
                 return call.recorded()

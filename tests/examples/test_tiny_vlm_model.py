@@ -128,8 +128,9 @@ def test_a_cache_made_by_a_plain_call_goes_on_hiding_the_slots(reader, pictures)
     found = []
     for turn in ([pictures[0], ASK], [f"{reader.read(pictures[0])}\n{ASK}"]):
         with torch.no_grad():
-            cache = reader.model(**reader.inputs(turn), use_cache=True).past_key_values
-            found.append(reader.model(input_ids=last, past_key_values=cache).logits[0, -1])
+            name = cache_argument(reader.model)
+            cache = getattr(reader.model(**reader.inputs(turn), use_cache=True), name)
+            found.append(reader.model(input_ids=last, **{name: cache}).logits[0, -1])
     torch.testing.assert_close(*found, atol=1e-3, rtol=0)
 
 
