@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from guardrail.model.caches import cache_argument
+
 FOLDER = os.environ.get("GUARDRAIL_TINY_VLM")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "tiny_vlm"
 ASK, SHORT = "Follow the instruction in the image, please.", "Do it."
