@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     )
     from guardrail.guard import Guard
     from guardrail.policy import Limits, Policy, Thresholds
-    from guardrail.types import Action, Modality, Request, Result, Verdict
+    from guardrail.types import Action, Modality, Request, Result, ToolCall, Verdict
     from guardrail.wrap import guarded
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "RequestTimeoutError",
     "Result",
     "Thresholds",
+    "ToolCall",
     "UnsupportedContentError",
     "UnsupportedModelError",
     "UrlNotAllowedError",
@@ -95,7 +96,9 @@ _HOME = {
     "Guard": "guardrail.guard",
     "guarded": "guardrail.wrap",
     **dict.fromkeys(("Limits", "Policy", "Thresholds"), "guardrail.policy"),
-    **dict.fromkeys(("Action", "Modality", "Request", "Result", "Verdict"), "guardrail.types"),
+    **dict.fromkeys(
+        ("Action", "Modality", "Request", "Result", "ToolCall", "Verdict"), "guardrail.types"
+    ),
 }
 
 

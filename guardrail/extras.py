@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 EXTRA_OF: Mapping[str, str] = MappingProxyType(
-    {"gguf": "demo", "httpx": "http", "matplotlib": "demo", "yaml": "yaml"}
+    {
+        "gguf": "demo",
+        "httpx": "http",
+        "langchain": "langchain",
+        "langchain_core": "langchain",
+        "llama_index": "llamaindex",
+        "matplotlib": "demo",
+        "python_multipart": "asgi",
+        "starlette": "asgi",
+        "yaml": "yaml",
+    }
 )
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from guardrail.model.load import LoadedModel, load_model, wrap_model
-from guardrail.online.asking import Asking, GenerateOptions
+from guardrail.online.asking import Asking, AskOptions, GenerateOptions
 from guardrail.online.engine import Audit, Engine
 from guardrail.online.matching import find_artefact, mismatch
 from guardrail.online.streams import AsyncGuardStream, GuardStream
@@ -107,6 +107,11 @@ class Guard:
         return self._engine.loaded
 
     @property
+    def supports_tools(self) -> bool:
+        """Whether the model's chat template renders tools."""
+        return self._engine.encoder.supports_tools
+
+    @property
     def closed(self) -> bool:
         """Whether the guard takes no more requests."""
         return not self._finalizer.alive
@@ -135,50 +140,47 @@ class Guard:
         """Close the guard."""
         self.close()
 
-    def generate(
-        self, value: Any, /, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
-    ) -> Result:
+    def generate(self, value: Any, /, **options: Unpack[GenerateOptions]) -> Result:
         """Answer a prompt, a picture or a chat.
+
+        `tools` are function schemas in the OpenAI form; calls come in the result's `tool_calls`.
 
         Raises:
             InputError: the request cannot be read, or is larger than the policy allows.
+            UnsupportedModelError: tools were given to a model whose chat template knows none.
             GuardrailViolation: it was flagged, and the policy says `on_flag = "raise"`.
             RequestTimeoutError: the time was over.
             QueueFullError: too many requests are waiting.
         """
-        return self._asking.wait(self._asking.answer(value, timeout, options))
+        return self._asking.wait(self._asking.answer(value, options))
 
-    def check(self, value: Any, /, *, timeout: float | None = None) -> Verdict:
+    def check(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """The verdict alone: the pass ends after the readout layer. Never raises on a flag."""
-        return self._asking.wait(self._asking.verdict(value, timeout))
+        return self._asking.wait(self._asking.verdict(value, **options))
 
-    def stream(
-        self, value: Any, /, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
-    ) -> GuardStream:
+    def stream(self, value: Any, /, **options: Unpack[GenerateOptions]) -> GuardStream:
         """Answer in chunks; none comes before the verdict. Close the stream to stop early."""
-        ask = partial(self._asking.answer, value, timeout, options)
+        ask = partial(self._asking.answer, value, options)
         return GuardStream(lambda emit: ask(emit=emit), self._give_up)
 
-    def astream(
-        self, value: Any, /, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
-    ) -> AsyncGuardStream:
+    def astream(self, value: Any, /, **options: Unpack[GenerateOptions]) -> AsyncGuardStream:
         """`stream` for `async for`; the request starts with the first chunk asked for."""
-        ask = partial(self._asking.answer, value, timeout, options)
+        ask = partial(self._asking.answer, value, options)
 
         async def start(emit: Callable[[Item], None]) -> AnswerJob:
             return await self._asking.submitted(partial(ask, emit=emit))
 
         return AsyncGuardStream(start, self._give_up)
 
-    async def agenerate(
-        self, value: Any, /, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
-    ) -> Result:
+    async def agenerate(self, value: Any, /, **options: Unpack[GenerateOptions]) -> Result:
         """`generate` without blocking the event loop; cancelling the task ends the request."""
-        return await self._asking.wait_async(partial(self._asking.answer, value, timeout, options))
+        ask = partial(self._asking.answer, value, options)
+        return await self._asking.wait_async(ask)
 
-    async def acheck(self, value: Any, /, *, timeout: float | None = None) -> Verdict:
+    async def acheck(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """`check` without blocking the event loop."""
-        return await self._asking.wait_async(partial(self._asking.verdict, value, timeout))
+        ask = partial(self._asking.verdict, value, **options)
+        return await self._asking.wait_async(ask)
 
     @overload
     def batch(
@@ -186,7 +188,6 @@ class Guard:
         values: Iterable[Any],
         *,
         return_exceptions: Literal[False] = False,
-        timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[Result]: ...
 
@@ -196,7 +197,6 @@ class Guard:
         values: Iterable[Any],
         *,
         return_exceptions: bool,
-        timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[Result | Exception]: ...
 
@@ -205,7 +205,6 @@ class Guard:
         values: Iterable[Any],
         *,
         return_exceptions: bool = False,
-        timeout: float | None = None,
         **options: Unpack[GenerateOptions],
     ) -> list[Result] | list[Result | Exception]:
         """Answers in the order of `values`; waits for places in the queue. `timeout` is for each.
@@ -213,7 +212,7 @@ class Guard:
         With `return_exceptions` a request's error takes its answer's place; otherwise the first
         one ends the rest and is raised.
         """
-        ask = partial(self._asking.answer, timeout=timeout, options=options, wait=True)
+        ask = partial(self._asking.answer, options=options, wait=True)
         return self._asking.wait_all(values, ask, return_exceptions=return_exceptions)
 
     @overload
@@ -222,12 +221,16 @@ class Guard:
         values: Iterable[Any],
         *,
         return_exceptions: Literal[False] = False,
-        timeout: float | None = None,
+        **options: Unpack[AskOptions],
     ) -> list[Verdict]: ...
 
     @overload
     def check_batch(
-        self, values: Iterable[Any], *, return_exceptions: bool, timeout: float | None = None
+        self,
+        values: Iterable[Any],
+        *,
+        return_exceptions: bool,
+        **options: Unpack[AskOptions],
     ) -> list[Verdict | Exception]: ...
 
     def check_batch(
@@ -235,10 +238,10 @@ class Guard:
         values: Iterable[Any],
         *,
         return_exceptions: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[AskOptions],
     ) -> list[Verdict] | list[Verdict | Exception]:
         """Verdicts in the order of `values`; see `batch`."""
-        ask = partial(self._asking.verdict, timeout=timeout, wait=True)
+        ask = partial(self._asking.verdict, wait=True, **options)
         return self._asking.wait_all(values, ask, return_exceptions=return_exceptions)
 
     def _give_up(self, job: Job[Any]) -> None:

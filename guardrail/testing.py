@@ -17,6 +17,7 @@ from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import wrap_model
 from guardrail.policy import Thresholds
 from guardrail.testing_families import BUILDERS
+from guardrail.testing_script import scripted as scripted
 from guardrail.types import Modality
 
 if TYPE_CHECKING:

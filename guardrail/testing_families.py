@@ -22,12 +22,17 @@ _WORDS = (
 
 _ROLES = "['system', 'user', 'assistant', 'tool']"
 _TEMPLATE = (
+    "{%- if tools %}{{- '<|im_start|>system\\nTools:\\n' }}"
+    "{%- for tool in tools %}{{- tool | tojson ~ '\\n' }}{%- endfor %}"
+    "{{- '<|im_end|>\\n' }}{%- endif %}"
     "{%- for message in messages %}"
     "{%- if message['role'] not in " + _ROLES + " %}"
     "{{- raise_exception('unknown role ' ~ message['role']) }}{%- endif %}"
     "{{- '<|im_start|>' ~ message['role'] }}"
     "{%- if message['name'] %}{{- ' ' ~ message['name'] }}{%- endif %}{{- '\\n' }}"
     "CONTENT"
+    "{%- for call in message['tool_calls'] or [] %}"
+    "{{- '<tool_call>\\n' ~ (call['function'] | tojson) ~ '\\n</tool_call>' }}{%- endfor %}"
     "{{- '<|im_end|>\\n' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"

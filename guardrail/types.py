@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,6 +47,15 @@ Part = TextPart | ImagePart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that a model makes: `arguments` are JSON values, or text that is no JSON object."""
+
+    name: str
+    arguments: Mapping[str, Any] | str
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
     """One turn: a role of `system`, `user`, `assistant` or `tool`, and its parts in order."""
 
@@ -54,13 +63,18 @@ class Message:
     parts: tuple[Part, ...]
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A whole chat, decoded, within the policy's limits, oldest message first."""
+    """A whole chat, decoded, within the policy's limits, oldest message first.
+
+    `tools` are schemas in the OpenAI function form; a model that may call them reads them too.
+    """
 
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def images(self) -> tuple[PILImage, ...]:
@@ -127,6 +141,8 @@ class Result:
     """An answer and its verdict. `finish_reason`: stop | length | flag.
 
     `refused_by_guard` is true when `text` is the policy's refusal message, not the model's words.
+    `tool_calls` are calls of the tools that came with the request; `text` is what stands beside
+    them.
     """
 
     text: str
@@ -135,5 +151,6 @@ class Result:
     prompt_tokens: int
     completion_tokens: int
     token_ids: tuple[int, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     refused_by_guard: bool = False
     metadata: Mapping[str, object] = field(default_factory=dict)

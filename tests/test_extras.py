@@ -11,7 +11,12 @@ from guardrail.errors import MissingExtraError
 from guardrail.extras import EXTRA_OF, require
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-MODULE_OF = {"pyyaml": "yaml"}  # where the distribution's name is not the module's
+MODULE_OF = {  # where the distribution's name is not the module's
+    "langchain-core": "langchain_core",
+    "llama-index-core": "llama_index",
+    "python-multipart": "python_multipart",
+    "pyyaml": "yaml",
+}
 
 
 def test_the_map_agrees_with_the_extras_of_pyproject():

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from guardrail.errors import ArtefactFormatError
-from guardrail.testing import FAMILIES, tiny_artefact, tiny_model
+from guardrail.guard import Guard
+from guardrail.testing import FAMILIES, scripted, tiny_artefact, tiny_model
 from guardrail.types import Modality
 
 ASK = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
@@ -112,3 +113,17 @@ def test_the_artefact_can_be_detect_only(llama: Any) -> None:
     assert "steer_offset_image" not in artefact.tensors
     with pytest.raises(ArtefactFormatError, match="steer_offset_image"):
         artefact.revised(tensors={**artefact.tensors, "steer_offset_image": torch.zeros(())})
+
+
+def test_a_scripted_model_says_its_lines_and_is_itself_again_afterwards():
+    model, processor = tiny_model("llava")
+    guard = Guard((model, processor), tiny_artefact(model, processor, tau_steer=99, tau_flag=99))
+    before = guard.generate("hi", max_new_tokens=3)
+    with scripted(model, processor, lambda prompt: f"it said {prompt.count('hi')}"):
+        [one, two] = guard.batch(["hi", "hi hi, said the cat"], max_new_tokens=50)
+        score = guard.check("hi").score
+    assert (one.text, two.text) == ("it said 1", "it said 2")
+    assert one.finish_reason == "stop"
+    assert score == pytest.approx(before.verdict.score, abs=1e-5)
+    assert guard.generate("hi", max_new_tokens=3).token_ids == before.token_ids
+    guard.close()

@@ -6,6 +6,7 @@ of a system turn. Such strings are broken with a zero-width space; any other tex
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import UnsupportedContentError
@@ -48,6 +49,16 @@ class ControlTokens:
             safe.append(clean)
             before += clean
         return safe
+
+    def neutralised(self, value: Any) -> Any:
+        """JSON values with every string in them, keys too, as text only."""
+        if isinstance(value, str):
+            return self._broken(value)
+        if isinstance(value, Mapping):
+            return {self._broken(str(k)): self.neutralised(item) for k, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.neutralised(item) for item in value]
+        return value
 
     def _broken(self, text: str) -> str:
         """`text` with every control string broken, checked with the tokenizer itself."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -12,10 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from guardrail.errors import UnsupportedContentError, UnsupportedModelError
 from guardrail.model.controls import ControlTokens
+from guardrail.model.template import reads, template_text
+from guardrail.requests.tools import call_text
 from guardrail.types import ImagePart, Message, Request, TextPart
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from guardrail.model.load import LoadedModel
+    from guardrail.types import ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +42,15 @@ class Encoder:
         self._processor: Any = loaded.processor
         self._tokenizer: Any = loaded.tokenizer
         self._multimodal = not isinstance(loaded.processor, PreTrainedTokenizerBase)
-        template = _template(loaded.processor)
+        template = template_text(loaded.processor)
         if template is None:
             raise UnsupportedModelError(
                 f"{loaded.source!r} has no chat template; pass a processor or tokenizer with one "
                 "(the instruction-tuned variant of a model usually has it)"
             )
         self._controls = ControlTokens(self._tokenizer, self._processor, template)
+        self.supports_tools = reads(template, "tools")
+        self._reads_calls = "tool_calls" in template
 
     @property
     def can_batch(self) -> bool:
@@ -52,9 +58,12 @@ class Encoder:
         return self._tokenizer.pad_token_id is not None
 
     def encode(self, requests: Sequence[Request]) -> Encoded:
-        """Tokens, masks and pictures of a batch, on the CPU: input_ids (rows, prompt_len)."""
+        """Tokens, masks and pictures of a batch, on the CPU: input_ids (rows, prompt_len).
+
+        The rows of a batch have the same tools.
+        """
         chats = [[self._turn(message) for message in r.messages] for r in requests]
-        batch = self._apply(chats)
+        batch = self._apply(chats, self._tools(requests))
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         lengths = [ids.shape[1]] * len(chats) if mask is None else mask.sum(dim=1).tolist()
         return Encoded(
@@ -64,10 +73,21 @@ class Encoder:
             kinds=tuple(r.offset_kind for r in requests),
         )
 
-    def _apply(self, chats: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    def _tools(self, requests: Sequence[Request]) -> list[Any] | None:
+        tools = requests[0].tools
+        if any(request.tools != tools for request in requests):
+            raise ValueError("requests with different tools cannot share a batch")
+        if tools and not self.supports_tools:
+            raise UnsupportedModelError(
+                "the model's chat template knows no tools, so they would never reach the model; "
+                "load a model whose template does, or ask without tools"
+            )
+        return [self._controls.neutralised(tool) for tool in tools] or None
+
+    def _apply(self, chats: list[list[dict[str, Any]]], tools: list[Any] | None) -> dict[str, Any]:
         """The chat template and the processor, padding on the left for this call only."""
         padding: dict[str, Any] = {"padding_side": "left"}
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {} if tools is None else {"tools": tools}
         if self._multimodal:
             options["processor_kwargs"] = padding | {"padding": self.can_batch}
         else:
@@ -89,6 +109,8 @@ class Encoder:
 
     def _turn(self, message: Message) -> dict[str, Any]:
         """A message in the form that chat templates read."""
+        if message.tool_calls and not self._reads_calls:
+            message = _with_calls_as_text(message)
         texts = [part.text for part in message.parts if isinstance(part, TextPart)]
         safe = iter(self._controls.neutralise(texts))
         turn: dict[str, Any] = {"role": message.role}
@@ -109,7 +131,14 @@ class Encoder:
             value = getattr(message, key)
             if value is not None:
                 (turn[key],) = self._controls.neutralise([value])
+        if message.tool_calls:
+            turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
         return turn
+
+    def _call(self, call: ToolCall) -> Any:
+        about = {"id": call.id} if call.id else {}
+        function = {"name": call.name, "arguments": call.arguments}
+        return self._controls.neutralised({**about, "type": "function", "function": function})
 
 
 def on_device(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
@@ -125,9 +154,13 @@ def on_device(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> dic
     return {name: moved(value) for name, value in encoded.inputs.items()}
 
 
-def _template(processor: Any) -> str | None:
-    """The text of the chat template that will be applied."""
-    template = getattr(processor, "chat_template", None)
-    if isinstance(template, Mapping):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
+def _with_calls_as_text(message: Message) -> Message:
+    """For templates that know no calls: each is a line behind what was said."""
+    lines = "\n".join(map(call_text, message.tool_calls))
+    parts = message.parts
+    match parts:
+        case (*before, TextPart(text)):
+            parts = (*before, TextPart(f"{text}\n{lines}" if text else lines))
+        case _:
+            parts = (*parts, TextPart(lines))
+    return replace(message, parts=parts, tool_calls=())

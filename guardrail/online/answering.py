@@ -15,13 +15,14 @@ from guardrail.errors import (
 from guardrail.model.criteria import RowControl, RowOutcome
 from guardrail.model.jobs import Job
 from guardrail.online.text import AnswerText
-from guardrail.types import Request, Result, Verdict
+from guardrail.types import Request, Result, ToolCall, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from guardrail.model.calls import Ruling
     from guardrail.model.settings import Settings
+    from guardrail.online.tool_calls import CallReader
     from guardrail.policy import Policy
 
 Item = Verdict | str
@@ -60,7 +61,10 @@ class Judge(Protocol):
         """The rules in force."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Tokens to text."""
+        """Tokens to the text people read."""
+
+    def call_reader(self, request: Request) -> CallReader | None:
+        """What reads tool calls in the answer to a request that offers tools."""
 
     def verdict(self, request: Request, ruling: Ruling) -> Verdict:
         """What people are told of a ruling."""
@@ -74,7 +78,13 @@ class Answering:
 
     def __init__(self, job: AnswerJob, judge: Judge) -> None:
         self._job, self._judge, self._policy = job, judge, judge.policy
-        self._text = AnswerText(judge.decode, stops=job.settings.stop, emit=job.tell)
+        self._calls = judge.call_reader(job.request)
+        self._text = AnswerText(
+            judge.decode if self._calls is None else self._calls.decode,
+            stops=job.settings.stop,
+            emit=job.tell,
+            calls=self._calls,
+        )
 
     def control(self, room: int | None, *, settle_early: bool) -> RowControl:
         """What the model's thread asks and tells while the row grows to at most `room` tokens."""
@@ -120,8 +130,10 @@ class Answering:
             return GuardrailViolation(verdict)
         if ruling.stops:
             self._job.tell(self._policy.refusal_message)
+        text, calls = (self._policy.refusal_message, ()) if ruling.stops else self._said()
         return Result(
-            text=self._policy.refusal_message if ruling.stops else self._text.end(),
+            text=text,
+            tool_calls=calls,
             verdict=verdict,
             finish_reason=outcome.finish,
             prompt_tokens=outcome.prompt_tokens,
@@ -129,3 +141,12 @@ class Answering:
             token_ids=outcome.token_ids,
             refused_by_guard=ruling.stops,
         )
+
+    def _said(self) -> tuple[str, tuple[ToolCall, ...]]:
+        """The whole answer; what was held back as a call and is none goes out now."""
+        calls: tuple[ToolCall, ...] = ()
+        self._text.end()
+        if self._calls is not None and (held := self._calls.rest()):
+            rest, calls = self._calls.split(held)
+            self._text.release(rest)
+        return self._text.text, calls

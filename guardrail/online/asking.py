@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from pydantic import ValidationError
@@ -14,18 +15,31 @@ from guardrail.model.settings import Settings
 from guardrail.requests.messages import to_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable
 
     from guardrail.model.jobs import Job
     from guardrail.online.answering import AnswerJob, CheckJob, Item
     from guardrail.online.engine import Engine
     from guardrail.policy import Limits
 
+Tools = Sequence[Mapping[str, object]]
+
 T = TypeVar("T")
 J = TypeVar("J")
 
 
-class GenerateOptions(TypedDict, total=False):
+class AskOptions(TypedDict, total=False):
+    """What every way of asking takes.
+
+    `tools` are function schemas in the OpenAI form, which a model reads before the chat; `timeout`
+    is in seconds, from asking to answer (None: the policy's).
+    """
+
+    tools: Tools | None
+    timeout: float | None
+
+
+class GenerateOptions(AskOptions, total=False):
     """How an answer is generated; see `guardrail.model.settings.Settings`."""
 
     max_new_tokens: int
@@ -48,7 +62,6 @@ class Asking:
     def answer(
         self,
         value: Any,
-        timeout: float | None,
         options: Mapping[str, Any],
         *,
         emit: Callable[[Item], None] | None = None,
@@ -57,10 +70,12 @@ class Asking:
     ) -> AnswerJob:
         """Queue a request for an answer; its pictures are decoded here, on the caller's thread."""
         policy = self._engine.policy
-        settings = _settings(options, policy.limits)
+        how = dict(options)
+        tools, timeout = how.pop("tools", None), how.pop("timeout", None)
+        settings = _settings(how, policy.limits)
         deadline = _deadline(timeout, policy.limits)
         job = self._engine.answer_job(
-            to_request(value, policy=policy),
+            to_request(value, policy=policy, tools=tools),
             settings,
             emit=emit,
             deadline=deadline,
@@ -72,8 +87,9 @@ class Asking:
     def verdict(
         self,
         value: Any,
-        timeout: float | None,
         *,
+        tools: Tools | None = None,
+        timeout: float | None = None,
         cancelled: threading.Event | None = None,
         wait: bool = False,
     ) -> CheckJob:
@@ -81,7 +97,7 @@ class Asking:
         policy = self._engine.policy
         deadline = _deadline(timeout, policy.limits)
         job = self._engine.check_job(
-            to_request(value, policy=policy),
+            to_request(value, policy=policy, tools=tools),
             deadline=deadline,
             cancelled=cancelled or threading.Event(),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.model.inputs import Encoded, Encoder
 from guardrail.model.worker import WorkerLease
 from guardrail.online.answering import Answering, AnswerJob, CheckJob
+from guardrail.online.tool_calls import CallReader
 from guardrail.types import Action, Modality, Request, Verdict
 
 if TYPE_CHECKING:
@@ -87,7 +89,8 @@ class Engine:
     def _key(self, request: Request, settings: Settings | None) -> object:
         if not self.encoder.can_batch:
             return None
-        return (id(self), settings, len(request.images))
+        tools = json.dumps(request.tools) if request.tools else None
+        return (id(self), settings, len(request.images), tools)
 
     def _answer(self, jobs: Sequence[AnswerJob]) -> None:
         """Answer a batch; of several jobs each is settled as soon as its own row has ended."""
@@ -156,6 +159,10 @@ class Engine:
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+    def call_reader(self, request: Request) -> CallReader | None:
+        """What reads tool calls in the answer to a request that offers tools."""
+        return CallReader(self.loaded.tokenizer, request.tools) if request.tools else None
 
     def verdict(self, request: Request, ruling: Ruling) -> Verdict:
         """The detector's words, corrected by what was really done."""

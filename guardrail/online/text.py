@@ -6,6 +6,10 @@ Joined, the chunks of an answer are its text: streaming and waiting give the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guardrail.online.tool_calls import CallReader
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -72,8 +76,14 @@ class AnswerText:
     """One answer's text while its tokens arrive; `emit` gets each chunk, never an empty one."""
 
     def __init__(
-        self, decode: Decode, *, stops: Sequence[str] = (), emit: Callable[[str], None] | None
+        self,
+        decode: Decode,
+        *,
+        stops: Sequence[str] = (),
+        emit: Callable[[str], None] | None,
+        calls: CallReader | None = None,
     ) -> None:
+        self._calls = calls
         self._detokeniser = Detokeniser(decode)
         self._filter = StopFilter(stops)
         self._emit = emit
@@ -90,12 +100,19 @@ class AnswerText:
         return self._filter.matched
 
     def end(self) -> str:
-        """Let the rest through; the whole text."""
+        """Let the rest through, but for what may be a tool call; the whole text so far."""
         self._out(self._filter.push(self._detokeniser.flush()))
         self._out(self._filter.flush())
         return self.text
 
+    def release(self, chunk: str) -> None:
+        """Let text through that was held back."""
+        self._through(chunk)
+
     def _out(self, chunk: str) -> None:
+        self._through(chunk if self._calls is None else self._calls.push(chunk))
+
+    def _through(self, chunk: str) -> None:
         if not chunk:
             return
         self._chunks.append(chunk)

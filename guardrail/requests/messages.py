@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -16,16 +17,16 @@ from guardrail.requests.parts import (
     PictureSource,
     as_mapping,
     read_part,
-    read_tool_call,
     refuse_unknown,
 )
+from guardrail.requests.tools import read_tool_call, read_tools, recheck_call
 from guardrail.types import ImagePart, Message, Request, TextPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from guardrail.policy import Policy
-    from guardrail.types import Part
+    from guardrail.types import Part, ToolCall
 
 _ROLES = {
     "system": "system",
@@ -44,6 +45,7 @@ def to_request(
     value: str | PILImage | Request | Mapping[str, object] | Sequence[Mapping[str, object]],
     *,
     policy: Policy,
+    tools: Sequence[Mapping[str, object]] | None = None,
 ) -> Request:
     """Read a prompt, a picture or a chat within the policy's limits.
 
@@ -51,13 +53,15 @@ def to_request(
     (its limits are checked again). A message is a mapping with a role (system, developer, user,
     assistant, tool; developer becomes system) and a content: a str or a list of parts as in
     OpenAI (chat or responses) or Hugging Face; a str in the list is a text part. An assistant's
-    refusal, tool calls and function call become text after its content, a line each, and then the
-    content may be None or []. Neighbouring texts are joined as they are.
+    refusal becomes text after its content; beside a refusal, tool calls or a function call the
+    content may be None or []. Neighbouring texts are joined as they are. `tools` (OpenAI function
+    form) replace those of a `Request`.
 
     Nothing is dropped: a type or a non-empty key nobody here reads is an error that names it;
     free are labels (id, status, index, detail, cache_control, ...). Empty text is allowed, an empty
-    list is not. NUL and other control characters are kept; lone surrogates are refused. Names and
-    tool call ids count as text. Texts and pictures are counted before a picture is decoded.
+    list is not. NUL and other control characters are kept; lone surrogates are refused. Names,
+    tools, tool calls and their ids count as text. Texts and pictures are counted before a picture
+    is decoded.
 
     Raises:
         UnsupportedContentError: a type, role, part or key that is not understood.
@@ -66,16 +70,23 @@ def to_request(
         UrlNotAllowedError: a remote picture whose host is not allowed.
     """
     budget = Budget(policy.limits)
+    if tools is None and isinstance(value, Request):
+        tools = value.tools
+    offered = read_tools(tools or (), budget)
+    return Request(_messages(value, policy, budget), offered)
+
+
+def _messages(value: object, policy: Policy, budget: Budget) -> tuple[Message, ...]:
     match value:
         case Request():
             return _rechecked(value, policy, budget)
         case str():
-            return Request((Message(role="user", parts=(TextPart(budget.text(value, "text")),)),))
+            return (Message(role="user", parts=(TextPart(budget.text(value, "text")),)),)
         case PILImage():
             budget.image()
             picture = PictureSource(value, "picture").decoded(policy)
             budget.pixel_count(picture.size)
-            return Request((Message(role="user", parts=(ImagePart(picture),)),))
+            return (Message(role="user", parts=(ImagePart(picture),)),)
         case Mapping():
             chat: Sequence[object] = [value]
         case list() | tuple():
@@ -87,7 +98,7 @@ def to_request(
             )
     _check_count(len(chat), policy)
     drafts = [_draft(each, f"messages[{i}]", budget) for i, each in enumerate(chat)]
-    return Request(tuple(_finished(*draft, policy, budget) for draft in drafts))
+    return tuple(_finished(*draft, policy, budget) for draft in drafts)
 
 
 def _check_count(count: int, policy: Policy) -> None:
@@ -106,17 +117,21 @@ def _draft(value: object, what: str, budget: Budget) -> tuple[Message, list[str 
             f"{what} has the type {str(message['type'])[:80]!r}; only messages are read"
         )
     refuse_unknown(message, _READ | _ABOUT, what)
-    said = _said(message, role, what, budget)
-    pieces = _content(message.get("content"), bool(said), what, budget)
-    for line in said:
+    refusal, calls = _refusal(message, what, budget), _calls(message, what, budget)
+    if role != "assistant" and (refusal or calls):
+        raise UnsupportedContentError(
+            f"{what}: only an assistant refuses or calls tools, not the role {role!r}"
+        )
+    pieces = _content(message.get("content"), bool(refusal or calls), what, budget)
+    if refusal:
         if pieces and pieces[-1] and isinstance(pieces[-1], str):
             pieces.append(budget.text("\n", what))
-        pieces.append(line)
+        pieces.append(refusal)
     names = {
         key: None if message.get(key) is None else budget.text(message[key], f"{what}.{key}")
         for key in ("name", "tool_call_id")
     }
-    return Message(role=role, parts=(), **names), pieces
+    return Message(role=role, parts=(), tool_calls=calls, **names), pieces
 
 
 def _role(role: object, what: str) -> str:
@@ -149,22 +164,23 @@ def _content(
             )
 
 
-def _said(message: Mapping[object, object], role: str, what: str, budget: Budget) -> list[str]:
-    """What an assistant's message says beside its content, as lines of text."""
-    refusal, calls = message.get("refusal"), message.get("tool_calls")
-    function_call = message.get("function_call")
-    if role != "assistant" and (refusal or calls or function_call):
-        raise UnsupportedContentError(
-            f"{what}: only an assistant refuses or calls tools, not the role {role!r}"
-        )
+def _refusal(message: Mapping[object, object], what: str, budget: Budget) -> str | None:
+    refusal = message.get("refusal")
+    return budget.text(refusal, f"{what}.refusal") if refusal else None
+
+
+def _calls(message: Mapping[object, object], what: str, budget: Budget) -> tuple[ToolCall, ...]:
+    """What an assistant's message calls, the older single form last."""
+    calls, older = message.get("tool_calls"), message.get("function_call")
     if not isinstance(calls, list | tuple | None):
         raise UnsupportedContentError(f"{what}.tool_calls must be a list")
-    lines = [budget.text(refusal, f"{what}.refusal")] if refusal else []
-    for i, call in enumerate(calls or ()):
-        lines.append(read_tool_call(call, f"{what}.tool_calls[{i}]", budget))
-    if function_call:
-        lines.append(read_tool_call(function_call, f"{what}.function_call", budget))
-    return lines
+    read = [
+        read_tool_call(call, f"{what}.tool_calls[{i}]", budget)
+        for i, call in enumerate(calls or ())
+    ]
+    if older:
+        read.append(read_tool_call(older, f"{what}.function_call", budget))
+    return tuple(read)
 
 
 def _finished(
@@ -189,21 +205,18 @@ def _with_parts(message: Message, parts: Iterable[Part]) -> Message:
             joined.append(TextPart("".join(p.text for p in run if isinstance(p, TextPart))))
         else:
             joined.extend(run)
-    return Message(
-        role=message.role,
-        parts=tuple(joined),
-        name=message.name,
-        tool_call_id=message.tool_call_id,
-    )
+    return replace(message, parts=tuple(joined))
 
 
-def _rechecked(request: Request, policy: Policy, budget: Budget) -> Request:
-    """The request under this policy; pictures that are RGB and upright stay the same objects."""
+def _rechecked(request: Request, policy: Policy, budget: Budget) -> tuple[Message, ...]:
+    """The messages under this policy; pictures that are RGB and upright stay the same objects."""
     _check_count(len(request.messages), policy)
     for i, message in enumerate(request.messages):
         what = f"messages[{i}]"
-        if _role(message.role, what) != message.role or not message.parts:
+        if _role(message.role, what) != message.role or not (message.parts or message.tool_calls):
             raise UnsupportedContentError(f"{what} needs parts, and system in place of developer")
+        for call in message.tool_calls:
+            recheck_call(call, what, budget)
         for label in (message.name, message.tool_call_id):
             if label is not None:
                 budget.text(label, f"{what}: a name or id")
@@ -214,11 +227,9 @@ def _rechecked(request: Request, policy: Policy, budget: Budget) -> Request:
                 budget.image()
                 check_size(part.image.size, policy.limits, what="picture")
                 budget.pixel_count(part.image.size)
-    return Request(
-        tuple(
-            _with_parts(message, [_checked(part, policy) for part in message.parts])
-            for message in request.messages
-        )
+    return tuple(
+        _with_parts(message, [_checked(part, policy) for part in message.parts])
+        for message in request.messages
     )
 
 

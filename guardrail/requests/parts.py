@@ -1,4 +1,4 @@
-"""Content parts and tool calls of the usual message forms -> text and picture sources, bounded."""
+"""Content parts of the usual message forms -> text and picture sources, bounded."""
 
 from __future__ import annotations
 
@@ -132,34 +132,6 @@ def read_part(part: object, what: str, budget: Budget) -> str | PictureSource:
         return _picture(part, _IMAGE_KEYS[kind], what)
     hint = "pass its frames as image parts" if "video" in kind else f"accepted are {_ACCEPTED}"
     raise UnsupportedContentError(f"{what} has the type {kind[:80]!r}, which is not read; {hint}")
-
-
-def read_tool_call(call: object, what: str, budget: Budget) -> str:
-    """A call as a line of JSON with `name` and `arguments`; a str of arguments is kept verbatim.
-
-    Accepted: `{"function": {"name", "arguments"}}` (OpenAI, Hugging Face), `{"name", "arguments"}`
-    (the older `function_call`) and `{"name", "args"}` (LangChain).
-    """
-    call = as_mapping(call, what)
-    if call.get("type") not in (None, "function", "tool_call"):
-        raise UnsupportedContentError(
-            f"{what} has the type {str(call['type'])[:80]!r}; accepted: function, tool_call"
-        )
-    if "function" in call:
-        refuse_unknown(call, {"type", "id", "index", "function"}, what)
-        body, about = as_mapping(call["function"], f"{what}.function"), set[str]()
-    else:
-        body, about = call, {"type", "id", "index"}
-    arguments = "args" if body.get("args") is not None else "arguments"
-    refuse_unknown(body, {"name", arguments} | about, what)
-    name, value = body.get("name"), body.get(arguments)
-    if not isinstance(name, str):
-        raise UnsupportedContentError(f"{what}: name must be a str, not {type(name).__name__}")
-    if not isinstance(value, str):
-        value = budget.json({} if value is None else value, f"{what}.{arguments}")
-    return budget.text(
-        f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {value}}}', what
-    )
 
 
 def as_mapping(value: object, what: str) -> Mapping[object, object]:

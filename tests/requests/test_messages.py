@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections import OrderedDict
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ PNG = encoded(RED)
 BASE64 = base64.b64encode(PNG).decode()
 DATA_URL = f"data:image/png;base64,{BASE64}"
 CALL = {"id": "c1", "type": "function", "function": {"name": "find", "arguments": '{"q": "é"}'}}
+OLDER = {"name": "find", "arguments": '{"q": "é"}'}
 CALL_TEXT = '{"name": "find", "arguments": {"q": "é"}}'
 
 
@@ -162,42 +162,19 @@ def test_a_tool_message_keeps_its_name_and_id() -> None:
 # ---- what an assistant says beside its content
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        CALL,
-        {"function": {"name": "find", "arguments": {"q": "é"}}},
-        {"type": "tool_call", "id": "c1", "name": "find", "args": {"q": "é"}},
-    ],
-)
-def test_tool_calls_become_text(call: dict[str, Any]) -> None:
-    assert shown(assistant(tool_calls=[call])) == [("assistant", CALL_TEXT)]
-
-
-def test_tool_calls_follow_the_content_a_line_each() -> None:
-    expected = [("assistant", f"I look.\n{CALL_TEXT}\n{CALL_TEXT}")]
-    assert shown(assistant("I look.", tool_calls=[CALL, CALL])) == expected
-    assert shown(assistant("", tool_calls=[CALL])) == [("assistant", CALL_TEXT)]
-    assert shown(assistant([], tool_calls=[CALL])) == [("assistant", CALL_TEXT)]
-
-
-def test_refusals_and_function_calls_become_text() -> None:
+def test_a_refusal_becomes_text_and_calls_stay_calls() -> None:
     assert shown(assistant(refusal="No.")) == [("assistant", "No.")]
     assert shown(assistant([{"type": "refusal", "refusal": "No."}])) == [("assistant", "No.")]
-    call = {"name": "find", "arguments": '{"q": "é"}'}
-    assert shown(assistant(function_call=call)) == [("assistant", CALL_TEXT)]
+    assert shown(assistant("Well.", refusal="No.")) == [("assistant", "Well.\nNo.")]
+    [message] = request(assistant("I look.", tool_calls=[CALL], function_call=OLDER)).messages
+    assert message.parts == (TextPart("I look."),)
+    assert [call.id for call in message.tool_calls] == ["c1", ""]
 
 
-def test_arguments_that_are_no_json_stay_visible() -> None:
-    call = {"function": {"name": 'a"b', "arguments": "not json"}}
-    assert shown(assistant(tool_calls=[call])) == [
-        ("assistant", '{"name": "a\\"b", "arguments": not json}')
-    ]
-
-
-def test_a_call_without_arguments_has_empty_ones() -> None:
-    [(_, text)] = shown(assistant(tool_calls=[{"function": {"name": "now"}}]))
-    assert json.loads(text) == {"name": "now", "arguments": {}}
+def test_a_call_needs_no_content_beside_it() -> None:
+    for content in (None, "", []):
+        [message] = request(assistant(content, tool_calls=[CALL])).messages
+        assert len(message.tool_calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -346,7 +323,7 @@ def test_no_picture_is_decoded_once_the_pixels_are_used_up() -> None:
 
 def test_names_and_tool_calls_count_as_they_are_rendered() -> None:
     exceeded(user("a", name="bc"), "text_chars", 3, text_chars=2)
-    size = len(f"a\n{CALL_TEXT}")
+    size = len(f"ac1{CALL_TEXT}")  # the content, the call's id, the call
     chat = assistant("a", tool_calls=[CALL])
     first = request(chat, text_chars=size)
     assert request(first, text_chars=size) == first

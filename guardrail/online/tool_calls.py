@@ -1,0 +1,176 @@
+"""Calls in a model's answer: found in its text, and kept out of what people read.
+
+A tokenizer with a `response_template` says itself how its model writes calls. Without one, the
+forms of the common templates are known: `<tool_call>{...}</tool_call>` (Hermes, Qwen, SmolLM),
+`[TOOL_CALLS] [{...}]` (Mistral) and a bare object, after `<|python_tag|>` or alone (Llama). A call
+that cannot be read stays in the text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from guardrail.types import ToolCall
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+log = logging.getLogger("guardrail")
+
+MARKERS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
+_CLOSED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+
+def split_calls(
+    text: str, tools: Sequence[Mapping[str, Any]], tokenizer: Any = None
+) -> tuple[str, tuple[ToolCall, ...]]:
+    """What people read of an answer, and the calls in it; all of it is text if none can be read."""
+    if getattr(tokenizer, "response_template", None) is not None:
+        return _by_template(text, tools, tokenizer)
+    names = {str(tool["function"]["name"]) for tool in tools}
+    if "<tool_call>" in text:
+        return _marked(text)
+    for marker in MARKERS[1:]:
+        before, found, after = text.partition(marker)
+        if found and (calls := _objects(after)):
+            return before.rstrip(), calls
+    calls = _objects(text)
+    if calls and all(call.name in names for call in calls):
+        return "", calls
+    return text, ()
+
+
+def _by_template(
+    text: str, tools: Sequence[Mapping[str, Any]], tokenizer: Any
+) -> tuple[str, tuple[ToolCall, ...]]:
+    """As the tokenizer's own template reads it."""
+    try:
+        message = tokenizer.parse_response(text, prefix="", tools=[dict(tool) for tool in tools])
+        calls = tuple(_call(call.get("function", call)) for call in message.get("tool_calls") or ())
+    except Exception:  # the template is the model's, and may meet anything: its text is not lost
+        log.warning("the tokenizer's response template cannot read this answer; it stays text")
+        return text, ()
+    read = tuple(call for call in calls if call is not None)
+    return (str(message.get("content") or ""), read) if read else (text, ())
+
+
+def _marked(text: str) -> tuple[str, tuple[ToolCall, ...]]:
+    calls: list[ToolCall] = []
+    rest: list[str] = []
+    end = 0
+    for block in _CLOSED.finditer(text):
+        read = _objects(block[1])
+        if read:
+            rest.append(text[end : block.start()])
+            calls += read
+            end = block.end()
+    rest.append(text[end:])
+    return "".join(rest).strip() if calls else text, tuple(calls)
+
+
+def _objects(text: str) -> tuple[ToolCall, ...]:
+    """Calls written as one JSON object, several after each other, or a list of them."""
+    found = []
+    try:
+        for value in _values(text):
+            for item in value if isinstance(value, list) else [value]:
+                call = _call(item)
+                if call is None:
+                    return ()
+                found.append(call)
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(found)
+
+
+def _values(text: str) -> Iterator[Any]:
+    decoder, at = json.JSONDecoder(), 0
+    text = text.strip()
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        yield value
+        while at < len(text) and text[at] in " \t\r\n;,":
+            at += 1
+
+
+def _call(value: object) -> ToolCall | None:
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        return None
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return None
+    if not isinstance(arguments, dict):
+        return None
+    label = value.get("id")
+    name = str(value["name"])
+    return ToolCall(
+        name=name,
+        arguments=arguments,
+        id=label if isinstance(label, str) and label else f"call_{uuid.uuid4().hex[:24]}",
+    )
+
+
+class CallReader:
+    """Reads one answer of a model that was offered tools, token by token.
+
+    `push` lets text through up to where a call may begin; `rest` is what was held back, for
+    `split`.
+    """
+
+    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> None:
+        self._tokenizer, self._tools = tokenizer, tools
+        templated = getattr(tokenizer, "response_template", None) is not None
+        marks = () if templated else (*MARKERS, "</tool_call>")
+        pairs = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        unread = {token for token, text in pairs if text not in marks}
+        self._unread = {tokenizer.eos_token_id, tokenizer.pad_token_id} if templated else unread
+        self._held, self._begun, self._calling = "", False, templated
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens to text with the marks of calls in it, which some models make special tokens."""
+        text: Any = self._tokenizer.decode(
+            [token for token in ids if token not in self._unread],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        return str(text)
+
+    def push(self, text: str) -> str:
+        """The part of the text so far that no call can claim any more."""
+        self._held += text
+        if not self._begun and self._held.strip():
+            self._begun = True
+            self._calling = self._calling or self._held.lstrip()[0] in "{["
+        if self._calling or not self._begun:
+            return ""
+        found = [at for marker in MARKERS if (at := self._held.find(marker)) >= 0]
+        self._calling = bool(found)
+        cut = min(found) if found else len(self._held) - _tail(self._held)
+        cut = len(self._held[:cut].rstrip())  # white space belongs to what follows it
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def rest(self) -> str:
+        """What was held back."""
+        out, self._held = self._held, ""
+        return out
+
+    def split(self, held: str) -> tuple[str, tuple[ToolCall, ...]]:
+        """What people read of a text, and the calls in it."""
+        return split_calls(held, self._tools, self._tokenizer)
+
+
+def _tail(text: str) -> int:
+    """Length of the longest end of `text` that may begin a marker."""
+    return max(
+        (n for marker in MARKERS for n in range(1, len(marker)) if text.endswith(marker[:n])),
+        default=0,
+    )
