@@ -1,4 +1,4 @@
-"""Which argument of a call the guard checks, and what is sent in its place.
+"""Which arguments of a call the guard checks, and what is sent in their place.
 
 What is checked is what is sent: mutable arguments are copied before the check and the copy goes on,
 so that nobody can change a message in between.
@@ -10,18 +10,22 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import BoundArguments, Parameter, Signature
 from typing import Literal
 
 from PIL import Image
 
+from guardrail.caution import with_caution
 from guardrail.errors import ConfigurationError
-from guardrail.types import Message, Request, TextPart
+from guardrail.joining import IMAGE_NAMES, SYSTEM_NAMES, joined
+from guardrail.types import Request
 
 Select = Callable[[BoundArguments], object]
+Wanted = str | Sequence[str] | Select
 
 Kind = Literal["function", "coroutine", "generator", "async generator"]
+Place = tuple[str, ...]  # a parameter's name, then keys or attributes inside the argument
 
 USUAL_NAMES = ("messages", "prompt", "input", "query")
 # What also reaches a model, and would not be checked beside the messages.
@@ -34,47 +38,61 @@ class Call:
 
     bound: BoundArguments
     value: object
-    place: tuple[str, ...] | None  # where `value` stands among the arguments; None: nowhere
+    places: Sequence[Place]  # where a caution may stand, the best one first
 
     def caution(self, words: str) -> bool:
         """Put a caution before what is sent; false when this call has no place for it."""
-        cautioned = with_caution(self.value, words)
-        if self.place is None or cautioned is None:
-            return False
-        self.value = cautioned
-        _put(self.bound, self.place, cautioned)
-        return True
+        for place in self.places:
+            value = _get(self.bound, place)
+            empty = value is None and place[-1] in SYSTEM_NAMES
+            cautioned = words if empty else with_caution(value, words)
+            if cautioned is not None:
+                _put(self.bound, place, cautioned)
+                return True
+        return False
 
 
 class Selector:
     """Finds what to check among a function's arguments.
 
-    `wanted` is a parameter's name, or a callable that makes the value from the bound arguments;
-    None picks the parameter named messages, prompt, input or query, else the first positional one.
+    `wanted` is a parameter's name, several names, or a callable that makes the value from the bound
+    arguments; None picks the parameter named messages, prompt, input or query, else the first
+    positional one.
     """
 
-    def __init__(self, fn: Callable[..., object], wanted: str | Select | None) -> None:
+    def __init__(self, fn: Callable[..., object], wanted: Wanted | None) -> None:
         try:
             self._signature = inspect.signature(fn)
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"{fn!r} does not tell its parameters; wrap it in a function that does"
             ) from error
-        self._select = wanted if callable(wanted) else None
-        self._place = None if callable(wanted) else _place(self._signature, wanted)
+        self._select: Select | None = wanted if callable(wanted) else None
+        self._places: tuple[Place, ...] = ()
+        if callable(wanted):
+            return
+        self._places = _places(self._signature, wanted)
+        alone = wanted is None or isinstance(wanted, str)
+        # A str is a prompt to the guard, so a picture's address must come to it as a part.
+        self._joins = not alone or self._places[0][-1] in IMAGE_NAMES
 
     def call(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call:
         """Bind one call's arguments and copy what can change."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        if self._place is not None:
-            value = snapshot(_get(bound, self._place))
-            _put(bound, self._place, value)
-            return Call(bound, value, self._place)
-        bound.arguments.update({k: snapshot(v) for k, v in bound.arguments.items()})
-        value = self._select(bound) if self._select is not None else None
-        same = [(name,) for name, argument in bound.arguments.items() if argument is value]
-        return Call(bound, value, same[0] if len(same) == 1 else None)
+        if self._select is not None:
+            bound.arguments.update({k: snapshot(v) for k, v in bound.arguments.items()})
+            value = self._select(bound)
+            same = [(name,) for name, argument in bound.arguments.items() if argument is value]
+            return Call(bound, value, same if len(same) == 1 else ())
+        places = [p for p in self._places if len(self._places) == 1 or _is_there(bound, p)]
+        for place in places:
+            _put(bound, place, snapshot(_get(bound, place)))
+        if not self._joins:
+            return Call(bound, _get(bound, places[0]), places)
+        value = joined([(place[-1], _get(bound, place)) for place in places])
+        wordy = [place for place in places if place[-1] not in IMAGE_NAMES]
+        return Call(bound, value, sorted(wordy, key=lambda p: p[-1] not in SYSTEM_NAMES))
 
 
 def kind_of(fn: Callable[..., object], asynchronous: bool | None = None) -> Kind:
@@ -106,27 +124,39 @@ def _unwrapped(fn: Callable[..., object]) -> Callable[..., object]:
     return inner
 
 
-def _place(signature: Signature, wanted: str | None) -> tuple[str, ...]:
-    """Where the checked argument stands: a parameter, or a key of the `**` parameter."""
+def _place(signature: Signature, wanted: str) -> Place:
+    """Where an argument stands: a parameter or a key of the `**` parameter, and what is inside."""
+    params, (name, *inside) = signature.parameters, wanted.split(".")
+    if name in params:
+        return (name, *inside)
+    rest = [n for n, p in params.items() if p.kind is Parameter.VAR_KEYWORD]
+    if rest:
+        return (rest[0], name, *inside)
+    raise ConfigurationError(f"no parameter {name!r} in {signature}; messages= names one")
+
+
+def _places(signature: Signature, wanted: str | Sequence[str] | None) -> tuple[Place, ...]:
+    if wanted is None:
+        return ((_usual_name(signature),),)
+    names = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    if not names or len(set(names)) < len(names):
+        raise ConfigurationError(f"messages={wanted!r} must name parameters, each of them once")
+    return tuple(_place(signature, name) for name in names)
+
+
+def _usual_name(signature: Signature) -> str:
     params = signature.parameters
-    if wanted is not None:
-        if wanted in params:
-            return (wanted,)
-        rest = [n for n, p in params.items() if p.kind is Parameter.VAR_KEYWORD]
-        if rest:
-            return (rest[0], wanted)
-        raise ConfigurationError(f"no parameter {wanted!r} in {signature}; messages= names one")
     usual = [name for name in USUAL_NAMES if name in params]
     if len(usual) > 1:
         raise ConfigurationError(
             f"{' and '.join(usual)} could all be what to check in {signature}; "
-            "say which with messages='name', or join them with a callable"
+            "say which with messages='name', or join them with messages=('name', ...)"
         )
     positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     first = [n for n, p in params.items() if p.kind in positional and n not in ("self", "cls")]
     if not usual and not first:
         raise ConfigurationError(
-            f"nothing to check in {signature}; name a keyword with messages='name', "
+            f"nothing to check in {signature}; name a parameter with messages='name', "
             "or give a callable that makes the messages from the bound arguments"
         )
     chosen = (usual or first)[0]
@@ -134,23 +164,63 @@ def _place(signature: Signature, wanted: str | None) -> tuple[str, ...]:
     if beside:
         raise ConfigurationError(
             f"{chosen!r} would be checked in {signature}, but not {', '.join(beside)}; confirm "
-            f"with messages={chosen!r}, or join them with a callable"
+            f"with messages={chosen!r}, or join them with messages=({chosen!r}, ...)"
         )
-    return (chosen,)
+    return chosen
 
 
-def _get(bound: BoundArguments, place: tuple[str, ...]) -> object:
+def _is_there(bound: BoundArguments, place: Place) -> bool:
+    """Whether the call has the argument; a key that may be left out is none that is misspelt."""
+    owner: object = bound.arguments
+    for step in place:
+        if owner is None or (isinstance(owner, Mapping) and step not in owner):
+            return False
+        owner = _inside(owner, step)
+    return True
+
+
+def _get(bound: BoundArguments, place: Place) -> object:
     value: object = bound.arguments
     for step in place:
-        if not isinstance(value, Mapping) or step not in value:
-            raise ConfigurationError(f"this call has no argument {step!r}, which is to be checked")
-        value = value[step]
+        value = _inside(value, step)
     return value
 
 
-def _put(bound: BoundArguments, place: tuple[str, ...], value: object) -> None:
-    name, *inner = place
-    bound.arguments[name] = {**bound.arguments[name], inner[0]: value} if inner else value
+def _inside(owner: object, step: str) -> object:
+    try:
+        found: object = owner[step] if isinstance(owner, Mapping) else getattr(owner, step)
+    except (KeyError, AttributeError) as error:
+        raise ConfigurationError(
+            f"this call has no argument {step!r}, which is to be checked"
+        ) from error
+    return found
+
+
+def _put(bound: BoundArguments, place: Place, value: object) -> None:
+    name, *inside = place
+    bound.arguments[name] = _replaced(bound.arguments[name], inside, value)
+
+
+def _replaced(owner: object, steps: Sequence[str], value: object) -> object:
+    """`owner` with another value inside; owners on the way are copied, never changed."""
+    if not steps:
+        return value
+    step, *further = steps
+    inner = _replaced(_inside(owner, step), further, value)
+    if type(owner) is dict:
+        return {**owner, step: inner}
+    try:
+        other: object = copy.copy(owner)
+        if isinstance(other, Mapping):
+            other[step] = inner  # type: ignore[index]  # a mapping that cannot change says so
+        else:
+            object.__setattr__(other, step, inner)  # the copy of a frozen one is still nobody's
+    except (AttributeError, TypeError) as error:
+        raise ConfigurationError(
+            f"{step!r} cannot be replaced in a copy of a {type(owner).__name__}; what is checked "
+            "must be what is sent, so give a callable that makes the messages"
+        ) from error
+    return other
 
 
 def snapshot(value: object) -> object:
@@ -165,42 +235,3 @@ def snapshot(value: object) -> object:
     if isinstance(value, Image.Image | Request | Mapping | Sequence):
         return copy.deepcopy(value)
     return value
-
-
-def with_caution(value: object, words: str) -> object | None:
-    """`value` with `words` as a system message before it, in `value`'s own form.
-
-    A string gets the words and a blank line in front; a chat's first system message is extended,
-    or one is inserted. None for a form that has no place for words (a bare picture).
-    """
-    if isinstance(value, str):
-        return f"{words}\n\n{value}"
-    if isinstance(value, Request):
-        return _cautioned_request(value, words)
-    if isinstance(value, Sequence) and value and isinstance(value[0], Mapping):
-        chat = _cautioned_chat(value, words)
-        return tuple(chat) if isinstance(value, tuple) else chat
-    return None
-
-
-def _cautioned_chat(chat: Sequence[Mapping[str, object]], words: str) -> list[object]:
-    first, content = chat[0], chat[0].get("content")
-    if first.get("role") == "system" and isinstance(content, str):
-        return [{**first, "content": f"{words}\n\n{content}"}, *chat[1:]]
-    if first.get("role") == "system" and isinstance(content, Sequence):
-        part = {"type": "text", "text": f"{words}\n\n"}
-        return [{**first, "content": [part, *content]}, *chat[1:]]
-    return [{"role": "system", "content": words}, *chat]
-
-
-def _cautioned_request(request: Request, words: str) -> Request:
-    first = request.messages[0]
-    if first.role != "system":
-        system = Message(role="system", parts=(TextPart(words),))
-        return Request((system, *request.messages))
-    match first.parts:
-        case (TextPart(text), *rest):
-            parts = (TextPart(f"{words}\n\n{text}"), *rest)
-        case _:
-            parts = (TextPart(f"{words}\n\n"), *first.parts)
-    return Request((replace(first, parts=parts), *request.messages[1:]))

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from guardrail.errors import DetectorError, GuardrailViolation
+from guardrail.errors import DetectorError, GuardrailError, GuardrailViolation
 from guardrail.types import Action, Verdict
 
 if TYPE_CHECKING:
@@ -41,6 +41,63 @@ class Checker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """A verdict after all, and what is done: the call is not made, made with a caution, or made."""
+
+    verdict: Verdict
+    done: Literal["flag", "caution", "pass"]
+
+
+def settled(
+    verdict: Verdict, policy: Policy, *, caution: Callable[[str], bool], annotates: bool
+) -> Settled:
+    """What becomes of a call whose model cannot be steered.
+
+    Args:
+        verdict: what the guard found.
+        policy: the rules in force.
+        caution: puts the policy's words before what is sent; false where there is no place for
+            them, and then the call counts as flagged.
+        annotates: whether flagged calls are made all the same. Refused outages never are.
+    """
+    outage, cautioned = is_refused_outage(verdict, policy), False
+    if outage:
+        verdict = replace(verdict, action=Action.FLAG)
+    elif _wants_steering(verdict, policy):
+        cautioned = policy.unsteerable == "caution" and caution(policy.caution_prompt)
+        if policy.unsteerable == "pass":
+            verdict = replace(verdict, action=Action.PASS)
+        elif not cautioned and Action.FLAG in policy.actions:
+            verdict = replace(verdict, action=Action.FLAG)
+    flagged = verdict.action is Action.FLAG and verdict.mode == "enforce"
+    stops = flagged and (outage or not annotates)
+    return Settled(verdict, "flag" if stops else "caution" if cautioned else "pass")
+
+
+def is_refused_outage(verdict: Verdict, policy: Policy) -> bool:
+    """An outage is no finding: not to be annotated, whatever the policy's actions are."""
+    closed = policy.fail == "closed" and verdict.mode == "enforce"
+    return closed and verdict.reason == "detector_failed"
+
+
+def stopped(verdict: Verdict, policy: Policy) -> GuardrailError:
+    """The error that a call which is not made raises."""
+    if is_refused_outage(verdict, policy):
+        return DetectorError("the detector failed, and the policy fails closed; nothing is sent")
+    return GuardrailViolation(verdict)
+
+
+def record(audit: Audit | None, verdict: Verdict | None, done: str) -> None:
+    """Tell the audit sink what was done; its troubles never change a call."""
+    if audit is None:
+        return
+    try:
+        audit(verdict, {"event": "call", "done": done})
+    except Exception:  # a border: the sink is the user's code
+        _log.exception("the audit sink failed; the call is not affected")
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One guarded callable's guard, its checked argument, and what a flag leads to."""
 
@@ -57,20 +114,11 @@ class Plan:
 
     def settle(self, call: Call, verdict: Verdict) -> Verdict | None:
         """None when the call is to be made, else the verdict that forbids it."""
-        policy, outage, cautioned = self.guard.policy, self._refused_outage(verdict), False
-        if outage:
-            verdict = replace(verdict, action=Action.FLAG)
-        elif _wants_steering(verdict, policy):
-            cautioned = policy.unsteerable == "caution" and call.caution(policy.caution_prompt)
-            if policy.unsteerable == "pass":
-                verdict = replace(verdict, action=Action.PASS)
-            elif not cautioned and Action.FLAG in policy.actions:
-                verdict = replace(verdict, action=Action.FLAG)
-        LAST.set(verdict)
-        annotates = not outage and self.fallback is None and self._on_flag == "annotate"
-        stops = verdict.action is Action.FLAG and verdict.mode == "enforce" and not annotates
-        self._record(verdict, "flag" if stops else "caution" if cautioned else "pass")
-        return verdict if stops else None
+        annotates = self.fallback is None and self._on_flag == "annotate"
+        after = settled(verdict, self.guard.policy, caution=call.caution, annotates=annotates)
+        LAST.set(after.verdict)
+        record(self.audit, after.verdict, after.done)
+        return after.verdict if after.done == "flag" else None
 
     def answer(self, call: Call, verdict: Verdict) -> Any:
         """What a call that is not made gives back."""
@@ -78,26 +126,11 @@ class Plan:
             return self.fallback(verdict, *call.bound.args, **call.bound.kwargs)
         if self._on_flag != "raise":
             return self.guard.policy.refusal_message
-        if self._refused_outage(verdict):
-            raise DetectorError("the detector failed, and the policy fails closed; nothing is sent")
-        raise GuardrailViolation(verdict)
+        raise stopped(verdict, self.guard.policy)
 
     @property
     def _on_flag(self) -> OnFlag:
         return self.on_flag or self.guard.policy.on_flag
-
-    def _refused_outage(self, verdict: Verdict) -> bool:
-        """An outage is no finding: not to be annotated, whatever the policy's actions are."""
-        closed = self.guard.policy.fail == "closed" and verdict.mode == "enforce"
-        return closed and verdict.reason == "detector_failed"
-
-    def _record(self, verdict: Verdict, done: str) -> None:
-        if self.audit is None:
-            return
-        try:
-            self.audit(verdict, {"event": "call", "done": done})
-        except Exception:  # a border: the sink is the user's code
-            _log.exception("the audit sink failed; the call is not affected")
 
 
 def _wants_steering(verdict: Verdict, policy: Policy) -> bool:

@@ -4,6 +4,7 @@
     def ask(messages): ...
 
     ask = guarded(client.chat.completions.create, guard=guard, messages="messages")
+    describe = guarded(describe, guard=guard, messages=("system", "prompt", "image"))
 
 The local guard reads the messages first, and the call is made only if it may be. A model behind a
 callable cannot be steered; `policy.unsteerable` says what happens to a request that would be: a
@@ -28,7 +29,7 @@ from guardrail.settling import LAST, Plan
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
-    from guardrail.arguments import Kind, Select
+    from guardrail.arguments import Kind, Wanted
     from guardrail.policy import Policy
     from guardrail.settling import Audit, Checker, OnFlag
     from guardrail.types import Verdict
@@ -37,7 +38,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def last_verdict() -> Verdict | None:
-    """The verdict of this thread's or task's latest guarded call; None if its check raised."""
+    """The verdict of this thread's or task's latest guarded call.
+
+    None before the first one, and when the latest one's check raised: an older verdict never stands
+    in for it. A generator is checked at its first step, so its verdict is there from then on. It is
+    kept in the context: a call in a thread or task of its own (`asyncio.create_task`, `gather`, an
+    executor) shows its verdict there, inside the guarded callable too, and not to whoever started
+    it.
+    """
     return LAST.get()
 
 
@@ -46,7 +54,7 @@ def guarded(
     fn: F,
     *,
     guard: Checker,
-    messages: str | Select | None = None,
+    messages: Wanted | None = None,
     policy: Policy | None = None,
     on_flag: OnFlag | None = None,
     fallback: Callable[..., Any] | None = None,
@@ -60,7 +68,7 @@ def guarded(
     fn: None = None,
     *,
     guard: Checker,
-    messages: str | Select | None = None,
+    messages: Wanted | None = None,
     policy: Policy | None = None,
     on_flag: OnFlag | None = None,
     fallback: Callable[..., Any] | None = None,
@@ -73,7 +81,7 @@ def guarded(
     fn: F | None = None,
     *,
     guard: Checker,
-    messages: str | Select | None = None,
+    messages: Wanted | None = None,
     policy: Policy | None = None,
     on_flag: OnFlag | None = None,
     fallback: Callable[..., Any] | None = None,
@@ -82,7 +90,7 @@ def guarded(
 ) -> F | Callable[[F], F]:
     """Check a callable's messages before it is called; as decorator or wrapper.
 
-    Only the one argument that `messages` chooses is checked; others reach the callable unread.
+    Only what `messages` chooses is checked; other arguments reach the callable unread.
 
     Works on functions, coroutine functions, generators and asynchronous generators, and keeps name
     and signature. A flagged call returns (or yields) the policy's refusal message, raises
@@ -93,11 +101,15 @@ def guarded(
     Args:
         fn: the callable; left out when used as a decorator with arguments.
         guard: the guard that checks.
-        messages: what to check: a parameter's name, or a callable that makes it from the bound
-            arguments. A made value has no place for a caution, so such a call counts as flagged
-            where another would be cautioned. Default: the parameter named messages, prompt, input
+        messages: what to check. A parameter's name, or a path into it by keys or attributes
+            ("body.messages"). Several names (("system", "prompt", "image")), joined into one chat:
+            texts, pictures, lists of them, and lists of messages as history; system or instructions
+            goes first, image or images hold pictures, None is skipped. Or a callable that makes the
+            messages from the bound arguments. Default: the parameter named messages, prompt, input
             or query, else the first positional one; then no other parameter may be named image,
-            images, system, instructions, tools or files, which would go unchecked.
+            images, system, instructions, tools or files, which would go unchecked. A caution stands
+            before the checked argument, or the system one, or else the first text; where there is
+            none (a picture, a made value) a call that would be cautioned counts as flagged.
         policy: other rules than the guard's.
         on_flag: another `on_flag` than the policy's.
         fallback: answers flagged calls instead: `fallback(verdict, *args, **kwargs)`. May be
@@ -117,6 +129,9 @@ def guarded(
     checker = guard if policy is None else guard.with_policy(policy)
 
     def decorate(target: F) -> F:
+        if isinstance(target, classmethod | staticmethod):
+            inner: Any = target.__func__
+            return cast("F", type(target)(decorate(inner)))
         if not callable(target):
             raise ConfigurationError(f"{target!r} cannot be called; put @guarded below its wrapper")
         plan = Plan(checker, Selector(target, messages), on_flag, fallback, audit)

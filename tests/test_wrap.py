@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import functools
 import inspect
@@ -12,7 +13,12 @@ import pytest
 from PIL import Image
 
 from guardrail.arguments import kind_of
-from guardrail.errors import ConfigurationError, DetectorError, GuardrailViolation
+from guardrail.errors import (
+    ConfigurationError,
+    DetectorError,
+    GuardrailViolation,
+    UnsupportedContentError,
+)
 from guardrail.guard import Guard
 from guardrail.policy import CAUTION, REFUSAL, Policy
 from guardrail.testing import tiny_artefact
@@ -726,3 +732,146 @@ def test_a_real_guards_verdict_decides_and_is_audited_once_per_call(tiny_of):
         assert lines == [last_verdict()]
         strict = guarded(Forms.coroutine(_echo), guard=guard, policy=Policy(unsteerable="flag"))
         assert Forms.run(strict, "hello") == [REFUSAL]
+
+
+# --- several parameters and paths -----------------------------------------------------------------
+
+
+def _describe(body):
+    """The body's forms with a signature of several parameters; all of them come back."""
+
+    def fn(prompt, image=None, system=None):
+        return body((prompt, image, system))
+
+    async def coroutine(prompt, image=None, system=None):
+        return body((prompt, image, system))
+
+    def generator(prompt, image=None, system=None):
+        yield body((prompt, image, system))
+
+    async def async_generator(prompt, image=None, system=None):
+        yield body((prompt, image, system))
+
+    return [fn, coroutine, generator, async_generator]
+
+
+SEVERAL = ("system", "prompt", "image")
+
+
+@pytest.mark.parametrize("number", range(4), ids=FORMS)
+def test_several_parameters_are_checked_together_in_every_form(number):
+    guard = WordGuard()
+    fn = guarded(_describe(_echo)[number], guard=guard, messages=SEVERAL)
+    assert Forms.run(fn, "hello", system="Be brief.") == [("sent", ("hello", None, "Be brief."))]
+    assert [message["role"] for message in guard.seen[0]] == ["system", "user"]
+    assert Forms.run(fn, "hello", "bad.png") == [REFUSAL]
+    assert Forms.run(fn, "hello", system="bad") == [REFUSAL]
+    cautioned = ("hello", None, f"{CAUTION}\n\nodd")
+    assert Forms.run(fn, "hello", system="odd") == [("sent", cautioned)]
+
+
+def test_a_value_that_cannot_be_joined_stops_the_call():
+    made = []
+    fn = guarded(_describe(made.append)[0], guard=WordGuard(), messages=SEVERAL)
+    with pytest.raises(UnsupportedContentError, match="'prompt' holds a int"):
+        fn(3)
+    assert made == []
+
+
+def test_a_path_into_an_argument_is_checked_and_cautioned_there():
+    fn = guarded(lambda body, n=1: (body, n), guard=WordGuard(), messages="body.messages")
+    assert fn({"messages": "bad"}) == REFUSAL
+    assert fn({"messages": "odd", "x": 1}, 2) == ({"messages": f"{CAUTION}\n\nodd", "x": 1}, 2)
+
+
+class Methods:
+    name = "methods"
+
+    def ask(self, prompt):
+        return self.name, prompt
+
+    @guarded(guard=WordGuard())
+    @classmethod
+    def outside_class(cls, prompt):
+        return cls.name, prompt
+
+    @classmethod
+    @guarded(guard=WordGuard())
+    def inside_class(cls, prompt):
+        return cls.name, prompt
+
+    @guarded(guard=WordGuard())
+    @staticmethod
+    def outside_static(prompt):
+        return "methods", prompt
+
+    @staticmethod
+    @guarded(guard=WordGuard())
+    def inside_static(prompt):
+        return "methods", prompt
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        guarded(Methods().ask, guard=WordGuard()),
+        Methods.outside_class,
+        Methods().outside_class,
+        Methods.inside_class,
+        Methods().inside_class,
+        Methods.outside_static,
+        Methods().outside_static,
+        Methods.inside_static,
+        Methods().inside_static,
+        guarded(functools.partial(Methods.ask, Methods()), guard=WordGuard()),
+        functools.partial(Methods().inside_class),
+    ],
+)
+def test_every_kind_of_method_is_guarded(fn):
+    assert fn("hello") == ("methods", "hello")
+    assert fn("bad") == REFUSAL
+    assert fn(prompt="bad") == REFUSAL
+
+
+@pytest.mark.parametrize(
+    ("fn", "wanted", "args", "kwargs"),
+    [
+        (lambda *messages: messages, None, ({"role": "user", "content": "bad"},), {}),
+        (lambda *prompts: prompts, ("prompts",), ("fine", "bad"), {}),
+        (lambda *args, **rest: rest, ("prompt", "image"), ("m",), {"image": "bad.png"}),
+        (functools.partial(lambda prompt, n: prompt, n=3), None, ("bad",), {}),
+        (functools.partial(lambda n, prompt: prompt, 3), None, ("bad",), {}),
+        (functools.partial(lambda prompt, n: prompt, prompt="bad"), None, (), {"n": 3}),
+    ],
+)
+def test_further_arguments_and_partials_are_checked(fn, wanted, args, kwargs):
+    assert guarded(fn, guard=WordGuard(), messages=wanted)(*args, **kwargs) == REFUSAL
+
+
+def test_a_task_of_its_own_keeps_its_verdict_to_itself():
+    fn = guarded(Forms.coroutine(_echo), guard=WordGuard())
+
+    async def run():
+        await fn("hello")
+        await asyncio.create_task(fn("bad"))
+        return last_verdict()
+
+    assert asyncio.run(run()).action is Action.PASS
+
+
+def test_before_any_call_there_is_no_verdict():
+    assert contextvars.Context().run(last_verdict) is None
+
+
+def test_a_real_guard_scores_joined_arguments_as_the_same_chat(tiny_of, picture):
+    tiny = tiny_of("llava")
+    artefact = tiny_artefact(tiny.model, tiny.processor, tau_steer=1e6, tau_flag=1e6)
+    with Guard((tiny.model, tiny.processor), artefact) as guard:
+        fn = guarded(_describe(_echo)[0], guard=guard, messages=SEVERAL)
+        fn("What is this?", picture(0), "Be brief.")
+        parts = [
+            {"type": "text", "text": "What is this?"},
+            {"type": "image", "image": picture(0)},
+        ]
+        chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
+        assert last_verdict() == guard.check(chat)

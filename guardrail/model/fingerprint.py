@@ -171,7 +171,7 @@ def _code_digest(objects: Iterable[object]) -> str | None:
                 packages.add(kind.__module__.rpartition(".")[0])
     roots = [p + "." for p in packages if not any(p.startswith(q + ".") for q in packages)]
     files = set()  # one file may have been copied into several packages
-    for name, module in list(sys.modules.items()):
+    for name, module in sys.modules.copy().items():
         root = next((root for root in roots if name.startswith(root)), None)
         if root is not None and getattr(module, "__file__", None):
             content = Path(inspect.getfile(module)).read_bytes()

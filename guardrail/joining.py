@@ -1,0 +1,97 @@
+"""Several arguments of a call, joined into the one chat that the guard checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeGuard
+
+from PIL import Image
+
+from guardrail.caution import with_caution
+from guardrail.errors import UnsupportedContentError
+
+SYSTEM_NAMES = frozenset({"system", "instructions"})
+IMAGE_NAMES = frozenset({"image", "images"})
+
+Part = dict[str, object]
+
+
+def joined(named: Sequence[tuple[str, object]]) -> list[object]:
+    """One chat from arguments and their names, in order; None and empty lists say nothing.
+
+    A list of messages is history; a text named system or instructions goes before everything; a
+    picture, or whatever is named image or images, is an image part; other texts are text parts, a
+    blank line between neighbours. A list of texts or pictures counts as several. What stands
+    between two histories is one user message.
+
+    Raises:
+        UnsupportedContentError: a value of another type; the message names the argument.
+    """
+    system: list[str] = []
+    chat: list[object] = []
+    parts: list[Part] = []
+    for name, value in named:
+        if is_history(value):
+            chat += [*_user(parts), *value]
+            parts = []
+        elif name in SYSTEM_NAMES:
+            system += [_text(name, item) for item in _items(value)]
+        else:
+            for item in _items(value):
+                _append(parts, _part(name, item))
+    chat += _user(parts)
+    if not system:
+        return chat
+    words = "\n\n".join(system)
+    before = with_caution(chat, words)
+    return before if isinstance(before, list) else [{"role": "system", "content": words}]
+
+
+def is_history(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether a value is a list of messages."""
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(item, Mapping) and "role" in item for item in value)
+    )
+
+
+def _items(value: object) -> Sequence[object]:
+    if value is None:
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _part(name: str, value: object) -> Part:
+    if isinstance(value, Image.Image):
+        return {"type": "image", "image": value}
+    if name in IMAGE_NAMES:
+        if isinstance(value, bytes | bytearray | str | Path):
+            return {"type": "image", "image": value}
+        raise UnsupportedContentError(
+            f"the argument {name!r} holds a {type(value).__name__}; pictures may be Pillow images, "
+            "bytes or data URLs, one or a list of them"
+        )
+    return {"type": "text", "text": _text(name, value)}
+
+
+def _text(name: str, value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise UnsupportedContentError(
+        f"the argument {name!r} holds a {type(value).__name__}, which cannot be joined with the "
+        "others; send a str, a Pillow image or a list of messages, name pictures image or images, "
+        "or join them with a callable"
+    )
+
+
+def _append(parts: list[Part], part: Part) -> None:
+    if parts and parts[-1]["type"] == part["type"] == "text":
+        parts[-1] = {"type": "text", "text": f"{parts[-1]['text']}\n\n{part['text']}"}
+    else:
+        parts.append(part)
+
+
+def _user(parts: list[Part]) -> list[object]:
+    return [{"role": "user", "content": parts}] if parts else []

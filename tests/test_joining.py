@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from guardrail.errors import UnsupportedContentError
+from guardrail.joining import is_history, joined
+from guardrail.policy import Policy
+from guardrail.requests.messages import to_request
+from guardrail.types import Message, Request, TextPart
+
+RED, BLUE = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+HISTORY = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+def text(value):
+    return {"type": "text", "text": value}
+
+
+def image(value):
+    return {"type": "image", "image": value}
+
+
+def user(*parts):
+    return {"role": "user", "content": list(parts)}
+
+
+def system(words):
+    return {"role": "system", "content": words}
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted"),
+    [
+        ([("prompt", "hello")], [user(text("hello"))]),
+        ([("prompt", "hello"), ("image", RED)], [user(text("hello"), image(RED))]),
+        ([("image", RED), ("prompt", "hello")], [user(image(RED), text("hello"))]),
+        ([("images", [RED, BLUE])], [user(image(RED), image(BLUE))]),
+        ([("image", b"bytes")], [user(image(b"bytes"))]),
+        ([("image", "data:image/png;base64,AAAA")], [user(image("data:image/png;base64,AAAA"))]),
+        ([("image", Path("a.png"))], [user(image(Path("a.png")))]),
+        ([("photo", RED)], [user(image(RED))]),
+        ([("question", "a"), ("context", "b")], [user(text("a\n\nb"))]),
+        ([("prompt", ["a", "b"])], [user(text("a\n\nb"))]),
+        ([("prompt", ("a", RED, "b"))], [user(text("a"), image(RED), text("b"))]),
+        ([("prompt", "data:image/png;base64,AAAA")], [user(text("data:image/png;base64,AAAA"))]),
+        (
+            [("prompt", "hello"), ("system", "Be brief.")],
+            [system("Be brief."), user(text("hello"))],
+        ),
+        (
+            [("system", "Be brief."), ("instructions", "Be kind."), ("prompt", "hello")],
+            [system("Be brief.\n\nBe kind."), user(text("hello"))],
+        ),
+        ([("system", None), ("prompt", "hello"), ("image", None)], [user(text("hello"))]),
+        ([("system", "Be brief."), ("prompt", None)], [system("Be brief.")]),
+        ([("history", HISTORY), ("prompt", "more")], [*HISTORY, user(text("more"))]),
+        ([("prompt", "first"), ("history", HISTORY)], [user(text("first")), *HISTORY]),
+        ([("history", []), ("prompt", "more")], [user(text("more"))]),
+        (
+            [("system", "Be brief."), ("messages", [system("Be kind."), *HISTORY])],
+            [system("Be brief.\n\nBe kind."), *HISTORY],
+        ),
+        ([("prompt", None), ("images", [])], []),
+    ],
+)
+def test_arguments_are_joined_in_order_into_one_chat(named, wanted):
+    assert joined(named) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("prompt", 3, "'prompt' holds a int"),
+        ("prompt", b"bytes", "'prompt' holds a bytes, .* name pictures image"),
+        ("prompt", {"role": "user", "content": "bad"}, "'prompt' holds a dict"),
+        ("prompt", ["fine", 3], "'prompt' holds a int"),
+        ("image", 3, "'image' holds a int"),
+        ("images", [RED, None], "'images' holds a NoneType"),
+        ("system", RED, "'system' holds a Image"),
+        ("history", [{"content": "bad"}], "'history' holds a dict"),
+        ("history", [*HISTORY, "bad"], "'history' holds a dict"),
+        ("request", Request((Message(role="user", parts=(TextPart("bad"),)),)), "'request' holds"),
+    ],
+)
+def test_a_value_of_another_type_is_an_error_that_names_the_argument(name, value, words):
+    with pytest.raises(UnsupportedContentError, match=words):
+        joined([("first", "fine"), (name, value)])
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"), [(HISTORY, True), (tuple(HISTORY), True), ([], False), (["a"], False)]
+)
+def test_a_list_of_messages_is_history(value, wanted):
+    assert is_history(value) is wanted
+
+
+def test_what_is_joined_is_a_request_like_any_other():
+    request = to_request(
+        joined([("system", "Be brief."), ("prompt", "What?"), ("images", [RED, BLUE])]),
+        policy=Policy(),
+    )
+    assert [message.role for message in request.messages] == ["system", "user"]
+    assert [picture.getpixel((0, 0)) for picture in request.images] == [(255, 0, 0), (0, 0, 255)]
