@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from guardrail.model.load import LoadedModel, load_model, wrap_model
@@ -14,7 +15,7 @@ from guardrail.online.streams import AsyncGuardStream, GuardStream
 from guardrail.policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Unpack
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.model.jobs import Job
     from guardrail.online.answering import AnswerJob, Item
-    from guardrail.types import Result, Verdict
+    from guardrail.policy import Thresholds
+    from guardrail.types import Modality, Result, Verdict
 
     Model = LoadedModel | tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]
 
@@ -107,6 +109,11 @@ class Guard:
         return self._engine.loaded
 
     @property
+    def thresholds(self) -> Mapping[Modality, Thresholds]:
+        """The scores from which requests are steered and flagged, by modality."""
+        return MappingProxyType(self._engine.thresholds)
+
+    @property
     def supports_tools(self) -> bool:
         """Whether the model's chat template renders tools."""
         return self._engine.encoder.supports_tools
@@ -174,13 +181,11 @@ class Guard:
 
     async def agenerate(self, value: Any, /, **options: Unpack[GenerateOptions]) -> Result:
         """`generate` without blocking the event loop; cancelling the task ends the request."""
-        ask = partial(self._asking.answer, value, options)
-        return await self._asking.wait_async(ask)
+        return await self._asking.wait_async(partial(self._asking.answer, value, options))
 
     async def acheck(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """`check` without blocking the event loop."""
-        ask = partial(self._asking.verdict, value, **options)
-        return await self._asking.wait_async(ask)
+        return await self._asking.wait_async(partial(self._asking.verdict, value, **options))
 
     @overload
     def batch(

@@ -16,6 +16,7 @@ from guardrail.artefact.artefact import Artefact, Calibration, Header, LayerRow,
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import wrap_model
 from guardrail.policy import Thresholds
+from guardrail.testing_fake import FakeGuard as FakeGuard
 from guardrail.testing_families import BUILDERS
 from guardrail.testing_script import scripted as scripted
 from guardrail.types import Modality

@@ -123,8 +123,9 @@ class Verdict:
             raise ValueError(f"score must be finite; got {self.score}")
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values, ready for JSON."""
-        return asdict(self) | {"layers": list(self.layers)}
+        """Plain values, ready for JSON and for stores that know no types of ours."""
+        plain = asdict(self) | {"layers": list(self.layers)}
+        return {k: str(v) if isinstance(v, StrEnum) else v for k, v in plain.items()}
 
     def summary(self) -> str:
         """One line for people."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+IN_MEMORY = "in memory"
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -43,6 +45,11 @@ class LoadedModel:
     source: str
     revision: str | None = None
     trust_remote_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """What to call the model: where it came from, or its class if it was made in memory."""
+        return type(self.model).__name__ if self.source == IN_MEMORY else self.source
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -123,7 +130,7 @@ def load_model(
     return LoadedModel(model.eval(), processor, place.name, place.revision, trust_remote_code)
 
 
-def wrap_model(model: Any, processor: Any, *, source: str = "in memory") -> LoadedModel:
+def wrap_model(model: Any, processor: Any, *, source: str = IN_MEMORY) -> LoadedModel:
     """A model that is already in memory; it is put in eval mode.
 
     Of a PEFT model with adapters inside its layers (LoRA and the like), the model that holds them

@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from pydantic import ValidationError
 
 from guardrail.errors import ConfigurationError, LimitExceededError, RequestTimeoutError
 from guardrail.model.settings import Settings
-from guardrail.requests.messages import to_request
+from guardrail.requests.messages import Tools, to_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from guardrail.model.jobs import Job
     from guardrail.online.answering import AnswerJob, CheckJob, Item
     from guardrail.online.engine import Engine
     from guardrail.policy import Limits
-
-Tools = Sequence[Mapping[str, object]]
 
 T = TypeVar("T")
 J = TypeVar("J")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from guardrail.model.calls import Ruling
     from guardrail.model.load import LoadedModel
     from guardrail.model.settings import Settings
-    from guardrail.policy import Policy
+    from guardrail.policy import Policy, Thresholds
 
 log = logging.getLogger("guardrail")
 
@@ -76,6 +76,11 @@ class Engine:
             key=self._key(request, None),
             **options,
         )
+
+    @property
+    def thresholds(self) -> dict[Modality, Thresholds]:
+        """The operating point of each modality."""
+        return dict(self._detector.thresholds)
 
     def record(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
         """Tell the audit sink; its troubles never change an answer."""

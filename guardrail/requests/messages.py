@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -23,10 +23,12 @@ from guardrail.requests.tools import read_tool_call, read_tools, recheck_call
 from guardrail.types import ImagePart, Message, Request, TextPart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from guardrail.policy import Policy
     from guardrail.types import Part, ToolCall
+
+Tools = Sequence[Mapping[str, object]]
 
 _ROLES = {
     "system": "system",
@@ -45,7 +47,7 @@ def to_request(
     value: str | PILImage | Request | Mapping[str, object] | Sequence[Mapping[str, object]],
     *,
     policy: Policy,
-    tools: Sequence[Mapping[str, object]] | None = None,
+    tools: Tools | None = None,
 ) -> Request:
     """Read a prompt, a picture or a chat within the policy's limits.
 

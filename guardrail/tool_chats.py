@@ -1,0 +1,25 @@
+"""What a guard reads of a tool: a call's arguments before it runs, and its result afterwards.
+
+Both are read as something a user says. The models' chat templates disagree on chats that begin with
+an assistant or a tool, and scores are calibrated on what users say.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from guardrail.requests.tools import call_text
+from guardrail.types import ToolCall
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def call_chat(name: str, arguments: Mapping[str, Any] | str) -> list[dict[str, Any]]:
+    """A call, as the line of JSON that a model writes."""
+    return [{"role": "user", "content": call_text(ToolCall(name=name, arguments=arguments))}]
+
+
+def result_chat(content: str | Sequence[Any]) -> list[dict[str, Any]]:
+    """A result: text, or parts that `Guard` reads."""
+    return [{"role": "user", "content": content}]
