@@ -1,0 +1,199 @@
+"""JSON bodies in the forms of the OpenAI API: chats, responses and completions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guardrail.caution import with_caution
+from guardrail.errors import UnsupportedContentError
+from guardrail.requests.parts import as_mapping, refuse_unknown
+
+# How to answer, never what the model reads. A key that is missing here is refused, not ignored.
+_SETTINGS = frozenset(
+    "audio background best_of echo frequency_penalty function_call include logit_bias logprobs"
+    " max_completion_tokens max_output_tokens max_tokens max_tool_calls metadata min_p modalities"
+    " model n parallel_tool_calls presence_penalty prompt_cache_key reasoning reasoning_effort"
+    " repetition_penalty safety_identifier seed service_tier stop store stream stream_options"
+    " temperature tool_choice top_k top_logprobs top_p truncation user verbosity".split()
+)
+_SOURCES = ("messages", "input", "prompt")
+_TOOLS = frozenset({"tools", "functions"})
+_FORMATS = frozenset({"response_format", "text"})  # a schema in them is shown to the model
+
+
+_FREE_FORMATS: tuple[object, ...] = (
+    None,
+    {},
+    {"type": "text"},
+    {"type": "json_object"},
+    {"format": {"type": "text"}},
+    {"format": {"type": "json_object"}},
+)
+_CALL = frozenset({"type", "id", "status", "call_id"})
+
+Body = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is checked: `value`, the tools that come with it, and texts that go before it.
+
+    `cautioned` makes the body with words of caution in it; None: there is no place for them.
+    """
+
+    value: Any
+    tools: Sequence[Mapping[str, object]] = ()
+    beside: Sequence[str] = ()
+    cautioned: Callable[[str], bytes | None] = lambda words: None
+
+    def asked(self, *, with_tools: bool) -> tuple[Any, dict[str, Any]]:
+        """What the guard is asked; tools are text for a guard whose model knows none."""
+        value, beside = self.value, list(self.beside)
+        if self.tools and not with_tools:
+            beside.append(json.dumps(self.tools, ensure_ascii=False))
+        if beside:
+            value = with_caution(value, "\n\n".join(beside))
+            if value is None:
+                raise UnsupportedContentError("tools and response formats need messages to go with")
+        return value, {"tools": self.tools} if self.tools and with_tools else {}
+
+
+def read_chat(body: object, unchecked: Collection[str]) -> Content:
+    """The messages, input or prompt of a request to a model.
+
+    Raises:
+        UnsupportedContentError: none or several of them, or other keys with text in them.
+    """
+    if not isinstance(body, Mapping):
+        raise UnsupportedContentError(f"the body is a {type(body).__name__}, no JSON object")
+    sources = [key for key in _SOURCES if body.get(key) is not None]
+    if len(sources) != 1:
+        raise UnsupportedContentError(
+            f"the body needs exactly one of {', '.join(_SOURCES)}; it has "
+            f"{' and '.join(sources) or 'none'}"
+        )
+    source = sources[0]
+    known = _SETTINGS | _TOOLS | _FORMATS | {source, *unchecked}
+    _refuse_others(body, known | {"instructions"} if source == "input" else known)
+    read, change = _FORMS[source]
+    beside = [text for key in sorted(_FORMATS) if (text := _schema(body.get(key)))]
+
+    def cautioned(words: str) -> bytes | None:
+        changed = change(body, words)
+        return None if changed is None else json.dumps({**body, **changed}).encode()
+
+    return Content(read(body), _tools(body), beside, cautioned)
+
+
+def _refuse_others(body: Body, known: Collection[str]) -> None:
+    for key, value in body.items():
+        if key not in known and isinstance(value, str | list | Mapping) and value:
+            raise UnsupportedContentError(
+                f"the body has the key {key[:80]!r}, which is not read and would go unchecked; "
+                "leave it out, or let the route name it as unchecked or read it by its own select"
+            )
+
+
+def _messages(body: Body) -> Any:
+    return body["messages"]
+
+
+def _cautioned_messages(body: Body, words: str) -> dict[str, object] | None:
+    changed = with_caution(body["messages"], words)
+    return None if changed is None else {"messages": changed}
+
+
+def _prompt(body: Body) -> str:
+    prompt = body["prompt"]
+    if not isinstance(prompt, str):
+        raise UnsupportedContentError("prompt must be a str; send one prompt per request")
+    return prompt
+
+
+def _cautioned_prompt(body: Body, words: str) -> dict[str, object]:
+    return {"prompt": with_caution(body["prompt"], words)}
+
+
+def _input(body: Body) -> Any:
+    value, head = body["input"], body.get("instructions")
+    if isinstance(value, list):
+        value = [_item(item, f"input[{i}]") for i, item in enumerate(value)]
+    elif not isinstance(value, str):
+        raise UnsupportedContentError("input must be a str or a list of items")
+    if not head:
+        return value
+    if not isinstance(head, str):
+        raise UnsupportedContentError("instructions must be a str")
+    chat = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    return with_caution(chat, head) or chat
+
+
+def _cautioned_input(body: Body, words: str) -> dict[str, object]:
+    head = body.get("instructions")
+    return {"instructions": f"{words}\n\n{head}" if head else words}
+
+
+def _item(item: object, what: str) -> Mapping[object, object]:
+    """An item of a response's input as a message; the calls of functions have a form of their own.
+
+    Items that name something outside the body (a file, an earlier answer) are refused.
+    """
+    match as_mapping(item, what):
+        case {"type": "function_call", "name": name, "call_id": label, "arguments": arguments}:
+            refuse_unknown(as_mapping(item, what), _CALL | {"name", "arguments"}, what)
+            function = {"name": name, "arguments": arguments}
+            call = {"type": "function", "id": label, "function": function}
+            return {"role": "assistant", "content": None, "tool_calls": [call]}
+        case {"type": "function_call_output", "output": output, "call_id": label}:
+            refuse_unknown(as_mapping(item, what), _CALL | {"output"}, what)
+            return {"role": "tool", "content": output, "tool_call_id": label}
+        case {"role": _} as message:
+            return message
+        case other:
+            raise UnsupportedContentError(
+                f"{what} has the type {str(other.get('type'))[:80]!r}; accepted: message, "
+                "function_call, function_call_output"
+            )
+
+
+def _tools(body: Body) -> list[Mapping[str, object]]:
+    """The tools in one form: those of chats, of responses and the older functions."""
+    found: list[Mapping[str, object]] = []
+    for key in sorted(_TOOLS):
+        given = body.get(key) or []
+        if not isinstance(given, list):
+            raise UnsupportedContentError(f"{key} must be a list")
+        for i, tool in enumerate(given):
+            found.append(_tool(tool, f"{key}[{i}]", bare=key == "functions"))
+    return found
+
+
+def _tool(value: object, what: str, *, bare: bool) -> Mapping[str, object]:
+    tool = {str(key): item for key, item in as_mapping(value, what).items()}
+    kind = "function" if bare else tool.get("type")
+    if kind != "function":
+        raise UnsupportedContentError(
+            f"{what} has the type {str(kind)[:80]!r}; what such a tool shows to the model cannot "
+            "be checked: accepted are functions"
+        )
+    if "function" in tool:
+        return tool
+    tool.pop("type", None)
+    return {"type": "function", "function": tool}
+
+
+def _schema(value: object) -> str:
+    """What of a response format the model is shown, as text."""
+    if isinstance(value, Mapping):
+        value = {key: item for key, item in value.items() if key != "verbosity"}
+    return "" if value in _FREE_FORMATS else json.dumps(value, ensure_ascii=False)
+
+
+_FORMS: Mapping[str, tuple[Callable[[Body], Any], Callable[[Body, str], Body | None]]] = {
+    "messages": (_messages, _cautioned_messages),
+    "input": (_input, _cautioned_input),
+    "prompt": (_prompt, _cautioned_prompt),
+}

@@ -1,0 +1,228 @@
+"""The middleware: reads a guarded request's body, has it checked, and lets it through or not."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from guardrail.asgi.answers import answer_to, problem_of
+from guardrail.asgi.body import Body
+from guardrail.asgi.content import media_type, read_content
+from guardrail.asgi.routes import GuardedRoute, RouteTable
+from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
+from guardrail.settling import is_refused_outage, record, settled, stopped
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from guardrail.asgi.chats import Content
+    from guardrail.policy import Policy
+    from guardrail.settling import Audit, Checker
+    from guardrail.types import Verdict
+
+Answer = Callable[[Any, Any], Any]
+OnFlag = Literal["error", "raise", "annotate"] | Answer
+
+_log = logging.getLogger(__name__)
+
+
+class GuardrailASGIMiddleware:
+    """Checks what goes to chosen routes of an app before the app sees it.
+
+        app.add_middleware(GuardrailASGIMiddleware, guard=guard, routes=["/v1/chat/completions"])
+
+    Read are JSON bodies of the OpenAI API (chat completions with tools, responses, completions),
+    forms with texts and picture files, and with a route's `select` any other JSON or form. The app
+    then gets the same bytes. Other routes, websockets, query strings and headers are not checked.
+    What cannot be read is answered with an error and never let through, except in shadow mode; what
+    cannot be checked because the detector fails passes where the policy fails open.
+    Answers are passed on as they come.
+
+    The app finds the verdict in `request.state.guardrail_verdict`. Its model cannot be steered;
+    `policy.unsteerable` says what happens to a request that would be: a caution goes with it where
+    the body is one of a chat, response or completion, else it counts as flagged.
+
+    Neither files nor addresses that a client names are ever opened, whatever the policy allows: the
+    guard that checks is one of its own under such a policy, on the same model and queue. It is
+    closed when the app shuts down.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        guard: Checker,
+        routes: Collection[GuardedRoute | str],
+        policy: Policy | None = None,
+        on_flag: OnFlag | None = None,
+        status: int = 400,
+        max_body_bytes: int = 32_000_000,
+        header: str | None = None,
+        audit: Audit | None = None,
+    ) -> None:
+        """Wrap an app.
+
+        Args:
+            app: what is guarded.
+            guard: the guard that checks; it stays yours to close.
+            routes: the paths that are checked, for POST, PUT and PATCH; or `GuardedRoute`s.
+            policy: other rules than the guard's.
+            on_flag: what a flag leads to. "error": the app's handler for `GuardrailViolation`
+                answers, or that for HTTP errors, or an error in the form of the OpenAI API.
+                "raise": `GuardrailViolation` goes to the middleware outside. "annotate": the app is
+                called all the same. Or `on_flag(scope, verdict)`, which gives an ASGI app that
+                answers, such as a Starlette response. Default: "error", or "annotate" when the
+                policy says so.
+            status: the HTTP status of flagged requests.
+            max_body_bytes: the largest body that is read.
+            header: the name of a header that tells the client the action; None adds nothing.
+            audit: gets each request's verdict with `{"event": "call", "done": ...}`: flag, caution,
+                pass, or unchecked for what passed without a verdict (shadow mode, failing open).
+
+        Raises:
+            ConfigurationError: a setting that cannot hold.
+        """
+        if not (on_flag in (None, "error", "raise", "annotate") or callable(on_flag)):
+            raise ConfigurationError(f"on_flag={on_flag!r}: error, raise, annotate or a callable")
+        self._app, self._guard, self._routes = app, guard, RouteTable(routes)
+        rules = policy or guard.policy
+        self._policy = rules.model_copy(update={"local_files": False, "allowed_hosts": frozenset()})
+        self._on_flag: OnFlag = on_flag or (
+            "annotate" if self._policy.on_flag == "annotate" else "error"
+        )
+        self._status, self._max_body_bytes = status, max_body_bytes
+        self._header, self._audit = header, audit
+        self._own: Checker | None = None
+        self._checker()  # a guard that cannot be used is an error now, not at the first request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on one connection."""
+        route = self._routes.find(scope) if scope["type"] == "http" else None
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, self._closing(send))
+        elif route is None:
+            await self._app(scope, receive, send)
+        elif (channels := await self._judged(route, scope, receive, send)) is not None:
+            await self._app(scope, *channels)
+
+    async def _judged(
+        self, route: GuardedRoute, scope: Scope, receive: Receive, send: Send
+    ) -> tuple[Receive, Send] | None:
+        """What the app is called with; None when it is not, and the client has its answer."""
+        body, headers = Body(receive, self._max_body_bytes), Headers(scope=scope)
+        scope.setdefault("state", {})["guardrail_verdict"] = None
+        try:
+            kind = media_type(headers)
+            data = await body.read(headers)
+            reading = partial(read_content, data, kind, headers, scope, route)
+            content, verdict = await body.unless_gone(self._checked(reading))
+        except ClientDisconnect:
+            return None  # nobody is left to answer
+        except (HTTPException, GuardrailError) as error:
+            if not self._lets_pass(error):
+                await self._fail(error, scope, body.replay(), send)
+                return None
+            _log.warning("the policy lets a request through unchecked: %s", error)
+            record(self._audit, None, "unchecked")
+            return body.replay(), send
+        return await self._settled(content, verdict, body, scope, send)
+
+    def _lets_pass(self, error: Exception) -> bool:
+        outage = isinstance(error, DetectorError) and self._policy.fail == "open"
+        return outage or self._policy.mode == "shadow"
+
+    async def _checked(self, reading: Callable[[], Awaitable[Content]]) -> tuple[Content, Verdict]:
+        content, guard = await reading(), self._checker()
+        value, options = content.asked(with_tools=getattr(guard, "supports_tools", False))
+        try:
+            return content, await guard.acheck(value, **options)
+        except GuardrailError:
+            raise
+        except Exception as error:  # a border: whatever breaks inside the guard is an outage
+            raise DetectorError("the check failed") from error
+
+    async def _settled(
+        self, content: Content, verdict: Verdict, body: Body, scope: Scope, send: Send
+    ) -> tuple[Receive, Send] | None:
+        words, annotates = _Caution(content), self._on_flag == "annotate"
+        after = settled(verdict, self._policy, caution=words.put, annotates=annotates)
+        scope["state"]["guardrail_verdict"] = after.verdict
+        record(self._audit, after.verdict, after.done)
+        send = self._marked(send, after.verdict)
+        if after.done == "flag":
+            await self._flagged(after.verdict, scope, body.replay(), send)
+            return None
+        if words.body is not None:
+            scope["headers"] = _sized(scope["headers"], len(words.body))
+        return body.replay(words.body), send
+
+    async def _flagged(self, verdict: Verdict, scope: Scope, receive: Receive, send: Send) -> None:
+        error = stopped(verdict, self._policy)
+        if self._on_flag == "raise":
+            raise error
+        if callable(self._on_flag) and not is_refused_outage(verdict, self._policy):
+            answer = self._on_flag(scope, verdict)
+            answer = await answer if inspect.isawaitable(answer) else answer
+            await answer(scope, receive, send)
+        else:
+            await self._fail(error, scope, receive, send)
+
+    async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._policy.refusal_message
+        problem = problem_of(error, refusal=refusal, flag_status=self._status)
+        answer = answer_to(error, problem, scope.get("app") or self._app)
+        await answer(scope, receive, send)
+
+    def _marked(self, send: Send, verdict: Verdict) -> Send:
+        if self._header is None:
+            return send
+        mark = (self._header.lower().encode("latin-1"), verdict.action.encode("latin-1"))
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), mark]}
+            await send(message)
+
+        return marked
+
+    def _checker(self) -> Checker:
+        if self._own is None:
+            same = self._policy == self._guard.policy
+            self._own = self._guard if same else self._guard.with_policy(self._policy)
+        return self._own
+
+    def _closing(self, send: Send) -> Send:
+        async def closing(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):
+                own, self._own = self._own, None  # an app that starts again makes another
+                close = None if own is self._guard else getattr(own, "close", None)
+                if close is not None:
+                    await asyncio.to_thread(close)
+            await send(message)
+
+        return closing
+
+
+class _Caution:
+    """A content's body with the words of caution in it, once they were asked for."""
+
+    def __init__(self, content: Content) -> None:
+        self._content = content
+        self.body: bytes | None = None
+
+    def put(self, words: str) -> bool:
+        self.body = self._content.cautioned(words)
+        return self.body is not None
+
+
+def _sized(headers: Iterable[tuple[bytes, bytes]], size: int) -> list[tuple[bytes, bytes]]:
+    kept = [h for h in headers if h[0].lower() not in (b"content-length", b"transfer-encoding")]
+    return [*kept, (b"content-length", str(size).encode())]

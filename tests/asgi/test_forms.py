@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import asyncio
+from io import BytesIO
+
+import httpx
+import pytest
+from starlette.exceptions import HTTPException
+
+from guardrail.asgi.forms import MULTIPART, URLENCODED, closing, read_fields, read_form
+from guardrail.errors import UnsupportedContentError
+
+PICTURE = b"\x89PNG\r\n\x1a\n..."
+
+
+def read(fields=None, *, content=None, kind=MULTIPART, **request):
+    sent = httpx.Request("POST", "http://test", content=content, **request)
+    sent.read()
+
+    async def run():
+        form = await read_form(sent.content, sent.headers, kind)
+        async with closing(form):
+            return await read_fields(form, fields)
+
+    return asyncio.run(run())
+
+
+def text(value):
+    return {"type": "text", "text": value}
+
+
+def image(data):
+    return {"type": "image", "image": data}
+
+
+def user(*parts):
+    return [{"role": "user", "content": list(parts)}]
+
+
+def test_all_texts_and_pictures_make_one_message_pictures_first():
+    files = [
+        ("a", (None, "first")),
+        ("b", ("one.png", PICTURE + b"1", "image/png")),
+        ("b", ("two.bin", PICTURE + b"2", "application/octet-stream")),
+        ("c", (None, "second")),
+        ("d", (None, "third")),
+    ]
+    words = text("first\n\nsecond\n\nthird")
+    wanted = user(image(PICTURE + b"1"), image(PICTURE + b"2"), words)
+    assert read(files=files) == wanted
+
+
+def test_chosen_fields_are_read_in_the_routes_order_not_the_senders():
+    files = [
+        ("image", ("one.png", PICTURE, "image/png")),
+        ("padding", (None, "harmless")),
+        ("prompt", (None, "hello")),
+    ]
+    assert read(["prompt", "image"], files=files) == user(text("hello"), image(PICTURE))
+
+
+def test_a_form_without_files_may_be_url_encoded():
+    made = read(kind=URLENCODED, data={"prompt": "h\u00e9 & so", "empty": ""})
+    assert made == user(text("h\u00e9 & so"))
+
+
+def test_a_file_input_that_was_left_empty_says_nothing():
+    boundary = "--x\r\nContent-Disposition: form-data; name="
+    body = (
+        f'{boundary}"prompt"\r\n\r\nhello\r\n'
+        f'{boundary}"image"; filename=""\r\nContent-Type: application/octet-stream\r\n\r\n\r\n'
+        "--x--\r\n"
+    )
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    assert read(content=body.encode(), headers=kind) == user(text("hello"))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([("a", (None, "harmless")), ("a", (None, "bad"))], "stands twice"),
+        ([("a", (None, ""))], "no field that is checked"),
+        ([("a", ("notes.txt", b"bad", "text/plain"))], "'text/plain'"),
+        ([("a", ("x.pdf", b"bad", "application/pdf"))], "'application/pdf'"),
+    ],
+)
+def test_a_form_that_would_go_unchecked_is_refused(files, words):
+    with pytest.raises(UnsupportedContentError, match=words):
+        read(files=files)
+
+
+def test_a_form_without_the_chosen_fields_is_refused():
+    with pytest.raises(UnsupportedContentError, match="no field"):
+        read(["prompt"], files=[("other", (None, "bad"))])
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (URLENCODED, b'{"messages": [{"role": "user", "content": "bad"}]}'),
+        (URLENCODED, b'\r\n ["bad"]'),
+        (URLENCODED, "a=\u00e9".encode()),
+        (MULTIPART, b'{"messages": []}\r\n--x\r\nContent-Disposition: form-data; name="a"'),
+        (MULTIPART, b"--x\r\nContent-Disposition: form-data\r\n\r\nbad\r\n--x--\r\n"),
+    ],
+)
+def test_a_body_that_may_be_read_as_something_else_is_no_form(kind, body):
+    with pytest.raises(HTTPException) as caught:
+        read(content=body, kind=kind, headers={"content-type": "multipart/form-data; boundary=x"})
+    assert caught.value.status_code == 400
+
+
+def test_a_form_without_a_boundary_cannot_be_read():
+    with pytest.raises(HTTPException, match="boundary"):
+        read(content=b"--x", headers={"content-type": "multipart/form-data"})
+
+
+def test_large_texts_and_files_are_read_whole():
+    big = PICTURE + bytes(2_000_000)
+    files = [("a", (None, "t" * 1_500_000)), ("b", ("one.png", BytesIO(big), "image/png"))]
+    assert read(files=files) == user(image(big), text("t" * 1_500_000))
