@@ -1,0 +1,212 @@
+"""A guarded local model as a LangChain chat model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Self
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import ConfigDict, Field, model_validator
+from typing_extensions import override
+
+from guardrail import Guard
+from guardrail.errors import UnsupportedModelError
+from guardrail_langchain import replies
+from guardrail_langchain.concurrency import bounded
+from guardrail_langchain.messages import to_chat
+from guardrail_langchain.settings import NAMES, guard_options, offered_tools
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from langchain_core.callbacks import (
+        AsyncCallbackManagerForLLMRun,
+        CallbackManagerForLLMRun,
+    )
+    from langchain_core.language_models import LanguageModelInput
+    from langchain_core.messages import AIMessage, BaseMessage
+    from langchain_core.outputs import ChatGenerationChunk
+    from langchain_core.runnables import Runnable, RunnableConfig
+    from langchain_core.tools import BaseTool
+
+
+class ChatGuardedVLM(BaseChatModel):
+    """A chat model that judges every request inside its own prefill.
+
+        model = ChatGuardedVLM(guard=guard, temperature=0, max_tokens=256)
+        answer = model.invoke([HumanMessage([{"type": "image", "url": "data:..."}, "What is it?"])])
+        answer.response_metadata["verdict"]["action"]
+
+    Text, pictures (several, in any message) and tool messages arrive in all forms that LangChain
+    knows. Streams yield nothing before the verdict. A flagged request is answered with the
+    policy's refusal (`finish_reason` is `flag`) or raises `GuardrailViolation`, as the guard's
+    policy says. The guard is shared, not owned: close it yourself.
+    """
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True, extra="forbid", validate_by_name=True, validate_by_alias=True
+    )
+
+    guard: Guard = Field(exclude=True, repr=False)
+    model_name: str = Field(default="", alias="model")
+    """Shown in traces and metadata; the guarded model's own name if left out."""
+    max_new_tokens: int | None = Field(default=None, alias="max_tokens")
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    do_sample: bool | None = None
+    num_beams: int | None = None
+    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    timeout: float | None = None
+    """Seconds from asking to answer; None: the policy's."""
+    streaming: bool = False
+    """Whether `invoke` works by streaming, too, so that callbacks see tokens."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.model_name:
+            self.model_name = self.guard.loaded.name
+        return self
+
+    @property
+    @override
+    def _llm_type(self) -> str:
+        return "guardrail-vlm"
+
+    @property
+    @override
+    def _identifying_params(self) -> dict[str, Any]:
+        """All that an answer depends on, so that a cache serves none made under other rules."""
+        policy = self.guard.policy.model_dump(mode="json")
+        for name in ("actions", "allowed_hosts"):
+            policy[name] = sorted(policy[name])
+        text = json.dumps(policy, sort_keys=True)
+        fields = self._fields()
+        return {
+            "model_name": self.model_name,
+            "artefact_id": self.guard.artefact.artefact_id,
+            "model_fingerprint": _model_digest(self.guard),
+            "mode": self.guard.policy.mode,
+            "thresholds": {
+                str(kind): [each.steer, each.flag] for kind, each in self.guard.thresholds.items()
+            },
+            "policy_digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "own_stop": self.stop,  # under "stop" LangChain puts the call's
+            **{name: fields[name] for name in NAMES if name != "timeout"},
+        }
+
+    @override
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        result = self.guard.generate(to_chat(messages), **self._options(stop, kwargs))
+        return self._result(result)
+
+    @override
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        result = await self.guard.agenerate(to_chat(messages), **self._options(stop, kwargs))
+        return self._result(result)
+
+    @override
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        with self.guard.stream(to_chat(messages), **self._options(stop, kwargs)) as stream:
+            for text in stream:
+                yield replies.text_chunk(text)
+            if stream.result is not None:
+                yield replies.last_chunk(stream.result, self.model_name)
+
+    @override
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        async with self.guard.astream(to_chat(messages), **self._options(stop, kwargs)) as stream:
+            async for text in stream:
+                yield replies.text_chunk(text)
+            if stream.result is not None:
+                yield replies.last_chunk(stream.result, self.model_name)
+
+    @override
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answers in order. Requests wait in the guard's queue, where like ones share a batch."""
+        return super().batch(inputs, bounded(config, len(inputs), self.guard), **kwargs)
+
+    @override
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """`batch` for event loops."""
+        return await super().abatch(inputs, bounded(config, len(inputs), self.guard), **kwargs)
+
+    @override
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: Any = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools to call, in its own chat template's form.
+
+        `tool_choice` decides which tools the model sees; no prompt can force it to call one.
+
+        Raises:
+            UnsupportedModelError: the model's chat template knows no tools.
+            ConfigurationError: `tool_choice` names no tool, or a tool runs elsewhere.
+        """
+        if not self.guard.supports_tools:
+            raise UnsupportedModelError(
+                f"the chat template of {self.model_name} knows no tools, so neither bind_tools nor "
+                "with_structured_output can work; load a model whose template does"
+            )
+        offered = offered_tools(tools, tool_choice, strict=strict)
+        return self.bind(tools=offered, tool_choice=tool_choice, **kwargs)
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in (*NAMES, "stop")}
+
+    def _options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return guard_options(self._fields(), stop, kwargs, self.model_name)
+
+    def _result(self, result: Any) -> ChatResult:
+        answer = replies.message(result, self.model_name)
+        info = {"finish_reason": replies.finish_reason(result)}
+        return ChatResult(generations=[ChatGeneration(message=answer, generation_info=info)])
+
+
+def _model_digest(guard: Guard) -> str:
+    """The checkpoint that the artefact was fitted on; the running one is the same or allowed."""
+    text = guard.artefact.header.fingerprint.model_dump_json()
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

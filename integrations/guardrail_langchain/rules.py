@@ -1,0 +1,88 @@
+"""What becomes of an input whose model the guard does not run: pass, caution or stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
+
+from guardrail.caution import with_caution
+from guardrail.settling import settled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guardrail import Verdict
+    from guardrail.policy import Policy
+    from guardrail.settling import OnFlag
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A verdict after all; `value` is what goes on, and `stops` that nothing does."""
+
+    verdict: Verdict
+    value: Any
+    stops: bool
+
+
+def outcome(
+    verdict: Verdict,
+    policy: Policy,
+    on_flag: OnFlag,
+    value: Any,
+    *,
+    put: Callable[[Any, str], Any | None] | None = None,
+) -> Outcome:
+    """Settle a verdict; `put(value, words)` puts the policy's words of caution into `value`.
+
+    It gives None where there is no place for them; then what would be cautioned counts as flagged.
+    """
+    sent = [value]
+
+    def caution(words: str) -> bool:
+        cautioned = (put or cautioned_input)(value, words)
+        if cautioned is not None:
+            sent[0] = cautioned
+        return cautioned is not None
+
+    after = settled(verdict, policy, caution=caution, annotates=on_flag == "annotate")
+    return Outcome(after.verdict, sent[0], after.done == "flag")
+
+
+def no_place(value: Any, words: str) -> None:
+    """For values that take no word of caution."""
+
+
+def cautioned_input(value: Any, words: str) -> Any | None:
+    """A chain's input with words of caution before it; None where there is no place for them."""
+    if isinstance(value, StringPromptValue):
+        return StringPromptValue(text=cast("str", with_caution(value.text, words)))
+    if isinstance(value, PromptValue):
+        return ChatPromptValue(messages=cautioned_messages(value.to_messages(), words))
+    if isinstance(value, BaseMessage):
+        return cautioned_messages([value], words)
+    if isinstance(value, list) and value and all(isinstance(m, BaseMessage) for m in value):
+        return cautioned_messages(value, words)
+    return with_caution(value, words)
+
+
+def cautioned_messages(messages: list[BaseMessage], words: str) -> list[Any]:
+    """Messages with the words in their system message, which is made if there is none."""
+    first = messages[0]
+    if isinstance(first, SystemMessage):
+        return [cautioned_system(first, words), *messages[1:]]
+    return [SystemMessage(words), *messages]
+
+
+def cautioned_system(message: SystemMessage | None, words: str) -> SystemMessage:
+    """A system message that begins with words of caution; the given one stays as it is."""
+    if message is None:
+        return SystemMessage(words)
+    content = message.content
+    if isinstance(content, str):
+        return message.model_copy(update={"content": f"{words}\n\n{content}"})
+    part = {"type": "text", "text": f"{words}\n\n"}
+    return message.model_copy(update={"content": [part, *content]})

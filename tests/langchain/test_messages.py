@@ -1,0 +1,220 @@
+"""Every form of message that LangChain knows arrives, and what cannot be scored is named."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import pytest
+from guardrail_langchain import to_chat
+from guardrail_langchain.messages import content_parts
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
+from PIL import Image
+
+from guardrail import Policy, UnsupportedContentError
+from guardrail.requests.messages import to_request
+from guardrail.types import ImagePart, TextPart
+
+
+def png(colour: str = "red") -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+PNG = png()
+URL = f"data:image/png;base64,{PNG}"
+CALL = {"name": "find", "args": {"q": "é"}, "id": "c1", "type": "tool_call"}
+
+
+def read(value: Any) -> Any:
+    """What the guard makes of it."""
+    return to_request(to_chat(value), policy=Policy()).messages
+
+
+def parts(value: Any) -> list[Any]:
+    """The parts of the last message: texts, and "picture"."""
+    return [
+        part.text if isinstance(part, TextPart) else "picture" for part in read(value)[-1].parts
+    ]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image", "base64": PNG, "mime_type": "image/png"},
+        {"type": "image", "url": URL},
+        {"type": "image", "url": URL, "extras": {"detail": "high"}, "id": "lc_1", "index": 0},
+        {"type": "image", "source_type": "base64", "data": PNG, "mime_type": "image/png"},
+        {"type": "image", "source_type": "url", "url": URL},
+        {"type": "image_url", "image_url": {"url": URL, "detail": "low"}},
+        {"type": "image_url", "image_url": URL},
+        {"type": "input_image", "image_url": URL},
+        {
+            "type": "image",
+            "source": {"type": "base64", "media_type": "image/png", "data": PNG},
+        },
+    ],
+)
+@pytest.mark.parametrize(
+    "kind", [HumanMessage, lambda content: ToolMessage(content, tool_call_id="c1")]
+)
+def test_a_picture_arrives_in_every_form(block, kind):
+    assert parts([kind([{"type": "text", "text": "see"}, block])]) == ["see", "picture"]
+
+
+def test_a_picture_keeps_its_pixels():
+    [message] = read([HumanMessage([{"type": "image", "base64": png("blue")}])])
+    [part] = message.parts
+    assert isinstance(part, ImagePart)
+    assert part.image.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_prompts_and_messages_in_any_form_are_read():
+    template = ChatPromptTemplate.from_messages([("system", "be kind"), ("human", "{q}")])
+    chat = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+    expected = to_request(chat, policy=Policy()).messages
+    assert read(template.invoke({"q": "hi"})) == expected
+    assert read([("system", "be kind"), ("human", "hi")]) == expected
+    assert read(chat) == expected
+    assert read([SystemMessage("be kind"), HumanMessage(["hi"])]) == expected
+    assert (
+        read("hi")
+        == read(HumanMessage("hi"))
+        == read(PromptTemplate.from_template("hi").invoke({}))
+    )
+
+
+def test_roles_and_names_are_kept():
+    found = read(
+        [
+            ChatMessage("a", role="developer"),
+            HumanMessage("b", name="eve"),
+            FunctionMessage("c", name="find"),
+            ToolMessage("d", tool_call_id="c1", name="find", status="error"),
+        ]
+    )
+    assert [m.role for m in found] == ["system", "user", "tool", "tool"]
+    assert [m.name for m in found] == [None, "eve", "find", "find"]
+    assert found[3].tool_call_id == "c1"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AIMessage("I look.", tool_calls=[CALL]),
+        AIMessageChunk(
+            "I look.",
+            tool_call_chunks=[
+                {
+                    "name": "find",
+                    "args": '{"q": "é"}',
+                    "id": "c1",
+                    "index": 0,
+                    "type": "tool_call_chunk",
+                }
+            ],
+        ),
+        AIMessage(
+            ["I look.", {"type": "tool_use", "id": "c1", "name": "find", "input": {"q": "é"}}]
+        ),
+        AIMessage(
+            ["I look.", {"type": "tool_use", "id": "c1", "name": "find", "input": {"q": "é"}}],
+            tool_calls=[CALL],
+        ),
+        AIMessage(
+            [{"type": "text", "text": "I look."}, CALL], response_metadata={"output_version": "v1"}
+        ),
+        AIMessage(
+            "I look.",
+            additional_kwargs={
+                "tool_calls": [
+                    {
+                        "id": "c1",
+                        "function": {"name": "find", "arguments": '{"q": "é"}'},
+                        "type": "function",
+                    }
+                ]
+            },
+        ),
+    ],
+)
+def test_a_call_is_read_once_wherever_it_stands(message):
+    [found] = read([message])
+    assert [(c.name, c.arguments, c.id) for c in found.tool_calls] == [("find", {"q": "é"}, "c1")]
+    assert found.parts == (TextPart("I look."),)
+
+
+def test_calls_without_ids_and_broken_ones_are_kept():
+    message = AIMessage(
+        "",
+        tool_calls=[
+            {"name": "a", "args": {}, "id": None},
+            {"name": "b", "args": {"x": 1}, "id": None},
+        ],
+        invalid_tool_calls=[{"name": "c", "args": "{broken", "id": "3", "error": "no JSON"}],
+    )
+    [found] = read([message])
+    assert [(c.name, c.arguments) for c in found.tool_calls] == [
+        ("a", {}),
+        ("b", {"x": 1}),
+        ("c", "{broken"),
+    ]
+
+
+def test_what_else_an_answer_says_is_text():
+    refused = AIMessage("", additional_kwargs={"refusal": "No."})
+    assert "No." in parts([refused])[0]
+    older = AIMessage("", additional_kwargs={"function_call": {"name": "f", "arguments": "{}"}})
+    assert [c.name for c in read([older])[0].tool_calls] == ["f"]
+    thought = AIMessage([{"type": "thinking", "thinking": "hm", "signature": "s"}, "so"])
+    assert parts([thought]) == ["hmso"]
+    reasoning = AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "reasoning"}, "so"])
+    assert parts([reasoning]) == ["hmso"]
+    aside = AIMessage("so", additional_kwargs={"reasoning_content": "hm"})
+    assert parts([aside]) == ["hmso"]
+
+
+def test_plain_text_files_are_text():
+    block = {"type": "text-plain", "text": "notes", "mime_type": "text/plain"}
+    assert parts([HumanMessage([block])]) == ["notes"]
+
+
+@pytest.mark.parametrize(
+    ("block", "named"),
+    [
+        ({"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}, "audio"),
+        ({"type": "video", "url": "https://x.invalid/a.mp4"}, "video"),
+        ({"type": "file", "base64": "AAAA", "mime_type": "application/pdf"}, "file"),
+        ({"type": "document", "source": {"type": "url", "url": "https://x.invalid"}}, "file"),
+        ({"type": "brand_new", "content": "x"}, "brand_new"),
+        ({"type": "server_tool_result", "tool_call_id": "1", "output": "x"}, "server_tool_result"),
+        ({"type": "image", "file_id": "f1"}, "file_id"),
+        ({"type": "image", "url": URL, "caption": "unseen"}, "caption"),
+    ],
+)
+def test_a_block_that_cannot_be_scored_is_named(block, named):
+    with pytest.raises(UnsupportedContentError, match=named):
+        read([HumanMessage(["hi", block])])
+
+
+def test_a_message_that_no_model_reads_is_named():
+    with pytest.raises(UnsupportedContentError, match="RemoveMessage"):
+        to_chat([RemoveMessage("1")])
+
+
+def test_content_of_tools_is_read_alike():
+    assert content_parts("42", "result") == "42"
+    found = content_parts(["42", {"type": "image_url", "image_url": {"url": URL}}], "result")
+    assert [part["type"] for part in found] == ["text", "image"]

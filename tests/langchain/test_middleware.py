@@ -1,0 +1,302 @@
+"""A guard inside real agents: input, pictures, tool arguments and results, streams."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import pytest
+from guardrail_langchain import GuardrailMiddleware, to_chat
+from langchain.agents import create_agent
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from PIL import Image
+from pydantic import BaseModel
+
+from guardrail import ConfigurationError, GuardrailViolation, Policy
+from guardrail.policy import CAUTION, REFUSAL
+from guardrail.testing import FakeGuard, scripted
+from guardrail.types import Action
+
+
+class Model(GenericFakeChatModel):
+    """A foreign model that says its lines in turn, and what it was sent."""
+
+    seen: list
+    bound: list
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        self.bound.append(tools)
+        return self
+
+    def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
+        self.seen.append(messages)
+        return super()._generate(messages, *args, **kwargs)
+
+
+def model(*lines: Any) -> Model:
+    return Model(messages=iter(lines), seen=[], bound=[])
+
+
+def calling(name: str, **args: Any) -> AIMessage:
+    return AIMessage("", tool_calls=[{"name": name, "args": args, "id": "c1", "type": "tool_call"}])
+
+
+RAN: list[str] = []
+
+
+@tool
+def echo(text: str) -> str:
+    """Say it again."""
+    RAN.append(text)
+    return f"echo {text}"
+
+
+@tool
+def screenshot() -> list:
+    """Look at the screen."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 6), "red").save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return [{"type": "image", "base64": data, "mime_type": "image/png"}]
+
+
+async def run(agent: Any, text: Any = "hi") -> list[Any]:
+    """The messages after a run, the same from the async form (which gets a second agent)."""
+    state = await agent.ainvoke({"messages": [HumanMessage(text)]})
+    return state["messages"]
+
+
+# ---- before the model
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_flagged_input_ends_the_run_and_only_the_refusal_is_new(asynchronous):
+    llm = model("an answer")
+    agent = create_agent(llm, [echo], middleware=[GuardrailMiddleware(FakeGuard())])
+    question = HumanMessage("a bad thing", id="q")
+    given = {"messages": [question]}
+    state = await agent.ainvoke(given) if asynchronous else agent.invoke(given)
+    assert state["messages"][0] == question
+    [answer] = state["messages"][1:]
+    assert answer.content == REFUSAL
+    assert answer.response_metadata["verdict"]["action"] == "flag"
+    assert llm.seen == []
+
+
+async def test_what_passes_is_answered_and_checked_in_every_turn():
+    guard = FakeGuard()
+    llm = model(calling("echo", text="hi"), "an answer")
+    agent = create_agent(llm, [echo], middleware=[GuardrailMiddleware(guard, check=["input"])])
+    messages = await run(agent)
+    assert [type(m).__name__ for m in messages] == [
+        "HumanMessage",
+        "AIMessage",
+        "ToolMessage",
+        "AIMessage",
+    ]
+    assert guard.seen == [to_chat(messages[:1]), to_chat(messages[:3])]
+
+
+async def test_a_tool_result_that_is_flagged_in_the_chat_ends_the_run():
+    @tool
+    def fetch() -> str:
+        """Fetch."""
+        return "bad words"
+
+    llm = model(calling("fetch"), "an answer")
+    agent = create_agent(
+        llm, [fetch], middleware=[GuardrailMiddleware(FakeGuard(), check=["input"])]
+    )
+    messages = await run(agent)
+    assert messages[-1].content == REFUSAL
+    assert len(llm.seen) == 1
+
+
+async def test_a_flag_raises_annotates_or_is_only_recorded():
+    raising = create_agent(
+        model("x"), middleware=[GuardrailMiddleware(FakeGuard(policy=Policy(on_flag="raise")))]
+    )
+    with pytest.raises(GuardrailViolation):
+        await run(raising, "bad")
+    for middleware in (
+        GuardrailMiddleware(FakeGuard(), on_flag="annotate"),
+        GuardrailMiddleware(FakeGuard(policy=Policy(mode="shadow"))),
+    ):
+        agent = create_agent(model("an answer"), middleware=[middleware])
+        assert (await run(agent, "bad"))[-1].content == "an answer"
+
+
+async def test_a_model_that_cannot_be_steered_is_cautioned_in_its_system_prompt():
+    for prompt, expected in ((None, CAUTION), ("be kind", f"{CAUTION}\n\nbe kind")):
+        llm = model("one", "two")
+        saver = InMemorySaver()
+        agent = create_agent(
+            llm,
+            system_prompt=prompt,
+            checkpointer=saver,
+            middleware=[GuardrailMiddleware(FakeGuard())],
+        )
+        config = {"configurable": {"thread_id": "1"}}
+        state = await agent.ainvoke({"messages": [HumanMessage("odd")]}, config)
+        assert llm.seen[0] == [SystemMessage(expected), HumanMessage("odd", id=llm.seen[0][1].id)]
+        assert [m.content for m in state["messages"]] == ["odd", "one"]
+        assert set(state) == {"messages"}
+
+
+async def test_a_caution_does_not_outlast_the_turn_it_is_for():
+    llm = model("one", "two")
+    agent = create_agent(
+        llm, checkpointer=InMemorySaver(), middleware=[GuardrailMiddleware(LastWords())]
+    )
+    config = {"configurable": {"thread_id": "1"}}
+    await agent.ainvoke({"messages": [HumanMessage("odd")]}, config)
+    await agent.ainvoke({"messages": [HumanMessage("fine")]}, config)
+    assert [isinstance(seen[0], SystemMessage) for seen in llm.seen] == [True, False]
+
+
+class LastWords(FakeGuard):
+    """Reads only the last message."""
+
+    def check(self, chat: Any, **tools: Any) -> Any:
+        return super().check(chat[-1:])
+
+
+# ---- its tools
+
+
+async def test_flagged_arguments_become_an_error_result_and_the_agent_goes_on():
+    RAN.clear()
+    llm = model(calling("echo", text="bad"), "sorry")
+    agent = create_agent(
+        llm, [echo], middleware=[GuardrailMiddleware(FakeGuard(), check=["arguments"])]
+    )
+    messages = await run(agent)
+    result = messages[2]
+    assert isinstance(result, ToolMessage)
+    assert (result.content, result.status, result.tool_call_id) == (REFUSAL, "error", "c1")
+    assert messages[-1].content == "sorry"
+    assert RAN == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_screenshot_with_instructions_in_it_is_held_back(asynchronous):
+    llm = model(calling("screenshot"), "an answer")
+    guard = PictureWords()
+    agent = create_agent(llm, [screenshot], middleware=[GuardrailMiddleware(guard)])
+    given = {"messages": [HumanMessage("look")]}
+    state = await agent.ainvoke(given) if asynchronous else agent.invoke(given)
+    result = state["messages"][2]
+    assert (result.content, result.status) == (REFUSAL, "error")
+    assert "base64" not in repr(llm.seen)
+    assert state["messages"][-1].content == "an answer"
+
+
+class PictureWords(FakeGuard):
+    """Flags any picture."""
+
+    def check(self, chat: Any, **tools: Any) -> Any:
+        return super().check([*chat, "bad"] if "'image'" in repr(chat) else chat)
+
+
+async def test_what_passes_in_a_tool_stays_the_same_message():
+    llm = model(calling("echo", text="fine"), "an answer")
+    agent = create_agent(llm, [echo], middleware=[GuardrailMiddleware(FakeGuard())])
+    messages = await run(agent)
+    assert (messages[2].content, messages[2].status) == ("echo fine", "success")
+
+
+# ---- a model that is ours
+
+
+def steering_agent(chat: Any, *tools: Any, **options: Any) -> Any:
+    return create_agent(chat, list(tools), middleware=[GuardrailMiddleware(model=chat)], **options)
+
+
+async def test_our_model_judges_and_steers_in_its_own_prefill_and_only_there(chat_for):
+    records = []
+    chat = chat_for(Action.STEER)
+    chat.guard._engine._audit = lambda verdict, facts: records.append((facts["event"], verdict))
+    messages = await run(steering_agent(chat))
+    assert messages[-1].response_metadata["verdict"]["action"] == "steer"
+    assert messages[-1].response_metadata["verdict"]["strength"] > 0
+    assert len(records) == 1
+
+
+async def test_our_models_refusal_ends_the_run(chat_for):
+    class Form(BaseModel):
+        """A form."""
+
+        name: str
+
+    chat = chat_for(Action.FLAG)
+    messages = await run(steering_agent(chat, echo))
+    assert [m.content for m in messages] == ["hi", REFUSAL]
+    forced = steering_agent(chat, response_format=Form)
+    assert (await run(forced))[-1].content == REFUSAL
+
+
+async def test_our_model_calls_tools_in_an_agent(chat_for, tiny_parts):
+    call = {"name": "echo", "arguments": {"text": "fine"}}
+
+    def script(prompt: str) -> str:
+        done = prompt.rstrip().rsplit("<|im_start|>", 2)[-2].startswith("tool")
+        return "all done" if done else f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+
+    chat = chat_for(max_tokens=100)
+    with scripted(*tiny_parts[:2], script):
+        messages = await run(steering_agent(chat, echo))
+    assert [m.content for m in messages] == ["hi", "", "echo fine", "all done"]
+
+
+# ---- streams
+
+
+async def everything_streamed(agent: Any) -> str:
+    given = {"messages": [HumanMessage("a bad thing")]}
+    said: list[Any] = []
+    for mode in ("values", "updates", "messages", "custom", "debug", "tasks"):
+        said += [chunk async for chunk in agent.astream(given, stream_mode=mode)]
+        said += list(agent.stream(given, stream_mode=mode))
+    said += [event async for event in agent.astream_events(given, version="v2")]
+    return repr(said)
+
+
+async def test_no_token_of_a_held_back_answer_is_streamed(chat_for, tiny_parts):
+    secret = "SECRET"
+
+    def foreign(guard: Any) -> Any:
+        llm = model(*[secret] * 20)
+        return create_agent(llm, middleware=[GuardrailMiddleware(guard)])
+
+    assert secret in await everything_streamed(foreign(FakeGuard(policy=Policy(mode="shadow"))))
+    held = await everything_streamed(foreign(FakeGuard()))
+    assert secret not in held
+    assert REFUSAL in held
+    with scripted(*tiny_parts[:2], lambda _: secret):
+        shown = await everything_streamed(steering_agent(chat_for(Action.PASS)))
+        held = await everything_streamed(steering_agent(chat_for(Action.FLAG)))
+    for trace in (secret, "content='S'"):
+        assert trace in shown
+        assert trace not in held
+
+
+async def test_the_verdict_is_a_custom_event():
+    agent = create_agent(model("x"), middleware=[GuardrailMiddleware(FakeGuard())])
+    events = agent.astream_events({"messages": [HumanMessage("hi")]}, version="v2")
+    found = [
+        (e["name"], e["data"]["action"]) async for e in events if e["event"] == "on_custom_event"
+    ]
+    assert found == [("guardrail_verdict", "pass")]
+
+
+def test_a_middleware_needs_a_guard_and_known_sides():
+    with pytest.raises(ConfigurationError, match="needs a guard"):
+        GuardrailMiddleware()
+    with pytest.raises(ConfigurationError, match="may hold only"):
+        GuardrailMiddleware(FakeGuard(), check=["output"])
+    assert Policy().on_flag == "refuse"
