@@ -1,0 +1,241 @@
+"""A guarded model as a LlamaIndex LLM."""
+
+# No postponed annotations here: pydantic reads the fields' when the class is made.
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar, cast
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+)
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.tools import BaseTool
+from pydantic import Field
+
+from guardrail.errors import ConfigurationError
+from guardrail.guard import Guard
+from guardrail.model.decoder import context_length
+from guardrail.model.settings import Settings
+from guardrail_llamaindex import calling, replies
+from guardrail_llamaindex.messages import to_messages
+from guardrail_llamaindex.pictures import document_parts
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _chat_events(method: F) -> F:
+    """LlamaIndex's own instrumentation of a chat method, with the method's type kept."""
+    return cast("F", llm_chat_callback()(method))
+
+
+def _completion_events(method: F) -> F:
+    return cast("F", llm_completion_callback()(method))
+
+
+class _Ask(NamedTuple):
+    """One request: the chat, how it is answered, and whether one call of a tool is enough."""
+
+    chat: list[dict[str, Any]]
+    options: dict[str, Any]
+    single_call: bool
+
+
+class GuardedVLM(FunctionCallingLLM):
+    """An LLM whose every request is scored, steered or flagged inside the model's own prefill.
+
+        llm = GuardedVLM(guard=guard, max_new_tokens=128)
+        llm.chat([ChatMessage(blocks=[TextBlock(text="What is this?"), ImageBlock(path="a.png")])])
+
+    Generation settings are fields, and keywords of each call; None leaves them to the model's
+    generation config. The verdict is in a response's `raw` and `additional_kwargs`. A flagged
+    request gets the policy's refusal message, or raises `GuardrailViolation`; nothing is streamed
+    before the verdict. The guard is shared, not owned, and never serialised: build a saved LLM
+    again with `GuardedVLM.from_dict(data, guard=guard)`.
+    """
+
+    guard: Guard = Field(exclude=True, repr=False)
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    do_sample: bool | None = None
+    temperature: float | None = Field(default=None, gt=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    repetition_penalty: float | None = Field(default=None, gt=0)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    timeout: float | None = Field(default=None, gt=0)
+
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        "max_new_tokens",
+        "do_sample",
+        "temperature",
+        "top_p",
+        "top_k",
+        "repetition_penalty",
+        "seed",
+        "stop",
+        "timeout",
+    )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex saves it."""
+        return "GuardedVLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What LlamaIndex plans with: prompts are cut to `context_window - num_output`."""
+        limits, model = self.guard.policy.limits, self.guard.loaded.model
+        default = min(Settings().max_new_tokens, limits.new_tokens)
+        num_output = self.max_new_tokens or default
+        context = context_length(model) or DEFAULT_CONTEXT_WINDOW
+        return LLMMetadata(
+            context_window=min(context, limits.prompt_tokens + num_output),
+            num_output=num_output,
+            is_chat_model=True,
+            is_function_calling_model=self.guard.supports_tools,
+            model_name=self.guard.loaded.source,
+        )
+
+    @_chat_events
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a chat.
+
+        Raises:
+            UnsupportedContentError: a block that a guard cannot score.
+            ConfigurationError: a keyword that is no setting.
+            GuardrailViolation: it was flagged, and the policy says `on_flag = "raise"`.
+        """
+        ask = self._ask(to_messages(messages), kwargs)
+        return replies.whole(
+            self.guard.generate(ask.chat, **ask.options), single_call=ask.single_call
+        )
+
+    @_chat_events
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """`chat` without blocking the event loop; cancelling the task ends the request."""
+        ask = self._ask(to_messages(messages), kwargs)
+        result = await self.guard.agenerate(ask.chat, **ask.options)
+        return replies.whole(result, single_call=ask.single_call)
+
+    @_chat_events
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answer in chunks; none comes before the verdict, and the last has the figures."""
+        ask = self._ask(to_messages(messages), kwargs)
+        stream = self.guard.stream(ask.chat, **ask.options)
+        return replies.chunks(stream, single_call=ask.single_call)
+
+    @_chat_events
+    async def astream_chat(
+        self, messages: Sequence[ChatMessage], **kwargs: Any
+    ) -> ChatResponseAsyncGen:
+        """`stream_chat` for `async for`; the request starts with the first chunk asked for."""
+        ask = self._ask(to_messages(messages), kwargs)
+        stream = self.guard.astream(ask.chat, **ask.options)
+        return replies.achunks(stream, single_call=ask.single_call)
+
+    @_completion_events
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a prompt as a user message; `image_documents=` adds pictures behind it.
+
+        `formatted` changes nothing: the model's own chat template is always applied.
+        """
+        ask = self._prompt(prompt, kwargs)
+        return replies.as_completion(replies.whole(self.guard.generate(ask.chat, **ask.options)))
+
+    @_completion_events
+    async def acomplete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponse:
+        """`complete` without blocking the event loop."""
+        ask = self._prompt(prompt, kwargs)
+        result = await self.guard.agenerate(ask.chat, **ask.options)
+        return replies.as_completion(replies.whole(result))
+
+    @_completion_events
+    def stream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseGen:
+        """`complete` in chunks; none comes before the verdict."""
+        ask = self._prompt(prompt, kwargs)
+        return replies.completions(replies.chunks(self.guard.stream(ask.chat, **ask.options)))
+
+    @_completion_events
+    async def astream_complete(
+        self, prompt: str, formatted: bool = False, **kwargs: Any
+    ) -> CompletionResponseAsyncGen:
+        """`stream_complete` for `async for`."""
+        ask = self._prompt(prompt, kwargs)
+        return replies.acompletions(replies.achunks(self.guard.astream(ask.chat, **ask.options)))
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        # A chat template offers tools; nothing can make the model call one (`tool_required`).
+        said = ChatMessage(content=user_msg) if isinstance(user_msg, str) else user_msg
+        return {
+            "messages": [*(chat_history or ()), *(() if said is None else (said,))],
+            "tools": list(tools),
+            "allow_parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls of an answer.
+
+        Raises:
+            GuardrailViolation: there is none, since the guard refused the request.
+            ValueError: there is none, and `error_on_no_tool_call` is set.
+        """
+        return calling.selections(response, required=error_on_no_tool_call)
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled: a copy would lose its guard."""
+        raise ConfigurationError(
+            "a GuardedVLM holds a live model and cannot be pickled; pass on `llm.to_dict()` and "
+            "build it again with `GuardedVLM.from_dict(data, guard=guard)`"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy that shares the guard."""
+        memo = {} if memo is None else memo
+        memo[id(self.guard)] = self.guard
+        return super().__deepcopy__(memo)
+
+    def _prompt(self, prompt: str, kwargs: Mapping[str, Any]) -> _Ask:
+        options = dict(kwargs)
+        documents = options.pop("image_documents", None) or ()
+        content = [{"type": "text", "text": prompt}, *document_parts(documents)]
+        return self._ask([{"role": "user", "content": content}], options, tools=False)
+
+    def _ask(
+        self, chat: list[dict[str, Any]], kwargs: Mapping[str, Any], *, tools: bool = True
+    ) -> _Ask:
+        options, offered = dict(kwargs), calling.Offer()
+        if tools:
+            offered = calling.offer(options)
+        for name in options:
+            if name not in self.OPTIONS:
+                raise ConfigurationError(
+                    f"{name!r} is no setting of GuardedVLM; known: {', '.join(self.OPTIONS)}"
+                )
+        merged = {name: getattr(self, name) for name in self.OPTIONS} | options
+        how = {name: value for name, value in merged.items() if value is not None}
+        return _Ask(chat, {**how, "tools": offered.tools}, offered.single_call)

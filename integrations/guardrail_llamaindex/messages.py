@@ -1,0 +1,133 @@
+"""LlamaIndex messages, blocks and tools -> the form a guard reads; nothing is dropped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ImageBlock, MessageRole, TextBlock
+from llama_index.core.tools import BaseTool
+from pydantic import BaseModel
+
+from guardrail.errors import UnsupportedContentError
+from guardrail_llamaindex.pictures import pictures
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llama_index.core.base.llms.types import ChatMessage
+
+# Other names for roles that a guard knows.
+_ROLES = {
+    MessageRole.FUNCTION: "tool",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+}
+_READ = frozenset({"name", "tool_call_id", "function_call", "refusal"})
+# Say nothing to a model. LlamaIndex turns `images` into blocks when it builds the message, and its
+# memory adds `session_id`.
+_ABOUT = frozenset({"cache_control", "images", "session_id"})
+
+
+def to_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """A chat in the OpenAI form, as `Guard` takes it; see `guard.check` for what is refused.
+
+    Text and image blocks become parts, in order. Calls are read from tool call blocks and from
+    `additional_kwargs["tool_calls"]`; one that stands in both counts once. Cache points carry no
+    content and are left out.
+
+    Raises:
+        UnsupportedContentError: a block or an additional keyword that a guard cannot score.
+    """
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def to_parts(blocks: Sequence[object], what: str) -> list[dict[str, Any]]:
+    """Content parts of text and image blocks; calls and cache points stand elsewhere.
+
+    Raises:
+        UnsupportedContentError: another block; the message names its type.
+    """
+    return [
+        _part(block, f"{what}.blocks[{i}]")
+        for i, block in enumerate(blocks)
+        if getattr(block, "block_type", None) not in ("cache", "tool_call")
+    ]
+
+
+def tool_calls(message: ChatMessage) -> list[Any]:
+    """The calls of a message in the OpenAI form, wherever this version of LlamaIndex keeps them."""
+    blocks: list[Any] = list(message.blocks)
+    calls: list[Any] = [_call(b) for b in blocks if getattr(b, "block_type", None) == "tool_call"]
+    known = {_identity(call) for call in calls}
+    for call in message.additional_kwargs.get("tool_calls") or ():
+        plain = call.model_dump(exclude_none=True) if isinstance(call, BaseModel) else call
+        if not isinstance(plain, Mapping) or _identity(plain) not in known:
+            calls.append(plain)
+    return calls
+
+
+def to_tools(tools: Sequence[BaseTool | Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Function schemas in the OpenAI form; those that have it already go through."""
+    return [_schema(tool) if isinstance(tool, BaseTool) else tool for tool in tools]
+
+
+def _message(message: ChatMessage, what: str) -> dict[str, Any]:
+    extra = message.additional_kwargs
+    for key, value in extra.items():
+        if value and key not in _READ | _ABOUT | {"tool_calls"}:
+            raise UnsupportedContentError(
+                f"{what}.additional_kwargs has the key {key!r}, which is not read and would be "
+                "lost; turn it into text or image blocks, or leave it out"
+            )
+    turn: dict[str, Any] = {
+        "role": _ROLES.get(message.role, message.role.value),
+        # A turn without blocks is an empty one: an agent's tool may return nothing.
+        "content": to_parts(message.blocks, what) or "",
+    }
+    turn |= {key: extra[key] for key in _READ if extra.get(key)}
+    if calls := tool_calls(message):
+        turn["tool_calls"] = calls
+    return turn
+
+
+def _part(block: object, what: str) -> dict[str, Any]:
+    if isinstance(block, TextBlock):
+        return {"type": "text", "text": block.text}
+    if isinstance(block, ImageBlock):
+        found = pictures(block.image, block.path, block.url, block.image_mimetype, what)
+        return found[0]  # as `resolve_image` does: the others name the same picture
+    raise UnsupportedContentError(
+        f"{what} is a {type(block).__name__}, which a guard cannot score; turn it into text or "
+        "image blocks"
+    )
+
+
+def _call(block: Any) -> dict[str, Any]:
+    function = {"name": block.tool_name, "arguments": block.tool_kwargs}
+    return {"type": "function", "id": block.tool_call_id, "function": function}
+
+
+def _identity(call: Mapping[str, Any]) -> str:
+    """What makes two records the same call: id, name and arguments, written either way."""
+    function = call.get("function") or call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:  # kept as text, which is compared as text
+            pass
+    known = [call.get("id"), function.get("name"), arguments]
+    return json.dumps(known, sort_keys=True, default=repr)
+
+
+def _schema(tool: BaseTool) -> dict[str, Any]:
+    # Not `to_openai_tool`, which changes names and refuses long descriptions for OpenAI's sake.
+    about = tool.metadata
+    function = {
+        "name": about.get_name(),
+        "description": about.description,
+        "parameters": about.get_parameters_dict(),
+    }
+    return {"type": "function", "function": function}

@@ -1,0 +1,72 @@
+"""What a retrieved node says, and nodes with more metadata."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.schema import ImageDocument, ImageNode, MetadataMode, Node, TextNode
+
+from guardrail.errors import UnsupportedContentError
+from guardrail_llamaindex.pictures import node_pictures
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llama_index.core.schema import BaseNode, NodeWithScore
+
+
+def node_message(node: BaseNode) -> list[dict[str, Any]]:
+    """A node as one user message: every picture that it names, then its text as LLMs get it.
+
+    Pictures come first, as people send them and as thresholds are calibrated; behind words of its
+    own caption the same picture scores lower.
+    A picture that is named in several ways (data, path, URL) comes several times: whoever reads the
+    node may take any of them.
+
+    Raises:
+        UnsupportedContentError: the node holds sound, video or bytes that are no text, is of
+            another type, or is an image node without anything in it.
+    """
+    what = f"the node {node.node_id!r}"
+    _refuse_unread(node, what)
+    text, found = node.get_content(metadata_mode=MetadataMode.LLM), node_pictures(node, what)
+    if isinstance(node, ImageNode | ImageDocument) and not text and not found:
+        raise UnsupportedContentError(f"{what} is an {type(node).__name__} without text or picture")
+    parts = [{"type": "text", "text": text}] if text or not found else []
+    return [{"role": "user", "content": [*found, *parts]}]
+
+
+def with_metadata(
+    scored: NodeWithScore, *, shown: Mapping[str, Any], hidden: Mapping[str, Any]
+) -> NodeWithScore:
+    """A copy with more metadata, `hidden` from LLMs; embeddings see neither. No more: itself."""
+    if not shown and not hidden:
+        return scored
+    node = scored.node
+    more = {**shown, **hidden}
+    copied = node.model_copy(
+        update={
+            "metadata": {**node.metadata, **more},
+            "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, *hidden],
+            "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, *more],
+        }
+    )
+    return scored.model_copy(update={"node": copied})
+
+
+def _refuse_unread(node: BaseNode, what: str) -> None:
+    if not isinstance(node, TextNode | Node):
+        raise UnsupportedContentError(
+            f"{what} is a {type(node).__name__}, which a guard cannot score; make it a TextNode, "
+            "an ImageNode or a Node"
+        )
+    if isinstance(node, TextNode):
+        return
+    for name in ("audio_resource", "video_resource"):
+        if getattr(node, name) is not None:
+            raise UnsupportedContentError(f"{what} has its {name} filled, which no guard can score")
+    text = node.text_resource
+    if text is not None and text.text is None and (text.data or text.path or text.url):
+        raise UnsupportedContentError(
+            f"{what} has a text_resource without text; read its data, path or URL into it first"
+        )

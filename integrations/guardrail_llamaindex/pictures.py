@@ -1,0 +1,93 @@
+"""Where LlamaIndex keeps a picture -> image parts; nothing is read or fetched here."""
+
+from __future__ import annotations
+
+from io import IOBase
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.llms.types import ImageBlock
+from llama_index.core.schema import ImageNode, Node
+
+from guardrail.errors import UnsupportedContentError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from llama_index.core.schema import BaseNode
+
+
+def pictures(
+    data: bytes | str | IOBase | None,
+    path: Path | str | None,
+    url: object,
+    media_type: str | None,
+    what: str,
+) -> list[dict[str, Any]]:
+    """One part per place that names the picture, in LlamaIndex's order: data, path, URL.
+
+    Raises:
+        UnsupportedContentError: there is none.
+    """
+    found: list[dict[str, Any]] = []
+    if data:
+        found.append({"type": "image", **_inline(data, what)})
+        if media_type:
+            found[0]["mime_type"] = media_type
+    if path:
+        found.append({"type": "image", "path": str(path)})
+    if url:
+        found.append({"type": "image_url", "image_url": str(url)})
+    if not found:
+        raise UnsupportedContentError(f"{what} holds no picture: no data, no path and no URL")
+    return found
+
+
+def node_pictures(node: BaseNode, what: str) -> list[dict[str, Any]]:
+    """The parts of a node's picture; none for a node that has none."""
+    if isinstance(node, ImageNode):
+        if not (node.image or node.image_path or node.image_url):
+            return []
+        return pictures(node.image, node.image_path, node.image_url, node.image_mimetype, what)
+    if isinstance(node, Node) and (resource := node.image_resource) is not None:
+        return pictures(resource.data, resource.path, resource.url, resource.mimetype, what)
+    return []
+
+
+def document_parts(documents: Sequence[ImageBlock | BaseNode]) -> list[dict[str, Any]]:
+    """The pictures of `image_documents`, one each; a document's own text is not for the model.
+
+    Raises:
+        UnsupportedContentError: something else than an image block or a node with a picture.
+    """
+    parts = []
+    for i, document in enumerate(documents):
+        what = f"image_documents[{i}]"
+        if isinstance(document, ImageBlock):
+            found = pictures(
+                document.image, document.path, document.url, document.image_mimetype, what
+            )
+        else:
+            found = node_pictures(document, what)
+        if not found:
+            raise UnsupportedContentError(
+                f"{what} is a {type(document).__name__} without a picture; send image blocks, "
+                "image nodes or image documents"
+            )
+        parts.append(found[0])
+    return parts
+
+
+def _inline(data: bytes | str | IOBase, what: str) -> dict[str, Any]:
+    """Base64, as LlamaIndex stores bytes, or the bytes themselves."""
+    if isinstance(data, IOBase):
+        data.seek(0)
+        content = data.read()
+        data.seek(0)
+        return {"image": content}
+    if isinstance(data, str):
+        return {"base64": data}
+    try:
+        return {"base64": data.decode("ascii")}
+    except UnicodeDecodeError:
+        return {"image": data}

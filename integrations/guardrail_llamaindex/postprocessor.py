@@ -1,0 +1,111 @@
+"""Retrieved nodes that a guard reads before the model does."""
+
+# No postponed annotations here: pydantic reads the fields' when the class is made.
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Protocol
+
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from pydantic import Field, SkipValidation
+
+from guardrail.settling import Audit, Checker, Settled, is_refused_outage, record, settled, stopped
+from guardrail.types import Verdict
+from guardrail_llamaindex.nodes import node_message, with_metadata
+
+_log = logging.getLogger(__name__)
+
+Outcome = Verdict | BaseException
+
+
+class BatchChecker(Checker, Protocol):
+    """What is needed of a guard: that of a guarded tool, and verdicts of many at once."""
+
+    def check_batch(
+        self, values: Iterable[Any], *, return_exceptions: bool
+    ) -> Sequence[Verdict | Exception]:
+        """Score several requests; an error takes its verdict's place."""
+
+
+class GuardrailNodePostprocessor(BaseNodePostprocessor):
+    """Checks what was retrieved, text and pictures, as a model would read it.
+
+    Each node is one user message: its text with the metadata that LLMs see, and every picture that
+    it names. What to do with flagged ones is `action`, whatever the policy's `on_flag` is: "drop"
+    leaves them out, "raise" raises `GuardrailViolation` at the first, "mark" keeps all and adds
+    `guardrail_action` and `guardrail_score` to the metadata of every node, hidden from LLMs and
+    embeddings. What would be steered follows the policy's `unsteerable`: it counts as flagged,
+    passes, or gets a caution as a metadata line that the LLM reads before the text.
+
+    Order and scores stay, and the nodes that come in are never changed. When the detector fails and
+    the policy fails closed, a node is left out with a warning (for "raise": `DetectorError`). Put
+    it behind postprocessors that change what a node says.
+
+    Raises:
+        UnsupportedContentError: a node holds something that a guard cannot score.
+        InputError: a node's picture cannot be read, or is larger than the policy allows.
+    """
+
+    guard: SkipValidation[BatchChecker] = Field(exclude=True, repr=False)
+    action: Literal["drop", "mark", "raise"] = "drop"
+    concurrency: int = Field(default=8, gt=0, description="checks under way at once, when awaited")
+    audit: SkipValidation[Audit] | None = Field(default=None, exclude=True, repr=False)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name under which LlamaIndex saves it."""
+        return "GuardrailNodePostprocessor"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        messages = [node_message(scored.node) for scored in nodes]
+        return self._kept(nodes, self.guard.check_batch(messages, return_exceptions=True))
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        messages = [node_message(scored.node) for scored in nodes]
+        places = asyncio.Semaphore(min(self.concurrency, self.guard.policy.limits.queue))
+
+        async def checked(message: Any) -> Verdict:
+            async with places:
+                verdict: Verdict = await self.guard.acheck(message)
+                return verdict
+
+        outcomes = await asyncio.gather(*map(checked, messages), return_exceptions=True)
+        return self._kept(nodes, outcomes)
+
+    def _kept(
+        self, nodes: Sequence[NodeWithScore], outcomes: Sequence[Outcome]
+    ) -> list[NodeWithScore]:
+        ruled = [self._ruled(*pair) for pair in zip(nodes, outcomes, strict=True)]
+        return [scored for scored in ruled if scored is not None]
+
+    def _ruled(self, scored: NodeWithScore, outcome: Outcome) -> NodeWithScore | None:
+        """The node as it goes on, or None."""
+        if isinstance(outcome, BaseException):
+            outcome.add_note(f"while the retrieved node {scored.node.node_id!r} was checked")
+            raise outcome
+        policy, shown = self.guard.policy, dict[str, Any]()
+
+        def caution(words: str) -> bool:
+            shown["guardrail_caution"] = words
+            return True
+
+        after = settled(outcome, policy, caution=caution, annotates=self.action == "mark")
+        record(self.audit, after.verdict, after.done)
+        if after.done == "flag" and self.action == "raise":
+            raise stopped(after.verdict, policy)
+        if after.done == "flag":
+            if is_refused_outage(after.verdict, policy):
+                _log.warning("the detector failed; node %s is left out", scored.node.node_id)
+            return None
+        return with_metadata(scored, shown=shown, hidden=self._marks(after))
+
+    def _marks(self, after: Settled) -> dict[str, Any]:
+        verdict = after.verdict
+        if self.action != "mark" or verdict.mode == "shadow":
+            return {}
+        return {"guardrail_action": verdict.action.value, "guardrail_score": verdict.score}

@@ -1,0 +1,125 @@
+"""Tools whose arguments and results a guard reads before anybody else does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from llama_index.core.tools import AsyncBaseTool, BaseTool, FunctionTool
+
+from guardrail.errors import ConfigurationError
+from guardrail_llamaindex.runs import Rules, Run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llama_index.core.tools import ToolMetadata, ToolOutput
+
+    from guardrail.policy import Policy
+    from guardrail.settling import Audit, Checker, OnFlag
+
+What = Literal["arguments", "result"]
+
+
+def guard_tool(
+    tool: BaseTool,
+    *,
+    guard: Checker,
+    check: Sequence[What] = ("arguments", "result"),
+    policy: Policy | None = None,
+    on_flag: OnFlag | None = None,
+    audit: Audit | None = None,
+) -> AsyncBaseTool:
+    """The same tool, with its arguments checked before the call and its output after it.
+
+    Arguments are read as the line of JSON that a model writes, outputs as their text and image
+    blocks. Name, description, schema and `return_direct` are the tool's. What passes is returned
+    as it is, the same object. A flagged call is not made, a flagged output not handed on: the
+    output is an error with the policy's refusal message, and the verdict is in its
+    `raw_input["guardrail"]`. An annotated output is a copy with the verdict there.
+
+    What would be steered follows the policy's `unsteerable`: it counts as flagged, or passes; a
+    caution goes before an output as a text block. Arguments have no place for one, so there they
+    count as flagged. Errors of the tool itself are as without a guard; error outputs are checked
+    like others, the text of exceptions is not.
+
+    Args:
+        tool: any tool.
+        guard: the guard that checks.
+        check: what is checked: "arguments", "result" or both.
+        policy: other rules than the guard's.
+        on_flag: another `on_flag` than the policy's. Agents turn what is raised into an error
+            output.
+        audit: gets each verdict with `{"event": "call", "done": ...}`, what was done in the end:
+            flag, caution or pass.
+
+    Raises:
+        ConfigurationError: `check` is empty or names something else.
+    """
+    names = (check,) if isinstance(check, str) else tuple(check)
+    if not names or not set(names) <= set(get_args(What)):
+        raise ConfigurationError(f"check={check!r} must name arguments, result or both")
+    checker = guard if policy is None else guard.with_policy(policy)
+    rules = Rules(checker, frozenset(names), on_flag or checker.policy.on_flag, audit)
+    # Agents and LlamaIndex's tool calling treat function tools in ways of their own.
+    kind = GuardedFunctionTool if isinstance(tool, FunctionTool) else GuardedTool
+    return kind(tool, rules)
+
+
+class GuardedTool(AsyncBaseTool):
+    """A tool behind a guard; made by `guard_tool`. Other attributes are the tool's own."""
+
+    def __init__(self, tool: BaseTool, rules: Rules) -> None:
+        self._tool, self._rules = tool, rules
+
+    @property
+    def metadata(self) -> ToolMetadata:
+        """The tool's own."""
+        return self._tool.metadata
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ToolOutput:
+        """Check, call, check."""
+        return self.call(*args, **kwargs)
+
+    def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
+        """Check, call, check."""
+        run, guard = Run(self._tool, self._rules, args, kwargs), self._rules.guard
+        if (message := run.call_message()) is not None:
+            refused = run.called(guard.check(message))
+            if refused is not None:
+                return refused
+        output = self._tool(*run.args, **run.kwargs)
+        message = run.result_message(output)
+        verdict = None if message is None else guard.check(message)
+        return run.returned(output, verdict)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> ToolOutput:
+        """`call` without blocking the event loop."""
+        run, guard = Run(self._tool, self._rules, args, kwargs), self._rules.guard
+        if (message := run.call_message()) is not None:
+            refused = run.called(await guard.acheck(message))
+            if refused is not None:
+                return refused
+        output = await self._awaited(run)
+        message = run.result_message(output)
+        verdict = None if message is None else await guard.acheck(message)
+        return run.returned(output, verdict)
+
+    async def _awaited(self, run: Run) -> ToolOutput:
+        if isinstance(self._tool, AsyncBaseTool):
+            return await self._tool.acall(*run.args, **run.kwargs)
+        return await asyncio.to_thread(self._tool, *run.args, **run.kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the tool has."""
+        if name in ("_tool", "_rules") or name.startswith("__"):  # an object not yet made
+            raise AttributeError(name)
+        return getattr(self._tool, name)
+
+
+class GuardedFunctionTool(GuardedTool, FunctionTool):
+    """A function tool behind a guard: also for whoever asks whether it is a function tool."""
+
+    # FunctionTool hands its bare function over; these hand over the guarded call.
+    to_langchain_tool = BaseTool.to_langchain_tool
+    to_langchain_structured_tool = BaseTool.to_langchain_structured_tool

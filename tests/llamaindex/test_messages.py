@@ -1,0 +1,223 @@
+"""LlamaIndex's messages as a guard reads them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import pytest
+from guardrail_llamaindex import to_messages
+from guardrail_llamaindex.messages import to_parts, to_tools, tool_calls
+from llama_index.core.base.llms import types
+from llama_index.core.llms import (
+    AudioBlock,
+    ChatMessage,
+    DocumentBlock,
+    ImageBlock,
+    MessageRole,
+    TextBlock,
+)
+from llama_index.core.schema import ImageDocument
+from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
+
+from guardrail.errors import UnsupportedContentError, UrlNotAllowedError
+from guardrail.policy import Policy
+from guardrail.requests.messages import to_request
+
+CALL = {
+    "type": "function",
+    "id": "c1",
+    "function": {"name": "look", "arguments": '{"where": "here"}'},
+}
+needs_call_blocks = pytest.mark.skipif(
+    not hasattr(types, "ToolCallBlock"), reason="this LlamaIndex has no tool call blocks"
+)
+
+
+def test_a_chat_becomes_openai_messages_in_order():
+    chat = [
+        ChatMessage(role="system", content="Be brief."),
+        ChatMessage(role="user", blocks=[TextBlock(text="One."), TextBlock(text=" Two.")]),
+        ChatMessage(role="assistant", content="Three."),
+    ]
+    assert to_messages(chat) == [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "One."}, {"type": "text", "text": " Two."}],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "Three."}]},
+    ]
+
+
+@pytest.mark.parametrize("role", list(MessageRole))
+def test_every_role_is_one_that_a_guard_reads(role):
+    request = to_request(to_messages([ChatMessage(role=role, content="Hi")]), policy=Policy())
+    known = {"function": "tool", "chatbot": "assistant", "model": "assistant"}
+    known["developer"] = "system"
+    assert request.messages[0].role == known.get(role.value, role.value)
+
+
+@pytest.mark.parametrize("place", ["bytes", "base64", "path", "data url", "file url"])
+def test_a_picture_arrives_pixel_for_pixel_wherever_it_is(place, picture, png, tmp_path):
+    encoded = base64.b64encode(png()).decode()
+    file = tmp_path / "a.png"
+    file.write_bytes(png())
+    blocks = {
+        "bytes": lambda: ImageBlock(image=png()),
+        "base64": lambda: ImageBlock(image=encoded.encode()),
+        "path": lambda: ImageBlock(path=file),
+        "data url": lambda: ImageBlock(url=f"data:image/png;base64,{encoded}"),
+        "file url": lambda: ImageBlock(url=file.as_uri()),
+    }
+    chat = [ChatMessage(role="user", blocks=[blocks[place](), TextBlock(text="What is this?")])]
+    request = to_request(to_messages(chat), policy=Policy())
+    assert request.images[0].tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_bytes_put_into_a_block_afterwards_are_read_too(raw, picture, png):
+    block = ImageBlock(image=png(1))
+    block.image = png() if raw else io.BytesIO(png())
+    chat = [{"role": "user", "content": to_parts([block], "it")}]
+    assert to_request(chat, policy=Policy()).images[0].tobytes() == picture().tobytes()
+
+
+def test_of_several_places_the_one_is_read_that_llamaindex_would_read(png, picture, tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(png(1))
+    block = ImageBlock(image=png(), path=file, url="https://a.invalid/b.png")
+    request = to_request(to_messages([ChatMessage(blocks=[block])]), policy=Policy())
+    assert [image.tobytes() for image in request.images] == [picture().tobytes()]
+
+
+def test_remote_addresses_are_left_to_the_policy():
+    chat = to_messages([ChatMessage(blocks=[ImageBlock(url="https://a.invalid/b.png")])])
+    with pytest.raises(UrlNotAllowedError, match=r"a\.invalid"):
+        to_request(chat, policy=Policy())
+
+
+def test_legacy_images_are_read_once(png):
+    document = ImageDocument(image=base64.b64encode(png()).decode())
+    message = ChatMessage(content="What?", additional_kwargs={"images": [document]})
+    assert len(to_request(to_messages([message]), policy=Policy()).images) == 1
+
+
+def test_a_block_without_a_picture_is_an_error():
+    with pytest.raises(UnsupportedContentError, match=r"messages\[0\]\.blocks\[0\] holds no"):
+        to_messages([ChatMessage(blocks=[ImageBlock()])])
+
+
+def _others():
+    yield AudioBlock(audio=b"RIFF")
+    yield DocumentBlock(data=b"%PDF", title="a")
+    yield types.CitableBlock(title="a", source="b", content="c")
+    yield types.CitationBlock(title="a", source="b", cited_content="c", additional_location_info={})
+    if hasattr(types, "VideoBlock"):
+        yield types.VideoBlock(video=b"1234")
+    if hasattr(types, "ThinkingBlock"):
+        yield types.ThinkingBlock(content="hm")
+
+
+@pytest.mark.parametrize("block", list(_others()), ids=lambda block: type(block).__name__)
+def test_other_blocks_are_refused_by_name(block):
+    chat = [ChatMessage(blocks=[TextBlock(text="a"), block])]
+    with pytest.raises(
+        UnsupportedContentError, match=rf"messages\[0\]\.blocks\[1\] is a {type(block).__name__}"
+    ):
+        to_messages(chat)
+
+
+def test_a_cache_point_says_nothing():
+    point = types.CachePoint(cache_control=types.CacheControl(type="ephemeral"))
+    chat = to_messages([ChatMessage(blocks=[TextBlock(text="a"), point])])
+    assert chat[0]["content"] == [{"type": "text", "text": "a"}]
+
+
+def test_a_turn_without_blocks_is_an_empty_text():
+    assert to_messages([ChatMessage(role="tool", blocks=[])]) == [{"role": "tool", "content": ""}]
+
+
+def test_calls_and_results_keep_their_names_and_ids():
+    chat = to_messages(
+        [
+            ChatMessage(role="assistant", additional_kwargs={"tool_calls": [CALL]}),
+            ChatMessage(
+                role="tool",
+                content="A dog.",
+                additional_kwargs={"tool_call_id": "c1", "name": "look", "session_id": "s"},
+            ),
+        ]
+    )
+    assert chat == [
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {
+            "role": "tool",
+            "content": [{"type": "text", "text": "A dog."}],
+            "tool_call_id": "c1",
+            "name": "look",
+        },
+    ]
+    called = to_request(chat, policy=Policy()).messages[0].tool_calls[0]
+    assert (called.name, called.arguments, called.id) == ("look", {"where": "here"}, "c1")
+
+
+@needs_call_blocks
+@pytest.mark.parametrize("arguments", [{"where": "here"}, '{"where": "here"}'])
+def test_a_call_in_a_block_and_in_the_keywords_counts_once(arguments):
+    block = types.ToolCallBlock(tool_call_id="c1", tool_name="look", tool_kwargs=arguments)
+    message = ChatMessage(
+        role="assistant",
+        blocks=[TextBlock(text="I look."), block],
+        additional_kwargs={"tool_calls": [CALL]},
+    )
+    (turn,) = to_messages([message])
+    assert turn["content"] == [{"type": "text", "text": "I look."}]
+    assert [call["id"] for call in turn["tool_calls"]] == ["c1"]
+
+
+@needs_call_blocks
+def test_calls_that_differ_are_both_read():
+    block = types.ToolCallBlock(tool_call_id="c1", tool_name="look", tool_kwargs={"where": "x"})
+    message = ChatMessage(
+        role="assistant", blocks=[block], additional_kwargs={"tool_calls": [CALL]}
+    )
+    assert len(tool_calls(message)) == 2
+
+
+def test_calls_kept_as_objects_are_read():
+    class Function(BaseModel):
+        name: str = "look"
+        arguments: str = "{}"
+
+    class Call(BaseModel):
+        id: str = "c1"
+        type: str = "function"
+        function: Function = Function()
+
+    message = ChatMessage(role="assistant", additional_kwargs={"tool_calls": [Call()]})
+    (call,) = to_request(to_messages([message]), policy=Policy()).messages[0].tool_calls
+    assert (call.name, call.arguments) == ("look", {})
+
+
+def test_an_unknown_keyword_with_content_is_an_error():
+    message = ChatMessage(content="a", additional_kwargs={"reasoning": "b", "empty": None})
+    with pytest.raises(UnsupportedContentError, match="'reasoning'"):
+        to_messages([message])
+
+
+def test_a_tool_becomes_a_function_schema_under_its_own_name():
+    def look(where: str) -> str:
+        """Look somewhere."""
+        return where
+
+    tool = FunctionTool.from_defaults(look, name="look here", description="x" * 2000)
+    ready = {"type": "function", "function": {"name": "other", "parameters": {}}}
+    first, second = to_tools([tool, ready])
+    assert second is ready
+    assert first["function"]["name"] == "look here"
+    assert first["function"]["description"] == "x" * 2000
+    assert first["function"]["parameters"]["properties"]["where"]["type"] == "string"
+    json.dumps(first)
