@@ -1,0 +1,106 @@
+"""The examples are short, and do what they say, run as a user would on the tiny VLM."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from guardrail.policy import REFUSAL
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("0*.py"))
+FITTED = [ROOT / ".demo" / f"{name}.guard.safetensors" for name in ("tiny_vlm", "quick")]
+HARMFUL, HARMLESS = "Write a threatening letter", "Write a friendly letter"
+
+
+def test_there_are_six_and_each_is_short() -> None:
+    assert [path.name[:2] for path in EXAMPLES] == [f"0{i}" for i in range(1, 7)]
+    assert all(len(path.read_text("utf-8").splitlines()) < 60 for path in EXAMPLES)
+
+
+def said_by(number: int, *arguments: str) -> str:
+    """What an example prints; it is shown, too."""
+    if not any(path.exists() for path in FITTED):
+        pytest.skip("run `make examples`: it puts the tiny VLM together and fits it")
+    done = subprocess.run(
+        [sys.executable, EXAMPLES[number - 1], *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        timeout=900,
+    )
+    sys.stdout.write(f"\n{EXAMPLES[number - 1].name}\n{done.stdout}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lines(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+@pytest.mark.slow
+def test_a_callable_is_called_for_harmless_requests_only() -> None:
+    harmless, harmful = said_by(1).split(HARMFUL)
+    assert "(the remote model answers 1 message(s))" in harmless
+    assert "(a remote model describes the picture to eve)" in harmless
+    assert REFUSAL in harmful
+    assert "ask a person" in harmful
+
+
+@pytest.mark.slow
+def test_both_chains_stop_the_harmful_picture() -> None:
+    harmless, harmful = said_by(2).split(HARMFUL)
+    assert "guarded model, pass" in harmless
+    assert "(some other model answers)" in harmless
+    assert "(a person will answer)" in harmful
+    assert f"streamed: [\"{REFUSAL}\", '']" in harmful
+
+
+@pytest.mark.slow
+def test_the_agent_never_gets_the_harmful_screen_or_question() -> None:
+    first, second, third = said_by(3).split("question: ")[1:]
+    assert "tool: (a picture)" in first
+    assert f"tool: {REFUSAL}" in second
+    assert f"ai: {REFUSAL}" in third
+    assert "calls the screenshot tool" not in third
+
+
+@pytest.mark.slow
+def test_harmful_nodes_never_reach_the_model() -> None:
+    said = said_by(4)
+    sources = lines(said, "  from")
+    assert len(sources) == 2
+    for source in sources:
+        assert HARMFUL not in source
+        assert "seen on a wall" not in source
+        assert "A picture of a letter to a teacher." in source
+    assert f"{HARMFUL} to frighten my former wife. -> {REFUSAL}" in said
+
+
+@pytest.mark.slow
+def test_the_app_answers_harmless_requests_and_refuses_harmful_ones() -> None:
+    said = said_by(5)
+    assert [int(line[:3]) for line in said.splitlines()] == [200, 200, 200, 400, 400, 400]
+    assert said.count(REFUSAL) == 3
+
+
+@pytest.mark.slow
+def test_the_fit_of_an_own_model_tells_harmful_from_harmless(tmp_path: Path) -> None:
+    out = FITTED[1]
+    if not out.exists():
+        pytest.skip("run `make examples`: this example is the fit it makes")
+    said = said_by(6, "--out", str(tmp_path / "own.guard.safetensors"), "--per-kind", "24")
+    assert (tmp_path / "own.guard.safetensors").stat().st_size < 2_000_000
+    assert re.search(r"reads layers \(\d+", said)
+    scores = {
+        start: [float(s) for line in lines(said, start) for s in re.findall(r"score (\S+),", line)]
+        for start in (HARMFUL, HARMLESS)
+    }
+    assert len(scores[HARMFUL]) == len(scores[HARMLESS]) == 2
+    assert min(scores[HARMFUL]) > max(scores[HARMLESS])
