@@ -31,14 +31,16 @@ _REFUSED: dict[str, tuple[object, ...]] = {
 class Settings(BaseModel):
     """One request's generation settings. None: as the model's generation config says.
 
-    Rows of a batch share their settings; `seed` makes a sampled answer repeatable.
+    Temperature 0 is greedy search; another one, `top_p` or `top_k` asks for sampling, unless
+    `do_sample` says otherwise. Rows of a batch share their settings; `seed` makes a sampled answer
+    repeatable.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_new_tokens: int = Field(default=256, gt=0)
     do_sample: bool | None = None
-    temperature: float | None = Field(default=None, gt=0)
+    temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     repetition_penalty: float | None = Field(default=None, gt=0)
@@ -48,9 +50,12 @@ class Settings(BaseModel):
 
     def samples(self, model: PreTrainedModel) -> bool:
         """Whether tokens are drawn at random."""
-        if self.do_sample is None:
-            return bool(model.generation_config.do_sample)
-        return self.do_sample
+        if self.temperature == 0:
+            return False
+        if self.do_sample is not None:
+            return self.do_sample
+        given = (self.temperature, self.top_p, self.top_k)
+        return any(v is not None for v in given) or bool(model.generation_config.do_sample)
 
 
 def generation_config(model: PreTrainedModel, settings: Settings) -> GenerationConfig:

@@ -21,7 +21,6 @@ NAMES = (
     "num_beams",
     "timeout",
 )
-_SAMPLING = ("temperature", "top_p", "top_k")
 _OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 # Sent along by LangChain itself; they say nothing about the answer.
 _IGNORED = frozenset({"tool_choice", "stream", "ls_structured_output_format"})
@@ -31,8 +30,6 @@ def guard_options(
     fields: Mapping[str, Any], stop: Sequence[str] | None, call: Mapping[str, Any], model: str
 ) -> dict[str, Any]:
     """What `Guard.generate` takes, from the model's fields and one call's keywords.
-
-    Temperature 0 is greedy search; another temperature, `top_p` or `top_k` asks for sampling.
 
     Raises:
         ConfigurationError: a keyword that means nothing to a guard, or another model's name.
@@ -57,16 +54,7 @@ def guard_options(
     stops = fields.get("stop") if stop is None else stop
     if stops:
         options["stop"] = tuple(stops)
-    return _with_sampling({k: v for k, v in options.items() if v is not None})
-
-
-def _with_sampling(options: dict[str, Any]) -> dict[str, Any]:
-    if options.get("temperature") == 0:
-        del options["temperature"]
-        options.setdefault("do_sample", False)
-    elif any(name in options for name in _SAMPLING):
-        options.setdefault("do_sample", True)
-    return options
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def offered_tools(

@@ -65,7 +65,7 @@ class GuardedVLM(FunctionCallingLLM):
     guard: Guard = Field(exclude=True, repr=False)
     max_new_tokens: int | None = Field(default=None, gt=0)
     do_sample: bool | None = None
-    temperature: float | None = Field(default=None, gt=0)
+    temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     repetition_penalty: float | None = Field(default=None, gt=0)
@@ -144,7 +144,7 @@ class GuardedVLM(FunctionCallingLLM):
 
     @_completion_events
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer a prompt as a user message; `image_documents=` adds pictures behind it.
+        """Answer a prompt as a user message; `image_documents=` puts pictures before it.
 
         `formatted` changes nothing: the model's own chat template is always applied.
         """
@@ -222,7 +222,7 @@ class GuardedVLM(FunctionCallingLLM):
     def _prompt(self, prompt: str, kwargs: Mapping[str, Any]) -> _Ask:
         options = dict(kwargs)
         documents = options.pop("image_documents", None) or ()
-        content = [{"type": "text", "text": prompt}, *document_parts(documents)]
+        content = [*document_parts(documents), {"type": "text", "text": prompt}]
         return self._ask([{"role": "user", "content": content}], options, tools=False)
 
     def _ask(

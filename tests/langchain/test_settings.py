@@ -18,14 +18,6 @@ def test_a_calls_keywords_win_over_the_models_fields():
     assert options(fields, seed=None) == {"max_new_tokens": 5}
 
 
-def test_temperature_zero_is_greedy_and_sampling_settings_ask_for_sampling():
-    assert options(temperature=0) == {"do_sample": False}
-    assert options(temperature=0.5) == {"temperature": 0.5, "do_sample": True}
-    assert options(top_k=3) == {"top_k": 3, "do_sample": True}
-    assert options(top_p=0.5, do_sample=False) == {"top_p": 0.5, "do_sample": False}
-    assert options() == {}
-
-
 def test_stops_of_a_call_replace_those_of_the_model():
     assert options({"stop": ["a"]}) == {"stop": ("a",)}
     assert options({"stop": ["a"]}, stop=["b"]) == {"stop": ("b",)}

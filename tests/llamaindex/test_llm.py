@@ -135,7 +135,7 @@ def test_a_completion_is_the_answer_to_one_user_message(guard_on, method):
 
 
 @pytest.mark.parametrize("method", COMPLETIONS)
-def test_a_completion_takes_pictures_behind_its_prompt(guard_on, png, method):
+def test_a_completion_takes_pictures_before_its_prompt(guard_on, png, method):
     guard = guard_on()
     documents = [
         ImageBlock(image=png(0)),
@@ -144,7 +144,7 @@ def test_a_completion_takes_pictures_behind_its_prompt(guard_on, png, method):
     llm = GuardedVLM(guard=guard, max_new_tokens=3)
     response = ask(llm, method, "what is this", image_documents=documents)[-1]
     parts = [{"type": "image", "image": png(seed)} for seed in (0, 1)]
-    same = [{"role": "user", "content": [{"type": "text", "text": "what is this"}, *parts]}]
+    same = [{"role": "user", "content": [*parts, {"type": "text", "text": "what is this"}]}]
     assert response.raw["verdict"]["score"] == pytest.approx(guard.check(same).score, abs=1e-5)
     assert response.raw["verdict"]["modality"] == "image"
 
