@@ -62,7 +62,7 @@ lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test  ## exactly what CI runs
+check: lint test test-lowest examples  ## exactly what CI runs
 
 bench: $(TINY)/config.json  ## guarded against plain, side by side in one run
 	$(BIN)/python examples/bench.py --model $(TINY) --out .demo
