@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from guardrail import Verdict
     from guardrail.settling import Checker, OnFlag
+    from guardrail_langchain.rules import Outcome
 
 
 class GuardrailState(AgentState[Any]):
@@ -47,7 +48,8 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
     result with the refusal.
 
     A model that is a `ChatGuardedVLM` judges and steers inside its own prefill, so nothing is
-    checked before it: pass it as `model` to say so. Another model cannot be steered; the policy's
+    checked before it: pass it as `model` to say so (if another model answers after all, a fallback
+    for instance, it is checked first). Another model cannot be steered; the policy's
     `unsteerable` says what happens instead, and a caution goes into its system prompt.
 
     Args:
@@ -78,6 +80,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         sides = frozenset(check)
         self._guard, self._on_flag = guard, on_flag
         self._before = "input" in sides and model is None
+        self._inside = "input" in sides and model is not None
         self._rules = ToolRules(guard, sides - {"input"}, on_flag)
 
     # ---- the model
@@ -88,10 +91,9 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         """Check the conversation; end the run with the policy's refusal if it is flagged."""
         if not self._before:
             return None
-        verdict = self._guard.check(to_chat(state["messages"]))
-        update, verdict = self._update(verdict)
-        _tell(verdict)
-        return update
+        after = self._settled(self._guard.check(to_chat(state["messages"])))
+        _tell(after.verdict)
+        return self._update(after)
 
     @override
     @hook_config(can_jump_to=["end"])
@@ -101,17 +103,20 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         """`before_model` for event loops."""
         if not self._before:
             return None
-        verdict = await self._guard.acheck(to_chat(state["messages"]))
-        update, verdict = self._update(verdict)
-        await _atell(verdict)
-        return update
+        after = self._settled(await self._guard.acheck(to_chat(state["messages"])))
+        await _atell(after.verdict)
+        return self._update(after)
 
     @override
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage:
         """Let a guarded model steer itself; caution another where the policy says so."""
-        return handler(self._cautioned(request))
+        if not self._unguarded(request):
+            return handler(self._cautioned(request))
+        after = self._settled(self._guard.check(to_chat(request.messages)))
+        _tell(after.verdict)
+        return self._refusal(after) or handler(self._cautioned(request, after.value))
 
     @override
     async def awrap_model_call(
@@ -120,7 +125,11 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelResponse[Any] | AIMessage:
         """`wrap_model_call` for event loops."""
-        return await handler(self._cautioned(request))
+        if not self._unguarded(request):
+            return await handler(self._cautioned(request))
+        after = self._settled(await self._guard.acheck(to_chat(request.messages)))
+        await _atell(after.verdict)
+        return self._refusal(after) or await handler(self._cautioned(request, after.value))
 
     @override
     @hook_config(can_jump_to=["end"])
@@ -163,20 +172,36 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
 
     # ---- what a verdict means
 
-    def _update(self, verdict: Verdict) -> tuple[dict[str, Any], Verdict]:
-        """What changes in the agent's state, and the verdict after all."""
+    def _settled(self, verdict: Verdict) -> Outcome:
+        """The verdict after all; `value` says whether the model is to be cautioned."""
         policy = self._guard.policy
         on_flag = self._on_flag or policy.on_flag
         after = outcome(verdict, policy, on_flag, False, put=_noted)
-        if not after.stops:
-            return {"guardrail_caution": after.value}, after.verdict
-        if on_flag == "raise":
+        if after.stops and on_flag == "raise":
             raise stopped(after.verdict, policy)
-        answer = replies.refusal(policy.refusal_message, after.verdict)
-        return {"messages": [answer], "jump_to": "end"}, after.verdict
+        return after
 
-    def _cautioned(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        if isinstance(request.model, ChatGuardedVLM) or not request.state.get("guardrail_caution"):
+    def _update(self, after: Outcome) -> dict[str, Any]:
+        """What changes in the agent's state."""
+        answer = self._refusal(after)
+        if answer is None:
+            return {"guardrail_caution": after.value}
+        return {"messages": [answer], "jump_to": "end"}
+
+    def _refusal(self, after: Outcome) -> AIMessage | None:
+        text = self._guard.policy.refusal_message
+        return replies.refusal(text, after.verdict) if after.stops else None
+
+    def _unguarded(self, request: ModelRequest[Any]) -> bool:
+        """Whether another model answers than the guarded one that was to (a fallback, say)."""
+        return self._inside and not isinstance(request.model, ChatGuardedVLM)
+
+    def _cautioned(
+        self, request: ModelRequest[Any], caution: bool | None = None
+    ) -> ModelRequest[Any]:
+        if caution is None:
+            caution = bool(request.state.get("guardrail_caution"))
+        if isinstance(request.model, ChatGuardedVLM) or not caution:
             return request
         words = self._guard.policy.caution_prompt
         return request.override(system_message=cautioned_system(request.system_message, words))

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
-from langchain_core.messages import BaseMessageChunk
 from langchain_core.runnables import Runnable, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
 from pydantic import ConfigDict, Field, SkipValidation
@@ -238,10 +237,11 @@ def _at(value: Any, key: str) -> Any:
 
 
 def _whole(chunks: list[Any]) -> Any:
-    """The chunks of a streamed input as one value, joined as chains join them."""
-    if len(chunks) > 1 and not isinstance(chunks[0], BaseMessageChunk | str | dict):
-        return chunks[-1]
+    """The chunks of a streamed input as one value, joined as LangChain's own steps join them."""
     whole = chunks[0]
     for chunk in chunks[1:]:
-        whole = whole | chunk if isinstance(whole, dict) else whole + chunk
+        try:
+            whole = whole + chunk
+        except TypeError:  # whole values one after the other: the last one counts
+            whole = chunk
     return whole

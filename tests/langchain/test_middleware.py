@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from guardrail_langchain import GuardrailMiddleware, to_chat
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
@@ -225,6 +226,34 @@ async def test_our_model_judges_and_steers_in_its_own_prefill_and_only_there(cha
     assert messages[-1].response_metadata["verdict"]["action"] == "steer"
     assert messages[-1].response_metadata["verdict"]["strength"] > 0
     assert len(records) == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_foreign_model_in_our_models_place_is_checked_first(chat_for, asynchronous):
+    class Switch(AgentMiddleware):
+        """Lets another model answer, as fallbacks and routers do."""
+
+        def __init__(self, other: Any) -> None:
+            super().__init__()
+            self.other = other
+
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            return handler(request.override(model=self.other))
+
+        async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+            return await handler(request.override(model=self.other))
+
+    chat = chat_for(Action.PASS)
+    for text, answers in (("bad", REFUSAL), ("odd", "an answer"), ("fine", "an answer")):
+        other = model("an answer")
+        guarding = GuardrailMiddleware(FakeGuard(), model=chat)
+        agent = create_agent(chat, middleware=[Switch(other), guarding])
+        given = {"messages": [HumanMessage(text)]}
+        state = await agent.ainvoke(given) if asynchronous else agent.invoke(given)
+        assert state["messages"][-1].content == answers
+        assert len(other.seen) == (text != "bad")
+        if text == "odd":
+            assert other.seen[0][0] == SystemMessage(CAUTION)
 
 
 async def test_our_models_refusal_ends_the_run(chat_for):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from guardrail_langchain import GuardrailRunnable
@@ -12,7 +13,7 @@ from langchain_core.load import dumps
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import RunnableGenerator, RunnableLambda, RunnableParallel
 
 from guardrail import ConfigurationError, GuardrailViolation, UnsupportedContentError
 from guardrail.policy import CAUTION, REFUSAL, Limits
@@ -114,6 +115,23 @@ def test_a_stand_in_without_a_next_step_is_an_error(step_for, model):
 def test_annotated_and_shadowed_inputs_go_on(step_for, model):
     for options in ({"on_flag": "annotate"}, {"policy": {"mode": "shadow"}}):
         assert (step_for(Action.FLAG, **options) | model).invoke("hi").content == "an answer"
+
+
+def test_a_streamed_input_is_checked_whole(step_for):
+    def pieces(chunks):
+        for _ in chunks:
+            yield from ("how ", "are ", "you")
+
+    made = RunnableParallel(q=RunnableGenerator(pieces), other=RunnableLambda(lambda _: 1))
+    step = step_for(key="q")
+    seen = []
+    check = step.guard.check
+    step.guard = SimpleNamespace(
+        policy=step.guard.policy, check=lambda chat: (seen.append(chat), check(chat))[1]
+    )
+    [value] = list((made | step).stream("x"))
+    assert value == {"q": "how are you", "other": 1}
+    assert seen == [[{"role": "user", "content": "how are you"}]]
 
 
 # ---- a model that is not ours cannot be steered
