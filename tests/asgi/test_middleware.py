@@ -195,15 +195,19 @@ def test_an_app_that_is_wrapped_by_hand_answers_in_its_own_form(word_guard, ask)
 def test_raise_hands_the_violation_to_the_middleware_outside(echo, word_guard):
     caught = []
 
-    async def catching(request, call_next):
-        try:
-            return await call_next(request)
-        except GuardrailViolation as error:
-            caught.append(error.verdict.action)
-            return PlainTextResponse("caught")
+    class Catching:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            try:
+                await self.app(scope, receive, send)
+            except GuardrailViolation as error:
+                caught.append(error.verdict.action)
+                await PlainTextResponse("caught")(scope, receive, send)
 
     app = echo(word_guard(), on_flag="raise")
-    app.app.add_middleware(BaseHTTPMiddleware, dispatch=catching)
+    app.app.add_middleware(Catching)
     assert app.post(json=user("bad")).text == "caught"
     assert caught == [Action.FLAG]
 
