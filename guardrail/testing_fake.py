@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guardrail.policy import Policy
-from guardrail.types import Action, Modality, Verdict
+from guardrail.requests.messages import to_request
+from guardrail.requests.tools import call_text
+from guardrail.types import Action, Modality, Request, TextPart, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,8 +23,9 @@ class FakeGuard:
         guard = FakeGuard(flag=["bomb"])
         app = GuardrailRunnable(guard=guard) | model
 
-    It goes wherever an adapter or `guarded` only checks. What it was asked is in `seen`; what
-    holds "outage" fails as a detector does.
+    It goes wherever an adapter or `guarded` only checks. It reads what a guard reads (and refuses
+    what a guard refuses), but sees no word in a picture. What it was asked is in `seen`; what holds
+    "outage" fails as a detector does.
     """
 
     def __init__(
@@ -43,8 +46,9 @@ class FakeGuard:
 
     def check(self, value: Any, /, *, tools: Tools | None = None) -> Verdict:
         """The verdict of one request."""
+        request = to_request(value, policy=self.policy, tools=tools)  # refuses what a guard does
         self.seen.append(copy.deepcopy(value))
-        text = repr((value, tools))
+        text = _said(request)
         would_be = next(
             (action for action, words in self._rules.items() if any(w in text for w in words)),
             Action.PASS,
@@ -83,3 +87,12 @@ class FakeGuard:
         return replace(
             verdict, action=action, would_be=would_be, score=None, reason="detector_failed"
         )
+
+
+def _said(request: Request) -> str:
+    """Every text of a request, a line each."""
+    lines = [str(tool) for tool in request.tools]
+    for message in request.messages:
+        lines += [part.text for part in message.parts if isinstance(part, TextPart)]
+        lines += [call_text(call) for call in message.tool_calls]
+    return "\n".join(lines)

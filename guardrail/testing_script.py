@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ def scripted(
     replaced, so tool calls and agents can be tested without a model that has learned to call tools.
     """
     owner: Any = model
-    original = owner.generate
+    outer = vars(owner).get("generate")  # of a script around this one
+    # not the outer one itself: of two scripts the inner one speaks
+    original = functools.partial(type(owner).generate, owner)
 
     def generate(*args: Any, **options: Any) -> Any:
         forced = _Forced(getattr(processor, "tokenizer", processor), script)
@@ -37,7 +40,10 @@ def scripted(
     try:
         yield
     finally:
-        del owner.generate
+        if outer is None:
+            del owner.generate
+        else:
+            owner.generate = outer
 
 
 class _Forced(LogitsProcessor):

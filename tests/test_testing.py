@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from guardrail.errors import ArtefactFormatError
+from guardrail.errors import ArtefactFormatError, UnsupportedContentError
 from guardrail.guard import Guard
-from guardrail.testing import FAMILIES, scripted, tiny_artefact, tiny_model
+from guardrail.testing import FAMILIES, FakeGuard, scripted, tiny_artefact, tiny_model
 from guardrail.types import Modality
 
 ASK = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
@@ -127,3 +127,27 @@ def test_a_scripted_model_says_its_lines_and_is_itself_again_afterwards():
     assert score == pytest.approx(before.verdict.score, abs=1e-5)
     assert guard.generate("hi", max_new_tokens=3).token_ids == before.token_ids
     guard.close()
+
+
+def test_of_nested_scripts_the_inner_one_speaks_and_the_outer_one_returns():
+    model, processor = tiny_model("llama")
+    artefact = tiny_artefact(model, processor, tau_steer=99, tau_flag=99)
+    with Guard((model, processor), artefact) as guard, scripted(model, processor, lambda _: "a"):
+        with scripted(model, processor, lambda _: "b"):
+            assert guard.generate("hi").text == "b"
+        assert guard.generate("hi").text == "a"
+    assert "generate" not in vars(model)
+
+
+def test_a_fake_guard_reads_what_a_guard_reads_and_refuses_what_it_refuses(picture):
+    fake = FakeGuard(flag=['it\'s "x"', "a\nb"])
+    assert fake.check('so it\'s "x"').action == "flag"
+    assert fake.check([{"role": "user", "content": "a\nb"}]).action == "flag"
+    call = {"name": "f", "args": {"q": "a\nb"}}
+    chat = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert fake.check(chat).action == "pass"  # there it is written as JSON
+    assert fake.check(picture()).action == "pass"
+    assert len(fake.seen) == 4
+    for wrong in ([], [{"role": "user", "content": [{"type": "audio"}]}]):
+        with pytest.raises(UnsupportedContentError):
+            fake.check(wrong)

@@ -184,6 +184,8 @@ class TinyReaderModel(LlavaModel):
             now = now.masked_scatter(input_ids == self.config.image_token_id, empty)
         past = 0 if cache is None else int(cache.get_seq_length())
         before = now.new_zeros(len(now), 0) if before is None else before[:, :past]
+        if len(before) != len(now):  # the cache's rows were repeated since
+            before = before.repeat_interleave(len(now) // len(before), dim=0)
         return torch.cat([F.pad(before, (0, past - before.shape[1])), now], dim=1)
 
 

@@ -70,7 +70,7 @@ def _marked(text: str) -> tuple[str, tuple[ToolCall, ...]]:
             calls += read
             end = block.end()
     rest.append(text[end:])
-    return "".join(rest).strip() if calls else text, tuple(calls)
+    return "".join(rest).rstrip() if calls else text, tuple(calls)
 
 
 def _objects(text: str) -> tuple[ToolCall, ...]:
@@ -107,7 +107,7 @@ def _call(value: object) -> ToolCall | None:
             arguments = json.loads(arguments)
         except ValueError:
             return None
-    if not isinstance(arguments, dict):
+    if not isinstance(arguments, dict) or not _is_json(arguments):
         return None
     label = value.get("id")
     name = str(value["name"])
@@ -116,6 +116,14 @@ def _call(value: object) -> ToolCall | None:
         arguments=arguments,
         id=label if isinstance(label, str) and label else f"call_{uuid.uuid4().hex[:24]}",
     )
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 class CallReader:
@@ -129,8 +137,10 @@ class CallReader:
         self._tokenizer, self._tools = tokenizer, tools
         templated = getattr(tokenizer, "response_template", None) is not None
         marks = () if templated else (*MARKERS, "</tool_call>")
-        pairs = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
-        unread = {token for token, text in pairs if text not in marks}
+        pairs = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        added = tokenizer.added_tokens_decoder.items()
+        pairs |= {token: str(text) for token, text in added if text.special}
+        unread = {token for token, text in pairs.items() if text not in marks}
         self._unread = {tokenizer.eos_token_id, tokenizer.pad_token_id} if templated else unread
         self._held, self._begun, self._calling = "", False, templated
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.outputs import ChatGeneration, ChatResult
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import override
 
 from guardrail import Guard
 from guardrail.errors import UnsupportedModelError
+from guardrail.model.fingerprint import fingerprint
 from guardrail_langchain import replies
-from guardrail_langchain.concurrency import bounded
+from guardrail_langchain.caching import digest, with_data
+from guardrail_langchain.concurrency import bounded, in_slices, room
 from guardrail_langchain.messages import to_chat
 from guardrail_langchain.settings import NAMES, guard_options, offered_tools
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from langchain_core.language_models import LanguageModelInput
     from langchain_core.messages import AIMessage, BaseMessage
-    from langchain_core.outputs import ChatGenerationChunk
+    from langchain_core.outputs import ChatGenerationChunk, LLMResult
     from langchain_core.runnables import Runnable, RunnableConfig
     from langchain_core.tools import BaseTool
 
@@ -66,11 +66,18 @@ class ChatGuardedVLM(BaseChatModel):
     streaming: bool = False
     """Whether `invoke` works by streaming, too, so that callbacks see tokens."""
 
+    _weights: str = PrivateAttr(default="")
+
     @model_validator(mode="after")
     def _named(self) -> Self:
-        if not self.model_name:
-            self.model_name = self.guard.loaded.name
+        self.model_name = self.model_name or self.guard.loaded.name
+        # of the model that runs: an artefact of another one may have been allowed
+        self._weights = digest(fingerprint(self.guard.loaded).model_dump(mode="json"))
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy on the same guard, which holds a loaded model and is shared."""
+        return self.model_copy()
 
     @property
     @override
@@ -84,17 +91,16 @@ class ChatGuardedVLM(BaseChatModel):
         policy = self.guard.policy.model_dump(mode="json")
         for name in ("actions", "allowed_hosts"):
             policy[name] = sorted(policy[name])
-        text = json.dumps(policy, sort_keys=True)
         fields = self._fields()
         return {
             "model_name": self.model_name,
             "artefact_id": self.guard.artefact.artefact_id,
-            "model_fingerprint": _model_digest(self.guard),
+            "model_fingerprint": self._weights,
             "mode": self.guard.policy.mode,
             "thresholds": {
                 str(kind): [each.steer, each.flag] for kind, each in self.guard.thresholds.items()
             },
-            "policy_digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "policy_digest": digest(policy),
             "own_stop": self.stop,  # under "stop" LangChain puts the call's
             **{name: fields[name] for name in NAMES if name != "timeout"},
         }
@@ -150,6 +156,25 @@ class ChatGuardedVLM(BaseChatModel):
                 yield replies.last_chunk(stream.result, self.model_name)
 
     @override
+    def generate(self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any) -> LLMResult:
+        """Answers to several chats; pictures become data, so that traces and caches see them."""
+        return super().generate([list(map(with_data, chat)) for chat in messages], *args, **kwargs)
+
+    @override
+    async def agenerate(
+        self, messages: list[list[BaseMessage]], *args: Any, **kwargs: Any
+    ) -> LLMResult:
+        """`generate` for event loops; no more at once than the guard's queue takes."""
+        chats = [list(map(with_data, chat)) for chat in messages]
+        return await in_slices(super().agenerate, chats, room(self.guard), args, kwargs)
+
+    @override
+    def get_token_ids(self, text: str) -> list[int]:
+        """Tokens of the guarded model's own tokenizer."""
+        ids: list[int] = self.guard.loaded.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    @override
     def batch(
         self,
         inputs: list[LanguageModelInput],
@@ -168,6 +193,20 @@ class ChatGuardedVLM(BaseChatModel):
     ) -> list[AIMessage]:
         """`batch` for event loops."""
         return await super().abatch(inputs, bounded(config, len(inputs), self.guard), **kwargs)
+
+    @override
+    def batch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """`batch` in the order of completion."""
+        return super().batch_as_completed(
+            inputs, bounded(config, len(inputs), self.guard), **kwargs
+        )
+
+    @override
+    def abatch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """`abatch` in the order of completion."""
+        return super().abatch_as_completed(
+            inputs, bounded(config, len(inputs), self.guard), **kwargs
+        )
 
     @override
     def bind_tools(
@@ -204,9 +243,3 @@ class ChatGuardedVLM(BaseChatModel):
         answer = replies.message(result, self.model_name)
         info = {"finish_reason": replies.finish_reason(result)}
         return ChatResult(generations=[ChatGeneration(message=answer, generation_info=info)])
-
-
-def _model_digest(guard: Guard) -> str:
-    """The checkpoint that the artefact was fitted on; the running one is the same or allowed."""
-    text = guard.artefact.header.fingerprint.model_dump_json()
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

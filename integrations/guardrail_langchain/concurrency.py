@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.runnables.config import get_config_list
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from langchain_core.messages import BaseMessage
+    from langchain_core.outputs import LLMResult
     from langchain_core.runnables import RunnableConfig
 
     from guardrail.settling import Checker
@@ -22,10 +26,39 @@ def bounded(
     """
     if count == 0:
         return None
-    limits = guard.policy.limits
-    room = min(2 * limits.batch, limits.queue)
+    most = room(guard)
     configs = get_config_list(config, count)
     return [
-        cast("RunnableConfig", {**each, "max_concurrency": each.get("max_concurrency") or room})
+        cast("RunnableConfig", {**each, "max_concurrency": each.get("max_concurrency") or most})
         for each in configs
     ]
+
+
+def room(guard: Checker) -> int:
+    """How many requests one caller should have under way."""
+    limits = guard.policy.limits
+    return min(2 * limits.batch, limits.queue)
+
+
+async def in_slices(
+    ask: Callable[..., Awaitable[LLMResult]],
+    chats: list[list[BaseMessage]],
+    size: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> LLMResult:
+    """`agenerate` for `size` chats after the others, as one result.
+
+    A run's id belongs to the first slice.
+    """
+    found = [
+        await ask(
+            chats[at : at + size], *args, **(kwargs if at == 0 else kwargs | {"run_id": None})
+        )
+        for at in range(0, max(len(chats), 1), size)
+    ]
+    first, *rest = found
+    for more in rest:
+        first.generations += more.generations
+        first.run = [*(first.run or []), *(more.run or [])]
+    return first

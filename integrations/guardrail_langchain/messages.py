@@ -18,43 +18,57 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import PromptValue
 
 from guardrail.errors import UnsupportedContentError
+from guardrail_langchain.blocks import legible, parts_of
 
 if TYPE_CHECKING:
     from langchain_core.language_models import LanguageModelInput
 
 Chat = list[dict[str, Any]]
-
-# What a block says about itself, beside its content; citations repeat what the text already says.
-_ABOUT = frozenset({"annotations", "citations", "extras", "id", "index"})
+_CALL_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use")
 
 
-def to_chat(value: LanguageModelInput | BaseMessage) -> Chat:
+def to_chat(value: LanguageModelInput | BaseMessage | Mapping[str, Any]) -> Chat:
     """A prompt, a prompt value or messages in any form LangChain takes, as a guard's chat.
 
-    Blocks are read in LangChain's standard form (`content_blocks`), so v1 blocks, the older
-    `source_type` form and OpenAI's and Anthropic's forms all arrive. Reasoning counts as text: a
-    later model may read it.
+    Blocks may be LangChain's (v1, or the older `source_type` form), OpenAI's or Anthropic's.
+    Reasoning, citations and what else stands beside an answer count as text: a later model may read
+    it.
 
     Raises:
-        UnsupportedContentError: a message or block that a guard cannot score, by its type's name.
+        UnsupportedContentError: a message or block that a guard cannot score, by its type's name,
+            or a value that is no chat.
     """
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
+    return [_turn(message, f"messages[{i}]") for i, message in enumerate(to_messages(value))]
+
+
+def to_messages(value: Any) -> list[BaseMessage]:
+    """The same input as LangChain's own messages."""
     if isinstance(value, PromptValue):
-        messages = value.to_messages()
-    elif isinstance(value, BaseMessage):
-        messages = [value]
-    else:
-        messages = convert_to_messages(value)
-    return [_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
+        return value.to_messages()
+    if isinstance(value, BaseMessage):
+        return [value]
+    if isinstance(value, Mapping) and ("role" in value or "type" in value):
+        return convert_to_messages([dict(value)])
+    if not isinstance(value, list | tuple):
+        kind = type(value).__name__
+        hint = "; say which key holds it (key=...)" if isinstance(value, Mapping) else ""
+        raise UnsupportedContentError(f"a {kind} is no prompt and no chat{hint}")
+    return convert_to_messages(value)
 
 
 def content_parts(content: str | Sequence[str | Mapping[str, Any]], what: str) -> Any:
     """The content of a message, or of a tool's output: a str, or parts that a guard reads."""
     if isinstance(content, str):
         return content
-    blocks = HumanMessage(content=list(content)).content_blocks  # type: ignore[arg-type]
-    return [_part(dict(block), f"{what}.content[{i}]") for i, block in enumerate(blocks)]
+    return _lone_text(
+        [
+            part
+            for i, block in enumerate(content)
+            for part in parts_of(block, f"{what}.content[{i}]")
+        ]
+    )
 
 
 def _turn(message: BaseMessage, what: str) -> dict[str, Any]:
@@ -87,33 +101,40 @@ def _assistant(message: AIMessage, what: str) -> dict[str, Any]:
         _call(call.get("name") or "", call.get("args") or "", call.get("id"))
         for call in message.invalid_tool_calls
     ]
-    known = {call["id"] for call in calls}
-    parts: list[Any] = []
-    for i, block in enumerate(message.content_blocks):
-        unwrapped = _unwrapped(dict(block))
-        call = _call_block(unwrapped)
+    blocks = [message.content] if isinstance(message.content, str) else message.content
+    parts = [part for text in _beside(message) for part in parts_of(text, what)]
+    for i, block in enumerate(blocks):
+        call = _call_block(block)
         if call is None:
-            parts.append(_part(unwrapped, f"{what}.content[{i}]"))
-        elif call["id"] not in known:
+            parts += parts_of(block, f"{what}.content[{i}]") if block != "" else []
+        elif call not in calls:  # the same id with other arguments is another call
             calls.append(call)
-    turn: dict[str, Any] = {"role": "assistant", "content": _joined(parts)}
+    turn: dict[str, Any] = {"role": "assistant", "content": _lone_text(parts)}
     more = message.additional_kwargs
     if calls:
         turn["tool_calls"] = calls
-    elif more.get("function_call"):
+    if more.get("function_call"):
         turn["function_call"] = more["function_call"]
     if more.get("refusal"):
         turn["refusal"] = more["refusal"]
     return turn
 
 
-def _joined(parts: list[Any]) -> Any:
-    """A lone text as a str, which is how it was most likely written."""
+def _beside(message: AIMessage) -> list[str]:
+    """What providers put beside an answer's content: reasoning, and the words of a recording."""
+    more = message.additional_kwargs
+    audio = more.get("audio")
+    spoken = audio.get("transcript") if isinstance(audio, Mapping) else None
+    said = [legible(more.get(key)) for key in ("reasoning_content", "reasoning")]
+    return [text for text in (*said, legible(spoken)) if text]
+
+
+def _lone_text(parts: list[dict[str, Any]]) -> Any:
+    """A lone text as a str, which is how it was most likely written; no parts as none."""
     if not parts:
         return ""
-    if len(parts) == 1 and parts[0].get("type") == "text":
-        return parts[0]["text"]
-    return parts
+    only = parts[0]
+    return only["text"] if len(parts) == 1 and set(only) == {"type", "text"} else parts
 
 
 def _call(name: str, arguments: Mapping[str, Any] | str, label: str | None) -> dict[str, Any]:
@@ -124,42 +145,9 @@ def _call(name: str, arguments: Mapping[str, Any] | str, label: str | None) -> d
     }
 
 
-def _call_block(block: Mapping[str, Any]) -> dict[str, Any] | None:
+def _call_block(block: Any) -> dict[str, Any] | None:
     """A block that calls a tool, in LangChain's or in Anthropic's form."""
-    match block.get("type"):
-        case "tool_call" | "tool_call_chunk" | "invalid_tool_call":
-            return _call(block.get("name") or "", block.get("args") or {}, block.get("id"))
-        case "tool_use":
-            return _call(block.get("name") or "", block.get("input") or {}, block.get("id"))
-        case _:
-            return None
-
-
-def _part(block: dict[str, Any], what: str) -> dict[str, Any]:
-    """One block as a part that a guard reads; unknown types and keys are refused by the guard."""
-    block = _unwrapped(block)
-    kind = block.get("type")
-    rest = {key: value for key, value in block.items() if key not in _ABOUT}
-    match kind:
-        case "text" | "image" | "image_url" | "input_image" | "refusal":
-            return rest
-        case "text-plain" if isinstance(rest.get("text"), str):
-            return {"type": "text", "text": rest["text"]}
-        case "reasoning" if "reasoning" in rest:
-            return {"type": "text", "text": rest["reasoning"]}
-        case "thinking" if "thinking" in rest:
-            return {"type": "text", "text": rest["thinking"]}
-        case "reasoning":  # an encrypted trace: nothing in it is legible, to a model or a guard
-            return {"type": "text", "text": ""}
-        case _:
-            raise UnsupportedContentError(
-                f"{what} is a {str(kind)[:80]!r} block, which a guard cannot score; convert it to "
-                "text or pictures first"
-            )
-
-
-def _unwrapped(block: dict[str, Any]) -> dict[str, Any]:
-    """What LangChain itself did not know, as it was sent."""
-    if block.get("type") == "non_standard" and isinstance(block.get("value"), Mapping):
-        return dict(block["value"])
-    return block
+    if not isinstance(block, Mapping) or block.get("type") not in _CALL_BLOCKS:
+        return None
+    arguments = block.get("input" if block["type"] == "tool_use" else "args")
+    return _call(block.get("name") or "", arguments or {}, block.get("id"))

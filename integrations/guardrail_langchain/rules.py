@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from langchain_core.messages import BaseMessage, SystemMessage
+from langchain_core.messages import SystemMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 
 from guardrail.caution import with_caution
 from guardrail.settling import settled
+from guardrail_langchain.messages import to_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from langchain_core.messages import BaseMessage
 
     from guardrail import Verdict
     from guardrail.policy import Policy
@@ -62,11 +65,9 @@ def cautioned_input(value: Any, words: str) -> Any | None:
         return StringPromptValue(text=cast("str", with_caution(value.text, words)))
     if isinstance(value, PromptValue):
         return ChatPromptValue(messages=cautioned_messages(value.to_messages(), words))
-    if isinstance(value, BaseMessage):
-        return cautioned_messages([value], words)
-    if isinstance(value, list) and value and all(isinstance(m, BaseMessage) for m in value):
-        return cautioned_messages(value, words)
-    return with_caution(value, words)
+    if isinstance(value, str) or not value:
+        return with_caution(value, words)
+    return cautioned_messages(to_messages(value), words)
 
 
 def cautioned_messages(messages: list[BaseMessage], words: str) -> list[Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.runnables import Runnable, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
 from pydantic import ConfigDict, Field, SkipValidation
@@ -13,8 +12,9 @@ from typing_extensions import override
 
 from guardrail.errors import ConfigurationError
 from guardrail.settling import Checker, OnFlag, stopped
-from guardrail_langchain import replies
 from guardrail_langchain.concurrency import bounded
+from guardrail_langchain.events import atell, tell
+from guardrail_langchain.inputs import Refusal, item_at, whole, writes_str
 from guardrail_langchain.messages import to_chat
 from guardrail_langchain.rules import Outcome, no_place, outcome
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from guardrail import Verdict
-
-EVENT = "guardrail_verdict"
 
 
 class GuardrailRunnable(RunnableSerializable[Any, Any]):
@@ -94,6 +92,18 @@ class GuardrailRunnable(RunnableSerializable[Any, Any]):
         return await super().abatch(inputs, bounded(config, len(inputs), self.guard), **kwargs)
 
     @override
+    def batch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        return super().batch_as_completed(
+            inputs, bounded(config, len(inputs), self.guard), **kwargs
+        )
+
+    @override
+    def abatch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        return super().abatch_as_completed(
+            inputs, bounded(config, len(inputs), self.guard), **kwargs
+        )
+
+    @override
     def stream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Any]:
@@ -130,22 +140,25 @@ class GuardrailRunnable(RunnableSerializable[Any, Any]):
 
     def _invoke(self, value: Any, config: RunnableConfig, **kwargs: Any) -> Any:
         after = self._settle(value, self.guard.check(self._chat(value)))
-        dispatch_custom_event(EVENT, after.verdict.to_dict(), config=config)
+        tell(after.verdict, config)
         step = self._next(after)
         return after.value if step is None else step.invoke(after.value, config, **kwargs)
 
     async def _ainvoke(self, value: Any, config: RunnableConfig, **kwargs: Any) -> Any:
         after = self._settle(value, await self.guard.acheck(self._chat(value)))
-        await adispatch_custom_event(EVENT, after.verdict.to_dict(), config=config)
+        await atell(after.verdict, config)
         step = self._next(after)
         return after.value if step is None else await step.ainvoke(after.value, config, **kwargs)
 
     def _transform(
         self, chunks: Iterator[Any], config: RunnableConfig, **kwargs: Any
     ) -> Iterator[Any]:
-        value = _whole(list(chunks))
+        pieces = list(chunks)
+        if not pieces:
+            return
+        value = whole(pieces)
         after = self._settle(value, self.guard.check(self._chat(value)))
-        dispatch_custom_event(EVENT, after.verdict.to_dict(), config=config)
+        tell(after.verdict, config)
         step = self._next(after)
         if step is None:
             yield after.value
@@ -155,9 +168,12 @@ class GuardrailRunnable(RunnableSerializable[Any, Any]):
     async def _atransform(
         self, chunks: AsyncIterator[Any], config: RunnableConfig, **kwargs: Any
     ) -> AsyncIterator[Any]:
-        value = _whole([chunk async for chunk in chunks])
+        pieces = [chunk async for chunk in chunks]
+        if not pieces:
+            return
+        value = whole(pieces)
         after = self._settle(value, await self.guard.acheck(self._chat(value)))
-        await adispatch_custom_event(EVENT, after.verdict.to_dict(), config=config)
+        await atell(after.verdict, config)
         step = self._next(after)
         if step is None:
             yield after.value
@@ -176,8 +192,8 @@ class GuardrailRunnable(RunnableSerializable[Any, Any]):
         if self._answers and self.bound is None:
             raise ConfigurationError(
                 "a fallback or refusal stands in for the next step, and there is none inside; "
-                "write prompt | (guard_step | model), or catch GuardrailViolation with "
-                "with_fallbacks"
+                "write prompt | (guard_step | model), with_config behind it, or catch "
+                "GuardrailViolation with with_fallbacks"
             )
 
     def _chat(self, value: Any) -> Any:
@@ -185,7 +201,7 @@ class GuardrailRunnable(RunnableSerializable[Any, Any]):
         if self.select is not None:
             value = self.select(value)
         elif self.key is not None:
-            value = _at(value, self.key)
+            value = item_at(value, self.key)
         return to_chat(value)
 
     def _settle(self, value: Any, verdict: Verdict) -> Outcome:
@@ -198,7 +214,7 @@ class GuardrailRunnable(RunnableSerializable[Any, Any]):
             return outcome(verdict, policy, on_flag, value, put=no_place)
         if self.key is None:
             return outcome(verdict, policy, on_flag, value)
-        after = outcome(verdict, policy, on_flag, _at(value, self.key))
+        after = outcome(verdict, policy, on_flag, item_at(value, self.key))
         return Outcome(after.verdict, {**value, self.key: after.value}, after.stops)
 
     def _next(self, after: Outcome) -> Runnable[Any, Any] | None:
@@ -209,39 +225,4 @@ class GuardrailRunnable(RunnableSerializable[Any, Any]):
             raise stopped(after.verdict, self.guard.policy)
         if self.fallback is not None:
             return self.fallback
-        return _Refusal(self.guard.policy.refusal_message, after.verdict, _writes_str(self.bound))
-
-
-class _Refusal(Runnable[Any, Any]):
-    """Answers anything with a policy's refusal, as a str where the step it stands for gives one."""
-
-    def __init__(self, text: str, verdict: Verdict, plain: bool) -> None:
-        self._answer = text if plain else replies.refusal(text, verdict)
-
-    @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return self._answer
-
-
-def _writes_str(step: Runnable[Any, Any]) -> bool:
-    try:
-        return step.OutputType is str
-    except TypeError:  # a step that does not tell
-        return False
-
-
-def _at(value: Any, key: str) -> Any:
-    if not isinstance(value, Mapping) or key not in value:
-        raise ConfigurationError(f"this input has no {key!r}, which is to be checked")
-    return value[key]
-
-
-def _whole(chunks: list[Any]) -> Any:
-    """The chunks of a streamed input as one value, joined as LangChain's own steps join them."""
-    whole = chunks[0]
-    for chunk in chunks[1:]:
-        try:
-            whole = whole + chunk
-        except TypeError:  # whole values one after the other: the last one counts
-            whole = chunk
-    return whole
+        return Refusal(self.guard.policy.refusal_message, after.verdict, writes_str(self.bound))

@@ -46,12 +46,14 @@ def guard_options(
         if wanted in NAMES:
             options[wanted] = value
         elif wanted == "tools":
-            options["tools"] = list(value)
+            options["tools"] = offered_tools(value or (), given.get("tool_choice")) or None
         elif wanted not in _IGNORED:
             raise ConfigurationError(
                 f"a guard knows no setting {name!r}; known are {', '.join((*NAMES, 'stop'))}"
             )
     stops = fields.get("stop") if stop is None else stop
+    if isinstance(stops, str):
+        raise ConfigurationError(f"stop must be a list of strings; write [{stops!r}]")
     if stops:
         options["stop"] = tuple(stops)
     return {name: value for name, value in options.items() if value is not None}

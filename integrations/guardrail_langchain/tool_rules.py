@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.tools.base import TOOL_MESSAGE_BLOCK_TYPES
@@ -14,7 +15,8 @@ from langgraph.types import Command
 from guardrail.errors import ConfigurationError
 from guardrail.settling import Checker, OnFlag, stopped
 from guardrail.tool_chats import call_chat, result_chat
-from guardrail_langchain.messages import content_parts
+from guardrail_langchain.commands import command_messages, command_texts, with_messages
+from guardrail_langchain.messages import content_parts, to_chat
 from guardrail_langchain.replies import metadata
 from guardrail_langchain.rules import no_place, outcome
 
@@ -22,34 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from guardrail import Verdict
+    from guardrail_langchain.judging import Judging
     from guardrail_langchain.rules import Outcome
 
 Side = Literal["arguments", "result"]
-T = TypeVar("T")
-Judging = Generator[Any, "Verdict", T]
-"""Yields chats, is sent their verdicts, returns what came of them."""
-
-
-def judged(steps: Judging[T], check: Callable[[Any], Verdict]) -> T:
-    """Run the steps with a blocking guard."""
-    try:
-        chat = next(steps)
-        while True:
-            chat = steps.send(check(chat))
-    except StopIteration as end:
-        done: T = end.value
-        return done
-
-
-async def ajudged(steps: Judging[T], acheck: Callable[[Any], Any]) -> T:
-    """Run the steps without blocking the event loop."""
-    try:
-        chat = next(steps)
-        while True:
-            chat = steps.send(await acheck(chat))
-    except StopIteration as end:
-        done: T = end.value
-        return done
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +47,9 @@ class ToolRules:
     on_flag: OnFlag | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sides that a call does not have."""
+        """Refuse sides that a call does not have, and an `on_flag` that means nothing."""
+        if self.on_flag not in (None, *get_args(OnFlag)):
+            raise ConfigurationError(f"on_flag={self.on_flag!r}: refuse, raise or annotate")
         if not self.sides <= set(get_args(Side)):
             raise ConfigurationError(
                 f"check={sorted(self.sides)} may hold only 'arguments' and 'result'"
@@ -80,7 +60,7 @@ class ToolRules:
         if "arguments" not in self.sides:
             return None
         written = arguments if isinstance(arguments, str) else _plain(arguments)
-        after = self._settle((yield call_chat(name, written)), arguments, no_place)
+        after = yield call_chat(name, written), partial(self._settle, arguments, no_place)
         return self._refusal(name, call_id, after.verdict) if after.stops else None
 
     def after(self, name: str, output: Any, call_id: str | None) -> Judging[Judgement]:
@@ -88,9 +68,9 @@ class ToolRules:
         if "result" not in self.sides:
             return Judgement(output)
         if isinstance(output, ToolMessage):
-            return Judgement((yield from self._message(output)))
+            return (yield from self._message(name, output))
         if isinstance(output, Command):
-            return Judgement((yield from self._command(output)))
+            return (yield from self._command(name, output, call_id))
         if isinstance(output, list) and output and all(map(_is_output, output)):
             found = []
             for item in output:
@@ -98,49 +78,60 @@ class ToolRules:
             return Judgement(found)
         shown = _shown(output)
         chat = result_chat(content_parts(shown, f"the result of {name}"))
-        after = self._settle((yield chat), shown, _before_content)
+        after = yield chat, partial(self._settle, shown, _before_content)
         if after.stops:
             return Judgement(self._refusal(name, call_id, after.verdict), refused=True)
         return Judgement(output if after.value is shown else after.value)
 
-    def _message(self, message: ToolMessage) -> Judging[ToolMessage]:
-        chat = result_chat(content_parts(message.content, f"the result of {message.name}"))
-        after = self._settle((yield chat), message.content, _before_content)
+    def _message(self, name: str, message: ToolMessage) -> Judging[Judgement]:
+        chat = result_chat(content_parts(message.content, f"the result of {name}"))
+        after = yield chat, partial(self._settle, message.content, _before_content)
         if after.stops:
-            refused = self._refusal(message.name or "tool", message.tool_call_id, after.verdict)
-            with_id: ToolMessage = refused.model_copy(update={"id": message.id})
-            return with_id
+            refused = self._refusal(message.name or name, message.tool_call_id, after.verdict)
+            return Judgement(refused.model_copy(update={"id": message.id}), refused=True)
         if after.value is message.content:
-            return message
-        return message.model_copy(update={"content": after.value})
+            return Judgement(message)
+        return Judgement(message.model_copy(update={"content": after.value}))
 
-    def _command(self, command: Command[Any]) -> Judging[Command[Any]]:
-        """A command whose new messages hold results."""
-        update = command.update
-        if not isinstance(update, Mapping) or not isinstance(update.get("messages"), list):
-            return command
-        found: list[Any] = []
-        for message in update["messages"]:
-            judged_one = message
+    def _command(self, name: str, command: Command[Any], call_id: str | None) -> Judging[Judgement]:
+        """A command, all of it: one flagged message or text holds the whole command back."""
+        found: dict[int, Any] = {}
+        for message in command_messages(command):
             if isinstance(message, ToolMessage):
-                judged_one = yield from self._message(message)
-            found.append(judged_one)
-        if all(a is b for a, b in zip(found, update["messages"], strict=True)):
-            return command
-        return replace(command, update={**update, "messages": found})
+                judgement = yield from self._message(name, message)
+                if judgement.refused:
+                    return judgement
+                found[id(message)] = judgement.value
+            elif (
+                refused := (yield from self._other(name, to_chat([message]), call_id))
+            ) is not None:
+                return Judgement(refused, refused=True)
+        words = "\n".join(command_texts(command))
+        if words:
+            refused = yield from self._other(name, result_chat(words), call_id)
+            if refused is not None:
+                return Judgement(refused, refused=True)
+        return Judgement(with_messages(command, found))
+
+    def _other(self, name: str, chat: Any, call_id: str | None) -> Judging[Any]:
+        """What takes no caution: None when it passes, else a refusal."""
+        after = yield chat, partial(self._settle, chat, no_place)
+        return self._refusal(name, call_id, after.verdict) if after.stops else None
 
     def _settle(
-        self, verdict: Verdict, value: Any, put: Callable[[Any, str], Any | None]
+        self, value: Any, put: Callable[[Any, str], Any | None], verdict: Verdict
     ) -> Outcome:
         policy = self.guard.policy
-        on_flag = self.on_flag or policy.on_flag
-        after = outcome(verdict, policy, on_flag, value, put=put)
-        if after.stops and on_flag == "raise":
-            raise stopped(after.verdict, policy)
-        return after
+        return outcome(verdict, policy, self.on_flag or policy.on_flag, value, put=put)
 
     def _refusal(self, name: str, call_id: str | None, verdict: Verdict) -> Any:
-        """An error result without a word of what is held back; a str where no call asked."""
+        """An error result without a word of what is held back; a str where no call asked.
+
+        Raises:
+            GuardrailViolation, DetectorError: under `on_flag="raise"`.
+        """
+        if (self.on_flag or self.guard.policy.on_flag) == "raise":
+            raise stopped(verdict, self.guard.policy)
         text = self.guard.policy.refusal_message
         if call_id is None:
             return text
@@ -167,8 +158,8 @@ def _shown(output: Any) -> Any:
     """A tool's output as LangChain shows it to a model: text, blocks, or anything else as JSON."""
     if isinstance(output, str):
         return output
-    if isinstance(output, list | tuple) and output and all(map(_is_block, output)):
-        return list(output)
+    if isinstance(output, list) and output and all(map(_is_block, output)):
+        return output
     try:
         return json.dumps(output, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):

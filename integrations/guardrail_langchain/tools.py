@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from langchain_core.tools import BaseTool
+from langchain_core.tools import BaseTool, ToolException
 
-from guardrail_langchain.tool_rules import ToolRules, ajudged, judged
+from guardrail_langchain.judging import ajudged, judged
+from guardrail_langchain.tool_rules import ToolRules
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from guardrail.settling import Checker, OnFlag
-    from guardrail_langchain.tool_rules import Judging, Side
+    from guardrail_langchain.judging import Judging
+    from guardrail_langchain.tool_rules import Side
 
 T = TypeVar("T", bound="BaseTool")
 
@@ -48,10 +49,10 @@ def guard_tool(
 
     Name, description, schema, injected arguments, artifacts, callbacks, error handling and both
     the sync and the async form stay the tool's own; the tool itself is not changed. What is
-    checked is what the model wrote (not what the app injects), and what the model will read:
-    texts and pictures of the result. A flagged call or result becomes a `ToolMessage` with status
-    "error" and the policy's refusal; what was held back is in neither its content nor its
-    artifact. `on_flag="raise"` raises `GuardrailViolation` instead.
+    checked is what the model wrote (not what the app injects), and what the model will read: texts
+    and pictures of the result, and the words of a `ToolException`. A flagged call or result becomes
+    a `ToolMessage` with status "error" and the policy's refusal; what was held back is in neither
+    its content nor its artifact. `on_flag="raise"` raises `GuardrailViolation` instead.
 
     A tool cannot be steered. Where the policy's `unsteerable` asks for a caution, it goes before a
     result; arguments have no place for one and count as flagged.
@@ -69,7 +70,7 @@ def guard_tool(
 
 def _guarded_class(kind: type[T], rules: ToolRules) -> type[T]:
     """A subclass that judges; signatures stay, since injection and callbacks are found in them."""
-    run, arun, inner, ainner = kind.run, kind.arun, kind._run, kind._arun
+    run, arun = kind.run, kind.arun
 
     @functools.wraps(run)
     def guarded_run(self: T, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -81,8 +82,16 @@ def _guarded_class(kind: type[T], rules: ToolRules) -> type[T]:
         with _serving(self, tool_input, kwargs):
             return await arun(self, tool_input, *args, **kwargs)
 
+    body: dict[str, Any] = {"run": guarded_run, "arun": guarded_arun}
+    body["_run"] = _sync_form(kind._run, rules)
+    if kind._arun is not BaseTool._arun:  # else it runs the sync form, which judges already
+        body["_arun"] = _async_form(kind._arun, rules)
+    return type(kind.__name__, (kind,), {**body, "__module__": kind.__module__})
+
+
+def _sync_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., Any]:
     @functools.wraps(inner)
-    def guarded(self: T, *args: Any, **kwargs: Any) -> Any:
+    def guarded(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
         call = _CALL.get() or _Call({"args": args}, None)
         if call.judged:
             return inner(self, *args, **kwargs)
@@ -90,10 +99,19 @@ def _guarded_class(kind: type[T], rules: ToolRules) -> type[T]:
         refused = judged(rules.before(self.name, call.written, call.call_id), check)
         if refused is not None:
             return _shaped(self, refused)
-        return judged(_after(self, rules, inner(self, *args, **kwargs), call), check)
+        try:
+            response = inner(self, *args, **kwargs)
+        except ToolException as error:  # its words become the result
+            held = judged(_said(self, rules, error), check)
+            raise held from (None if held is not error else error.__cause__)
+        return judged(_after(self, rules, response, call), check)
 
-    @functools.wraps(ainner)
-    async def aguarded(self: T, *args: Any, **kwargs: Any) -> Any:
+    return guarded
+
+
+def _async_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., Any]:
+    @functools.wraps(inner)
+    async def guarded(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
         call = _CALL.get() or _Call({"args": args}, None)
         check = rules.guard.acheck
         refused = await ajudged(rules.before(self.name, call.written, call.call_id), check)
@@ -101,15 +119,15 @@ def _guarded_class(kind: type[T], rules: ToolRules) -> type[T]:
             return _shaped(self, refused)
         token = _CALL.set(replace(call, judged=True))
         try:
-            response = await ainner(self, *args, **kwargs)
+            response = await inner(self, *args, **kwargs)
+        except ToolException as error:
+            held = await ajudged(_said(self, rules, error), check)
+            raise held from (None if held is not error else error.__cause__)
         finally:
             _CALL.reset(token)
         return await ajudged(_after(self, rules, response, call), check)
 
-    body: dict[str, Any] = {"run": guarded_run, "arun": guarded_arun, "_run": guarded}
-    if kind._arun is not BaseTool._arun:  # else it runs the sync form, which judges already
-        body["_arun"] = aguarded
-    return type(kind.__name__, (kind,), {**body, "__module__": kind.__module__})
+    return guarded
 
 
 @contextmanager
@@ -125,24 +143,9 @@ def _written(tool: BaseTool, tool_input: Any) -> Any:
     """What the model wrote of a tool's input, without what the app injects."""
     if not isinstance(tool_input, Mapping):
         return tool_input
-    named, schema = set(tool.args), tool.args_schema
-    # Keys beyond a plain JSON schema reach the tool too; what the app injects is no plain value.
-    open_ended = isinstance(schema, dict) or (
-        getattr(schema, "model_config", {}).get("extra") == "allow"
-    )
-    return {
-        key: value
-        for key, value in tool_input.items()
-        if key in named or (open_ended and _is_plain(value))
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
+    # LangChain's own rule for what its callbacks are shown; every other key may reach the tool, by
+    # an alias, a validator or `**kwargs`, whether the schema names it or not.
+    return tool._filter_injected_args(dict(tool_input))
 
 
 def _after(tool: BaseTool, rules: ToolRules, response: Any, call: _Call) -> Judging[Any]:
@@ -155,6 +158,15 @@ def _after(tool: BaseTool, rules: ToolRules, response: Any, call: _Call) -> Judg
     content, artifact = response
     judgement = yield from rules.after(tool.name, content, call.call_id)
     return judgement.value, None if judgement.refused else artifact
+
+
+def _said(tool: BaseTool, rules: ToolRules, error: ToolException) -> Judging[ToolException]:
+    """A tool's own error, or one with a refusal where its words may not be read."""
+    words = " ".join(str(each) for each in error.args)
+    if not words:
+        return error
+    judgement = yield from rules.after(tool.name, words, None)
+    return error if judgement.value is words else ToolException(judgement.value)
 
 
 def _shaped(tool: BaseTool, refused: Any) -> Any:

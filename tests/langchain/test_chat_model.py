@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,6 +16,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
+from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from guardrail import (
@@ -259,6 +261,75 @@ def test_a_cache_serves_no_answer_made_under_other_rules(chat_for):
         before = len(cache._cache)
         ChatGuardedVLM(guard=g, cache=cache, max_tokens=6, temperature=0).invoke("hi")
         assert len(cache._cache) == before + 1
+
+
+def test_a_cache_tells_pictures_and_running_models_apart(chat_for):
+    cache = InMemoryCache()
+    chat = chat_for(cache=cache, max_tokens=1)
+    picture = Image.new("RGB", (40, 30), "red")
+
+    def score(image):
+        answer = chat.invoke([HumanMessage([{"type": "image", "image": image}, "what is this"])])
+        return answer.response_metadata["verdict"]["score"]
+
+    first = score(picture)
+    picture.paste("blue", (0, 0, 40, 15))  # the same object, repainted in place
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": "what is this"}]
+    true = chat.guard.check([{"role": "user", "content": parts}]).score
+    assert score(picture) == pytest.approx(true, abs=1e-5)
+    assert abs(first - true) > 1e-3
+    entries = len(cache._cache)
+    assert score(picture) == pytest.approx(true, abs=1e-5)
+    assert len(cache._cache) == entries
+    model, processor = tiny_model("llava", seed=1)
+    artefact, policy = chat.guard.artefact, chat.guard.policy
+    with Guard((model, processor), artefact, policy=policy, allow_mismatch=True) as other:
+        twin = ChatGuardedVLM(guard=other, cache=cache, max_tokens=1, temperature=0)
+        one, two = twin._identifying_params, chat._identifying_params
+        assert one["model_fingerprint"] != two["model_fingerprint"]
+        assert {k: v for k, v in one.items() if k != "model_fingerprint"} == {
+            k: v for k, v in two.items() if k != "model_fingerprint"
+        }
+
+
+async def test_bulk_calls_of_every_kind_fit_the_queue(chat_for):
+    chat = chat_for(policy={"limits": Limits(queue=4, batch=2)}, max_tokens=2)
+    chats = [[HumanMessage(f"hi {i}")] for i in range(15)]
+    alone = [chat.invoke(messages).content for messages in chats]
+    result = await chat.agenerate(chats)
+    assert [g[0].text for g in result.generations] == alone
+    assert len(result.run) == 15
+    assert [g[0].text for g in chat.generate(chats).generations] == alone
+    found = dict([pair async for pair in chat.abatch_as_completed(chats)])
+    assert [found[i].content for i in range(15)] == alone
+    assert dict(chat.batch_as_completed(chats))[3].content == alone[3]
+    assert (await chat.agenerate([])).generations == []
+
+
+def test_tokens_are_counted_with_the_models_own_tokenizer(chat_for):
+    chat = chat_for()
+    ids = chat.guard.loaded.tokenizer.encode("hello", add_special_tokens=False)
+    assert chat.get_num_tokens("hello") == len(ids) > 0
+
+
+def test_a_copy_shares_the_guard(chat_for):
+    chat = chat_for()
+    copied = copy.deepcopy(chat)
+    assert copied.guard is chat.guard
+    assert copied.invoke("hi").content == chat.invoke("hi").content
+
+
+def test_a_lone_stop_string_is_refused_rather_than_read_letter_by_letter(chat_for):
+    with pytest.raises(ConfigurationError, match="list of strings"):
+        chat_for().invoke("hi", stop="abc")
+
+
+def test_tools_of_a_call_follow_its_choice(chat_for):
+    chat = chat_for(max_tokens=1)
+    plain = chat.invoke("hi").usage_metadata["input_tokens"]
+    for choice, more in (("none", False), ("auto", True)):
+        answer = chat.invoke("hi", tools=[find], tool_choice=choice)
+        assert (answer.usage_metadata["input_tokens"] > plain) is more
 
 
 def test_neither_guard_nor_weights_are_serialised(chat_for):

@@ -182,8 +182,60 @@ def test_what_else_an_answer_says_is_text():
     assert parts([thought]) == ["hmso"]
     reasoning = AIMessage([{"type": "reasoning", "reasoning": "hm"}, {"type": "reasoning"}, "so"])
     assert parts([reasoning]) == ["hmso"]
+    for block in (
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {
+            "type": "reasoning",
+            "content": [{"type": "text", "text": "hm"}],
+            "encrypted_content": "x",
+        },
+        {"type": "reasoning", "text": "hm", "id": "rs_1"},
+    ):
+        assert parts([AIMessage([block, "so"])]) == ["hmso"]
+    spoken = AIMessage("so", additional_kwargs={"audio": {"id": "a", "transcript": "hm"}})
+    assert parts([spoken]) == ["hmso"]
+    provider = {"model_provider": "groq"}
+    assert parts([AIMessage([{"type": "text", "text": "so"}], response_metadata=provider)]) == [
+        "so"
+    ]
     aside = AIMessage("so", additional_kwargs={"reasoning_content": "hm"})
     assert parts([aside]) == ["hmso"]
+
+
+def test_what_is_cited_is_read():
+    block = {"type": "text", "text": "so", "citations": [{"cited_text": "hm", "url": "x"}]}
+    assert parts([AIMessage([block])]) == ["sohm"]
+    same = {"type": "text", "text": "so", "annotations": [{"type": "citation", "cited_text": "so"}]}
+    assert parts([AIMessage([same])]) == ["so"]
+
+
+def test_a_call_with_the_same_id_and_other_arguments_is_another_call():
+    other = {"type": "tool_use", "id": "c1", "name": "find", "input": {"q": "other"}}
+    [found] = read([AIMessage(["I look.", other], tool_calls=[CALL])])
+    assert [call.arguments for call in found.tool_calls] == [{"q": "é"}, {"q": "other"}]
+
+
+def test_empty_content_is_empty_text():
+    assert parts([ToolMessage([], tool_call_id="1")]) == [""]
+    assert content_parts([], "result") == ""
+
+
+@pytest.mark.parametrize("value", [{"question": "bad"}, {"messages": [HumanMessage("bad")]}, {"a"}])
+def test_what_is_no_chat_is_refused_rather_than_read_by_its_keys(value):
+    with pytest.raises(UnsupportedContentError, match="no prompt and no chat"):
+        to_chat(value)
+
+
+def test_one_message_as_a_mapping_is_read():
+    assert read({"role": "user", "content": "hi"}) == read("hi")
+
+
+def test_documents_of_text_are_text_with_their_titles():
+    source = {"type": "text", "media_type": "text/plain", "data": "words"}
+    block = {"type": "document", "source": source, "title": "T", "context": "C"}
+    assert parts([HumanMessage([block])]) == ["T\nC\nwords"]
+    block = {"type": "text-plain", "text": "words", "mime_type": "text/plain", "title": "T"}
+    assert parts([HumanMessage([block])]) == ["T\nwords"]
 
 
 def test_plain_text_files_are_text():
@@ -202,6 +254,17 @@ def test_plain_text_files_are_text():
         ({"type": "server_tool_result", "tool_call_id": "1", "output": "x"}, "server_tool_result"),
         ({"type": "image", "file_id": "f1"}, "file_id"),
         ({"type": "image", "url": URL, "caption": "unseen"}, "caption"),
+        ({"type": "image", "url": URL, "extras": {"caption": "unseen"}}, "caption"),
+        ({"type": "image_url", "image_url": {"url": URL}, "caption": "unseen"}, "caption"),
+        (
+            {
+                "type": "image",
+                "source": {"type": "base64", "media_type": "image/png", "data": PNG},
+                "title": "unseen",
+            },
+            "title",
+        ),
+        ({"type": "text", "text": "hi", "foo": "unseen"}, "foo"),
     ],
 )
 def test_a_block_that_cannot_be_scored_is_named(block, named):
@@ -217,4 +280,4 @@ def test_a_message_that_no_model_reads_is_named():
 def test_content_of_tools_is_read_alike():
     assert content_parts("42", "result") == "42"
     found = content_parts(["42", {"type": "image_url", "image_url": {"url": URL}}], "result")
-    assert [part["type"] for part in found] == ["text", "image"]
+    assert [part["type"] for part in found] == ["text", "image_url"]

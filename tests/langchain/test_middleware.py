@@ -201,7 +201,9 @@ class PictureWords(FakeGuard):
     """Flags any picture."""
 
     def check(self, chat: Any, **tools: Any) -> Any:
-        return super().check([*chat, "bad"] if "'image'" in repr(chat) else chat)
+        return super().check(
+            [*chat, {"role": "user", "content": "bad"}] if "'image'" in repr(chat) else chat
+        )
 
 
 async def test_what_passes_in_a_tool_stays_the_same_message():
@@ -247,6 +249,10 @@ async def test_a_foreign_model_in_our_models_place_is_checked_first(chat_for, as
     for text, answers in (("bad", REFUSAL), ("odd", "an answer"), ("fine", "an answer")):
         other = model("an answer")
         guarding = GuardrailMiddleware(FakeGuard(), model=chat)
+        # listed first, the guard learns only afterwards who has answered
+        hidden = create_agent(chat, middleware=[guarding, Switch(model("an answer"))])
+        found = await run(hidden, text)
+        assert found[-1].content == ("an answer" if text == "fine" else REFUSAL)
         agent = create_agent(chat, middleware=[Switch(other), guarding])
         given = {"messages": [HumanMessage(text)]}
         state = await agent.ainvoke(given) if asynchronous else agent.invoke(given)
@@ -254,6 +260,54 @@ async def test_a_foreign_model_in_our_models_place_is_checked_first(chat_for, as
         assert len(other.seen) == (text != "bad")
         if text == "odd":
             assert other.seen[0][0] == SystemMessage(CAUTION)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_what_other_middleware_adds_later_is_checked(asynchronous):
+    class Before(AgentMiddleware):
+        """Adds what it found before the model's turn."""
+
+        def before_model(self, state: Any, runtime: Any) -> Any:
+            return {"messages": [HumanMessage("a bad document")]}
+
+    class Around(AgentMiddleware):
+        """Adds what it found to the call."""
+
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            messages = [*request.messages, HumanMessage("a bad document")]
+            return handler(request.override(messages=messages))
+
+        async def awrap_model_call(self, request: Any, handler: Any) -> Any:
+            messages = [*request.messages, HumanMessage("a bad document")]
+            return await handler(request.override(messages=messages))
+
+    guarding = GuardrailMiddleware(FakeGuard())
+    for order in ([guarding, Before()], [Around(), guarding]):
+        llm = model("an answer")
+        agent = create_agent(llm, middleware=order)
+        given = {"messages": [HumanMessage("fine")]}
+        state = await agent.ainvoke(given) if asynchronous else agent.invoke(given)
+        assert state["messages"][-1].content == REFUSAL
+        assert llm.seen == []
+
+
+def test_hooks_work_outside_a_run_and_two_middlewares_side_by_side():
+    one, two = GuardrailMiddleware(FakeGuard()), GuardrailMiddleware(FakeGuard(), name="second")
+    update = one.before_model({"messages": [HumanMessage("bad")]}, None)
+    assert update["jump_to"] == "end"
+    agent = create_agent(model("x"), middleware=[one, two])
+    assert agent.invoke({"messages": [HumanMessage("hi")]})["messages"][-1].content == "x"
+
+
+async def test_a_tool_that_returns_nothing_does_not_break_the_agent(guard_for):
+    @tool
+    def nothing() -> list:
+        """Nothing."""
+        return []
+
+    llm = model(calling("nothing"), "an answer")
+    agent = create_agent(llm, [nothing], middleware=[GuardrailMiddleware(guard_for())])
+    assert (await run(agent))[-1].content == "an answer"
 
 
 async def test_our_models_refusal_ends_the_run(chat_for):
@@ -328,4 +382,5 @@ def test_a_middleware_needs_a_guard_and_known_sides():
         GuardrailMiddleware()
     with pytest.raises(ConfigurationError, match="may hold only"):
         GuardrailMiddleware(FakeGuard(), check=["output"])
-    assert Policy().on_flag == "refuse"
+    with pytest.raises(ConfigurationError, match="rase"):
+        GuardrailMiddleware(FakeGuard(), on_flag="rase")

@@ -150,6 +150,22 @@ def test_what_would_be_steered_is_sent_with_a_caution(step_for, model):
     assert model.seen[-1] == [HumanMessage(f"{CAUTION}\n\nhi")]
     blocks = [SystemMessage([{"type": "text", "text": "be kind"}]), HumanMessage("hi")]
     assert step.invoke(blocks)[0].text == f"{CAUTION}\n\nbe kind"
+    for form in ([("human", "hi")], ["hi"], HumanMessage("hi"), {"role": "user", "content": "hi"}):
+        assert step.invoke(form) == [SystemMessage(CAUTION), HumanMessage("hi")]
+
+
+def test_an_input_that_is_no_chat_is_refused_rather_than_read_by_its_keys(step_for):
+    for value in ({"question": "bad"}, {"messages": [HumanMessage("bad")]}, {"bad"}):
+        with pytest.raises(UnsupportedContentError, match="no prompt and no chat"):
+            step_for().invoke(value)
+
+
+def test_a_stream_of_nothing_stays_one(step_for):
+    def nothing(chunks):
+        yield from ()
+
+    empty = RunnableGenerator(nothing)
+    assert list((empty | step_for()).stream("x")) == []
 
 
 def test_what_would_be_steered_counts_as_flagged_where_the_policy_says_so(step_for, model):

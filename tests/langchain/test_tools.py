@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pytest
 from guardrail_langchain import guard_tool
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import (
     BaseTool,
     InjectedToolArg,
@@ -19,9 +19,9 @@ from langchain_core.tools import (
     ToolException,
     tool,
 )
-from langgraph.types import Command
+from langgraph.types import Command, Send
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from guardrail import ConfigurationError, GuardrailViolation, Policy, UnsupportedContentError
 from guardrail.policy import CAUTION, REFUSAL
@@ -202,6 +202,8 @@ def test_one_side_alone_can_be_checked():
     assert guard.seen[1][0]["content"] == "echo hi"
     with pytest.raises(ConfigurationError, match="'arguments' and 'result'"):
         guard_tool(echo, guard=guard, check=["input"])
+    with pytest.raises(ConfigurationError, match="rase"):
+        guard_tool(echo, guard=guard, on_flag="rase")
     with pytest.raises(TypeError, match="function"):
         guard_tool(lambda: None, guard=guard)
 
@@ -286,19 +288,118 @@ async def test_tools_inside_tools_are_judged_too():
     assert [chat[0]["content"] for chat in guard.seen] == ["echo hi", "outer echo hi"]
 
 
-async def test_commands_and_messages_are_read_inside():
-    @tool
-    def move(call_id: Annotated[str, InjectedToolCallId]) -> Command:
-        """Move."""
-        message = ToolMessage("bad words", tool_call_id=call_id, artifact="bad bytes", name="move")
-        return Command(update={"messages": [message], "place": 1}, goto="x")
+def command_tool(update: Any, goto: Any = ()) -> BaseTool:
+    def move() -> Command:
+        return Command(update=update, goto=goto)
 
-    command = await both(guard_tool(move, guard=FakeGuard()), call("move"))
-    [message] = command.update["messages"]
-    assert (message.content, message.artifact) == (REFUSAL, None)
-    assert (command.update["place"], command.goto) == (1, "x")
-    passed = guard_tool(move, guard=FakeGuard(policy=Policy(mode="shadow"))).invoke(call("move"))
-    assert passed.update["messages"][0].artifact == "bad bytes"
+    return StructuredTool.from_function(move, name="move", description="d")
+
+
+def said(content: str) -> ToolMessage:
+    return ToolMessage(content, tool_call_id="c1", artifact="bytes", name="move", id="m1")
+
+
+@pytest.mark.parametrize(
+    ("update", "goto"),
+    [
+        ({"messages": [said("bad words")], "place": 1}, ()),
+        ({"messages": [said("fine"), HumanMessage("bad words")]}, ()),
+        ([("messages", [said("bad words")])], ()),
+        ({"messages": said("bad words")}, ()),
+        ({"messages": (said("bad words"),)}, ()),
+        ({"messages": [{"role": "tool", "content": "bad words", "tool_call_id": "c1"}]}, ()),
+        ({"chat": [said("bad words")]}, ()),
+        ({"messages": [said("fine")], "notes": ["bad words"]}, ()),
+        ({"messages": [said("fine")]}, [Send("n", {"messages": [HumanMessage("bad words")]})]),
+    ],
+)
+async def test_a_command_with_anything_flagged_in_it_is_held_back_whole(update, goto):
+    refused = await both(guard_tool(command_tool(update, goto), guard=FakeGuard()), call("move"))
+    assert isinstance(refused, ToolMessage)
+    assert (refused.content, refused.status, refused.tool_call_id) == (REFUSAL, "error", "c1")
+    assert refused.artifact is None
+
+
+async def test_a_command_that_passes_is_the_same_command():
+    plain = command_tool({"messages": [said("fine")], "place": 1}, ["x"])
+    command = await both(guard_tool(plain, guard=FakeGuard()), call("move"))
+    assert command == plain.invoke(call("move"))
+    odd = command_tool([("messages", [said("odd")]), ("place", "y")])
+    cautioned = await both(guard_tool(odd, guard=FakeGuard()), call("move"))
+    [(_, [message]), place] = cautioned.update
+    assert (message.content, message.artifact) == (f"{CAUTION}\n\nodd", "bytes")
+    assert place == ("place", "y")
+
+
+class Aliased(BaseModel):
+    q: str = Field(validation_alias=AliasChoices("q", "query"))
+
+
+class Filled(BaseModel):
+    q: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        return {"q": value.get("more", value.get("q", ""))}
+
+
+class Rest(BaseTool):
+    name: str = "rest"
+    description: str = "d"
+
+    def _run(self, text: str, **more: Any) -> str:
+        RAN.append(more)
+        return text
+
+
+RAN: list[Any] = []
+
+
+def of_schema(schema: Any) -> StructuredTool:
+    return StructuredTool(name="a", description="d", args_schema=schema, func=RAN.append)
+
+
+@pytest.mark.parametrize(
+    ("plain", "args"),
+    [
+        (Tool(name="old", description="d", func=RAN.append), {"__arg1": "bad"}),
+        (Rest(), {"text": "a", "x": "bad"}),
+        (
+            StructuredTool(name="a", description="d", args_schema=Aliased, func=RAN.append),
+            {"query": "bad"},
+        ),
+        (
+            StructuredTool(name="f", description="d", args_schema=Filled, func=RAN.append),
+            {"more": "bad"},
+        ),
+    ],
+    ids=["the older single argument", "a rest of keywords", "an alias", "a validator"],
+)
+def test_no_key_that_may_reach_the_tool_is_left_unread(plain, args):
+    RAN.clear()
+    guarded = guard_tool(plain, guard=FakeGuard(), check=["arguments"])
+    refused = guarded.invoke({"type": "tool_call", "id": "c1", "name": plain.name, "args": args})
+    assert refused.content == REFUSAL
+    assert RAN == []
+
+
+async def test_the_words_of_a_tools_error_are_read_too():
+    @tool
+    def fails(words: str) -> str:
+        """Fail."""
+        raise ToolException(f"no luck: {words[::-1]}")
+
+    guarded = guard_tool(fails, guard=FakeGuard())
+    with pytest.raises(ToolException, match=f"^{REFUSAL}$") as caught:
+        guarded.invoke({"words": "dab"})
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    fails.handle_tool_error = True
+    handled = await both(guard_tool(fails, guard=FakeGuard()), call("fails", words="dab"))
+    assert (handled.content, handled.status) == (REFUSAL, "error")
+    passed = await both(guard_tool(fails, guard=FakeGuard()), call("fails", words="enif"))
+    assert passed.content == "no luck: fine"
 
 
 def test_a_plain_json_schema_hides_no_argument():

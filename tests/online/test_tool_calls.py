@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from guardrail.online.tool_calls import CallReader, split_calls
 from guardrail.testing import scripted, tiny_model
@@ -28,7 +29,7 @@ def found(text: str, **options: Any) -> tuple[str, list[tuple[str, Any]]]:
     ("text", "rest"),
     [
         (f"<tool_call>\n{FIND}\n</tool_call>", ""),
-        (f"Let me see. <tool_call>{FIND}</tool_call> Done.", "Let me see.  Done."),
+        (f"Let me see. <tool_call>{FIND}</tool_call> Done. ", "Let me see.  Done."),
         (f"<tool_call>{FIND}", ""),
         (f"[TOOL_CALLS] [{FIND}]", ""),
         (f"Well, [TOOL_CALLS]{FIND}", "Well,"),
@@ -64,6 +65,7 @@ def test_several_calls_keep_their_order(text):
         '{"name": "unknown", "arguments": {}}',
         '{"name": "a person", "age": 3}',
         '{"answer": 42}',
+        '{"name": "find", "arguments": {"q": NaN}}',
         "[1, 2, 3]",
         "[TOOL_CALLS] nothing",
         "{" * 5000,
@@ -107,6 +109,7 @@ class Letters:
 
     all_special_ids, all_special_tokens = (0, 1), ("<end>", "<tool_call>")
     eos_token_id = pad_token_id = 0
+    added_tokens_decoder = {2: AddedToken("<over>", special=True)}  # noqa: RUF012
 
     def decode(self, ids, skip_special_tokens, clean_up_tokenization_spaces):
         special = dict(zip(self.all_special_ids, self.all_special_tokens, strict=True))
@@ -140,7 +143,7 @@ def test_text_is_let_through_until_a_call_may_begin(text, out, size):
 
 def test_marks_that_are_special_tokens_are_read_and_others_are_not():
     reader = CallReader(Letters(), TOOLS)
-    assert reader.decode([ord("a"), 1, ord("b"), 0]) == "a<tool_call>b"
+    assert reader.decode([ord("a"), 1, ord("b"), 2, 0]) == "a<tool_call>b"
 
 
 # ---- through a guard
@@ -162,6 +165,13 @@ def test_calls_come_beside_the_text_and_never_in_a_stream(own_llava, guard_on):
     assert result.text == "".join(chunks) == stream.result.text
     assert result.text == "Hm."
     assert [c.name for c in stream.result.tool_calls] == ["find"]
+
+
+def test_text_between_calls_keeps_its_spaces(own_llava, guard_on):
+    said = f"Hello <tool_call>{FIND}</tool_call> bye <tool_call>{ADD}</tool_call> end"
+    with scripted(own_llava.model, own_llava.processor, lambda _: said):
+        stream = guard_on(own_llava).stream("hi", tools=TOOLS, max_new_tokens=300)
+        assert "".join(stream) == stream.result.text == "Hello  bye  end"
 
 
 def test_what_only_looks_like_a_call_is_streamed_in_the_end(own_llava, guard_on):

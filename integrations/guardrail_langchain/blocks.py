@@ -1,0 +1,128 @@
+"""Content blocks of LangChain and of the providers behind it -> parts that a guard reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from langchain_core.messages import HumanMessage
+
+from guardrail.errors import UnsupportedContentError
+
+Part = dict[str, Any]
+
+_READ = frozenset({"text", "image", "image_url", "input_image", "input_text", "output_text"})
+_LABELS = frozenset({"id", "index"})
+# How to handle a block, never what is in it.
+_HINTS = frozenset({"cache_control", "detail", "item_id", "phase", "signature", "status"})
+_SAID_BESIDE = ("annotations", "citations")
+_NOT_LEGIBLE = _LABELS | _HINTS | {"type", "encrypted_content", "data", "url", "file_id"}
+
+
+def parts_of(block: str | Mapping[str, Any], what: str) -> list[Part]:
+    """One block as parts; nothing in it is left out.
+
+    Raises:
+        UnsupportedContentError: a block that cannot be scored, by its type's name. Keys that the
+            guard does not know are refused by the guard itself.
+    """
+    if isinstance(block, str):
+        return [_text(block)]
+    plain = _unwrapped(block)
+    match plain.get("type"):
+        case kind if kind in _READ:
+            return _direct(plain, what)
+        case "refusal":
+            return [_without_labels(plain)]
+        case "reasoning" | "thinking":
+            return [_text("\n".join(_legible(plain)))]
+        case "text-plain" if isinstance(plain.get("text"), str):
+            return [_text(_joined(plain.get("title"), plain.get("context"), plain["text"]))]
+        case "document" if _text_source(plain) is not None:
+            return [_text(_joined(plain.get("title"), plain.get("context"), _text_source(plain)))]
+        case kind:
+            return _translated(plain, str(kind)[:80], what)
+
+
+def legible(value: Any) -> str:
+    """Every text in a value that is not a label or a cipher, a line each."""
+    return "\n".join(_legible(value))
+
+
+def _direct(block: Mapping[str, Any], what: str) -> list[Part]:
+    """A block in a form the guard knows; a source in Anthropic's form is opened."""
+    rest = _without_labels(block)
+    beside = [text for key in _SAID_BESIDE for text in _legible(rest.pop(key, None))]
+    source = rest.pop("source", None)
+    if isinstance(source, Mapping):
+        kind = source.get("type")
+        if kind not in ("base64", "url"):
+            raise UnsupportedContentError(f"{what} has a source of type {kind!r}; send its bytes")
+        rest |= {"base64": source.get("data")} if kind == "base64" else {"url": source.get("url")}
+        rest.setdefault("mime_type", source.get("media_type"))
+    elif source is not None:
+        rest["source"] = source
+    said = str(rest.get("text", ""))
+    more = [_text(text) for text in beside if text not in said]
+    return [rest, *more]
+
+
+def _without_labels(block: Mapping[str, Any]) -> Part:
+    """The block with what LangChain moved into `extras` back in its place, less hints."""
+    extras = block.get("extras")
+    whole = {**(extras if isinstance(extras, Mapping) else {}), **block}
+    whole.pop("extras", None)
+    return {key: value for key, value in whole.items() if key not in _LABELS | _HINTS}
+
+
+def _translated(block: Mapping[str, Any], kind: str, what: str) -> list[Part]:
+    """A provider's own block, where LangChain can turn it into one of its standard ones."""
+    try:
+        found = HumanMessage(content=[dict(block)]).content_blocks
+    except (KeyError, TypeError, ValueError):
+        found = []
+    if len(found) == 1 and (standard := _unwrapped(found[0])) != block:
+        if standard.get("type") in _READ:
+            return _direct(standard, what)
+        kind = f"{kind} ({standard.get('type')})" if standard.get("type") != kind else kind
+    raise UnsupportedContentError(
+        f"{what} is a {kind!r} block, which a guard cannot score; convert it to text or pictures "
+        "first"
+    )
+
+
+def _unwrapped(block: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What LangChain itself did not know, as it was sent."""
+    if block.get("type") == "non_standard" and isinstance(block.get("value"), Mapping):
+        value: Mapping[str, Any] = block["value"]
+        return value
+    return block
+
+
+def _text_source(block: Mapping[str, Any]) -> str | None:
+    source = block.get("source")
+    if isinstance(source, Mapping) and source.get("type") == "text":
+        data = source.get("data")
+        return data if isinstance(data, str) else None
+    return None
+
+
+def _legible(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        if value:
+            yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in _NOT_LEGIBLE:
+                yield from _legible(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _legible(item)
+
+
+def _joined(*texts: object) -> str:
+    return "\n".join(text for text in texts if isinstance(text, str) and text)
+
+
+def _text(text: str) -> Part:
+    return {"type": "text", "text": text}
