@@ -1,7 +1,7 @@
 """Which arguments of a call the guard checks, and what is sent in their place.
 
-What is checked is what is sent: mutable arguments are copied before the check and the copy goes on,
-so that nobody can change a message in between.
+What is checked is what is sent: dicts, lists, pictures and pydantic models are copied before the
+check and the copy goes on, so that nobody can change a message in between.
 """
 
 from __future__ import annotations
@@ -9,27 +9,29 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from inspect import BoundArguments, Parameter, Signature
 from typing import Literal
 
 from PIL import Image
+from pydantic import BaseModel
 
 from guardrail.caution import with_caution
 from guardrail.errors import ConfigurationError
 from guardrail.joining import IMAGE_NAMES, SYSTEM_NAMES, joined
+from guardrail.places import Place, get, is_there, put
 from guardrail.types import Request
 
 Select = Callable[[BoundArguments], object]
 Wanted = str | Sequence[str] | Select
 
 Kind = Literal["function", "coroutine", "generator", "async generator"]
-Place = tuple[str, ...]  # a parameter's name, then keys or attributes inside the argument
 
 USUAL_NAMES = ("messages", "prompt", "input", "query")
 # What also reaches a model, and would not be checked beside the messages.
-SIDE_NAMES = ("image", "images", "system", "instructions", "tools", "files")
+SIDE_NAMES = (*sorted(IMAGE_NAMES | SYSTEM_NAMES), "tools", "files", "context")
+_OWNERS = ("self", "cls")
 
 
 @dataclass(slots=True)
@@ -43,11 +45,11 @@ class Call:
     def caution(self, words: str) -> bool:
         """Put a caution before what is sent; false when this call has no place for it."""
         for place in self.places:
-            value = _get(self.bound, place)
+            value = get(self.bound, place)
             empty = value is None and place[-1] in SYSTEM_NAMES
             cautioned = words if empty else with_caution(value, words)
             if cautioned is not None:
-                _put(self.bound, place, cautioned)
+                put(self.bound, place, cautioned)
                 return True
         return False
 
@@ -68,6 +70,7 @@ class Selector:
                 f"{fn!r} does not tell its parameters; wrap it in a function that does"
             ) from error
         self._select: Select | None = wanted if callable(wanted) else None
+        self._guesses = wanted is None
         self._places: tuple[Place, ...] = ()
         if callable(wanted):
             return
@@ -80,19 +83,40 @@ class Selector:
         """Bind one call's arguments and copy what can change."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
+        if self._guesses:
+            self._refuse_unchecked(bound)
         if self._select is not None:
-            bound.arguments.update({k: snapshot(v) for k, v in bound.arguments.items()})
+            given = {k: v for k, v in bound.arguments.items() if k not in _OWNERS}
+            bound.arguments.update({k: snapshot(v) for k, v in given.items()})
             value = self._select(bound)
             same = [(name,) for name, argument in bound.arguments.items() if argument is value]
             return Call(bound, value, same if len(same) == 1 else ())
-        places = [p for p in self._places if len(self._places) == 1 or _is_there(bound, p)]
+        places = [p for p in self._places if len(self._places) == 1 or is_there(bound, p)]
         for place in places:
-            _put(bound, place, snapshot(_get(bound, place)))
+            put(bound, place, snapshot(get(bound, place)))
         if not self._joins:
-            return Call(bound, _get(bound, places[0]), places)
-        value = joined([(place[-1], _get(bound, place)) for place in places])
+            return Call(bound, get(bound, places[0]), places)
+        value = joined([(place[-1], get(bound, place)) for place in places])
         wordy = [place for place in places if place[-1] not in IMAGE_NAMES]
         return Call(bound, value, sorted(wordy, key=lambda p: p[-1] not in SYSTEM_NAMES))
+
+    def _refuse_unchecked(self, bound: BoundArguments) -> None:
+        """What a `*` or `**` parameter takes is only seen at the call."""
+        [(chosen,)] = self._places
+        beside: list[str] = []
+        for name, parameter in self._signature.parameters.items():
+            taken = bound.arguments[name]
+            if parameter.kind is Parameter.VAR_KEYWORD:
+                names = (*USUAL_NAMES, *SIDE_NAMES)
+                beside += [n for n in names if _says_something(taken.get(n))]
+            elif parameter.kind is Parameter.VAR_POSITIONAL and taken and name != chosen:
+                beside.append(name)
+        if beside:
+            raise ConfigurationError(
+                f"{chosen!r} is checked in {self._signature}, but not {', '.join(beside)}, which "
+                f"this call has; name all that is checked with messages=({chosen!r}, ...), or "
+                f"confirm with messages={chosen!r}"
+            )
 
 
 def kind_of(fn: Callable[..., object], asynchronous: bool | None = None) -> Kind:
@@ -153,7 +177,7 @@ def _usual_name(signature: Signature) -> str:
             "say which with messages='name', or join them with messages=('name', ...)"
         )
     positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    first = [n for n, p in params.items() if p.kind in positional and n not in ("self", "cls")]
+    first = [n for n, p in params.items() if p.kind in positional and n not in _OWNERS]
     if not usual and not first:
         raise ConfigurationError(
             f"nothing to check in {signature}; name a parameter with messages='name', "
@@ -169,62 +193,12 @@ def _usual_name(signature: Signature) -> str:
     return chosen
 
 
-def _is_there(bound: BoundArguments, place: Place) -> bool:
-    """Whether the call has the argument; a key that may be left out is none that is misspelt."""
-    owner: object = bound.arguments
-    for step in place:
-        if owner is None or (isinstance(owner, Mapping) and step not in owner):
-            return False
-        owner = _inside(owner, step)
-    return True
-
-
-def _get(bound: BoundArguments, place: Place) -> object:
-    value: object = bound.arguments
-    for step in place:
-        value = _inside(value, step)
-    return value
-
-
-def _inside(owner: object, step: str) -> object:
-    try:
-        found: object = owner[step] if isinstance(owner, Mapping) else getattr(owner, step)
-    except (KeyError, AttributeError) as error:
-        raise ConfigurationError(
-            f"this call has no argument {step!r}, which is to be checked"
-        ) from error
-    return found
-
-
-def _put(bound: BoundArguments, place: Place, value: object) -> None:
-    name, *inside = place
-    bound.arguments[name] = _replaced(bound.arguments[name], inside, value)
-
-
-def _replaced(owner: object, steps: Sequence[str], value: object) -> object:
-    """`owner` with another value inside; owners on the way are copied, never changed."""
-    if not steps:
-        return value
-    step, *further = steps
-    inner = _replaced(_inside(owner, step), further, value)
-    if type(owner) is dict:
-        return {**owner, step: inner}
-    try:
-        other: object = copy.copy(owner)
-        if isinstance(other, Mapping):
-            other[step] = inner  # type: ignore[index]  # a mapping that cannot change says so
-        else:
-            object.__setattr__(other, step, inner)  # the copy of a frozen one is still nobody's
-    except (AttributeError, TypeError) as error:
-        raise ConfigurationError(
-            f"{step!r} cannot be replaced in a copy of a {type(owner).__name__}; what is checked "
-            "must be what is sent, so give a callable that makes the messages"
-        ) from error
-    return other
+def _says_something(value: object) -> bool:
+    return value is not None and not (isinstance(value, Sized) and len(value) == 0)
 
 
 def snapshot(value: object) -> object:
-    """A copy of containers, pictures and requests; other objects as they are."""
+    """A copy of containers, pictures, requests and pydantic models; other objects as they are."""
     if type(value) is dict:
         return {key: snapshot(item) for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -234,4 +208,9 @@ def snapshot(value: object) -> object:
         return value
     if isinstance(value, Image.Image | Request | Mapping | Sequence):
         return copy.deepcopy(value)
+    if isinstance(value, BaseModel):
+        try:
+            return value.model_copy(deep=True)
+        except (TypeError, RuntimeError, copy.Error):  # a lock, a tensor: a client, no message
+            return value
     return value

@@ -11,8 +11,8 @@ from PIL import Image
 from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
 
-SYSTEM_NAMES = frozenset({"system", "instructions"})
-IMAGE_NAMES = frozenset({"image", "images"})
+SYSTEM_NAMES = frozenset({"system", "system_prompt", "system_instruction", "instructions"})
+IMAGE_NAMES = frozenset({"image", "images", "image_url", "image_urls"})
 
 Part = dict[str, object]
 
@@ -20,8 +20,8 @@ Part = dict[str, object]
 def joined(named: Sequence[tuple[str, object]]) -> list[object]:
     """One chat from arguments and their names, in order; None and empty lists say nothing.
 
-    A list of messages is history; a text named system or instructions goes before everything; a
-    picture, or whatever is named image or images, is an image part; other texts are text parts, a
+    A list of messages is history; a text with one of SYSTEM_NAMES goes before everything; a
+    picture, or whatever has one of IMAGE_NAMES, is an image part; other texts are text parts, a
     blank line between neighbours. A list of texts or pictures counts as several. What stands
     between two histories is one user message.
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
@@ -27,7 +27,7 @@ from guardrail.errors import ConfigurationError
 from guardrail.settling import LAST, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import Generator
 
     from guardrail.arguments import Kind, Wanted
     from guardrail.policy import Policy
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from guardrail.types import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_END = object()  # of an asynchronous generator
 
 
 def last_verdict() -> Verdict | None:
@@ -103,11 +105,13 @@ def guarded(
         guard: the guard that checks.
         messages: what to check. A parameter's name, or a path into it by keys or attributes
             ("body.messages"). Several names (("system", "prompt", "image")), joined into one chat:
-            texts, pictures, lists of them, and lists of messages as history; system or instructions
-            goes first, image or images hold pictures, None is skipped. Or a callable that makes the
-            messages from the bound arguments. Default: the parameter named messages, prompt, input
-            or query, else the first positional one; then no other parameter may be named image,
-            images, system, instructions, tools or files, which would go unchecked. A caution stands
+            texts, pictures, lists of them, and lists of messages as history; system, system_prompt,
+            system_instruction or instructions goes first, image, images, image_url or image_urls
+            hold pictures, None is skipped. Or a callable that makes the messages from the bound
+            arguments. Default: the parameter named messages, prompt, input or query, else the first
+            positional one; then neither another parameter nor a keyword of a call may have one of
+            these names (or tools, files or context), and a `*` parameter must stay empty: they
+            would go unchecked. A caution stands
             before the checked argument, or the system one, or else the first text; where there is
             none (a picture, a made value) a call that would be cautioned counts as flagged.
         policy: other rules than the guard's.
@@ -122,7 +126,8 @@ def guarded(
             asynchronous when the function inside is a coroutine function.
 
     Raises:
-        ConfigurationError: what to check is ambiguous or missing, or settings contradict.
+        ConfigurationError: what to check is ambiguous or missing, or settings contradict; also at a
+            call that brings what would go unchecked.
     """
     if on_flag is not None and fallback is not None:
         raise ConfigurationError("on_flag and fallback both say what a flag leads to; give one")
@@ -183,13 +188,19 @@ def _async_generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
         made = plan.bind(args, kwargs)
         stopped = plan.settle(made, await plan.guard.acheck(made.value))
         if stopped is None:
-            async with aclosing(fn(*made.bound.args, **made.bound.kwargs)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-            return
-        answer = plan.answer(made, stopped)
-        answer = await answer if inspect.isawaitable(answer) else answer
-        if isinstance(answer, AsyncIterable):
+            answer = fn(*made.bound.args, **made.bound.kwargs)
+        else:
+            answer = plan.answer(made, stopped)
+            answer = await answer if inspect.isawaitable(answer) else answer
+        if isinstance(answer, AsyncGenerator):
+            async with aclosing(answer) as chunks:
+                step = chunks.asend(None)
+                while (chunk := await _step(step)) is not _END:
+                    try:
+                        step = chunks.asend((yield chunk))
+                    except BaseException as error:  # what is thrown in is for the one inside
+                        step = chunks.athrow(error)
+        elif isinstance(answer, AsyncIterable):
             async for chunk in answer:
                 yield chunk
         else:
@@ -197,6 +208,13 @@ def _async_generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
                 yield chunk
 
     return call
+
+
+async def _step(step: Awaitable[Any]) -> Any:
+    try:
+        return await step
+    except StopAsyncIteration:
+        return _END
 
 
 def _chunks(answer: Any) -> Iterable[Any]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections import UserDict
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from guardrail.arguments import Selector
 from guardrail.errors import ConfigurationError
@@ -28,10 +29,53 @@ class Model(BaseModel):
     messages: Any
 
 
+class Extra(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    model: str = "m"
+
+
 class ReadOnly:
     @property
     def messages(self):
         return CHAT
+
+
+class Settable(ReadOnly):
+    data = None
+
+    @ReadOnly.messages.setter
+    def messages(self, value):
+        self.data = value
+
+
+class Proxy:
+    def __init__(self):
+        self.data = {"messages": CHAT}
+
+    def __getattr__(self, name):
+        if name != "messages":
+            raise AttributeError(name)
+        return self.data[name]
+
+
+class Cached:
+    @functools.cached_property
+    def messages(self):
+        return CHAT
+
+
+class OfTheClass:
+    messages = CHAT
+
+
+class Computed(BaseModel):
+    @property
+    def messages(self):
+        return CHAT
+
+
+class Private(BaseModel):
+    _messages: Any = PrivateAttr(default=CHAT)
 
 
 def ask(body, model="m"):
@@ -53,8 +97,9 @@ def called(fn, wanted, *args, **kwargs):
         lambda chat: SimpleNamespace(messages=chat, n=1),
         lambda chat: Frozen(chat),
         lambda chat: Model(messages=chat),
+        lambda chat: Extra(messages=chat),
     ],
-    ids=["dict", "mapping", "object", "frozen dataclass", "pydantic"],
+    ids=["dict", "mapping", "object", "frozen dataclass", "pydantic", "pydantic extra"],
 )
 def test_a_path_leads_into_an_argument_and_the_callers_object_stays(make):
     body = make(CHAT)
@@ -66,6 +111,17 @@ def test_a_path_leads_into_an_argument_and_the_callers_object_stays(make):
     assert sent is not body
     assert (sent["messages"] if hasattr(sent, "keys") else sent.messages) == CAUTIONED
     assert (body["messages"] if hasattr(body, "keys") else body.messages) == CHAT
+
+
+@pytest.mark.parametrize("kind", [Model, Extra])
+def test_a_caution_in_a_pydantic_model_is_in_what_it_dumps(kind):
+    body = kind(messages=CHAT)
+    call = called(ask, "body.messages", body)
+    call.caution(WORDS)
+    sent = call.bound.arguments["body"]
+    assert sent.messages == sent.model_dump()["messages"] == CAUTIONED
+    assert sent.model_dump(exclude_unset=True) == {"messages": CAUTIONED}
+    assert body.model_dump()["messages"] == CHAT
 
 
 def test_a_path_may_be_long_and_mixed():
@@ -99,12 +155,56 @@ def test_what_was_checked_is_sent_even_if_the_caller_changes_it_meanwhile():
         (None, "no argument 'messages'"),
         (3, "no argument 'messages'"),
         (ReadOnly(), "'messages' cannot be replaced in a copy of a ReadOnly"),
+        (Settable(), "cannot be replaced in a copy of a Settable"),
+        (Proxy(), "cannot be replaced in a copy of a Proxy"),
+        (Cached(), "cannot be replaced in a copy of a Cached"),
+        (OfTheClass(), "cannot be replaced in a copy of a OfTheClass"),
+        (Computed(), "cannot be replaced in a copy of a Computed"),
         (MappingProxyType({"messages": CHAT}), "copy of a mappingproxy|cannot pickle"),
     ],
 )
 def test_a_path_that_leads_nowhere_or_cannot_be_sent_is_an_error(body, words):
     with pytest.raises(ConfigurationError, match=words):
         called(ask, "body.messages", body)
+
+
+def test_a_private_attribute_of_a_model_cannot_be_sent():
+    with pytest.raises(ConfigurationError, match="cannot be replaced in a copy of a Private"):
+        called(ask, "body._messages", Private())
+
+
+def _messages_of(bound):
+    body = bound.arguments["body"]
+    return body[0].messages if isinstance(body, list) else body.messages
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_model_that_changes_after_a_callable_chose_is_sent_as_it_was_checked(listed):
+    body = Model(messages=[{"role": "user", "content": "hello"}])
+    call = called(ask, _messages_of, [body] if listed else body)
+    body.messages[0]["content"] = "bad"
+    [sent] = call.bound.args[0] if listed else call.bound.args[:1]
+    assert sent.messages == call.value == CHAT
+    assert type(sent) is Model
+
+
+def test_what_cannot_be_copied_is_no_message_and_goes_as_it_is():
+    client = Extra(lock=threading.Lock(), messages=CHAT)
+    call = called(ask, lambda bound: "hello", client)
+    assert call.bound.arguments["body"] is client
+
+
+def test_a_method_chosen_from_by_a_callable_keeps_its_object():
+    class Session(BaseModel):
+        asked: int = 0
+
+        def ask(self, prompt):
+            self.asked += 1
+            return prompt
+
+    session = Session()
+    call = called(Session.ask, lambda bound: bound.arguments["prompt"], session, "hello")
+    assert call.bound.arguments["self"] is session
 
 
 def test_a_path_begins_with_a_parameter():

@@ -54,6 +54,14 @@ def system(words):
             [("system", "Be brief."), ("instructions", "Be kind."), ("prompt", "hello")],
             [system("Be brief.\n\nBe kind."), user(text("hello"))],
         ),
+        (
+            [("prompt", "hello"), ("system_prompt", "A."), ("system_instruction", "B.")],
+            [system("A.\n\nB."), user(text("hello"))],
+        ),
+        (
+            [("image_url", "a.png"), ("image_urls", ["b.png"])],
+            [user(image("a.png"), image("b.png"))],
+        ),
         ([("system", None), ("prompt", "hello"), ("image", None)], [user(text("hello"))]),
         ([("system", "Be brief."), ("prompt", None)], [system("Be brief.")]),
         ([("history", HISTORY), ("prompt", "more")], [*HISTORY, user(text("more"))]),

@@ -502,13 +502,59 @@ def test_a_proxy_that_has_every_attribute_is_a_function():
     assert kind_of(Proxy()) == "function"
 
 
-@pytest.mark.parametrize("name", ["image", "images", "system", "instructions", "tools", "files"])
+SIDES = (
+    "image images image_url image_urls system system_prompt system_instruction instructions"
+    " tools files context"
+).split()
+
+
+@pytest.mark.parametrize("name", SIDES)
 def test_an_argument_that_would_go_unchecked_must_be_confirmed(name):
     scope = {}
     exec(f"def fn(messages, {name}=None): return messages", scope)
     with pytest.raises(ConfigurationError, match=rf"but not {name}; .*messages='messages'"):
         guarded(scope["fn"], guard=WordGuard())
     assert guarded(scope["fn"], guard=WordGuard(), messages="messages")("bad") == REFUSAL
+
+
+@pytest.mark.parametrize("name", [*SIDES, "prompt", "input", "query"])
+def test_such_a_keyword_is_an_error_at_the_call_and_nothing_is_checked_or_sent(name):
+    made, guard = [], WordGuard()
+
+    def fn(messages, **options):
+        made.append(options)
+
+    ask = guarded(fn, guard=guard)
+    with pytest.raises(ConfigurationError, match=rf"'messages' is checked.*but not {name},.*name"):
+        ask("hello", **{name: ["bad"]})
+    assert (made, guard.seen) == ([], [])
+    ask("hello", **{name: None}, temperature=0.5, model="m")
+    ask("hello", **{name: []})
+    guarded(fn, guard=guard, messages="messages")("hello", **{name: "said to be fine"})
+    assert len(made) == 3
+
+
+def test_a_keyword_named_like_the_checked_positional_argument_is_an_error():
+    ask = guarded(lambda prompt, /, **options: options, guard=WordGuard())
+    with pytest.raises(ConfigurationError, match="but not prompt,"):
+        ask("hello", prompt="bad")
+
+
+def test_further_positional_arguments_are_an_error_at_the_call():
+    guard = WordGuard()
+    ask = guarded(lambda prompt, *rest: prompt, guard=guard)
+    with pytest.raises(ConfigurationError, match=r"'prompt' is checked.*but not rest,.*name"):
+        ask("hello", "bad")
+    assert guard.seen == []
+    assert ask("hello") == "hello"
+    assert guarded(lambda prompt, *rest: rest, guard=guard, messages="prompt")("a", "b") == ("b",)
+    both = guarded(lambda prompt, *rest: rest, guard=guard, messages=("prompt", "rest"))
+    assert both("hello", "bad") == REFUSAL
+
+
+def test_further_arguments_may_themselves_be_the_checked_ones():
+    assert guarded(lambda *prompt: prompt, guard=WordGuard())("a", "bad") == REFUSAL
+    assert guarded(lambda *prompt: prompt, guard=WordGuard())("a", "b") == ("a", "b")
 
 
 def test_such_an_argument_may_itself_be_the_checked_one():
@@ -609,6 +655,68 @@ def test_sending_into_a_generator_and_its_return_value_go_through():
     with pytest.raises(StopIteration) as stopped:
         chunks.send("back")
     assert stopped.value.value == "back"
+
+
+def test_sending_into_an_asynchronous_generator_and_throwing_go_through():
+    async def fn(prompt):
+        got = yield prompt
+        try:
+            yield got
+        except KeyError as error:
+            yield f"caught {error}"
+
+    async def run():
+        chunks = guarded(fn, guard=WordGuard())("hello")
+        said = [await anext(chunks), await chunks.asend("back"), await chunks.athrow(KeyError("x"))]
+        with pytest.raises(StopAsyncIteration):
+            await anext(chunks)
+        return said
+
+    assert asyncio.run(run()) == ["hello", "back", "caught 'x'"]
+
+
+def test_an_asynchronous_context_manager_sees_what_its_block_raises():
+    seen = []
+
+    async def fn(prompt):
+        try:
+            yield prompt
+        except BaseException as error:
+            seen.append(type(error))
+            raise
+
+    async def run(error):
+        async with contextlib.asynccontextmanager(guarded(fn, guard=WordGuard()))("hello"):
+            raise error
+
+    for kind in (KeyError, asyncio.CancelledError):
+        with pytest.raises(kind):
+            asyncio.run(run(kind()))
+    assert seen == [KeyError, asyncio.CancelledError]
+
+
+def test_an_asynchronous_generator_behind_a_wrapper_may_give_any_source_of_chunks():
+    class Chunks:
+        def __init__(self):
+            self.left = [1, 2]
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop(0)
+
+    async def inside(prompt):
+        yield prompt
+
+    @functools.wraps(inside)
+    def fn(prompt):
+        return Chunks()
+
+    ask = guarded(fn, guard=WordGuard(), asynchronous=True)
+    assert Forms.run(ask, "hello") == [1, 2]
 
 
 def test_closing_an_asynchronous_generator_closes_the_one_inside():

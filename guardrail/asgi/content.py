@@ -2,7 +2,7 @@
 
 What is checked must be what the app reads. So a body is refused where two readers may differ: a key
 or a field that stands twice, another charset than UTF-8, a byte order mark, numbers that are none,
-a form that could be read as JSON.
+a form that could be read as JSON (many apps read JSON whatever the media type says).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import inspect
 import json
 import logging
 import math
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from python_multipart.multipart import parse_options_header
@@ -110,11 +111,17 @@ def _finite(text: str) -> float:
     return value
 
 
+def _frames(error: Exception) -> list[traceback.FrameSummary]:
+    return list(traceback.extract_tb(error.__traceback__))
+
+
 async def _selected(select: Select, scope: Scope, body: Any) -> Any:
     try:
         value = select(scope, body)
         return await value if inspect.isawaitable(value) else value
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         # Senders shape the body; the selector's own mistakes look the same, hence the log.
-        _log.warning("a body could not be read by the route's select", exc_info=error)
+        where = " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(_frames(error)))
+        kind = type(error).__name__  # without the message, which may hold what a sender wrote
+        _log.warning("a body could not be read by the route's select: %s at %s", kind, where)
         raise HTTPException(422, "the body has another shape than this route reads") from error

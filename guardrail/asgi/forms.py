@@ -30,7 +30,7 @@ async def read_form(data: bytes, headers: Headers, kind: str) -> FormData:
     Raises:
         HTTPException: 400, it cannot be read, or an app could read it as something else.
     """
-    if kind == URLENCODED and (not data.isascii() or data.lstrip()[:1] in (b"{", b"[", b'"')):
+    if not (_is_url_encoded(data) if kind == URLENCODED else _is_multipart(data)):
         raise HTTPException(400, "the body says it is a form but reads like something else")
     body = _whole(data)
     try:
@@ -88,6 +88,18 @@ async def _content(name: str, value: UploadFile | str) -> str | bytes | None:
             "are read, send text in text fields"
         )
     return await value.read()
+
+
+def _is_url_encoded(data: bytes) -> bool:
+    # JSON in UTF-16 and UTF-32 may well be ASCII, but never without control bytes (zeros).
+    printable = data.isascii() and data.decode("ascii").isprintable()
+    return printable and data.lstrip()[:1] not in (b"{", b"[", b'"')
+
+
+def _is_multipart(data: bytes) -> bool:
+    # The parser skips what stands before the first boundary, which could be a whole JSON text in
+    # UTF-16: the form inside one of its strings reads as ideographs.
+    return data.lstrip(b"\r\n").startswith(b"--")
 
 
 async def _whole(data: bytes) -> AsyncGenerator[bytes, None]:

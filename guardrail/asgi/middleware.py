@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from guardrail.asgi.answers import answer_to, problem_of
 from guardrail.asgi.body import Body
+from guardrail.asgi.channels import answer_to_nobody, marked, sized
 from guardrail.asgi.content import media_type, read_content
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 Answer = Callable[[Any, Any], Any]
 OnFlag = Literal["error", "raise", "annotate"] | Answer
 
+_OPENS_NOTHING = {"local_files": False, "allowed_hosts": frozenset[str]()}
+_NEED_NO_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+
 _log = logging.getLogger(__name__)
 
 
@@ -39,12 +43,16 @@ class GuardrailASGIMiddleware:
 
         app.add_middleware(GuardrailASGIMiddleware, guard=guard, routes=["/v1/chat/completions"])
 
+    Add it with `add_middleware`, inside of any middleware that changes paths or methods: what those
+    make of a request is not seen from outside.
+
     Read are JSON bodies of the OpenAI API (chat completions with tools, responses, completions),
     forms with texts and picture files, and with a route's `select` any other JSON or form. The app
-    then gets the same bytes. Other routes, websockets, query strings and headers are not checked.
-    What cannot be read is answered with an error and never let through, except in shadow mode; what
-    cannot be checked because the detector fails passes where the policy fails open.
-    Answers are passed on as they come.
+    then gets the same bytes. Other routes, websockets, query strings, headers and the names of form
+    fields and files are not checked. What cannot be read is answered with an error and never let
+    through, except in shadow mode; what cannot be checked because the detector fails passes where
+    the policy fails open (a full queue and a check that takes too long are no such failure).
+    Answers are passed on as they come. It runs under asyncio only.
 
     The app finds the verdict in `request.state.guardrail_verdict`. Its model cannot be steered;
     `policy.unsteerable` says what happens to a request that would be: a caution goes with it where
@@ -52,7 +60,8 @@ class GuardrailASGIMiddleware:
 
     Neither files nor addresses that a client names are ever opened, whatever the policy allows: the
     guard that checks is one of its own under such a policy, on the same model and queue. It is
-    closed when the app shuts down.
+    closed when the app shuts down. Mounted apps and routes are not told of that: close what guards
+    them by `close`.
     """
 
     def __init__(
@@ -73,14 +82,13 @@ class GuardrailASGIMiddleware:
         Args:
             app: what is guarded.
             guard: the guard that checks; it stays yours to close.
-            routes: the paths that are checked, for POST, PUT and PATCH; or `GuardedRoute`s.
+            routes: the paths that are checked, or `GuardedRoute`s.
             policy: other rules than the guard's.
-            on_flag: what a flag leads to. "error": the app's handler for `GuardrailViolation`
-                answers, or that for HTTP errors, or an error in the form of the OpenAI API.
-                "raise": `GuardrailViolation` goes to the middleware outside. "annotate": the app is
-                called all the same. Or `on_flag(scope, verdict)`, which gives an ASGI app that
-                answers, such as a Starlette response. Default: "error", or "annotate" when the
-                policy says so.
+            on_flag: "error": the app's handler for `GuardrailViolation` answers, or that for HTTP
+                errors, or an error in the form of the OpenAI API. "raise": the violation goes to
+                the middleware outside. "annotate": the app is called all the same. Or
+                `on_flag(scope, verdict)`, which gives an ASGI app that answers, such as a Starlette
+                response. Default: "error", or "annotate" when the policy says so.
             status: the HTTP status of flagged requests.
             max_body_bytes: the largest body that is read.
             header: the name of a header that tells the client the action; None adds nothing.
@@ -93,11 +101,9 @@ class GuardrailASGIMiddleware:
         if not (on_flag in (None, "error", "raise", "annotate") or callable(on_flag)):
             raise ConfigurationError(f"on_flag={on_flag!r}: error, raise, annotate or a callable")
         self._app, self._guard, self._routes = app, guard, RouteTable(routes)
-        rules = policy or guard.policy
-        self._policy = rules.model_copy(update={"local_files": False, "allowed_hosts": frozenset()})
-        self._on_flag: OnFlag = on_flag or (
-            "annotate" if self._policy.on_flag == "annotate" else "error"
-        )
+        self._policy = (policy or guard.policy).model_copy(update=_OPENS_NOTHING)
+        default: OnFlag = "annotate" if self._policy.on_flag == "annotate" else "error"
+        self._on_flag: OnFlag = on_flag or default
         self._status, self._max_body_bytes = status, max_body_bytes
         self._header, self._audit = header, audit
         self._own: Checker | None = None
@@ -105,13 +111,23 @@ class GuardrailASGIMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on one connection."""
-        route = self._routes.find(scope) if scope["type"] == "http" else None
+        route = self._routes.find(scope, self._app) if scope["type"] == "http" else None
         if scope["type"] == "lifespan":
             await self._app(scope, receive, self._closing(send))
         elif route is None:
             await self._app(scope, receive, send)
         elif (channels := await self._judged(route, scope, receive, send)) is not None:
             await self._app(scope, *channels)
+
+    def close(self) -> None:
+        """Close the guard of its own, never the one that was given; a later request makes another.
+
+        For mounted apps and routes; otherwise it is called when the app shuts down.
+        """
+        own, self._own = self._own, None
+        close = None if own is self._guard else getattr(own, "close", None)
+        if close is not None:
+            close()
 
     async def _judged(
         self, route: GuardedRoute, scope: Scope, receive: Receive, send: Send
@@ -120,12 +136,15 @@ class GuardrailASGIMiddleware:
         body, headers = Body(receive, self._max_body_bytes), Headers(scope=scope)
         scope.setdefault("state", {})["guardrail_verdict"] = None
         try:
+            if scope["method"].upper() in _NEED_NO_BODY and not await body.read(headers):
+                return body.replay(), send
             kind = media_type(headers)
             data = await body.read(headers)
             reading = partial(read_content, data, kind, headers, scope, route)
             content, verdict = await body.unless_gone(self._checked(reading))
         except ClientDisconnect:
-            return None  # nobody is left to answer
+            await answer_to_nobody(scope, receive, send)
+            return None
         except (HTTPException, GuardrailError) as error:
             if not self._lets_pass(error):
                 await self._fail(error, scope, body.replay(), send)
@@ -156,12 +175,12 @@ class GuardrailASGIMiddleware:
         after = settled(verdict, self._policy, caution=words.put, annotates=annotates)
         scope["state"]["guardrail_verdict"] = after.verdict
         record(self._audit, after.verdict, after.done)
-        send = self._marked(send, after.verdict)
+        send = marked(send, self._header, after.verdict.action)
         if after.done == "flag":
             await self._flagged(after.verdict, scope, body.replay(), send)
             return None
         if words.body is not None:
-            scope["headers"] = _sized(scope["headers"], len(words.body))
+            scope["headers"] = sized(scope["headers"], len(words.body))
         return body.replay(words.body), send
 
     async def _flagged(self, verdict: Verdict, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,18 +200,6 @@ class GuardrailASGIMiddleware:
         answer = answer_to(error, problem, scope.get("app") or self._app)
         await answer(scope, receive, send)
 
-    def _marked(self, send: Send, verdict: Verdict) -> Send:
-        if self._header is None:
-            return send
-        mark = (self._header.lower().encode("latin-1"), verdict.action.encode("latin-1"))
-
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), mark]}
-            await send(message)
-
-        return marked
-
     def _checker(self) -> Checker:
         if self._own is None:
             same = self._policy == self._guard.policy
@@ -202,10 +209,7 @@ class GuardrailASGIMiddleware:
     def _closing(self, send: Send) -> Send:
         async def closing(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown"):
-                own, self._own = self._own, None  # an app that starts again makes another
-                close = None if own is self._guard else getattr(own, "close", None)
-                if close is not None:
-                    await asyncio.to_thread(close)
+                await asyncio.to_thread(self.close)
             await send(message)
 
         return closing
@@ -221,8 +225,3 @@ class _Caution:
     def put(self, words: str) -> bool:
         self.body = self._content.cautioned(words)
         return self.body is not None
-
-
-def _sized(headers: Iterable[tuple[bytes, bytes]], size: int) -> list[tuple[bytes, bytes]]:
-    kept = [h for h in headers if h[0].lower() not in (b"content-length", b"transfer-encoding")]
-    return [*kept, (b"content-length", str(size).encode())]

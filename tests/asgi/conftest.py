@@ -23,8 +23,10 @@ from guardrail.types import Action, Modality, TextPart, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+METHODS = ["GET", "POST", "PUT", "DELETE", "OPTIONS"]
 RULES = {"bad": Action.FLAG, "odd": Action.STEER}
 FAR = 1e9
+LIMIT = 30.0  # seconds that a single request may take in a test
 FORCED = {
     Action.PASS: Thresholds(steer=FAR, flag=FAR),
     Action.STEER: Thresholds(steer=-FAR, flag=FAR),
@@ -95,7 +97,7 @@ class Echo:
         paths = ["/chat", "/free", "/users/{name}/chat"]
         handlers = options.pop("exception_handlers", None)
         self.app = Starlette(
-            routes=[Route(path, self.endpoint, methods=["GET", "POST", "PUT"]) for path in paths],
+            routes=[Route(path, self.endpoint, methods=METHODS) for path in paths],
             exception_handlers=handlers,
         )
         self.app.add_middleware(GuardrailASGIMiddleware, guard=guard, routes=routes, **options)
@@ -112,8 +114,21 @@ class Echo:
 
 async def asked(app: Any, method: str, path: str, **request: Any) -> httpx.Response:
     transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with (
+        asyncio.timeout(LIMIT),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
         return await client.request(method, path, **request)
+
+
+def in_time(work: Any) -> Any:
+    """`asyncio.run` with an end: what hangs is a failure and not a test run that never ends."""
+
+    async def limited() -> Any:
+        async with asyncio.timeout(LIMIT):
+            return await work
+
+    return asyncio.run(limited())
 
 
 def png(picture: Any) -> bytes:
@@ -136,6 +151,12 @@ def ask() -> Callable[..., httpx.Response]:
 def asking() -> Callable[..., Any]:
     """`await asking(app, "POST", "/chat", json=...)`."""
     return asked
+
+
+@pytest.fixture(scope="session")
+def run_in_time() -> Callable[[Any], Any]:
+    """`run_in_time(coroutine)`, in an event loop of its own."""
+    return in_time
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ class Channel:
         return self.left.pop(0)
 
 
-def test_a_body_in_chunks_is_read_once_and_replayed_as_it_came():
+def test_a_body_in_chunks_is_read_once_and_replayed_as_it_came(run_in_time):
     channel = Channel(part(b"ab", more=True), part(b"", more=True), part(b"c", more=False), GONE)
 
     async def run():
@@ -38,45 +38,45 @@ def test_a_body_in_chunks_is_read_once_and_replayed_as_it_came():
         receive = body.replay()
         return await receive(), await receive()
 
-    assert asyncio.run(run()) == (part(b"abc", more=False), GONE)
+    assert run_in_time(run()) == (part(b"abc", more=False), GONE)
 
 
-def test_messages_without_the_optional_keys_are_a_whole_empty_body():
+def test_messages_without_the_optional_keys_are_a_whole_empty_body(run_in_time):
     async def run():
         body = Body(Channel({"type": "http.request"}), 3)
         return await body.read(NONE), await body.replay()()
 
-    assert asyncio.run(run()) == (b"", part(b"", more=False))
+    assert run_in_time(run()) == (b"", part(b"", more=False))
 
 
-def test_another_body_can_be_given_in_its_place():
+def test_another_body_can_be_given_in_its_place(run_in_time):
     async def run():
         body = Body(Channel(part(b"ab", more=False)), 3)
         await body.read(NONE)
         return await body.replay(b"longer than that")()
 
-    assert asyncio.run(run()) == part(b"longer than that", more=False)
+    assert run_in_time(run()) == part(b"longer than that", more=False)
 
 
 @pytest.mark.parametrize("length", ["4", "99999999999999999999999"])
-def test_a_body_that_says_it_is_too_large_is_not_read(length):
+def test_a_body_that_says_it_is_too_large_is_not_read(run_in_time, length):
     channel = Channel(part(b"abcd", more=False))
     with pytest.raises(HTTPException) as caught:
-        asyncio.run(Body(channel, 3).read(Headers({"content-length": length})))
+        run_in_time(Body(channel, 3).read(Headers({"content-length": length})))
     assert caught.value.status_code == 413
     assert len(channel.left) == 1
 
 
 @pytest.mark.parametrize("headers", [NONE, Headers({"content-length": "2"})])
-def test_a_body_that_grows_too_large_is_left_at_once(headers):
+def test_a_body_that_grows_too_large_is_left_at_once(run_in_time, headers):
     channel = Channel(*[part(b"ab", more=True)] * 9)
     with pytest.raises(HTTPException) as caught:
-        asyncio.run(Body(channel, 3).read(headers))
+        run_in_time(Body(channel, 3).read(headers))
     assert caught.value.status_code == 413
     assert len(channel.left) == 7
 
 
-def test_what_was_read_of_a_larger_body_comes_before_its_rest():
+def test_what_was_read_of_a_larger_body_comes_before_its_rest(run_in_time):
     async def run():
         body = Body(Channel(part(b"ab", more=True), part(b"cd", more=True), GONE), 3)
         with pytest.raises(HTTPException):
@@ -84,16 +84,16 @@ def test_what_was_read_of_a_larger_body_comes_before_its_rest():
         receive = body.replay()
         return await receive(), await receive()
 
-    assert asyncio.run(run()) == (part(b"abcd", more=True), GONE)
+    assert run_in_time(run()) == (part(b"abcd", more=True), GONE)
 
 
-def test_a_client_that_goes_while_its_body_is_read_ends_the_reading():
+def test_a_client_that_goes_while_its_body_is_read_ends_the_reading(run_in_time):
     channel = Channel(part(b"ab", more=True), GONE)
     with pytest.raises(ClientDisconnect):
-        asyncio.run(Body(channel, 3).read(NONE))
+        run_in_time(Body(channel, 3).read(NONE))
 
 
-def test_a_client_that_goes_cancels_the_work():
+def test_a_client_that_goes_cancels_the_work(run_in_time):
     ended = []
 
     async def work():
@@ -107,11 +107,11 @@ def test_a_client_that_goes_cancels_the_work():
         return GONE
 
     with pytest.raises(ClientDisconnect):
-        asyncio.run(Body(gone_later, 3).unless_gone(work()))
+        run_in_time(Body(gone_later, 3).unless_gone(work()))
     assert ended == [True]
 
 
-def test_a_cancelled_request_cancels_the_work_and_stops_listening():
+def test_a_cancelled_request_cancels_the_work_and_stops_listening(run_in_time):
     ended = []
 
     async def forever():
@@ -127,7 +127,7 @@ def test_a_cancelled_request_cancels_the_work_and_stops_listening():
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(run())
+    run_in_time(run())
     assert ended == [True, True]
 
 
@@ -136,17 +136,17 @@ async def _fine():
     return "fine"
 
 
-def test_the_works_result_and_its_errors_come_through():
+def test_the_works_result_and_its_errors_come_through(run_in_time):
     async def fails():
         raise KeyError("x")
 
     body = Body(Channel(), 3)
-    assert asyncio.run(body.unless_gone(_fine())) == "fine"
+    assert run_in_time(body.unless_gone(_fine())) == "fine"
     with pytest.raises(KeyError):
-        asyncio.run(body.unless_gone(fails()))
+        run_in_time(body.unless_gone(fails()))
 
 
-def test_a_message_nobody_expects_while_the_work_runs_reaches_the_app():
+def test_a_message_nobody_expects_while_the_work_runs_reaches_the_app(run_in_time):
     odd = {"type": "http.request", "body": b"", "more_body": False}
 
     async def run():
@@ -156,12 +156,12 @@ def test_a_message_nobody_expects_while_the_work_runs_reaches_the_app():
         receive = body.replay()
         return [await receive() for _ in range(3)]
 
-    assert asyncio.run(run()) == [part(b"ab", more=False), odd, GONE]
+    assert run_in_time(run()) == [part(b"ab", more=False), odd, GONE]
 
 
-def test_a_broken_channel_is_an_error_and_no_disconnect():
+def test_a_broken_channel_is_an_error_and_no_disconnect(run_in_time):
     async def broken():
         raise OSError("gone wrong")
 
     with pytest.raises(OSError, match="gone wrong"):
-        asyncio.run(Body(broken, 3).unless_gone(_fine()))
+        run_in_time(Body(broken, 3).unless_gone(_fine()))

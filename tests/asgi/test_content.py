@@ -113,3 +113,11 @@ def test_a_body_of_another_shape_than_the_selector_reads_is_the_senders_fault(bo
         _read(body, lambda scope, body: body["question"].strip())
     assert caught.value.status_code == 422
     assert "could not be read by the route's select" in caplog.text
+
+
+def test_what_a_sender_wrote_is_not_logged_when_a_selector_fails(caplog):
+    with pytest.raises(HTTPException):
+        _read({"question": "my secret"}, lambda scope, body: int(body["question"]))
+    assert "secret" not in caplog.text
+    assert "ValueError" in caplog.text
+    assert f"{__file__}:" in caplog.text

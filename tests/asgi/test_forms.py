@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from io import BytesIO
 
 import httpx
@@ -75,6 +76,21 @@ def test_a_file_input_that_was_left_empty_says_nothing():
     assert read(content=body.encode(), headers=kind) == user(text("hello"))
 
 
+@pytest.mark.parametrize("kind", ["", "Content-Type: image/png\r\n"])
+def test_a_file_without_a_name_is_checked_like_any_other(kind):
+    head = f'--x\r\nContent-Disposition: form-data; name="image"; filename=""\r\n{kind}\r\n'
+    sent = {"content-type": "multipart/form-data; boundary=x"}
+    body = head.encode() + PICTURE + b"\r\n--x--\r\n"
+    assert read(content=body, headers=sent) == user(image(PICTURE))
+
+
+def test_a_file_without_a_name_that_is_no_picture_is_refused():
+    head = b'--x\r\nContent-Disposition: form-data; name="a"; filename=""\r\n'
+    body = head + b"Content-Type: text/plain\r\n\r\nbad\r\n--x--\r\n"
+    with pytest.raises(UnsupportedContentError, match="'text/plain'"):
+        read(content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
@@ -108,6 +124,44 @@ def test_a_body_that_may_be_read_as_something_else_is_no_form(kind, body):
     with pytest.raises(HTTPException) as caught:
         read(content=body, kind=kind, headers={"content-type": "multipart/form-data; boundary=x"})
     assert caught.value.status_code == 400
+
+
+CHAT = {"messages": [{"role": "user", "content": "bad"}], "user": "=hello"}
+ENCODINGS = ["utf-16-be", "utf-16-le", "utf-32-be", "utf-32-le", "utf-16", "utf-32", "utf-8-sig"]
+
+
+@pytest.mark.parametrize("before", ["", " ", "\n", "\t", "\r\n  "])
+@pytest.mark.parametrize("value", [CHAT, [CHAT], "bad & =so"])
+@pytest.mark.parametrize("encoding", ["utf-8", *ENCODINGS])
+@pytest.mark.parametrize("kind", [URLENCODED, MULTIPART])
+def test_json_in_any_encoding_is_no_form(kind, encoding, value, before):
+    body = (before + json.dumps(value)).encode(encoding)
+    assert json.loads(body) == value
+    with pytest.raises(HTTPException) as caught:
+        read(content=body, kind=kind, headers={"content-type": "multipart/form-data; boundary=x"})
+    assert caught.value.status_code == 400
+
+
+@pytest.mark.parametrize("byte", [*range(32), 127, 128, 255])
+def test_a_byte_that_no_client_sends_in_a_url_encoded_form_is_refused(byte):
+    with pytest.raises(HTTPException, match="something else"):
+        read(content=b"prompt=hello" + bytes([byte]), kind=URLENCODED)
+
+
+def test_json_around_a_form_is_no_form():
+    form = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nhello\r\n--x--\r\n'
+    hidden = (form + b" " * (len(form) % 2)).decode("utf-16-le")
+    body = ("\n" + json.dumps({**CHAT, "user": hidden}, ensure_ascii=False)).encode("utf-16-le")
+    assert json.loads(body)["messages"] == CHAT["messages"]
+    with pytest.raises(HTTPException, match="something else"):
+        read(content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+
+
+@pytest.mark.parametrize("before", [b"", b"\r\n", b"\n\n"])
+def test_empty_lines_may_stand_before_a_form(before):
+    form = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nhello\r\n--x--\r\n'
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    assert read(content=before + form, headers=kind) == user(text("hello"))
 
 
 def test_a_form_without_a_boundary_cannot_be_read():

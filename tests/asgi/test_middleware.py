@@ -12,8 +12,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Mount, WebSocketRoute
+from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 
 from guardrail.asgi import GuardedRoute, GuardrailASGIMiddleware
@@ -73,15 +74,83 @@ def test_any_accepted_body_reaches_the_app_byte_for_byte(
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/free"), ("GET", "/chat"), ("POST", "/nowhere")]
+    ("method", "path"), [("POST", "/free"), ("PUT", "/chat"), ("POST", "/nowhere")]
 )
 def test_other_routes_and_methods_pass_untouched(echo, word_guard, ask, method, path):
     guard = word_guard()
-    app = echo(guard)
+    app = echo(guard, [GuardedRoute("/chat", methods=["POST"])])
     response = ask(app.app, method, path, content=b"bad \xff", headers={"content-encoding": "gzip"})
     assert response.status_code == (404 if path == "/nowhere" else 200)
     assert guard.requests == []
     assert app.verdicts == ([] if path == "/nowhere" else ["none"])
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "DELETE"])
+def test_a_request_that_needs_no_body_and_has_none_passes_untouched(echo, word_guard, ask, method):
+    guard, lines = word_guard(), []
+    app = echo(guard, audit=lambda *line: lines.append(line))
+    assert ask(app.app, method, "/chat").status_code == 200
+    assert (guard.requests, app.bodies, app.verdicts, lines) == ([], [b""], [None], [])
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "DELETE", "QUERY", "PUT"])
+def test_a_body_is_checked_whatever_the_method(word_guard, ask, method):
+    reached = []
+
+    async def answering(scope, receive, send):
+        reached.append((await receive())["body"])
+        await PlainTextResponse("reached")(scope, receive, send)
+
+    app = GuardrailASGIMiddleware(answering, guard=word_guard(), routes=["/chat"])
+    assert ask(app, method, "/chat", json=user("bad")).status_code == 400
+    assert ask(app, method, "/chat", json=user("hello")).status_code == 200
+    assert len(reached) == 1
+
+
+def test_a_method_that_needs_a_body_is_refused_without_one(echo, word_guard, ask):
+    assert ask(echo(word_guard()).app, "POST", "/chat").status_code == 415
+
+
+def test_the_body_of_a_get_request_is_bounded(echo, word_guard, ask):
+    app = echo(word_guard(), max_body_bytes=9)
+    assert ask(app.app, "GET", "/chat", json=user("hello")).status_code == 413
+
+
+def _multipart_in_json(body):
+    part = b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nhi\r\n--x--\r\n '
+    hidden = part[: len(part) // 2 * 2].decode("utf-16-le")
+    return ("\n" + json.dumps({**body, "user": hidden}, ensure_ascii=False)).encode("utf-16-le")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-be", "utf-16-le", "utf-32-be", "utf-32-le"])
+@pytest.mark.parametrize("before", ["", " ", "\n"])
+def test_json_that_says_it_is_a_form_does_not_reach_an_app_that_reads_json(
+    word_guard, ask, encoding, before
+):
+    async def endpoint(request):
+        return PlainTextResponse((await request.json())["messages"][0]["content"])
+
+    app = Starlette(routes=[Route("/chat", endpoint, methods=["POST"])])
+    app.add_middleware(GuardrailASGIMiddleware, guard=word_guard(), routes=["/chat"])
+    body = (before + json.dumps({**user("bad"), "user": "=hello"})).encode(encoding)
+    for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        for content in (body, _multipart_in_json(user("bad"))):
+            response = ask(app, "POST", "/chat", content=content, headers={"content-type": kind})
+            assert response.status_code == 400
+
+
+def test_an_app_with_a_root_path_of_its_own_is_guarded_from_outside_too(word_guard, ask):
+    app = FastAPI()
+    app.root_path = "/api"  # as FastAPI(root_path=...) has it
+
+    @app.post("/chat")
+    async def chat(body: dict):
+        return body
+
+    outside = GuardrailASGIMiddleware(CORSMiddleware(app), guard=word_guard(), routes=["/chat"])
+    for path in ("/chat", "/api/chat"):
+        assert ask(outside, "POST", path, json=user("hello")).status_code == 200
+        assert ask(outside, "POST", path, json=user("bad")).status_code == 400
 
 
 def test_a_route_with_parameters_is_guarded(echo, word_guard):
@@ -479,10 +548,26 @@ def test_the_guard_that_checks_is_closed_when_the_app_shuts_down_and_made_anew(e
     assert not guard.closed
 
 
+def test_it_can_be_closed_where_no_shutdown_is_told(word_guard, ask):
+    async def answering(scope, receive, send):
+        await PlainTextResponse("reached")(scope, receive, send)
+
+    guard = word_guard()
+    app = GuardrailASGIMiddleware(answering, guard=guard, routes=["/chat"])
+    app.close()
+    app.close()
+    assert [child.closed for child in guard.children] == [True]
+    assert ask(app, "POST", "/chat", json=user("hello")).text == "reached"
+    app.close()
+    assert [child.closed for child in guard.children] == [True, True]
+    assert not guard.closed
+
+
 def test_a_guard_whose_policy_opens_nothing_is_used_as_it_is_and_left_open(echo, word_guard):
     guard = word_guard(Policy(local_files=False))
     with TestClient(echo(guard).app) as client:
         assert client.post("/chat", json=user("hello")).status_code == 200
+    GuardrailASGIMiddleware(None, guard=guard, routes=["/chat"]).close()
     assert guard.children == []
     assert not guard.closed
 
@@ -521,7 +606,7 @@ def test_a_client_that_goes_during_the_check_cancels_it(echo, word_guard):
             return {"type": "http.disconnect"}
 
         async def send(message):
-            raise AssertionError(f"answered with {message}")
+            sent.append(message.get("status"))
 
         scope = {
             "type": "http",
@@ -529,10 +614,36 @@ def test_a_client_that_goes_during_the_check_cancels_it(echo, word_guard):
             "path": "/chat",
             "headers": [(b"content-type", b"application/json")],
         }
-        await app.app(scope, receive, send)
+        async with asyncio.timeout(30):
+            await app.app(scope, receive, send)
 
+    sent = []
     asyncio.run(run())
     assert guard.children[0].cancelled
+    assert app.bodies == []
+    assert sent == [499, None]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_client_that_goes_leaves_no_error_in_a_middleware_outside(
+    echo, word_guard, run_in_time, lost
+):
+    async def passing(request, call_next):
+        return await call_next(request)
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if lost:
+            raise OSError("nobody is there")
+
+    app = echo(word_guard())
+    scope = {"type": "http", "method": "POST", "path": "/chat", "query_string": b""}
+    scope["headers"] = [(b"content-type", b"application/json")]
+    if not lost:
+        app.app.add_middleware(BaseHTTPMiddleware, dispatch=passing)
+    run_in_time(app.app(scope, receive, send))
     assert app.bodies == []
 
 

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
 import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError
 
 
-def found(route, path, method="POST", root_path=""):
+def rooted(root):
+    app = FastAPI()
+    app.root_path = root  # as FastAPI(root_path=...) has it
+    return app
+
+
+def found(route, path, method="POST", root_path="", app=None):
     scope = {"type": "http", "path": path, "method": method, "root_path": root_path}
-    return RouteTable([route]).find(scope) is not None
+    return RouteTable([route]).find(scope, app) is not None
 
 
 @pytest.mark.parametrize(
@@ -36,17 +45,15 @@ def test_slashes_that_a_framework_may_ignore_do_not_lead_round_the_guard(pattern
     assert found(pattern, path)
 
 
-@pytest.mark.parametrize(
-    ("method", "wanted"),
-    [("POST", True), ("post", True), ("PUT", True), ("PATCH", True), ("GET", False)],
-)
-def test_methods_with_a_body_are_guarded_by_default(method, wanted):
-    assert found("/chat", "/chat", method) is wanted
+@pytest.mark.parametrize("method", ["POST", "post", "PUT", "GET", "HEAD", "DELETE", "QUERY", "FOO"])
+def test_every_method_is_guarded_by_default(method):
+    assert found("/chat", "/chat", method)
 
 
 def test_methods_can_be_chosen():
     route = GuardedRoute("/chat", methods=["query", "GET"])
     assert [found(route, "/chat", m) for m in ("QUERY", "GET", "POST")] == [True, True, False]
+    assert not found(GuardedRoute("/chat", methods=["POST"]), "/chat", "GET")
 
 
 @pytest.mark.parametrize(
@@ -63,10 +70,39 @@ def test_a_pattern_begins_below_the_root_path(path, root_path, wanted):
     assert found("/chat", path, root_path=root_path) is wanted
 
 
+@pytest.mark.parametrize("root", ["/api", "/api/"])
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [("/api/chat", True), ("/chat", True), ("/api//chat/", True), ("/apichat", False)],
+)
+def test_an_apps_own_root_path_counts_though_only_the_app_sets_it(root, path, wanted):
+    app = rooted(root)
+    assert found("/chat", path, app=app) is wanted
+    assert found("/chat", path, app=CORSMiddleware(app)) is wanted
+    assert not found("/chat", "/api/chat", app=Starlette())
+    assert found("/chat", "/x/chat", root_path="/x", app=app)  # the server's may hold all the same
+
+
+def test_an_apps_own_root_path_decides_which_route_fits():
+    every, chat = GuardedRoute("/api/{rest:path}"), GuardedRoute("/chat")
+    scope = {"type": "http", "path": "/api/chat", "method": "POST"}
+    assert RouteTable([every, chat]).find(scope, rooted("/api")) is chat
+    assert RouteTable([every, chat]).find(scope, FastAPI()) is every
+
+
+def test_an_app_that_has_every_attribute_has_no_root_path():
+    class Anything:
+        def __getattr__(self, name):
+            return self
+
+    assert found("/chat", "/chat", app=Anything())
+    assert not found("/chat", "/api/chat", app=Anything())
+
+
 def test_the_first_route_that_fits_is_used():
     first, second = GuardedRoute("/a/{x}"), GuardedRoute("/a/b")
     scope = {"type": "http", "path": "/a/b", "method": "POST"}
-    assert RouteTable([first, second]).find(scope) is first
+    assert RouteTable([first, second]).find(scope, None) is first
 
 
 @pytest.mark.parametrize(
