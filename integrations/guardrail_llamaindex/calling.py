@@ -57,7 +57,7 @@ def selections(response: ChatResponse, *, required: bool) -> list[ToolSelection]
     """
     calls = tool_calls(response.message)
     if required and not calls:
-        _explain(response.raw)
+        raise_refusal(response.raw)
         raise ValueError("expected a tool call; the model answered with text only")
     return [
         ToolSelection(
@@ -69,8 +69,12 @@ def selections(response: ChatResponse, *, required: bool) -> list[ToolSelection]
     ]
 
 
-def _explain(raw: Any) -> None:
-    """A refusal has no place where a call must be: it is raised."""
+def raise_refusal(raw: Any) -> None:
+    """Raise a refusal where it has no place, such as where a call must be.
+
+    Raises:
+        GuardrailViolation, DetectorError: a response's `raw` says that the guard refused.
+    """
     if not isinstance(raw, dict) or not raw.get("refused_by_guard"):
         return
     told = dict(raw["verdict"])

@@ -16,7 +16,6 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 from pydantic import Field
@@ -28,6 +27,7 @@ from guardrail.model.settings import Settings
 from guardrail_llamaindex import calling, replies
 from guardrail_llamaindex.messages import to_messages
 from guardrail_llamaindex.pictures import document_parts
+from guardrail_llamaindex.structured import StructuredVLM
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,7 +49,7 @@ class _Ask(NamedTuple):
     single_call: bool
 
 
-class GuardedVLM(FunctionCallingLLM):
+class GuardedVLM(StructuredVLM):
     """An LLM whose every request is scored, steered or flagged inside the model's own prefill.
 
         llm = GuardedVLM(guard=guard, max_new_tokens=128)
@@ -115,23 +115,22 @@ class GuardedVLM(FunctionCallingLLM):
             GuardrailViolation: it was flagged, and the policy says `on_flag = "raise"`.
         """
         ask = self._ask(to_messages(messages), kwargs)
-        return replies.whole(
-            self.guard.generate(ask.chat, **ask.options), single_call=ask.single_call
-        )
+        result = self.guard.generate(ask.chat, **ask.options)
+        return self._answered(replies.whole(result, single_call=ask.single_call))
 
     @_chat_events
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat` without blocking the event loop; cancelling the task ends the request."""
         ask = self._ask(to_messages(messages), kwargs)
         result = await self.guard.agenerate(ask.chat, **ask.options)
-        return replies.whole(result, single_call=ask.single_call)
+        return self._answered(replies.whole(result, single_call=ask.single_call))
 
     @_chat_events
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer in chunks; none comes before the verdict, and the last has the figures."""
         ask = self._ask(to_messages(messages), kwargs)
         stream = self.guard.stream(ask.chat, **ask.options)
-        return replies.chunks(stream, single_call=ask.single_call)
+        return self._streamed(replies.chunks(stream, single_call=ask.single_call))
 
     @_chat_events
     async def astream_chat(
@@ -140,7 +139,7 @@ class GuardedVLM(FunctionCallingLLM):
         """`stream_chat` for `async for`; the request starts with the first chunk asked for."""
         ask = self._ask(to_messages(messages), kwargs)
         stream = self.guard.astream(ask.chat, **ask.options)
-        return replies.achunks(stream, single_call=ask.single_call)
+        return self._astreamed(replies.achunks(stream, single_call=ask.single_call))
 
     @_completion_events
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:

@@ -14,7 +14,7 @@ from guardrail.errors import UnsupportedContentError
 from guardrail_llamaindex.pictures import pictures
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from llama_index.core.base.llms.types import ChatMessage
 
@@ -43,8 +43,10 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def to_parts(blocks: Sequence[object], what: str) -> list[dict[str, Any]]:
-    """Content parts of text and image blocks; calls and cache points stand elsewhere.
+def to_parts(
+    blocks: Sequence[object], what: str, *, aside: Container[str] = ("cache",)
+) -> list[dict[str, Any]]:
+    """Content parts of text and image blocks; block types in `aside` are left out.
 
     Raises:
         UnsupportedContentError: another block; the message names its type.
@@ -52,7 +54,7 @@ def to_parts(blocks: Sequence[object], what: str) -> list[dict[str, Any]]:
     return [
         _part(block, f"{what}.blocks[{i}]")
         for i, block in enumerate(blocks)
-        if getattr(block, "block_type", None) not in ("cache", "tool_call")
+        if getattr(block, "block_type", None) not in aside
     ]
 
 
@@ -84,7 +86,7 @@ def _message(message: ChatMessage, what: str) -> dict[str, Any]:
     turn: dict[str, Any] = {
         "role": _ROLES.get(message.role, message.role.value),
         # A turn without blocks is an empty one: an agent's tool may return nothing.
-        "content": to_parts(message.blocks, what) or "",
+        "content": to_parts(message.blocks, what, aside=("cache", "tool_call")) or "",
     }
     turn |= {key: extra[key] for key in _READ if extra.get(key)}
     if calls := tool_calls(message):

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def node_message(node: BaseNode) -> list[dict[str, Any]]:
-    """A node as one user message: every picture that it names, then its text as LLMs get it.
+    """A node as one user message: every picture that it names, then all that LLMs may read of it.
 
     Pictures come first, as people send them and as thresholds are calibrated; behind words of its
-    own caption the same picture scores lower.
+    own caption the same picture scores lower. The text follows as its template writes it, and what
+    the template leaves out: readers of a node's content blocks get text and metadata without one.
     A picture that is named in several ways (data, path, URL) comes several times: whoever reads the
     node may take any of them.
 
@@ -29,7 +30,7 @@ def node_message(node: BaseNode) -> list[dict[str, Any]]:
     """
     what = f"the node {node.node_id!r}"
     _refuse_unread(node, what)
-    text, found = node.get_content(metadata_mode=MetadataMode.LLM), node_pictures(node, what)
+    text, found = _words(node), node_pictures(node, what)
     if isinstance(node, ImageNode | ImageDocument) and not text and not found:
         raise UnsupportedContentError(f"{what} is an {type(node).__name__} without text or picture")
     parts = [{"type": "text", "text": text}] if text or not found else []
@@ -52,6 +53,25 @@ def with_metadata(
         }
     )
     return scored.model_copy(update={"node": copied})
+
+
+def shows(node: BaseNode, key: str) -> bool:
+    """Whether what LLMs read of a node has the value of its metadata's `key` in it."""
+    metadata = dict(node.metadata)
+    value = str(metadata.pop(key)).strip()
+    without = node.model_copy(update={"metadata": metadata})
+    seen, other = (n.get_content(metadata_mode=MetadataMode.LLM) for n in (node, without))
+    return seen.count(value) > other.count(value)  # the text itself may say the same
+
+
+def _words(node: BaseNode) -> str:
+    """The text as LLMs get it, and the bare text and the metadata where they are not in it."""
+    words = node.get_content(metadata_mode=MetadataMode.LLM)
+    alone = node.get_content(metadata_mode=MetadataMode.NONE)
+    for more in (alone, node.get_metadata_str(mode=MetadataMode.LLM).strip()):
+        if more.strip() not in words:
+            words = f"{words}\n\n{more}" if words else more
+    return words
 
 
 def _refuse_unread(node: BaseNode, what: str) -> None:

@@ -12,7 +12,9 @@ from pydantic import Field, SkipValidation
 
 from guardrail.settling import Audit, Checker, Settled, is_refused_outage, record, settled, stopped
 from guardrail.types import Verdict
-from guardrail_llamaindex.nodes import node_message, with_metadata
+from guardrail_llamaindex.nodes import node_message, shows, with_metadata
+
+_CAUTION = "guardrail_caution"
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +33,13 @@ class BatchChecker(Checker, Protocol):
 class GuardrailNodePostprocessor(BaseNodePostprocessor):
     """Checks what was retrieved, text and pictures, as a model would read it.
 
-    Each node is one user message: its text with the metadata that LLMs see, and every picture that
-    it names. What to do with flagged ones is `action`, whatever the policy's `on_flag` is: "drop"
+    Each node is one user message: every picture that it names, its text, and the metadata that LLMs
+    see. What to do with flagged ones is `action`, whatever the policy's `on_flag` is: "drop"
     leaves them out, "raise" raises `GuardrailViolation` at the first, "mark" keeps all and adds
     `guardrail_action` and `guardrail_score` to the metadata of every node, hidden from LLMs and
     embeddings. What would be steered follows the policy's `unsteerable`: it counts as flagged,
-    passes, or gets a caution as a metadata line that the LLM reads before the text.
+    passes, or gets a caution as a metadata line that the LLM reads. Where it would not (a template
+    without metadata, a picture without text) the node counts as flagged.
 
     Order and scores stay, and the nodes that come in are never changed. When the detector fails and
     the policy fails closed, a node is left out with a warning (for "raise": `DetectorError`). Put
@@ -88,11 +91,14 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
         if isinstance(outcome, BaseException):
             outcome.add_note(f"while the retrieved node {scored.node.node_id!r} was checked")
             raise outcome
-        policy, shown = self.guard.policy, dict[str, Any]()
+        policy, kept = self.guard.policy, scored
 
         def caution(words: str) -> bool:
-            shown["guardrail_caution"] = words
-            return True
+            nonlocal kept
+            copied = with_metadata(scored, shown={_CAUTION: words}, hidden={})
+            read = shows(copied.node, _CAUTION)
+            kept = copied if read else scored
+            return read
 
         after = settled(outcome, policy, caution=caution, annotates=self.action == "mark")
         record(self.audit, after.verdict, after.done)
@@ -102,7 +108,7 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
             if is_refused_outage(after.verdict, policy):
                 _log.warning("the detector failed; node %s is left out", scored.node.node_id)
             return None
-        return with_metadata(scored, shown=shown, hidden=self._marks(after))
+        return with_metadata(kept, shown={}, hidden=self._marks(after))
 
     def _marks(self, after: Settled) -> dict[str, Any]:
         verdict = after.verdict

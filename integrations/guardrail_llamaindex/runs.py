@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import TextBlock
 from llama_index.core.tools import ToolOutput
+from llama_index.core.workflow import Context
 
 from guardrail.arguments import snapshot
 from guardrail.errors import UnsupportedContentError
@@ -61,11 +62,12 @@ class Run:
         self.args, self.kwargs = snapshot(self.args), snapshot(self.kwargs)
 
     def call_message(self) -> Messages | None:
-        """The call as a model writes it; None when arguments are not checked."""
-        if "arguments" not in self.rules.check:
+        """The call as a model writes it; None when there are no arguments to check."""
+        named = self._named()
+        if "arguments" not in self.rules.check or not named:
             return None
         try:
-            return call_chat(self._name, self._named())
+            return call_chat(self._name, named)
         except (TypeError, ValueError, RecursionError) as error:
             raise UnsupportedContentError(
                 f"the arguments of {self._name} cannot be written as JSON, so nobody can check "
@@ -80,9 +82,10 @@ class Run:
 
     def result_message(self, output: ToolOutput) -> Messages | None:
         """The output as a guard reads it; None when there is nothing to check."""
-        if "result" not in self.rules.check or not output.blocks:
+        if "result" not in self.rules.check:
             return None
-        return result_chat(to_parts(output.blocks, f"the output of {self._name}"))
+        parts = to_parts(output.blocks, f"the output of {self._name}")
+        return result_chat(parts) if parts else None
 
     def returned(self, output: ToolOutput, verdict: Verdict | None) -> ToolOutput:
         """What the caller gets: the output itself when nothing was found."""
@@ -106,8 +109,11 @@ class Run:
     def _named(self) -> dict[str, Any]:
         """Arguments by name, but for the workflow's context, which is the framework's."""
         known = list(self.tool.metadata.get_parameters_dict().get("properties", ()))
+        given = dict(self.kwargs)
         context = getattr(self.tool, "ctx_param_name", None)
-        given = {name: value for name, value in self.kwargs.items() if name != context}
+        # A model may name an argument so, too; what it writes is never a context.
+        if isinstance(given.get(context), Context):
+            del given[context]
         if len(self.args) > len(known) or given.keys() & set(known[: len(self.args)]):
             return {"args": list(self.args), **given}
         return {**dict(zip(known, self.args, strict=False)), **given}

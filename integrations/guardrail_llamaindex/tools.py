@@ -32,16 +32,8 @@ def guard_tool(
 ) -> AsyncBaseTool:
     """The same tool, with its arguments checked before the call and its output after it.
 
-    Arguments are read as the line of JSON that a model writes, outputs as their text and image
-    blocks. Name, description, schema and `return_direct` are the tool's. What passes is returned
-    as it is, the same object. A flagged call is not made, a flagged output not handed on: the
-    output is an error with the policy's refusal message, and the verdict is in its
-    `raw_input["guardrail"]`. An annotated output is a copy with the verdict there.
-
-    What would be steered follows the policy's `unsteerable`: it counts as flagged, or passes; a
-    caution goes before an output as a text block. Arguments have no place for one, so there they
-    count as flagged. Errors of the tool itself are as without a guard; error outputs are checked
-    like others, the text of exceptions is not.
+    A flagged call is not made, a flagged output not handed on: the output is an error with the
+    policy's refusal message. See `GuardedTool` for what is read, and what becomes of it.
 
     Args:
         tool: any tool.
@@ -49,9 +41,10 @@ def guard_tool(
         check: what is checked: "arguments", "result" or both.
         policy: other rules than the guard's.
         on_flag: another `on_flag` than the policy's. Agents turn what is raised into an error
-            output.
-        audit: gets each verdict with `{"event": "call", "done": ...}`, what was done in the end:
-            flag, caution or pass.
+            output. LlamaIndex calls a tool of one argument again when it raises, so "raise" runs
+            one with a flagged output twice, unless it is a function tool: use "refuse" for tools
+            with effects.
+        audit: gets each verdict with `{"event": "call", "done": "flag", "caution" or "pass"}`.
 
     Raises:
         ConfigurationError: `check` is empty or names something else.
@@ -67,7 +60,18 @@ def guard_tool(
 
 
 class GuardedTool(AsyncBaseTool):
-    """A tool behind a guard; made by `guard_tool`. Other attributes are the tool's own."""
+    """A tool behind a guard; made by `guard_tool`. Other attributes are the tool's own.
+
+    Arguments are read as the line of JSON that a model writes, outputs as their text and image
+    blocks; an output with other blocks, such as calls, is an error. What passes is returned as it
+    is, the same object. The verdict on what does not is in the output's `raw_input["guardrail"]`;
+    an annotated output is a copy with the verdict there.
+
+    What would be steered follows the policy's `unsteerable`: it counts as flagged, or passes; a
+    caution goes before an output as a text block. Arguments have no place for one, so there they
+    count as flagged. Errors of the tool itself are as without a guard; error outputs are checked
+    like others, the text of exceptions is not.
+    """
 
     def __init__(self, tool: BaseTool, rules: Rules) -> None:
         self._tool, self._rules = tool, rules

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import llama_index.core
@@ -14,9 +15,10 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from pydantic import Field
 
 from guardrail.guard import Guard
+from guardrail.model.decoder import decoder_layers
 from guardrail.policy import Policy, Thresholds
 from guardrail.testing import FakeGuard, tiny_artefact, tiny_model
-from guardrail.types import Action, Modality
+from guardrail.types import Action, Modality, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,6 +104,12 @@ class WordGuard(FakeGuard):
     def __init__(self, policy: Policy | None = None, flag: str = "bad") -> None:
         super().__init__([flag], policy=policy)
 
+    def check(self, value: Any, /, **options: Any) -> Verdict:
+        super().check(value, **options)  # refuses what a guard refuses
+        verdict = super().check(repr(value), **options)  # with paths and base64 as words
+        self.seen.pop()
+        return verdict
+
     def check_batch(self, values: Any, *, return_exceptions: bool = False) -> list[Any]:
         return [self.check(value) for value in values]
 
@@ -109,6 +117,20 @@ class WordGuard(FakeGuard):
 @pytest.fixture
 def word_guard() -> type[WordGuard]:
     return WordGuard
+
+
+@pytest.fixture
+def steps(llava: Any) -> Iterator[list[int]]:
+    """Grows with every forward pass of the model, each of which takes its time."""
+    passes: list[int] = []
+
+    def slow(*_: Any) -> None:
+        passes.append(1)
+        time.sleep(0.02)
+
+    handle = decoder_layers(llava.model)[0].register_forward_pre_hook(slow)
+    yield passes
+    handle.remove()
 
 
 @pytest.fixture

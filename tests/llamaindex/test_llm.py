@@ -31,7 +31,7 @@ from guardrail.errors import (
     RequestTimeoutError,
     UnsupportedContentError,
 )
-from guardrail.model.decoder import context_length, decoder_layers
+from guardrail.model.decoder import context_length
 from guardrail.policy import REFUSAL, Limits
 from guardrail.testing import scripted
 from guardrail.types import Action
@@ -266,20 +266,6 @@ def test_a_flagged_answer_is_in_no_response_and_no_event(guard_on, llava, events
     kind = "Completion" if "complete" in method else "Chat"
     in_progress = [e for e in events.seen if type(e).__name__ == f"LLM{kind}InProgressEvent"]
     assert all(text_of(event.response) == REFUSAL for event in in_progress)
-
-
-@pytest.fixture
-def steps(llava):
-    """Grows with every forward pass of the model, each of which takes its time."""
-    passes: list[int] = []
-
-    def slow(*_: Any) -> None:
-        passes.append(1)
-        time.sleep(0.02)
-
-    handle = decoder_layers(llava.model)[0].register_forward_pre_hook(slow)
-    yield passes
-    handle.remove()
 
 
 @pytest.mark.parametrize("way", ["close", "break", "forget"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from guardrail_llamaindex.nodes import node_message, with_metadata
+from guardrail_llamaindex.nodes import node_message, shows, with_metadata
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -55,6 +55,45 @@ def test_metadata_that_llms_see_is_read_and_the_rest_is_not():
 
 
 @pytest.mark.parametrize(
+    ("node", "read"),
+    [
+        (TextNode(text="a dog", text_template="{content}"), "a dog\n\ntitle: seen"),
+        (TextNode(text="a dog", text_template="{metadata_str}"), "title: seen\n\na dog"),
+        (TextNode(text="a dog", text_template="nothing"), "nothing\n\na dog\n\ntitle: seen"),
+        (
+            Node(text_resource=MediaResource(text="a dog"), text_template="{content}"),
+            "a dog\n\ntitle: seen",
+        ),
+        (Node(image_resource=MediaResource(data=b"picture")), "title: seen"),
+        (ImageNode(image_path="a.png"), "title: seen"),
+        (TextNode(text=" a dog "), "title: seen\n\n a dog"),
+    ],
+)
+def test_text_and_metadata_are_read_whatever_a_template_leaves_out(node, read):
+    node.metadata = {"title": "seen", "path": "hidden"}
+    node.excluded_llm_metadata_keys = ["path"]
+    assert text(node) == read
+
+
+@pytest.mark.skipif(
+    not hasattr(TextNode, "get_content_blocks"), reason="this LlamaIndex makes no blocks of nodes"
+)
+@pytest.mark.parametrize("template", ["{content}", "{metadata_str}", "{metadata_str}\n{content}"])
+@pytest.mark.parametrize("kind", [TextNode, Node, ImageNode])
+def test_every_word_of_the_blocks_that_llms_get_is_read(kind, template, png):
+    node = kind(text_template=template, metadata={"title": "seen", "path": "hidden"})
+    node.excluded_llm_metadata_keys = ["path"]
+    if kind is ImageNode:
+        node.image = base64.b64encode(png()).decode()
+    else:
+        node.set_content("a dog")
+    blocks = node.get_content_blocks(MetadataMode.LLM)
+    words = [block.text for block in blocks if block.block_type == "text"]
+    assert words
+    assert [word for word in words if word not in text(node)] == []
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda data, path: ImageNode(image=base64.b64encode(data).decode()),
@@ -86,6 +125,12 @@ def test_a_picture_beside_a_text_is_read_and_so_is_every_place_of_it(png, pictur
 
 def test_an_empty_text_is_a_text():
     assert text(TextNode(text="")) == ""
+
+
+def test_a_picture_comes_before_the_words_of_its_node(png):
+    node = Node(image_resource=MediaResource(data=png()), metadata={"title": "seen"})
+    (turn,) = node_message(node)
+    assert [part["type"] for part in turn["content"]] == ["image", "text"]
 
 
 class Other(BaseNode):
@@ -150,3 +195,22 @@ def test_more_metadata_goes_into_a_copy():
 def test_without_more_metadata_it_is_the_same_object():
     scored = NodeWithScore(node=TextNode(text="a"))
     assert with_metadata(scored, shown={}, hidden={}) is scored
+
+
+@pytest.mark.parametrize(
+    ("node", "seen"),
+    [
+        (TextNode(text="a"), True),
+        (ImageNode(image_path="a.png"), True),
+        (Node(text_resource=MediaResource(text="a")), True),
+        (TextNode(text="a", metadata={"said": "c"}), True),
+        (TextNode(text="a", text_template="{content}"), False),
+        (TextNode(text="a c", text_template="{content}"), False),
+        (TextNode(text="a", metadata_template="{key}"), False),
+        (TextNode(text="a", excluded_llm_metadata_keys=["said"]), False),
+        (Node(image_resource=MediaResource(data=b"picture")), False),
+    ],
+)
+def test_whether_llms_read_what_metadata_says(node, seen):
+    more = with_metadata(NodeWithScore(node=node), shown={"said": "c"}, hidden={})
+    assert shows(more.node, "said") is seen

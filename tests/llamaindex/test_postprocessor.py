@@ -8,7 +8,14 @@ import logging
 
 import pytest
 from guardrail_llamaindex import GuardrailNodePostprocessor
-from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import (
+    ImageNode,
+    MediaResource,
+    MetadataMode,
+    Node,
+    NodeWithScore,
+    TextNode,
+)
 from pydantic import ValidationError
 
 from guardrail.errors import (
@@ -83,6 +90,34 @@ def test_a_caution_is_read_before_the_text(word_guard, way):
     assert nodes[0].node.metadata == {}
     (marked,) = run(word_guard(), way, nodes, action="mark")
     assert marked.node.metadata["guardrail_action"] == "steer"
+
+
+UNCAUTIONED = {
+    "a template without metadata": lambda _: TextNode(text="odd", text_template="{content}"),
+    "a key that is hidden": lambda _: TextNode(
+        text="odd", excluded_llm_metadata_keys=["guardrail_caution"]
+    ),
+    "a picture alone": lambda path: Node(image_resource=MediaResource(path=path)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("make", UNCAUTIONED.values(), ids=UNCAUTIONED)
+def test_where_no_caution_would_be_read_the_node_counts_as_flagged(
+    word_guard, way, make, png, tmp_path
+):
+    lines = []
+    audit = lambda verdict, facts: lines.append((verdict.action.value, facts["done"]))  # noqa: E731
+    path = tmp_path / "odd.png"
+    path.write_bytes(png())
+    node = NodeWithScore(node=make(path))
+    assert run(word_guard(flag="never"), way, [node], audit=audit) == []
+    assert lines == [("flag", "flag")]
+    with pytest.raises(GuardrailViolation):
+        run(word_guard(flag="never"), way, [node], action="raise")
+    (marked,) = run(word_guard(flag="never"), way, [node], action="mark")
+    assert marked.node.metadata["guardrail_action"] == "flag"
+    assert "guardrail_caution" not in marked.node.metadata
 
 
 def test_what_would_be_steered_may_count_as_flagged_or_pass(word_guard):

@@ -13,7 +13,8 @@ from guardrail_llamaindex import GuardedVLM, GuardrailNodePostprocessor
 from llama_index.core import VectorStoreIndex
 from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.schema import ImageNode, TextNode
+from llama_index.core.response_synthesizers import get_response_synthesizer
+from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScore, TextNode
 
 from guardrail.errors import GuardrailViolation
 from guardrail.policy import REFUSAL
@@ -137,3 +138,24 @@ def test_a_real_guard_checks_what_a_real_retriever_finds(guard_on):
     response = asked.query("the cat")
     assert response.source_nodes == []
     assert str(response) == "Empty Response"
+
+
+@pytest.mark.skipif(
+    not hasattr(TextNode, "get_content_blocks"), reason="this LlamaIndex makes no blocks of nodes"
+)
+@pytest.mark.parametrize("kind", ["picture", "template"])
+def test_metadata_that_only_a_multimodal_synthesizer_shows_is_checked(
+    guard_on, word_guard, llava, png, kind
+):
+    metadata = {"caption": "bad reader"}
+    node: Any = TextNode(text="The cat.", text_template="{content}", metadata=metadata)
+    if kind == "picture":
+        resource = MediaResource(data=png(), mimetype="image/png")
+        node = Node(image_resource=resource, metadata=metadata)
+    nodes = [NodeWithScore(node=node)]
+    prompts: list[str] = []
+    synthesizer = get_response_synthesizer(llm=GuardedVLM(guard=guard_on()), multimodal=True)
+    with scripted(llava.model, llava.processor, lambda p: prompts.append(p) or "Red."):
+        synthesizer.synthesize("the cat", nodes)
+    assert "bad reader" in prompts[0]
+    assert GuardrailNodePostprocessor(guard=word_guard()).postprocess_nodes(nodes) == []

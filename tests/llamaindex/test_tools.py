@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from guardrail_llamaindex import guard_tool
+from llama_index.core.base.llms import types
 from llama_index.core.base.llms.types import AudioBlock
 from llama_index.core.llms import ImageBlock, TextBlock
 from llama_index.core.llms.llm import ToolSelection
@@ -19,8 +20,12 @@ from llama_index.core.tools import (
     ToolOutput,
     adapt_to_async_tool,
 )
-from llama_index.core.tools.calling import acall_tool_with_selection, call_tool_with_selection
-from llama_index.core.workflow import Context
+from llama_index.core.tools.calling import (
+    acall_tool_with_selection,
+    call_tool,
+    call_tool_with_selection,
+)
+from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, step
 from pydantic import BaseModel
 
 from guardrail.errors import (
@@ -166,13 +171,30 @@ def test_a_plain_tool_works_both_ways(word_guard, way):
 def test_the_workflows_context_goes_through_unread(word_guard, way):
     def look(ctx: Context, where: str) -> str:
         """Look somewhere."""
-        return f"{where}, {ctx['of']}"
+        return f"{where}, {id(ctx)}"
 
-    guard = word_guard()
+    class Flow(Workflow):
+        @step
+        async def only(self, event: StartEvent) -> StopEvent:
+            return StopEvent()
+
+    guard, context = word_guard(), Context(Flow())
     guarded = guard_tool(FunctionTool.from_defaults(look), guard=guard)
     assert (guarded.requires_context, guarded.ctx_param_name) == (True, "ctx")
-    assert run(guarded, way, ctx={"of": object}, where="here").content == f"here, {object}"
+    assert run(guarded, way, ctx=context, where="here").content == f"here, {id(context)}"
     assert arguments_in(guard) == {"where": "here"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_only_bears_the_contexts_name_is_checked(word_guard, way):
+    def look(ctx: Context, where: str) -> str:
+        """Look somewhere."""
+        return f"{where}, {ctx}"
+
+    guard = word_guard()
+    guarded = guard_tool(FunctionTool.from_defaults(look), guard=guard, check="arguments")
+    assert run(guarded, way, ctx="a bad one", where="here").content == REFUSAL
+    assert arguments_in(guard) == {"ctx": "a bad one", "where": "here"}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -192,7 +214,8 @@ def test_positional_arguments_that_no_schema_names_are_still_checked(word_guard)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_arguments_that_change_during_the_check_are_sent_as_checked(word_guard, way):
+@pytest.mark.parametrize("named", [True, False])
+def test_arguments_that_change_during_the_check_are_sent_as_checked(word_guard, way, named):
     class Changing(word_guard):
         def check(self, value, **options):
             verdict = super().check(value, **options)
@@ -200,8 +223,10 @@ def test_arguments_that_change_during_the_check_are_sent_as_checked(word_guard, 
             return verdict
 
     places = ["here"]
-    tool = tool_that(lambda where: ",".join(where))
-    assert run(guard_tool(tool, guard=Changing()), way, where=places).content == "here"
+    guarded = guard_tool(tool_that(lambda where: ",".join(where)), guard=Changing())
+    given: Any = ((), {"where": places}) if named else ((places,), {})
+    assert run(guarded, way, *given[0], **given[1]).content == "here"
+    assert "bad" in places
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -232,6 +257,24 @@ def test_an_output_that_cannot_be_scored_is_an_error(word_guard, way):
     tool = Own(blocks=[AudioBlock(audio=b"a")])
     with pytest.raises(UnsupportedContentError, match=r"output of own\.blocks\[0\] is a AudioB"):
         run(guard_tool(tool, guard=word_guard()), way, "a")
+
+
+@pytest.mark.skipif(
+    not hasattr(types, "ToolCallBlock"), reason="this LlamaIndex has no tool call blocks"
+)
+@pytest.mark.parametrize("way", WAYS)
+def test_an_output_with_a_call_in_it_is_an_error(word_guard, way):
+    block = types.ToolCallBlock(tool_name="look", tool_kwargs={"where": "bad"})
+    tool = Own(blocks=[TextBlock(text="a dog"), block])
+    with pytest.raises(UnsupportedContentError, match=r"own\.blocks\[1\] is a ToolCallBlock"):
+        run(guard_tool(tool, guard=word_guard()), way, "a")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_output_of_cache_points_alone_has_nothing_to_check(guard_on, way):
+    point = types.CachePoint(cache_control=types.CacheControl(type="ephemeral"))
+    tool = Own(blocks=[point])
+    assert run(guard_tool(tool, guard=guard_on()), way, "a") is tool.output
 
 
 # --- what is held back ----------------------------------------------------------------------------
@@ -396,6 +439,21 @@ def test_llamaindex_calls_it_once_and_gets_the_refusal(word_guard, way, kind):
         output = asyncio.run(acall_tool_with_selection(chosen, [guarded]))
     assert (output.content, output.is_error) == (REFUSAL, True)
     assert len(guard.seen) == 2
+
+
+def test_a_flagged_result_makes_llamaindex_try_again_where_it_raises(word_guard):
+    class Counting(Plain):
+        calls = 0
+
+        def __call__(self, input: Any) -> ToolOutput:
+            Counting.calls += 1
+            return super().__call__(input)
+
+    for on_flag, calls in (("refuse", 1), ("raise", 2)):
+        Counting.calls = 0
+        guarded = guard_tool(Counting("bad"), guard=word_guard(), on_flag=on_flag)
+        output = call_tool(guarded, {"input": "here"})
+        assert (output.is_error, Counting.calls) == (True, calls)
 
 
 def test_a_guarded_function_tool_hands_no_bare_function_over(word_guard):

@@ -1,0 +1,149 @@
+"""Structured output: a refusal is no object, an empty one least of all."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import time
+from typing import Any
+
+import pytest
+from guardrail_llamaindex import GuardedVLM
+from llama_index.core.llms import ChatMessage
+from llama_index.core.prompts import PromptTemplate
+from pydantic import BaseModel
+
+from guardrail.errors import DetectorError, GuardrailViolation
+from guardrail.policy import REFUSAL, Policy
+from guardrail.testing import scripted
+from guardrail.types import Action
+
+METHODS = (
+    "structured_predict",
+    "astructured_predict",
+    "stream_structured_predict",
+    "astream_structured_predict",
+)
+PROMPT = PromptTemplate("what is {this}")
+FLAG = Action.FLAG
+
+
+class Animal(BaseModel):
+    """An animal in a picture."""
+
+    name: str | None = None
+    legs: int = 0
+
+
+def call(**arguments: Any) -> str:
+    written = json.dumps({"name": "Animal", "arguments": arguments})
+    return f"<tool_call>\n{written}\n</tool_call>"
+
+
+def ask(llm: GuardedVLM, method: str, seen: list[Any] | None = None, **kwargs: Any) -> list[Any]:
+    """Every object, each also put into `seen` as it comes."""
+    found: list[Any] = [] if seen is None else seen
+
+    async def awaited() -> None:
+        answer = await getattr(llm, method)(Animal, PROMPT, this="a dog", **kwargs)
+        if inspect.isasyncgen(answer):
+            async for item in answer:
+                found.append(item)
+        else:
+            found.append(answer)
+
+    if method.startswith("a"):
+        asyncio.run(awaited())
+    else:
+        answer = getattr(llm, method)(Animal, PROMPT, this="a dog", **kwargs)
+        found.extend(answer if inspect.isgenerator(answer) else [answer])
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_passes_comes_as_objects(guard_on, llava, method):
+    llm = GuardedVLM(guard=guard_on())
+    with scripted(llava.model, llava.processor, lambda _: call(name="dog", legs=4)):
+        assert ask(llm, method)[-1] == Animal(name="dog", legs=4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("on_flag", ["refuse", "raise"])
+def test_a_flagged_request_raises_before_any_object(guard_on, llava, method, on_flag):
+    llm, seen = GuardedVLM(guard=guard_on(FLAG, on_flag=on_flag)), []
+    with (
+        scripted(llava.model, llava.processor, lambda _: call(name="dog", legs=4)),
+        pytest.raises(GuardrailViolation) as caught,
+    ):
+        ask(llm, method, seen)
+    assert seen == []
+    assert caught.value.verdict.action is FLAG
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_outage_is_no_finding(guard_on, monkeypatch, method):
+    guard, seen = guard_on(), []
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no detector")
+
+    monkeypatch.setattr(guard._engine._detector, "decide", broken)
+    with pytest.raises(DetectorError):
+        ask(GuardedVLM(guard=guard), method, seen)
+    assert seen == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_annotated_request_is_answered(guard_on, llava, method):
+    llm = GuardedVLM(guard=guard_on(FLAG, on_flag="annotate"))
+    with scripted(llava.model, llava.processor, lambda _: call(name="dog", legs=4)):
+        assert ask(llm, method)[-1] == Animal(name="dog", legs=4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_flagged_request_raises_where_no_tools_are_known(toolless, method):
+    _, _, guard = toolless
+    policy = guard.policy.model_dump()
+    policy["thresholds"] = {name: {"steer": -1e9, "flag": -1e9} for name in ("text", "image")}
+    with guard.with_policy(Policy.model_validate(policy)) as strict:
+        try:
+            with pytest.raises(GuardrailViolation):
+                ask(GuardedVLM(guard=strict), method, seen := [])
+        except NotImplementedError:
+            pytest.skip("this LlamaIndex streams no structured output as text")
+    assert seen == []
+
+
+def test_settings_still_reach_the_model(guard_on, llava):
+    llm = GuardedVLM(guard=guard_on())
+    with scripted(llava.model, llava.processor, lambda _: call(name="dog", legs=4)):
+        kwargs: Any = {"llm_kwargs": {"max_new_tokens": 2}}
+        assert ask(llm, "stream_structured_predict", **kwargs)[-1].name is None
+
+
+def test_asking_for_objects_leaves_other_requests_their_refusals(guard_on):
+    llm = GuardedVLM(guard=guard_on(FLAG))
+    with pytest.raises(GuardrailViolation):
+        ask(llm, "stream_structured_predict")
+    message = [ChatMessage(content="what is this")]
+    assert llm.chat(message).message.content == REFUSAL
+    assert list(llm.stream_chat(message))[-1].message.content == REFUSAL
+
+
+def test_a_structured_llm_streams_no_empty_object_for_a_refusal(guard_on):
+    llm = GuardedVLM(guard=guard_on(FLAG)).as_structured_llm(Animal)
+    with pytest.raises(GuardrailViolation):
+        list(llm.stream_chat([ChatMessage(content="what is this")]))
+
+
+def test_an_abandoned_stream_of_objects_ends_its_request(guard_on, steps):
+    stream = GuardedVLM(guard=guard_on(), max_new_tokens=1000).stream_structured_predict(
+        Animal, PROMPT, this="a dog"
+    )
+    next(stream)
+    stream.close()
+    time.sleep(0.1)
+    before = len(steps)
+    time.sleep(0.2)
+    assert len(steps) == before > 0
