@@ -60,6 +60,8 @@ class ToolRules:
         if "arguments" not in self.sides:
             return None
         written = arguments if isinstance(arguments, str) else _plain(arguments)
+        if not written:  # the model wrote nothing but a name, which is the app's
+            return None
         after = yield call_chat(name, written), partial(self._settle, arguments, no_place)
         return self._refusal(name, call_id, after.verdict) if after.stops else None
 

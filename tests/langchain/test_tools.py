@@ -71,6 +71,13 @@ def test_the_copy_is_the_tool_in_all_but_its_judgement():
     assert echo.invoke({"text": "bad"}) == "echo bad"
 
 
+async def test_a_call_without_arguments_is_not_judged_by_its_name():
+    guard = FakeGuard(flag=["lookup"])
+    plain = StructuredTool.from_function(lambda: "fine", name="lookup", description="d")
+    assert (await both(guard_tool(plain, guard=guard), call("lookup"))).content == "fine"
+    assert [chat[0]["content"] for chat in guard.seen] == ["fine", "fine"]
+
+
 async def test_flagged_arguments_never_reach_the_tool():
     ran = []
 
