@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import logging
-import math
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from guardrail.asgi.chats import Content, read_chat
 from guardrail.asgi.forms import MULTIPART, URLENCODED, closing, read_fields, read_form
+from guardrail.requests.strict_json import strict_json
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -83,32 +82,9 @@ def parsed_json(data: bytes) -> Any:
         HTTPException: 400, it is none.
     """
     try:
-        return json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_once,
-            parse_constant=_no_number,
-            parse_float=_finite,
-        )
+        return strict_json(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body is no JSON that can be checked: {error}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return found
-
-
-def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number is too large")
-    return value
 
 
 def _frames(error: Exception) -> list[traceback.FrameSummary]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.requests.parts import as_mapping, refuse_unknown
+from guardrail.requests.strict_json import strict_json
 from guardrail.types import ToolCall
 
 if TYPE_CHECKING:
@@ -95,18 +96,8 @@ def call_text(call: ToolCall) -> str:
 
 def _parsed(text: str) -> Mapping[str, Any] | str:
     """The object that `text` writes down, or `text` where parsing would change what it says."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) < len(items):
-            raise ValueError("a key stands twice")
-        return found
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is no JSON")
-
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_constant=refuse)
+        value = strict_json(text)
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text

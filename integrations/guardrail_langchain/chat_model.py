@@ -14,7 +14,7 @@ from guardrail.errors import UnsupportedModelError
 from guardrail.model.fingerprint import fingerprint
 from guardrail_langchain import replies
 from guardrail_langchain.caching import digest, with_data
-from guardrail_langchain.concurrency import bounded, in_slices, room
+from guardrail_langchain.concurrency import BoundedBatches, in_slices, room
 from guardrail_langchain.messages import to_chat
 from guardrail_langchain.settings import NAMES, guard_options, offered_tools
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from langchain_core.language_models import LanguageModelInput
     from langchain_core.messages import AIMessage, BaseMessage
     from langchain_core.outputs import ChatGenerationChunk, LLMResult
-    from langchain_core.runnables import Runnable, RunnableConfig
+    from langchain_core.runnables import Runnable
     from langchain_core.tools import BaseTool
 
 
-class ChatGuardedVLM(BaseChatModel):
+class ChatGuardedVLM(BoundedBatches, BaseChatModel):
     """A chat model that judges every request inside its own prefill.
 
         model = ChatGuardedVLM(guard=guard, temperature=0, max_tokens=256)
@@ -173,40 +173,6 @@ class ChatGuardedVLM(BaseChatModel):
         """Tokens of the guarded model's own tokenizer."""
         ids: list[int] = self.guard.loaded.tokenizer.encode(text, add_special_tokens=False)
         return ids
-
-    @override
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """Answers in order. Requests wait in the guard's queue, where like ones share a batch."""
-        return super().batch(inputs, bounded(config, len(inputs), self.guard), **kwargs)
-
-    @override
-    async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """`batch` for event loops."""
-        return await super().abatch(inputs, bounded(config, len(inputs), self.guard), **kwargs)
-
-    @override
-    def batch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
-        """`batch` in the order of completion."""
-        return super().batch_as_completed(
-            inputs, bounded(config, len(inputs), self.guard), **kwargs
-        )
-
-    @override
-    def abatch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
-        """`abatch` in the order of completion."""
-        return super().abatch_as_completed(
-            inputs, bounded(config, len(inputs), self.guard), **kwargs
-        )
 
     @override
     def bind_tools(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from langchain_core.runnables.config import get_config_list
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from langchain_core.messages import BaseMessage
     from langchain_core.outputs import LLMResult
@@ -32,6 +32,34 @@ def bounded(
         cast("RunnableConfig", {**each, "max_concurrency": each.get("max_concurrency") or most})
         for each in configs
     ]
+
+
+class BoundedBatches:
+    """Batches that fit the queue of `self.guard`; goes before the class whose batches they are."""
+
+    def batch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Answers in order; requests wait in the guard's queue, where like ones share a batch."""
+        return self._base().batch(inputs, self._bounded(inputs, config), **kwargs)
+
+    async def abatch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """`batch` for event loops."""
+        return await self._base().abatch(inputs, self._bounded(inputs, config), **kwargs)
+
+    def batch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """`batch` in the order of completion."""
+        return self._base().batch_as_completed(inputs, self._bounded(inputs, config), **kwargs)
+
+    def abatch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """`abatch` in the order of completion."""
+        return self._base().abatch_as_completed(inputs, self._bounded(inputs, config), **kwargs)
+
+    def _base(self) -> Any:
+        """The class that comes next: LangChain's."""
+        return super()
+
+    def _bounded(self, inputs: Sequence[Any], config: Any) -> Any:
+        owner: Any = self
+        return bounded(config, len(inputs), owner.guard)
 
 
 def room(guard: Checker) -> int:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from guardrail.errors import ConfigurationError
 from guardrail.settling import Checker, OnFlag, stopped
-from guardrail_langchain.concurrency import bounded
+from guardrail_langchain.concurrency import BoundedBatches
 from guardrail_langchain.events import atell, tell
 from guardrail_langchain.inputs import Refusal, item_at, whole, writes_str
 from guardrail_langchain.messages import to_chat
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from guardrail import Verdict
 
 
-class GuardrailRunnable(RunnableSerializable[Any, Any]):
+class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
     """Checks what goes through; `guard_step | model` guards any model.
 
         chain = prompt | GuardrailRunnable(guard=guard) | model
@@ -82,26 +82,6 @@ class GuardrailRunnable(RunnableSerializable[Any, Any]):
         self._check_use()
         step: Any = self._ainvoke
         return await self._acall_with_config(step, input, config, **kwargs)
-
-    @override
-    def batch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
-        return super().batch(inputs, bounded(config, len(inputs), self.guard), **kwargs)
-
-    @override
-    async def abatch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
-        return await super().abatch(inputs, bounded(config, len(inputs), self.guard), **kwargs)
-
-    @override
-    def batch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
-        return super().batch_as_completed(
-            inputs, bounded(config, len(inputs), self.guard), **kwargs
-        )
-
-    @override
-    def abatch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
-        return super().abatch_as_completed(
-            inputs, bounded(config, len(inputs), self.guard), **kwargs
-        )
 
     @override
     def stream(
