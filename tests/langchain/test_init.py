@@ -24,7 +24,7 @@ def python(*lines: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_public_name_is_there() -> None:
-    assert guardrail_langchain.__all__ == sorted(guardrail_langchain.__all__, key=str.lower)
+    assert guardrail_langchain.__all__ == sorted(guardrail_langchain.__all__)
     for name in guardrail_langchain.__all__:
         assert getattr(guardrail_langchain, name) is not None
 
