@@ -9,7 +9,7 @@ from langchain_core.messages import SystemMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 
 from guardrail.caution import with_caution
-from guardrail.settling import settled
+from guardrail.settling import settled, stopped
 from guardrail_langchain.messages import to_messages
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from guardrail import Verdict
     from guardrail.policy import Policy
-    from guardrail.settling import OnFlag
+    from guardrail.settling import Checker, OnFlag
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,35 @@ def outcome(
 
     after = settled(verdict, policy, caution=caution, annotates=on_flag == "annotate")
     return Outcome(after.verdict, sent[0], after.done == "flag")
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """A guard, and what a flag leads to: the policy's `on_flag`, or another one."""
+
+    guard: Checker
+    other: OnFlag | None = None
+
+    @property
+    def on_flag(self) -> OnFlag:
+        """What a flag leads to."""
+        return self.other or self.guard.policy.on_flag
+
+    def settle(
+        self, value: Any, put: Callable[[Any, str], Any | None], verdict: Verdict
+    ) -> Outcome:
+        """`outcome` under these rules."""
+        return outcome(verdict, self.guard.policy, self.on_flag, value, put=put)
+
+    def refusal(self, verdict: Verdict) -> str:
+        """The words that stand for what is stopped.
+
+        Raises:
+            GuardrailViolation, DetectorError: under `on_flag="raise"`.
+        """
+        if self.on_flag == "raise":
+            raise stopped(verdict, self.guard.policy)
+        return self.guard.policy.refusal_message
 
 
 def no_place(value: Any, words: str) -> None:

@@ -13,19 +13,16 @@ from langchain_core.tools.base import TOOL_MESSAGE_BLOCK_TYPES
 from langgraph.types import Command
 
 from guardrail.errors import ConfigurationError
-from guardrail.settling import Checker, OnFlag, stopped
+from guardrail.settling import Checker, OnFlag
 from guardrail.tool_chats import call_chat, result_chat
 from guardrail_langchain.commands import command_messages, command_texts, with_messages
 from guardrail_langchain.messages import content_parts, to_chat
 from guardrail_langchain.replies import metadata
-from guardrail_langchain.rules import no_place, outcome
+from guardrail_langchain.rules import Ruling, no_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from guardrail import Verdict
     from guardrail_langchain.judging import Judging
-    from guardrail_langchain.rules import Outcome
 
 Side = Literal["arguments", "result"]
 
@@ -62,7 +59,7 @@ class ToolRules:
         written = arguments if isinstance(arguments, str) else _plain(arguments)
         if not written:  # the model wrote nothing but a name, which is the app's
             return None
-        after = yield call_chat(name, written), partial(self._settle, arguments, no_place)
+        after = yield call_chat(name, written), partial(self._ruling.settle, arguments, no_place)
         return self._refusal(name, call_id, after.verdict) if after.stops else None
 
     def after(self, name: str, output: Any, call_id: str | None) -> Judging[Judgement]:
@@ -80,14 +77,14 @@ class ToolRules:
             return Judgement(found)
         shown = _shown(output)
         chat = result_chat(content_parts(shown, f"the result of {name}"))
-        after = yield chat, partial(self._settle, shown, _before_content)
+        after = yield chat, partial(self._ruling.settle, shown, _before_content)
         if after.stops:
             return Judgement(self._refusal(name, call_id, after.verdict), refused=True)
         return Judgement(output if after.value is shown else after.value)
 
     def _message(self, name: str, message: ToolMessage) -> Judging[Judgement]:
         chat = result_chat(content_parts(message.content, f"the result of {name}"))
-        after = yield chat, partial(self._settle, message.content, _before_content)
+        after = yield chat, partial(self._ruling.settle, message.content, _before_content)
         if after.stops:
             refused = self._refusal(message.name or name, message.tool_call_id, after.verdict)
             return Judgement(refused.model_copy(update={"id": message.id}), refused=True)
@@ -117,14 +114,12 @@ class ToolRules:
 
     def _other(self, name: str, chat: Any, call_id: str | None) -> Judging[Any]:
         """What takes no caution: None when it passes, else a refusal."""
-        after = yield chat, partial(self._settle, chat, no_place)
+        after = yield chat, partial(self._ruling.settle, chat, no_place)
         return self._refusal(name, call_id, after.verdict) if after.stops else None
 
-    def _settle(
-        self, value: Any, put: Callable[[Any, str], Any | None], verdict: Verdict
-    ) -> Outcome:
-        policy = self.guard.policy
-        return outcome(verdict, policy, self.on_flag or policy.on_flag, value, put=put)
+    @property
+    def _ruling(self) -> Ruling:
+        return Ruling(self.guard, self.on_flag)
 
     def _refusal(self, name: str, call_id: str | None, verdict: Verdict) -> Any:
         """An error result without a word of what is held back; a str where no call asked.
@@ -132,9 +127,7 @@ class ToolRules:
         Raises:
             GuardrailViolation, DetectorError: under `on_flag="raise"`.
         """
-        if (self.on_flag or self.guard.policy.on_flag) == "raise":
-            raise stopped(verdict, self.guard.policy)
-        text = self.guard.policy.refusal_message
+        text = self._ruling.refusal(verdict)
         if call_id is None:
             return text
         return ToolMessage(

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage
 
-from guardrail.settling import stopped
 from guardrail_langchain import replies
 from guardrail_langchain.chat_model import ChatGuardedVLM
 from guardrail_langchain.messages import to_chat
-from guardrail_langchain.rules import cautioned_system, no_place, outcome
+from guardrail_langchain.rules import Ruling, cautioned_system, no_place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from langchain.agents.middleware import ModelRequest
 
-    from guardrail import Verdict
     from guardrail.settling import Checker, OnFlag
     from guardrail_langchain.judging import Judging
     from guardrail_langchain.rules import Outcome
@@ -39,7 +37,7 @@ class Turns:
         if not self.active:
             return None
         chat = to_chat(state["messages"])
-        after = yield chat, partial(self._settle, put=_noted)
+        after = yield chat, partial(self._ruling.settle, False, _noted)
         if (answer := self._refusal(after)) is not None:
             return {"messages": [answer], "jump_to": "end"}
         return {"guardrail_turn": {"judged": _digest(chat), "caution": after.value}}
@@ -55,7 +53,7 @@ class Turns:
         caution = bool(turn.get("caution"))
         # Other middleware may have changed what is sent since it was judged.
         if inside or turn.get("judged") != _digest(chat):
-            after = yield chat, partial(self._settle, put=_noted)
+            after = yield chat, partial(self._ruling.settle, False, _noted)
             if (answer := self._refusal(after)) is not None:
                 return answer, request
             caution = bool(after.value)
@@ -70,20 +68,17 @@ class Turns:
 
         It has read the messages already; what would be cautioned counts as flagged.
         """
-        after = yield to_chat(request.messages), partial(self._settle, put=no_place)
+        after = yield to_chat(request.messages), partial(self._ruling.settle, False, no_place)
         return self._refusal(after) or response
 
-    def _settle(self, verdict: Verdict, *, put: Callable[[Any, str], Any | None]) -> Outcome:
-        policy = self.guard.policy
-        return outcome(verdict, policy, self.on_flag or policy.on_flag, False, put=put)
-
     def _refusal(self, after: Outcome) -> AIMessage | None:
-        policy = self.guard.policy
         if not after.stops:
             return None
-        if (self.on_flag or policy.on_flag) == "raise":
-            raise stopped(after.verdict, policy)
-        return replies.refusal(policy.refusal_message, after.verdict)
+        return replies.refusal(self._ruling.refusal(after.verdict), after.verdict)
+
+    @property
+    def _ruling(self) -> Ruling:
+        return Ruling(self.guard, self.on_flag)
 
 
 def is_ours(response: Any) -> bool:
