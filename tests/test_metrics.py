@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta
-from sklearn.metrics import roc_auc_score, roc_curve
+from scipy.stats import beta, norm
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from guardrail.metrics import Rate, auroc, auroc_interval, conformal_threshold, tpr_at_fpr
+from guardrail.metrics import (
+    Rate,
+    auroc,
+    auroc_interval,
+    average_precision,
+    average_precision_interval,
+    conformal_threshold,
+    tpr_at_fpr,
+    tpr_at_fpr_interval,
+)
 
 TIED = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=30)
 
@@ -67,22 +76,93 @@ def test_auroc_of_nothing_or_nan_is_refused(bad: tuple[list[float], list[float]]
         auroc(*bad)
 
 
-def test_the_bootstrap_interval_covers_the_value_and_narrows_with_n() -> None:
-    rng = np.random.default_rng(1)
-    wide, narrow = (
-        auroc_interval(rng.normal(1, 1, n).tolist(), rng.normal(0, 1, n).tolist(), draws=300)
-        for n in (20, 320)
-    )
-    assert wide[0] < 0.760 < wide[1]  # Phi(1 / sqrt 2), the true value
-    assert narrow[0] < 0.760 < narrow[1]
-    assert narrow[1] - narrow[0] < (wide[1] - wide[0]) / 2
+@given(unsafe=TIED, safe=TIED)
+def test_intervals_hold_the_estimate_and_stay_on_the_scale(
+    unsafe: list[float], safe: list[float]
+) -> None:
+    for value, (low, high) in (
+        (auroc(unsafe, safe), auroc_interval(unsafe, safe)),
+        (average_precision(unsafe, safe), average_precision_interval(unsafe, safe)),
+        (tpr_at_fpr(unsafe, safe, 0.1).value, tpr_at_fpr_interval(unsafe, safe, 0.1)),
+    ):
+        assert 0 <= low <= value + 1e-12
+        assert value - 1e-12 <= high <= 1
 
 
-def test_the_bootstrap_repeats_by_its_seed() -> None:
-    scores = [1.0, 2.0, 3.0, 4.0], [0.0, 1.5, 2.5]
-    first, again = (auroc_interval(*scores, draws=50, seed=3) for _ in range(2))
-    assert first == again
-    assert auroc_interval([5.0, 6.0], [1.0, 2.0], draws=50) == (1.0, 1.0)
+def test_perfect_separation_of_few_inputs_is_no_certainty() -> None:
+    few, many = (auroc_interval([1.0] * n, [0.0] * n) for n in (10, 1000))
+    assert 0.6 < few[0] < 0.9
+    assert 0.99 < many[0] < 1
+    assert few[1] == many[1] == 1
+    assert auroc_interval([0.0] * 10, [1.0] * 10) == pytest.approx((0.0, 1 - few[0]), abs=1e-6)
+
+
+def delong_variance(unsafe: np.ndarray, safe: np.ndarray) -> float:
+    """As written in the paper, over all pairs."""
+    wins = (unsafe[:, None] > safe) + 0.5 * (unsafe[:, None] == safe)
+    return float(wins.mean(1).var(ddof=1) / len(unsafe) + wins.mean(0).var(ddof=1) / len(safe))
+
+
+def test_with_many_inputs_the_interval_is_delongs() -> None:
+    rng = np.random.default_rng(4)
+    unsafe, safe = rng.normal(1, 2, 900).round(1), rng.normal(0, 1, 700).round(1)
+    low, high = auroc_interval(unsafe.tolist(), safe.tolist())
+    reach = 1.96 * math.sqrt(delong_variance(unsafe, safe))
+    assert (high - low) / 2 == pytest.approx(reach, rel=0.02)
+
+
+SHAPES = [
+    # shift and spread of unsafe scores, n unsafe, n safe
+    (0.5, 1.0, 30, 30),
+    (1.5, 2.0, 20, 100),
+    (2.5, 1.0, 75, 75),
+    (3.5, 1.0, 50, 200),
+    (3.5, 0.4, 100, 20),
+]
+DRAWS = 400
+# Three standard errors below 0.95 in so many draws; conservative intervals are allowed.
+ENOUGH = 0.95 - 3 * math.sqrt(0.95 * 0.05 / DRAWS)
+
+
+def drawn_scores(rng: np.random.Generator, shape: tuple[float, float, int, int]):
+    shift, spread, m, n = shape
+    return rng.normal(shift, spread, m).tolist(), rng.normal(0, 1, n).tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_auroc_interval_covers_the_truth(shape: tuple[float, float, int, int]) -> None:
+    rng = np.random.default_rng(11)
+    truth = norm.cdf(shape[0] / math.hypot(shape[1], 1))
+    spans = (auroc_interval(*drawn_scores(rng, shape)) for _ in range(DRAWS))
+    assert np.mean([low <= truth <= high for low, high in spans]) >= ENOUGH
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fpr", [0.01, 0.05, 0.1])
+def test_the_tpr_interval_covers_the_truth_at_the_true_fpr(
+    shape: tuple[float, float, int, int], fpr: float
+) -> None:
+    rng = np.random.default_rng(12)
+    truth = norm.sf((norm.ppf(1 - fpr) - shape[0]) / shape[1])
+    spans = (tpr_at_fpr_interval(*drawn_scores(rng, shape), fpr) for _ in range(DRAWS))
+    assert np.mean([low <= truth <= high for low, high in spans]) >= ENOUGH
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_average_precision_interval_covers_the_truth(
+    shape: tuple[float, float, int, int],
+) -> None:
+    rng = np.random.default_rng(13)
+    truth = average_precision(*drawn_scores(rng, (*shape[:2], 200 * shape[2], 200 * shape[3])))
+    spans = (average_precision_interval(*drawn_scores(rng, shape)) for _ in range(DRAWS // 4))
+    assert np.mean([low <= truth <= high for low, high in spans]) >= ENOUGH
+
+
+@given(unsafe=TIED, safe=TIED)
+def test_average_precision_is_that_of_scikit_learn(unsafe: list[float], safe: list[float]) -> None:
+    labels = [1] * len(unsafe) + [0] * len(safe)
+    found = average_precision(unsafe, safe)
+    assert found == pytest.approx(average_precision_score(labels, [*unsafe, *safe]))
 
 
 @pytest.mark.parametrize(("n", "rate"), [(99, 0.05), (60, 0.05), (99, 0.01), (19, 0.05), (40, 0.3)])
