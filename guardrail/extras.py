@@ -16,10 +16,11 @@ EXTRA_OF: Mapping[str, str] = MappingProxyType(
     {
         "gguf": "demo",
         "httpx": "http",
+        "jinja2": "report",
         "langchain": "langchain",
         "langchain_core": "langchain",
         "llama_index": "llamaindex",
-        "matplotlib": "demo",
+        "matplotlib": "report",
         "python_multipart": "asgi",
         "starlette": "asgi",
         "yaml": "yaml",

@@ -1,0 +1,1 @@
+"""What a changed checkpoint does to a fitted artefact, and how to carry the artefact over."""

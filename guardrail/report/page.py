@@ -1,0 +1,69 @@
+"""One self-contained HTML page from a template, and its way to the disk.
+
+Templates are package data. They are always autoescaped, and a name that is not given is an error.
+The base template forbids every request (Content-Security-Policy), so a page shows the same offline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guardrail.extras import require
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render(template: str, **context: object) -> str:
+    """The page that `template` makes of `context`.
+
+    Args:
+        template: a file of `guardrail/report/templates`, e.g. `evaluation.html.j2`.
+        **context: the template's names. Text is escaped; only `markupsafe.Markup`, which
+            `guardrail.report.figures.svg` returns, is taken as HTML.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed.
+        jinja2.UndefinedError: the template uses a name that `context` lacks.
+    """
+    return _environment().get_template(template).render(context)
+
+
+def write_page(path: str | Path, html: str) -> None:
+    """Put a page at `path` in one step: a reader sees the old file or the whole new one.
+
+    A lone surrogate, which UTF-8 cannot hold, becomes a character reference.
+    """
+    target = Path(os.path.realpath(path))  # through a link, so that the link stays one
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        temporary.write_bytes(html.encode("utf-8", "xmlcharrefreplace"))
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@cache
+def _environment() -> Environment:
+    require("jinja2")
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from guardrail.report import numbers
+
+    environment = Environment(
+        loader=PackageLoader("guardrail", "report/templates"),
+        autoescape=True,  # whatever a template's name ends with
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(numbers.FILTERS)
+    return environment

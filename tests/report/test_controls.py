@@ -1,0 +1,78 @@
+"""A control is beaten only where the figures say so, and the words follow the figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from guardrail.report.controls import Row, control_rows, summary
+
+
+@pytest.fixture
+def controls(report):
+    """The text controls of a report, all beaten."""
+    return report(4)["controls"][0]
+
+
+def row(controls, name: str) -> Row:
+    return next(r for r in control_rows(controls) if r.name == name)
+
+
+def test_a_guard_far_above_all_controls_holds_up(controls):
+    rows = control_rows(controls)
+    assert {r.outcome for r in rows} == {"beaten"}
+    assert summary(rows) == "The guard holds up against all 5 controls that were run."
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "outcome"),
+    [(0.95, 0.91, "beaten"), (0.85, 0.8, "unclear"), (0.82, 0.78, "not beaten"),
+     (0.7, 0.66, "not beaten")],
+)  # fmt: skip
+def test_intervals_decide_against_the_words_alone(controls, value, low, outcome):
+    controls["guard"] = {"value": value, "low": low, "high": 1.0}  # the words: 0.82, to 0.87
+    assert row(controls, "Words alone").outcome == outcome
+
+
+def test_a_length_that_separates_backwards_counts_as_separating(controls):
+    controls["length_only"] = {
+        "auroc": {"value": 0.04, "low": 0.02, "high": 0.08}, "either_way": 0.96,
+    }  # fmt: skip
+    assert row(controls, "Length alone").outcome == "not beaten"
+    assert "does not beat: length alone." in summary(control_rows(controls))
+
+
+def test_the_best_random_direction_counts_either_way_round(controls):
+    controls["random_directions"]["aurocs"] = [0.5, 0.03]
+    assert row(controls, "Random directions").outcome == "not beaten"
+
+
+def test_shuffled_labels_are_judged_by_their_p_value(controls):
+    controls["permuted_labels"]["p_value"] = 0.2
+    assert row(controls, "Shuffled labels").outcome == "not beaten"
+
+
+def test_a_low_p_value_below_chance_is_no_win(controls):
+    controls["guard"] = {"value": 0.2, "low": 0.1, "high": 0.3}
+    assert row(controls, "Shuffled labels").outcome == "not beaten"
+
+
+def test_a_lead_that_length_explains_does_not_hold_up(controls):
+    controls["length_matched"]["auroc"] = {"value": 0.5, "low": 0.4, "high": 0.6}
+    found = row(controls, "The guard at equal length")
+    assert (found.outcome, found.result) == ("not beaten", "does not hold up")
+    assert "Over pairs of equal length its lead is not shown." in summary(control_rows(controls))
+
+
+def test_a_control_that_was_not_run_says_why_and_comes_last(controls):
+    controls["random_directions"] = None
+    controls["skipped"] = {"random_directions": "too few"}
+    last = control_rows(controls)[-1]
+    assert (last.name, last.outcome, last.words) == ("Random directions", "not run", "too few")
+    assert last.value is None
+
+
+def test_without_any_control_nothing_is_claimed(controls):
+    nothing = {key: None for key in controls if isinstance(controls[key], dict)} | {"skipped": {}}
+    rows = control_rows(controls | nothing)
+    assert {r.outcome for r in rows} == {"not run"}
+    assert summary(rows).startswith("No control could be run")

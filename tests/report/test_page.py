@@ -1,0 +1,97 @@
+"""A page is escaped, complete, or not there at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.resources import files
+
+import pytest
+from jinja2 import DictLoader, UndefinedError
+
+from guardrail.errors import MissingExtraError
+from guardrail.report import page
+
+
+@pytest.fixture
+def template(monkeypatch):
+    """`template(source)` makes the source the page's only template."""
+
+    def use(source: str) -> None:
+        monkeypatch.setattr(page._environment(), "loader", DictLoader({"x.html.j2": source}))
+
+    yield use
+    page._environment.cache_clear()
+
+
+def test_text_is_escaped_whatever_the_templates_name_ends_with(template):
+    template("<p>{{ words }}</p>")
+    assert page.render("x.html.j2", words='<b>&"') == "<p>&lt;b&gt;&amp;&#34;</p>"
+
+
+def test_a_name_that_is_not_given_is_an_error(template):
+    template("{{ words }}")
+    with pytest.raises(UndefinedError, match="words"):
+        page.render("x.html.j2")
+
+
+def test_a_missing_jinja_names_the_extra(monkeypatch):
+    page._environment.cache_clear()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match=r"guardrail-vlm\[report\]"):
+        page.render("base.html.j2")
+
+
+def test_no_template_marks_text_as_safe_or_reaches_for_anything():
+    found = [f for f in files("guardrail.report").joinpath("templates").iterdir() if f.is_file()]
+    assert {"base.css", "base.html.j2", "macros.html.j2", "evaluation.html.j2"} <= {
+        f.name for f in found
+    }
+    for file in found:
+        source = file.read_text()
+        forbidden = (
+            r"\|\s*safe\b|autoescape false|<script|\bon\w+=|https?:|@import|url\(|\bsrc=\"(?!\{\{)"
+        )
+        assert not re.search(forbidden, source), file.name
+
+
+def test_the_page_allows_no_request(report):
+    from guardrail.report import evaluation_page
+
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', evaluation_page(report(4)))
+    assert policy is not None
+    assert "default-src 'none'" in policy[1]
+    assert "script-src" not in policy[1]
+
+
+def test_a_page_is_written_with_its_folder_and_read_back_equal(tmp_path):
+    page.write_page(tmp_path / "new" / "page.html", "<p>\u00e9\u4e2d</p>")
+    assert (tmp_path / "new" / "page.html").read_text("utf-8") == "<p>\u00e9\u4e2d</p>"
+
+
+def test_what_utf8_cannot_hold_becomes_a_reference(tmp_path):
+    page.write_page(tmp_path / "page.html", "<p>\ud800</p>")
+    assert (tmp_path / "page.html").read_bytes() == b"<p>&#55296;</p>"
+
+
+def test_a_failed_write_leaves_the_old_page_and_no_other_file(tmp_path, monkeypatch):
+    target = tmp_path / "page.html"
+    target.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        page.write_page(target, "new")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["page.html"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real.html").write_text("old")
+    (tmp_path / "link.html").symlink_to("real.html")
+    page.write_page(tmp_path / "link.html", "new")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "real.html").read_text() == "new"
