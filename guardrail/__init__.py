@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         UrlNotAllowedError,
     )
     from guardrail.guard import Guard
+    from guardrail.monitor import Monitor, MonitorSnapshot
     from guardrail.policy import Limits, Policy, Thresholds
     from guardrail.types import Action, Modality, Request, Result, ToolCall, Verdict
     from guardrail.wrap import guarded
@@ -69,6 +70,8 @@ __all__ = [
     "Modality",
     "ModelError",
     "ModelLoadError",
+    "Monitor",
+    "MonitorSnapshot",
     "NoUsableDirectionError",
     "Policy",
     "QueueFullError",
@@ -95,6 +98,7 @@ _HOME = {
     "Artefact": "guardrail.artefact",
     "Guard": "guardrail.guard",
     "guarded": "guardrail.wrap",
+    **dict.fromkeys(("Monitor", "MonitorSnapshot"), "guardrail.monitor"),
     **dict.fromkeys(("Limits", "Policy", "Thresholds"), "guardrail.policy"),
     **dict.fromkeys(
         ("Action", "Modality", "Request", "Result", "ToolCall", "Verdict"), "guardrail.types"

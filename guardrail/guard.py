@@ -17,13 +17,13 @@ from guardrail.policy import Policy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
-    from types import TracebackType
     from typing import Unpack
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from guardrail.artefact import Artefact
     from guardrail.model.jobs import Job
+    from guardrail.monitor import Monitor
     from guardrail.online.answering import AnswerJob, Item
     from guardrail.policy import Thresholds
     from guardrail.types import Modality, Result, Verdict
@@ -114,6 +114,11 @@ class Guard:
         return MappingProxyType(self._engine.thresholds)
 
     @property
+    def monitor(self) -> Monitor:
+        """Counts of this guard's verdicts since it was made; no text is kept."""
+        return self._engine.monitor
+
+    @property
     def supports_tools(self) -> bool:
         """Whether the model's chat template renders tools."""
         return self._engine.encoder.supports_tools
@@ -138,12 +143,7 @@ class Guard:
         """Return the guard itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Close the guard."""
         self.close()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from guardrail.cli.output import say, write_json, write_rows
+from guardrail.cli.thresholds import earlier_rows
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def facts(header: Header) -> dict[str, Any]:
-    """The header as plain values, without the benign scores themselves."""
-    return header.model_dump(mode="json", exclude={"calibration": {"__all__": {"scores"}}})
+    """The header as plain values, without the scores of single prompts."""
+    scores: Any = {"calibration": {"__all__": {"scores"}}, "extra": {"reference"}}
+    return header.model_dump(mode="json", exclude=scores)
 
 
 def show_artefact(
@@ -46,6 +48,7 @@ def _rows(header: Header) -> list[tuple[str, str]]:
         for kind, o in header.offsets.items()
     ]
     rows += [(modality, _thresholds(found)) for modality, found in header.calibration.items()]
+    rows += earlier_rows(header)
     return rows + ([("parent", header.parent)] if header.parent else [])
 
 

@@ -1,4 +1,4 @@
-"""What the command line's inputs mean: a policy, a request, benign traffic, an open guard."""
+"""What the command line's inputs mean: a policy, a request, an open guard."""
 
 from __future__ import annotations
 
@@ -15,18 +15,13 @@ import typer
 from guardrail.audit import AuditLog
 from guardrail.cli.options import Loading
 from guardrail.cli.output import say
-from guardrail.errors import ConfigurationError, DatasetError, UnsupportedContentError
+from guardrail.errors import ConfigurationError, UnsupportedContentError
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.guard import Guard
     from guardrail.policy import Policy
     from guardrail.types import Verdict
-
-_BENIGN = {"benign", "harmless", "safe"}
-# Keys of a benign line that describe it and are not read.
-_ABOUT = {"id", "label", "category", "kind", "form", "pair", "split", "source", "language", "note"}
-_PICTURE_KEYS = ("image", "url", "path", "image_url")
 
 
 def read_policy(path: Path | None) -> Policy:
@@ -88,7 +83,7 @@ def read_request(text: str | None, images: list[Path] | None, messages: str | No
     if messages is None:
         if text is None and not images:
             raise typer.BadParameter("nothing to check: give --text, --image or --messages")
-        return _turn(text, images or [])
+        return turn(text, images or [])
     if text is not None or images:
         raise typer.BadParameter("--messages is a whole chat; leave --text and --image out")
     return _parsed(messages)
@@ -105,103 +100,14 @@ def _parsed(messages: str) -> object:
         raise UnsupportedContentError(f"{name} is not JSON: {error}") from error
 
 
-def _turn(text: str | None, images: list[Path]) -> object:
+def turn(text: str | None, images: list[Path]) -> object:
+    """A prompt of text and pictures as a value that a guard takes."""
     if not images:
         return text
-    content: list[dict[str, str]] = [{"type": "image", "image": str(path)} for path in images]
+    content: list[dict[str, str]] = [{"type": "image", "path": str(path)} for path in images]
     if text is not None:
         content.append({"type": "text", "text": text})
     return [{"role": "user", "content": content}]
-
-
-def benign_requests(path: Path) -> Iterator[object]:
-    """The requests of a JSONL file, in order; pictures are found relative to the file.
-
-    A line is a string, a chat (a list of messages), or an object with `messages`, or with `text`
-    and `image` (one path or several). Labels (id, category, source, ...) are allowed and not read,
-    except that a `label` must not say that the line is something else than benign; any other key
-    is refused, since it would be lost.
-
-    Raises:
-        DatasetError: a line that is none of these; the message names it.
-    """
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _benign(line, folder=path.parent, where=f"{path}, line {number}")
-
-
-def _benign(line: str, *, folder: Path, where: str) -> object:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DatasetError(f"{where}: not JSON ({error})") from error
-    match row:
-        case str():
-            return row
-        case list():
-            return _beside(row, folder)
-        case {"label": label} if label not in _BENIGN:
-            raise DatasetError(
-                f"{where}: labelled {label!r}; only benign inputs calibrate thresholds"
-            )
-        case {"messages": list(messages)}:
-            _refuse_others(row, {"messages"}, where)
-            return _beside(messages, folder)
-        case {"image": _} | {"text": _}:
-            _refuse_others(row, {"text", "image"}, where)
-    match row:
-        case {"image": str(image)}:
-            return _turn(_text(row, where), [folder / image])
-        case {"image": list(images)} if all(isinstance(image, str) for image in images):
-            return _turn(_text(row, where), [folder / image for image in images])
-        case {"text": str(text)} if "image" not in row:
-            return text
-    raise DatasetError(
-        f"{where}: expected a string, a list of messages, or an object with `messages`, or with "
-        "`text` and `image`"
-    )
-
-
-def _refuse_others(row: Mapping[str, object], read: set[str], where: str) -> None:
-    if others := sorted(set(row) - read - _ABOUT):
-        raise DatasetError(
-            f"{where}: {', '.join(map(repr, others))} beside {' and '.join(sorted(read))} would "
-            f"not be read; a line has `messages`, or `text` and `image`, and labels such as `id`"
-        )
-
-
-def _beside(messages: list[object], folder: Path) -> list[object]:
-    """The chat with its relative picture paths taken from the file's folder."""
-    return [
-        {**message, "content": [_placed(part, folder) for part in message["content"]]}
-        if isinstance(message, dict) and isinstance(message.get("content"), list)
-        else message
-        for message in messages
-    ]
-
-
-def _placed(part: object, folder: Path) -> object:
-    """A picture part with its path in `folder`; other parts, addresses and data as they are."""
-    from guardrail.requests.sources import names_a_file
-
-    if not isinstance(part, dict) or part.get("type") not in ("image", "image_url", "input_image"):
-        return part
-    placed = dict(part)
-    for key in _PICTURE_KEYS:
-        match part.get(key):
-            case str(name) if key == "path" or names_a_file(name):
-                placed[key] = str(folder / name)
-            case {"url": str(name), **more} if names_a_file(name):
-                placed[key] = {**more, "url": str(folder / name)}
-    return placed
-
-
-def _text(row: dict[str, object], where: str) -> str | None:
-    text = row.get("text")
-    if text is None or isinstance(text, str):
-        return text
-    raise DatasetError(f"{where}: `text` is a string, not {type(text).__name__}")
 
 
 def ready_to_write(path: Path) -> None:

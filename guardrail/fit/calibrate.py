@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import logging
 import math
-from itertools import islice
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from guardrail.artefact.header import Calibration, Rates
 from guardrail.errors import ArtefactMismatchError, CalibrationError, ConfigurationError
-from guardrail.metrics import Rate, conformal_threshold
+from guardrail.fit.shift import ScoreShift, score_shift
+from guardrail.fit.traffic import score_traffic
+from guardrail.metrics import conformal_threshold
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from guardrail.artefact import Artefact
+    from guardrail.artefact.header import Header
+    from guardrail.fit.reservoir import Reservoir
     from guardrail.guard import Guard
     from guardrail.types import Modality
 
 log = logging.getLogger(__name__)
+
+KEEP = 10_000
+MOST_KEPT = 50_000  # of each modality; more would not fit into an artefact's header
 
 
 def target_rates(steer_rate: float, flag_rate: float) -> Rates:
@@ -37,16 +44,21 @@ def target_rates(steer_rate: float, flag_rate: float) -> Rates:
     return Rates(steer=steer_rate, flag=flag_rate)
 
 
+def needed_scores(rate: float) -> int:
+    """How many benign scores a target rate takes: 1/rate - 1, rounded up."""
+    return math.ceil(1 / rate - 1 - 1e-9)
+
+
 def calibration(scores: Sequence[float], rates: Rates, *, source: str) -> Calibration:
     """Conformal thresholds of benign scores, with the intervals of the rates they give.
 
-    The interval of each rate is that of the share of these same inputs beyond the threshold
-    (Clopper-Pearson, 95 %): how far the true rate may be from the target with so few inputs.
+    Each interval is `rate_interval`: how far the true rate on traffic of the same kind may be from
+    the target with so few inputs.
 
     Raises:
         CalibrationError: fewer inputs than a target needs; it takes 1/rate - 1.
     """
-    needed = math.ceil(1 / min(rates.steer, rates.flag) - 1 - 1e-9)
+    needed = needed_scores(min(rates.steer, rates.flag))
     if len(scores) < needed:
         raise CalibrationError(
             f"{len(scores)} benign inputs ({source}) cannot support a target of "
@@ -55,66 +67,157 @@ def calibration(scores: Sequence[float], rates: Rates, *, source: str) -> Calibr
         )
     ordered = sorted(scores)
     steer, flag = (conformal_threshold(ordered, rate) for rate in (rates.steer, rates.flag))
-    thresholds = Thresholds(steer=min(steer, flag), flag=flag)
-    beyond = {
-        "steer": Rate.of([s > thresholds.steer for s in ordered]).interval(),
-        "flag": Rate.of([s > thresholds.flag for s in ordered]).interval(),
-    }
     return Calibration(
         scores=tuple(ordered),
         targets=rates,
-        thresholds=thresholds,
+        thresholds=Thresholds(steer=min(steer, flag), flag=flag),
         source=source,
         n=len(ordered),
-        intervals=beyond,
+        intervals={
+            "steer": rate_interval(ordered, rates.steer),
+            "flag": rate_interval(ordered, rates.flag),
+        },
     )
 
 
+def rate_interval(scores: Sequence[float], rate: float) -> tuple[float, float]:
+    """95 % interval of the true share of benign inputs beyond the conformal threshold for `rate`.
+
+    The threshold is the k-th smallest of n exchangeable scores, so the share beyond it is
+    distributed as Beta(n + 1 - k, k) when scores are continuous (Vovk 2012, "Conditional validity
+    of inductive conformal predictors"; Angelopoulos and Bates 2023, section 3.2). Ties at the
+    threshold only lower the share: the lower end is then that of Clopper and Pearson (1934) for
+    the scores that really lie beyond.
+    """
+    from scipy.stats import beta
+
+    n, threshold = len(scores), conformal_threshold(scores, rate)
+    place = math.ceil((n + 1) * (1 - rate) - 1e-9)
+    high = float(beta.ppf(0.975, n + 1 - place, place))
+    if sum(score == threshold for score in scores) == 1:
+        return float(beta.ppf(0.025, n + 1 - place, place)), high
+    beyond = sum(score > threshold for score in scores)
+    return float(beta.ppf(0.025, beyond, n - beyond + 1)) if beyond else 0.0, high
+
+
 def calibrate(
-    guard: Guard, values: Iterable[Any], *, steer_rate: float = 0.05, flag_rate: float = 0.01
+    guard: Guard,
+    values: Iterable[Any],
+    *,
+    steer_rate: float = 0.05,
+    flag_rate: float = 0.01,
+    keep: int = KEEP,
+    seed: int = 0,
+    skip_errors: bool = False,
 ) -> Artefact:
     """A new artefact whose thresholds fit benign requests of one's own.
 
     Each modality with enough requests gets thresholds of its own; the others keep theirs and a
-    warning says so. Requests are scored in chunks, so `values` may be a long stream.
+    warning says so. So does one when the scores differ from those calibrated on before. Requests
+    are scored in chunks and at most `keep` scores of each modality are kept, a uniform sample
+    (`Reservoir`), so `values` may be a stream of any length. `Placed` values are named by their
+    place when one cannot be scored.
+
+    `header.extra` tells under "calibration" what was seen and how it compares, by modality, and
+    under "calibrated_from" the thresholds, targets, source and n of the artefact before.
 
     Raises:
-        ConfigurationError: the rates are no shares, or the wrong way round.
+        ConfigurationError: the rates are no shares, or the wrong way round, or `keep` scores could
+            not support them.
         ArtefactMismatchError: the guard runs on another model than its artefact was fitted on, so
             the thresholds would belong to neither.
-        CalibrationError: no modality has enough requests, or the detector failed on one.
-        InputError: a request that cannot be scored.
+        CalibrationError: no modality has enough requests, or the detector failed on one; with
+            `skip_errors`, on more than 1 %.
+        DatasetError: a request that cannot be scored, unless `skip_errors`.
     """
     rates = target_rates(steer_rate, flag_rate)
+    _check_keep(keep, rates)
     differing = guard.artefact.header.fingerprint.differences(fingerprint(guard.loaded))
     if differing:
         raise ArtefactMismatchError(differing)
-    scores: dict[Modality, list[float]] = {}
-    for chunk in _chunks(values, guard.policy.limits.queue):
-        for verdict in guard.check_batch(chunk):
-            if verdict.score is None:
-                raise CalibrationError("the detector failed on a benign request; see the log")
-            scores.setdefault(verdict.modality, []).append(verdict.score)
-    old = guard.artefact
-    made, problems = dict(old.header.calibration), []
-    for modality, found in scores.items():
-        try:
-            made[modality] = calibration(found, rates, source="benign traffic")
-        except CalibrationError as exc:
-            problems.append(f"{modality}: {exc}")
-    if len(problems) == len(scores):
+    traffic = score_traffic(guard, values, keep=keep, seed=seed, skip_errors=skip_errors)
+    made, problems = _calibrations(traffic.samples, rates)
+    if not made:
         raise CalibrationError("; ".join(problems) or "there was no request to calibrate on")
     for problem in problems:
         log.warning("thresholds kept as they were: %s", problem)
-    kept = [w for w in old.header.warnings if not w.startswith("calibration: ")]
+    shifts = _shifts(made, guard.artefact.header)
+    problems += _left_out(traffic.failed, traffic.scored)
+    told = {name: _seen(traffic.samples[name], shifts.get(name)) for name in made}
+    return _revised(guard.artefact, made, told, [*problems, *_notable(shifts, guard.artefact)])
+
+
+def _check_keep(keep: int, rates: Rates) -> None:
+    needed = needed_scores(rates.flag)
+    if keep < needed:
+        raise ConfigurationError(
+            f"{keep} kept scores cannot support a target of {rates.flag:g}: raise keep (--keep) to "
+            f"{needed} or more, or the target to {1 / (keep + 1):.3g} or more"
+        )
+    if keep > MOST_KEPT:
+        raise ConfigurationError(f"an artefact holds at most {MOST_KEPT} scores; got keep {keep}")
+
+
+def _calibrations(
+    samples: dict[Modality, Reservoir], rates: Rates
+) -> tuple[dict[Modality, Calibration], list[str]]:
+    """The modalities with enough scores, and what is wrong with the others."""
+    made, problems = {}, []
+    for modality, sample in samples.items():
+        try:
+            made[modality] = calibration(sample.values, rates, source="benign traffic")
+        except CalibrationError as error:
+            problems.append(f"{modality}: {error}")
+    return made, problems
+
+
+def _shifts(made: dict[Modality, Calibration], old: Header) -> dict[Modality, ScoreShift]:
+    """How each modality's scores compare with its earlier calibration, where there was one."""
+    return {
+        modality: score_shift(found.scores, old.calibration[modality].scores)
+        for modality, found in made.items()
+        if modality in old.calibration and old.calibration[modality].scores
+    }
+
+
+def _notable(shifts: dict[Modality, ScoreShift], old: Artefact) -> list[str]:
+    """A sentence for each shift that somebody should know of."""
+    found = []
+    for modality, shift in shifts.items():
+        if shift.notable:
+            source = old.header.calibration[modality].source
+            found.append(f"{modality}: {shift.describe(source=source)}")
+            log.warning("%s", found[-1])
+    return found
+
+
+def _left_out(failed: int, scored: int) -> list[str]:
+    return [f"{failed} of {failed + scored} requests could not be scored"] if failed else []
+
+
+def _seen(sample: Reservoir, shift: ScoreShift | None) -> dict[str, Any]:
+    compared = None if shift is None else asdict(shift)
+    return {"seen": sample.seen, "kept": len(sample.values), "compared": compared}
+
+
+def _revised(
+    old: Artefact, made: dict[Modality, Calibration], told: dict[Modality, Any], problems: list[str]
+) -> Artefact:
+    """The artefact with its new thresholds, and a note of its direct parent's."""
+    header = old.header
+    before = {
+        modality.value: row.model_dump(
+            mode="json", include={"thresholds", "targets", "source", "n"}
+        )
+        for modality, row in header.calibration.items()
+    }
+    earlier: Any = header.extra.get("calibration")
+    facts = (earlier if isinstance(earlier, dict) else {}) | {m.value: t for m, t in told.items()}
+    parent = {"artefact_id": header.artefact_id, "created": header.created, "calibration": before}
+    kept = [w for w in header.warnings if not w.startswith("calibration: ")]
     return old.revised(
-        calibration=made,
-        parent=old.artefact_id,
+        calibration={**header.calibration, **made},
+        parent=header.artefact_id,
         warnings=(*kept, *(f"calibration: {problem}" for problem in problems)),
+        extra={**header.extra, "calibration": facts, "calibrated_from": parent},
     )
-
-
-def _chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    rest = iter(values)
-    while chunk := list(islice(rest, size)):
-        yield chunk

@@ -6,19 +6,20 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guardrail.decide.detector import Detector
-from guardrail.errors import DetectorError, LimitExceededError
+from guardrail.errors import DetectorError
 from guardrail.model.decoder import context_length
 from guardrail.model.generate import check_rows, generate_rows
 from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.model.inputs import Encoded, Encoder
 from guardrail.model.worker import WorkerLease
+from guardrail.monitor.monitor import Monitor
 from guardrail.online.answering import Answering, AnswerJob, CheckJob
 from guardrail.online.tool_calls import CallReader
-from guardrail.types import Action, Modality, Request, Verdict
+from guardrail.online.verdicts import require_room, verdict_of
+from guardrail.types import Modality, Request, Verdict
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
@@ -39,7 +40,7 @@ class Engine:
         self, loaded: LoadedModel, artefact: Artefact, policy: Policy, audit: Audit | None
     ) -> None:
         self.loaded, self.artefact, self.policy, self._audit = loaded, artefact, policy, audit
-        self.encoder = Encoder(loaded)
+        self.encoder, self.monitor = Encoder(loaded), Monitor(artefact)
         self._detector = Detector.from_artefact(artefact, policy)
         layers = check_layers(self._detector, loaded.model)
         self._context = context_length(loaded.model)
@@ -83,13 +84,21 @@ class Engine:
         return dict(self._detector.thresholds)
 
     def record(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
-        """Tell the audit sink; its troubles never change an answer."""
+        """Count a verdict or outage and tell the audit sink; no trouble there changes an answer."""
+        if facts.get("event") in ("verdict", "outage"):
+            self._count(verdict)
         if self._audit is None:
             return
         try:
             self._audit(verdict, facts)
         except Exception:  # a border: the sink is the user's code
             log.exception("the audit sink failed; the answer is not affected")
+
+    def _count(self, verdict: Verdict | None) -> None:
+        try:
+            self.monitor.record(verdict)
+        except Exception:  # a border: counting must not cost an answer
+            log.exception("the monitor failed; the answer is not affected")
 
     def _key(self, request: Request, settings: Settings | None) -> object:
         if not self.encoder.can_batch:
@@ -147,15 +156,7 @@ class Engine:
     def _encode(self, jobs: Sequence[AnswerJob | CheckJob], *, new_tokens: int) -> Encoded:
         """The batch's inputs; a prompt that is too long is refused before the model sees it."""
         encoded = self.encoder.encode([job.request for job in jobs])
-        allowed, what = self.policy.limits.prompt_tokens, "the prompt"
-        if self._context is not None and self._context - new_tokens < allowed:
-            allowed = self._context - new_tokens
-            what = f"the prompt (for a model of {self._context} positions)"
-        longest = max(encoded.lengths)
-        if longest > allowed:
-            raise LimitExceededError(
-                limit="prompt_tokens", allowed=allowed, found=longest, what=what
-            )
+        require_room(encoded, self.policy.limits, self._context, new_tokens=new_tokens)
         return encoded
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -170,31 +171,5 @@ class Engine:
         return CallReader(self.loaded.tokenizer, request.tools) if request.tools else None
 
     def verdict(self, request: Request, ruling: Ruling) -> Verdict:
-        """The detector's words, corrected by what was really done."""
-        kind = request.offset_kind
-        if ruling.decision is None:
-            return self._outage(request.modality, kind, ruling)
-        decision: Any = ruling.decision
-        verdict = self._detector.verdict(decision, ruling.row, kind, ruling.strength)
-        # A row that no edit can reach is flagged after the thresholds asked for steering.
-        would_be = Action.FLAG if ruling.action is Action.FLAG else verdict.would_be
-        reason = "detector_failed" if ruling.failed else verdict.reason
-        return replace(verdict, action=ruling.action, would_be=would_be, reason=reason)
-
-    def _outage(self, modality: Modality, kind: str, ruling: Ruling) -> Verdict:
-        """The verdict of a request that could not be scored at all."""
-        thresholds = self._detector.thresholds_for(kind)
-        closed = self.policy.fail == "closed"
-        return Verdict(
-            action=ruling.action,
-            would_be=Action.FLAG if closed else Action.PASS,
-            score=None,
-            tau_steer=thresholds.steer,
-            tau_flag=thresholds.flag,
-            layers=self._detector.layers,
-            modality=modality,
-            artefact_id=self.artefact.header.artefact_id,
-            steering_layer=self._detector.steering_layer,
-            mode=self.policy.mode,
-            reason="detector_failed",
-        )
+        """What people are told of a ruling."""
+        return verdict_of(self._detector, request, ruling)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import tracemalloc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy.stats import beta, ks_2samp
 
 from guardrail.artefact.header import Rates
 from guardrail.errors import (
     ArtefactMismatchError,
     CalibrationError,
     ConfigurationError,
+    DatasetError,
+    DetectorError,
     GuardrailError,
+    InputError,
 )
-from guardrail.fit.calibrate import calibrate, calibration
-from guardrail.metrics import Rate
+from guardrail.fit.calibrate import calibrate, calibration, rate_interval
+from guardrail.fit.traffic import Placed
+from guardrail.metrics import Rate, conformal_threshold
 from guardrail.model.load import LoadedModel, wrap_model
 from guardrail.policy import Limits, Policy
 from guardrail.testing import tiny_artefact
@@ -40,9 +48,12 @@ class FakeGuard:
     policy: Policy = field(default_factory=lambda: Policy(limits=Limits(queue=64)))
     chunks: list[int] = field(default_factory=list)
 
-    def check_batch(self, values: Sequence[Any]) -> list[Verdict]:
+    def check_batch(
+        self, values: Sequence[Any], *, return_exceptions: bool
+    ) -> list[Verdict | Exception]:
+        assert return_exceptions
         self.chunks.append(len(values))
-        return [self.verdict(value) for value in values]
+        return [v if isinstance(v, Exception) else self.verdict(v) for v in values]
 
     def verdict(self, value: Any) -> Verdict:
         score, modality = value if isinstance(value, tuple) else (value, Modality.TEXT)
@@ -89,10 +100,46 @@ def test_thresholds_are_conformal_quantiles_of_the_scores() -> None:
     assert (made.n, made.source, made.targets) == (199, "mine", RATES)
 
 
-def test_intervals_are_those_of_the_share_beyond_each_threshold() -> None:
+def test_intervals_are_those_of_the_share_beyond_an_order_statistic() -> None:
     made = calibration([i / 200 for i in range(199)], RATES, source="mine")
-    assert made.intervals == {"steer": Rate(9, 199).interval(), "flag": Rate(1, 199).interval()}
+    for action, place in (("steer", 190), ("flag", 198)):
+        expected = beta(200 - place, place).interval(0.95)
+        assert made.intervals[action] == pytest.approx(expected)
     assert made.intervals["steer"][0] < RATES.steer < made.intervals["steer"][1]
+
+
+def test_the_upper_end_is_that_of_clopper_and_pearson() -> None:
+    low, high = rate_interval([i / 200 for i in range(199)], 0.05)
+    counted = Rate(9, 199).interval()
+    assert high == pytest.approx(counted[1])
+    assert low > counted[0]  # which leaves out what is known of an order statistic's place
+
+
+@pytest.mark.parametrize("levels", [None, 30, 4])
+@pytest.mark.parametrize("rate", [0.05, 0.01])
+def test_the_true_rate_lies_inside_the_interval_as_often_as_stated(
+    rate: float, levels: int | None
+) -> None:
+    rng, covered, above, draws = np.random.default_rng(4), 0, 0, 1500
+    for _ in range(draws):
+        drawn = rng.random(150)
+        if levels is not None:  # scores of a few values, so that many of them tie
+            drawn = np.ceil(drawn * levels) / levels
+        low, high = rate_interval(drawn.tolist(), rate)
+        true = 1 - conformal_threshold(drawn.tolist(), rate)  # of a uniform score, or a rounded one
+        covered += low <= true <= high
+        above += true > high
+    assert above / draws < 0.025 + 3 * np.sqrt(0.025 / draws)
+    if levels is None:
+        assert covered / draws == pytest.approx(0.95, abs=3.5 * np.sqrt(0.05 * 0.95 / draws))
+    else:
+        assert covered / draws > 0.93
+
+
+def test_on_average_the_true_rate_is_at_most_the_target() -> None:
+    rng = np.random.default_rng(1)
+    true = [1 - conformal_threshold(rng.random(150).tolist(), 0.05) for _ in range(1500)]
+    assert np.mean(true) < 0.05 + 3 * np.std(true) / np.sqrt(len(true))
 
 
 def test_ties_hit_fewer_inputs_than_the_target_never_more() -> None:
@@ -131,7 +178,8 @@ def test_a_modality_that_was_not_seen_keeps_its_thresholds(guard: FakeGuard) -> 
     made = calibrate(guard, [i / 100 for i in range(150)])
     old = guard.artefact.header.calibration[Modality.IMAGE]
     assert made.header.calibration[Modality.IMAGE] == old
-    assert made.header.warnings == ("kept",)
+    assert "kept" in made.header.warnings
+    assert not any("image" in warning for warning in made.header.warnings)
 
 
 def test_a_modality_with_too_few_requests_keeps_its_thresholds_and_says_so(
@@ -143,7 +191,7 @@ def test_a_modality_with_too_few_requests_keeps_its_thresholds_and_says_so(
     old = guard.artefact.header.calibration
     assert made.header.calibration[Modality.IMAGE] == old[Modality.IMAGE]
     assert made.header.calibration[Modality.TEXT] != old[Modality.TEXT]
-    first, second = made.header.warnings
+    first, second, *_ = made.header.warnings
     assert first == "kept"
     assert second.startswith("calibration: image: 20 benign inputs")
     assert "thresholds kept as they were" in caplog.text
@@ -190,3 +238,145 @@ def test_rates_that_are_no_shares_are_refused_before_anything_is_scored(guard: F
     with pytest.raises((ValidationError, GuardrailError)):
         calibrate(guard, [0.1] * 150, steer_rate=1.5)
     assert guard.chunks == []
+
+
+def test_the_new_artefact_remembers_its_direct_parent_only(guard: FakeGuard) -> None:
+    old = guard.artefact
+    first = calibrate(guard, [i / 100 for i in range(150)])
+    remembered = first.header.extra["calibrated_from"]
+    text = old.header.calibration[Modality.TEXT]
+    assert remembered["artefact_id"] == old.artefact_id
+    assert remembered["calibration"]["text"] == {
+        "thresholds": {"steer": text.thresholds.steer, "flag": text.thresholds.flag},
+        "targets": {"steer": 0.05, "flag": 0.01},
+        "source": "made up for tests",
+        "n": 199,
+    }
+    guard.artefact = first
+    second = calibrate(guard, [i / 50 for i in range(150)])
+    remembered = second.header.extra["calibrated_from"]
+    assert remembered["artefact_id"] == first.artefact_id
+    assert remembered["calibration"]["text"]["source"] == "benign traffic"
+    assert old.artefact_id not in json.dumps(second.header.extra)
+
+
+def test_other_notes_of_the_artefact_stay(guard: FakeGuard) -> None:
+    guard.artefact = guard.artefact.revised(extra={"mine": [1]})
+    assert calibrate(guard, [i / 100 for i in range(150)]).header.extra["mine"] == [1]
+
+
+def test_traffic_that_scores_differently_than_before_is_told(guard: FakeGuard, caplog: Any) -> None:
+    before = guard.artefact.header.calibration[Modality.TEXT].scores
+    now = [0.4 + i / 150 for i in range(150)]
+    with caplog.at_level(logging.WARNING):
+        made = calibrate(guard, now)
+    told = made.header.extra["calibration"]["text"]["compared"]
+    assert told["distance"] == pytest.approx(ks_2samp(now, before).statistic)
+    assert (told["n_now"], told["n_before"]) == (150, 199)
+    (warning,) = [w for w in made.header.warnings if "differently" in w]
+    assert "text: this traffic scores differently (higher)" in warning
+    assert "made up for tests" in warning
+    assert warning.removeprefix("calibration: ") in caplog.text
+
+
+def test_traffic_like_that_before_is_no_cause_for_a_warning(guard: FakeGuard) -> None:
+    made = calibrate(guard, [0.001 + i / 200 for i in range(199)])
+    assert made.header.warnings == ("kept",)
+    assert made.header.extra["calibration"]["text"]["compared"]["p_value"] > 0.9
+
+
+def test_of_long_traffic_a_sample_is_kept_and_both_counts_are_told(guard: FakeGuard) -> None:
+    made = calibrate(guard, (i / 5000 for i in range(5000)), keep=400, seed=3)
+    text = made.header.calibration[Modality.TEXT]
+    told = made.header.extra["calibration"]["text"]
+    assert (text.n, told["seen"], told["kept"]) == (400, 5000, 400)
+    assert set(text.scores) <= {i / 5000 for i in range(5000)}
+    # within five standard deviations of the order statistic's share
+    assert abs(text.thresholds.steer - 0.95) < 5 * np.sqrt(0.05 * 0.95 / 400)
+    again = calibrate(guard, (i / 5000 for i in range(5000)), keep=400, seed=3)
+    assert again.artefact_id == made.artefact_id
+
+
+def test_memory_does_not_grow_with_the_traffic(guard: FakeGuard) -> None:
+    def peak(n: int) -> int:
+        guard.chunks.clear()
+        tracemalloc.start()
+        calibrate(guard, ((i % 997) / 997 for i in range(n)), keep=200)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    short = peak(2_000)
+    assert peak(50_000) < short + 100_000  # the scores alone would take 1.6 MB
+
+
+@pytest.mark.parametrize(("keep", "fits"), [(98, False), (99, True)])
+def test_a_sample_too_small_for_the_target_is_refused_before_scoring(
+    guard: FakeGuard, keep: int, fits: bool
+) -> None:
+    values = [i / 300 for i in range(300)]
+    if fits:
+        made = calibrate(guard, values, keep=keep)
+        assert made.header.calibration[Modality.TEXT].n == 99
+        return
+    with pytest.raises(ConfigurationError, match=r"98 kept scores.*raise keep \(--keep\) to 99"):
+        calibrate(guard, values, keep=keep)
+    assert guard.chunks == []
+
+
+def test_more_than_an_artefact_holds_is_refused(guard: FakeGuard) -> None:
+    with pytest.raises(ConfigurationError, match="at most 50000"):
+        calibrate(guard, [0.1] * 200, keep=10**6)
+
+
+def test_a_full_sample_of_both_modalities_keeps_the_artefact_small(
+    guard: FakeGuard, tmp_path: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    scores = np.sort(rng.normal(size=10_000)).tolist()
+    row = calibration(scores, RATES, source="benign traffic")
+    both = dict.fromkeys((Modality.TEXT, Modality.IMAGE), row)
+    path = guard.artefact.revised(calibration=both).save(tmp_path / "x.safetensors")
+    assert path.stat().st_size < 500_000  # beside the 1.5 MB of a 7B model's directions
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "message"),
+    [
+        (InputError("no picture"), DatasetError, r"b\.jsonl, line 7: .*no picture"),
+        (DetectorError("broken"), CalibrationError, r"b\.jsonl, line 7: the detector failed"),
+        (None, CalibrationError, r"b\.jsonl, line 7: the detector failed"),
+        (OSError("disk"), OSError, "^disk$"),
+    ],
+)
+def test_a_request_that_cannot_be_scored_is_named(
+    guard: FakeGuard, bad: Any, kind: type[Exception], message: str
+) -> None:
+    values = [i / 100 for i in range(150)]
+    with pytest.raises(kind, match=message):
+        calibrate(guard, [*values, Placed("b.jsonl, line 7", bad), *values])
+
+
+def test_without_a_place_it_is_named_by_its_number(guard: FakeGuard) -> None:
+    with pytest.raises(DatasetError, match=r"^request 151: cannot be scored: odd"):
+        calibrate(guard, [*(i / 100 for i in range(150)), InputError("odd")])
+
+
+def test_errors_are_left_out_and_counted_when_asked_for(guard: FakeGuard) -> None:
+    values: list[Any] = [i / 198 for i in range(198)]
+    made = calibrate(guard, [*values, InputError("x"), None], skip_errors=True)
+    assert made.header.calibration[Modality.TEXT].n == 198
+    assert "calibration: 2 of 200 requests could not be scored" in made.header.warnings
+
+
+def test_more_than_one_in_a_hundred_errors_are_refused(guard: FakeGuard) -> None:
+    values: list[Any] = [i / 198 for i in range(198)]
+    bad = [Placed(f"line {i}", InputError("x")) for i in range(3)]
+    with pytest.raises(CalibrationError, match=r"3 of 201 .* more than 1%.* first of them line 0"):
+        calibrate(guard, [*values, *bad], skip_errors=True)
+
+
+def test_errors_that_are_not_a_requests_own_are_never_left_out(guard: FakeGuard) -> None:
+    values: list[Any] = [*(i / 300 for i in range(300)), MemoryError()]
+    with pytest.raises(MemoryError):
+        calibrate(guard, values, skip_errors=True)

@@ -1,0 +1,131 @@
+"""`guardrail monitor`: whether the scores of late still look like those of the calibration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guardrail.cli import options as o
+from guardrail.cli.monitor_table import log_notes, show_comparison
+from guardrail.cli.output import FINDING, say, session, write_json
+from guardrail.cli.requests import read_artefact
+
+if TYPE_CHECKING:
+    from guardrail.artefact import Artefact
+    from guardrail.monitor import MonitorSnapshot
+    from guardrail.monitor.logs import LogFacts
+
+
+def monitor(
+    artefact: Annotated[
+        str, typer.Argument(metavar="ARTEFACT", help="The artefact that the guard ran with.")
+    ],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            exists=True,
+            dir_okay=False,
+            help="Snapshots of `Guard.monitor`, audit logs (rotated ones, too), or both.",
+        ),
+    ],
+    psi: Annotated[
+        float, typer.Option(min=0, help="Population stability index that is large.")
+    ] = 0.2,
+    alpha: Annotated[
+        float, typer.Option(min=0, max=1, help="Chance of any false alarm, over all tests.")
+    ] = 0.01,
+    least: Annotated[
+        int, typer.Option(min=1, help="Inputs of a modality below which it is not judged.")
+    ] = 100,
+    bins: Annotated[
+        int, typer.Option(min=2, max=100, help="Bins of the index; as in the snapshots.")
+    ] = 10,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Log lines from then on (ISO 8601, UTC).")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Log lines before then (ISO 8601, UTC).")
+    ] = None,
+    as_json: o.AsJson = False,
+    debug: o.Debug = False,
+) -> None:
+    """Compare recent verdicts with ARTEFACT's calibration; exits with 1 when they have shifted."""
+    start, end = _time(since, "--since"), _time(until, "--until")
+    _refuse_repeats(files)
+    with session(debug=debug) as stdout:
+        fitted = read_artefact(artefact)
+
+        from guardrail.monitor import compare
+
+        counts, facts = _read(files, fitted, bins, start, end)
+        found = compare(counts, fitted, psi_limit=psi, alpha=alpha, least=least)
+        for note in log_notes(facts):
+            say(f"warning: {note}", style="yellow")
+        if as_json:
+            write_json(stdout, found.to_dict() | {"logs": asdict(facts)})
+        else:
+            show_comparison(stdout, found)
+    raise typer.Exit(FINDING if found.alarm else 0)
+
+
+def _read(
+    files: list[Path], artefact: Artefact, bins: int, since: datetime | None, until: datetime | None
+) -> tuple[MonitorSnapshot, LogFacts]:
+    """The counts of all files together, and what else the logs held."""
+    from guardrail.monitor import MonitorSnapshot
+    from guardrail.monitor.logs import LogReader
+
+    reader = LogReader(artefact, bins=bins, since=since, until=until)
+    parts = []
+    for file in files:
+        if not _is_snapshot(file):
+            reader.read(file)
+        elif since or until:
+            raise typer.BadParameter(f"{file} is a snapshot: --since and --until cut logs only")
+        else:
+            parts.append(MonitorSnapshot.load(file))
+    if reader.facts.lines or not parts:
+        parts.append(reader.snapshot())
+    return MonitorSnapshot.merged(parts), reader.facts
+
+
+def _is_snapshot(path: Path) -> bool:
+    """Whether a file is one JSON document that calls itself a snapshot, whole or not."""
+    from guardrail.monitor.snapshot import MAX_BYTES
+    from guardrail.requests.strict_json import strict_json
+
+    if not path.is_file():  # a pipe, which cannot be read twice
+        return False
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        return False
+    try:
+        found = strict_json(data.decode())
+    except (ValueError, RecursionError):
+        return data.lstrip().startswith(b'{"kind":"guardrail.monitor"')  # a damaged one
+    return isinstance(found, dict) and found.get("kind") == "guardrail.monitor"
+
+
+def _time(text: str | None, option: str) -> datetime | None:
+    """A time; without a zone it is UTC."""
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{option}: {text!r} is no time such as 2026-01-31T12:00"
+        ) from error
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def _refuse_repeats(files: list[Path]) -> None:
+    known = [file.resolve() for file in files]
+    if repeated := [str(f) for i, f in enumerate(files) if known[i] in known[:i]]:
+        raise typer.BadParameter(f"given twice, and would count twice: {', '.join(repeated)}")

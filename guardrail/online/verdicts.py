@@ -1,0 +1,64 @@
+"""From what happened inside the model to what people are told: verdicts, and prompts too long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from guardrail.errors import LimitExceededError
+from guardrail.types import Action, Verdict
+
+if TYPE_CHECKING:
+    from guardrail.decide.detector import Detector
+    from guardrail.model.calls import Ruling
+    from guardrail.model.inputs import Encoded
+    from guardrail.policy import Limits
+    from guardrail.types import Request
+
+
+def verdict_of(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
+    """The detector's words, corrected by what was really done."""
+    if ruling.decision is None:
+        return _outage(detector, request, ruling)
+    decision: Any = ruling.decision
+    verdict = detector.verdict(decision, ruling.row, request.offset_kind, ruling.strength)
+    # A row that no edit can reach is flagged after the thresholds asked for steering.
+    would_be = Action.FLAG if ruling.action is Action.FLAG else verdict.would_be
+    reason = "detector_failed" if ruling.failed else verdict.reason
+    return replace(verdict, action=ruling.action, would_be=would_be, reason=reason)
+
+
+def require_room(
+    encoded: Encoded, limits: Limits, context: int | None, *, new_tokens: int = 0
+) -> None:
+    """Refuse a batch with a prompt too long for the policy, or for a model of `context` positions.
+
+    Raises:
+        LimitExceededError: naming the longest prompt.
+    """
+    allowed, what = limits.prompt_tokens, "the prompt"
+    if context is not None and context - new_tokens < allowed:
+        allowed = context - new_tokens
+        what = f"the prompt (for a model of {context} positions)"
+    longest = max(encoded.lengths)
+    if longest > allowed:
+        raise LimitExceededError(limit="prompt_tokens", allowed=allowed, found=longest, what=what)
+
+
+def _outage(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
+    """The verdict of a request that could not be scored at all."""
+    thresholds = detector.thresholds_for(request.offset_kind)
+    closed = detector.policy.fail == "closed"
+    return Verdict(
+        action=ruling.action,
+        would_be=Action.FLAG if closed else Action.PASS,
+        score=None,
+        tau_steer=thresholds.steer,
+        tau_flag=thresholds.flag,
+        layers=detector.layers,
+        modality=request.modality,
+        artefact_id=detector.artefact_id,
+        steering_layer=detector.steering_layer,
+        mode=detector.policy.mode,
+        reason="detector_failed",
+    )
