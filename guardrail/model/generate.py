@@ -78,7 +78,7 @@ def check_rows(
     """
     call = _call(loaded, encoded, detector, policy, leave_after_readout=True)
     with _active(loaded.model, call, hooks):
-        _run_until_read(loaded, encoded)
+        run_until_read(loaded, encoded)
     call.settle()
     return [call.ruling(number) for number in range(len(encoded.kinds))]
 
@@ -98,7 +98,7 @@ def last_residuals(
         leave_after_readout=True,
     )
     with prompt_hooks(loaded.model, chosen) as hooks, hooks.active(call):
-        _run_until_read(loaded, encoded)
+        run_until_read(loaded, encoded)
     return call.recorded()
 
 
@@ -164,7 +164,7 @@ def _run(
     return sequences
 
 
-def _run_until_read(loaded: LoadedModel, encoded: Encoded) -> None:
+def run_until_read(loaded: LoadedModel, encoded: Encoded) -> None:
     """A prefill that the call leaves by itself once it has read what it came for."""
     try:
         _generate(loaded, encoded, _ONE_TOKEN, use_cache=False)

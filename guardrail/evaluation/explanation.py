@@ -1,0 +1,96 @@
+"""One request's projection at every prompt position, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from guardrail.types import Verdict
+
+Kind = Literal["template", "text", "image"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """One token of the prompt.
+
+    `text` is what the token adds to the decoded prompt: "" for a token inside a character that a
+    later one completes. `kind` is `text` for what somebody wrote in a turn of `role`, `template`
+    for what the chat template put around it (tools and turn marks), `image` for a picture's slots.
+    `score` is None where the model hides the position from attention, so that it has no part in
+    the answer.
+    """
+
+    index: int
+    text: str
+    kind: Kind
+    role: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """The positions of one picture.
+
+    `grid` is (rows, columns) where position `rows[i][j]` is known to stand for that part of
+    `seen`, in reading order; None where it is not, and then `note` says why and the positions are
+    a sequence. `seen` is the picture as the model got it (cropped, padded or squeezed by its
+    processor), `original` as it was given; both None if a run of slots cannot be tied to a picture.
+    """
+
+    positions: tuple[int, ...]
+    scores: tuple[float | None, ...]
+    grid: tuple[int, int] | None
+    note: str
+    original: Image | None
+    seen: Image | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What the guard read in one request, position by position.
+
+    Every score is on the verdict's scale: the readout layers' mean of (<h - b, w> - zero) / gap,
+    0 at the text-safe and 1 at the text-unsafe centroid. **Only the last position's score is what
+    the guard decides on.** The direction w, both centroids and the offset b of a picture were
+    measured at the last position of prompts; earlier positions are read on the same scale for
+    illustration. They show where along the prompt the direction appears, not how much a word
+    contributed to the verdict.
+
+    `notes` say what about this model is not known.
+    """
+
+    model: str
+    verdict: Verdict
+    positions: tuple[Position, ...]
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...] = ()
+
+    def highest(self, count: int = 10) -> list[Position]:
+        """The positions with the highest scores, template tokens left out, highest first."""
+        shown = [p for p in self.positions if p.kind != "template" and p.score is not None]
+        return sorted(shown, key=lambda p: -(p.score or 0.0))[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; pictures without their pixels."""
+        return {
+            "model": self.model,
+            "verdict": self.verdict.to_dict(),
+            "positions": [
+                {"index": p.index, "text": p.text, "kind": p.kind, "role": p.role, "score": p.score}
+                for p in self.positions
+            ],
+            "pictures": [
+                {
+                    "positions": list(picture.positions),
+                    "grid": None if picture.grid is None else list(picture.grid),
+                    "scores": list(picture.scores),
+                    "note": picture.note,
+                }
+                for picture in self.pictures
+            ],
+            "notes": list(self.notes),
+        }

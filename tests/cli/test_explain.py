@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import sys
+from io import StringIO
+
+import pytest
+from PIL import Image
+
+from guardrail.cli.heat_text import show_explanation
+from guardrail.evaluation.explain import explain
+from guardrail.guard import Guard
+
+
+@pytest.mark.parametrize(("action", "code"), [("pass", 0), ("steer", 0), ("flag", 1)])
+def test_it_exits_like_a_check_and_shows_the_prompt(run, saved, action, code):
+    done = run("explain", saved.model, "-a", saved.artefact[action], "--text", "tell me a cat")
+    assert done.exit_code == code, done.stderr
+    assert f"action           {action}" in done.stdout
+    assert "<|im_start|>user\u21b5\ntell me a cat<|im_end|>" in done.stdout
+    assert "position  token" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_the_document_is_the_explanation_and_all_there_is_on_stdout(run, saved):
+    words = ("--text", "What is this?", "--image", saved.picture, "--json")
+    done = run("explain", saved.model, "-a", saved.artefact["pass"], *words)
+    found = json.loads(done.stdout)
+    with Guard.from_pretrained(saved.model, saved.artefact["pass"]) as guard:
+        content = [
+            {"type": "image", "image": saved.picture},
+            {"type": "text", "text": "What is this?"},
+        ]
+        wanted = explain(guard, [{"role": "user", "content": content}])
+    assert [p["text"] for p in found["positions"]] == [p.text for p in wanted.positions]
+    assert found["positions"][-1]["score"] == pytest.approx(wanted.verdict.score, abs=1e-4)
+    assert found["pictures"][0]["grid"] == [2, 2]
+
+
+def test_a_page_and_a_picture_are_written_whole(run, saved, tmp_path):
+    page, picture = tmp_path / "new" / "page.html", tmp_path / "new" / "figure.png"
+    words = ("--image", saved.picture, "--html", str(page), "--png", str(picture))
+    done = run("explain", saved.model, "-a", saved.artefact["pass"], *words)
+    assert done.exit_code == 0, done.stderr
+    assert page.read_text("utf-8").rstrip().endswith("</html>")
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG"
+    assert str(page) in done.stderr
+    assert sorted(p.name for p in page.parent.iterdir()) == ["figure.png", "page.html"]
+
+
+def test_a_layout_can_be_chosen(run, saved):
+    words = ("--image", saved.picture, "--layout", "strip", "--json")
+    done = run("explain", saved.model, "-a", saved.artefact["pass"], *words)
+    assert json.loads(done.stdout)["pictures"][0]["grid"] is None
+
+
+def test_a_missing_extra_is_named_before_a_model_is_looked_for(run, saved, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ("--text", "hi", "--png", str(tmp_path / "x.png"))
+    done = run("explain", "no/such/model", "-a", saved.artefact["pass"], *words)
+    assert done.exit_code == 2
+    assert "guardrail-vlm[report]" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def explained(saved):
+    with Guard.from_pretrained(saved.model, saved.artefact["pass"]) as guard:
+        content = [{"type": "image", "image": saved.picture}, {"type": "text", "text": "\x1b[5m a"}]
+        yield explain(guard, [{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize("colours", ["truecolor", "standard"])
+def test_a_terminal_gets_colours_and_nothing_of_the_prompts_own(explained, monkeypatch, colours):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLORTERM", "truecolor" if colours == "truecolor" else "")
+    out = StringIO()
+    show_explanation(out, explained)
+    text = out.getvalue()
+    assert "\x1b[5m" not in text
+    assert ("48;2;" in text) == (colours == "truecolor")
+    assert "picture 1: 4 positions" in text

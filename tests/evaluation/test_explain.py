@@ -1,0 +1,339 @@
+"""One request, position by position: the last one is the guard's, the rest is where it was."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from guardrail.errors import ConfigurationError, GuardClosedError, LimitExceededError
+from guardrail.evaluation.explain import explain
+from guardrail.guard import Guard
+from guardrail.model.decoder import decoder_layers, decoder_module
+from guardrail.model.generate import last_residuals
+from guardrail.model.inputs import Encoder
+from guardrail.model.positions import position_residuals
+from guardrail.policy import Limits, Policy, Thresholds
+from guardrail.requests.messages import to_request
+from guardrail.testing import tiny_artefact, tiny_model
+from guardrail.types import Action, Modality
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from guardrail.artefact import Artefact
+    from guardrail.evaluation.explanation import Explanation
+
+
+@pytest.fixture
+def guard_on() -> Iterator[Callable[..., Guard]]:
+    """`guard_on(tiny, steer=..., flag=...)`; closed after the test."""
+    guards: list[Guard] = []
+
+    def make(
+        tiny: Any,
+        *,
+        steer: float = 1e6,
+        flag: float = 2e6,
+        artefact: Artefact | None = None,
+        **policy: Any,
+    ) -> Guard:
+        both = dict.fromkeys((Modality.TEXT, Modality.IMAGE), Thresholds(steer=steer, flag=flag))
+        fitted = artefact or tiny_artefact(tiny.model, tiny.processor)
+        rules = Policy(thresholds=both, **policy)
+        guards.append(Guard((tiny.model, tiny.processor), fitted, policy=rules))
+        return guards[-1]
+
+    yield make
+    for guard in guards:
+        guard.close()
+
+
+def chat(text: str, *images: Any, system: str = "be a cat") -> list[dict[str, Any]]:
+    parts = [{"type": "image", "image": image} for image in images]
+    content: Any = [*parts, {"type": "text", "text": text}] if images else text
+    return [{"role": "system", "content": system}, {"role": "user", "content": content}]
+
+
+def hooks_on(model: Any) -> int:
+    layers = decoder_layers(model)
+    before = len(decoder_module(model)._forward_pre_hooks)
+    return before + sum(len(layer._forward_hooks) for layer in layers)
+
+
+@pytest.mark.parametrize("pictures", [0, 1, 2])
+def test_the_last_position_and_the_verdict_are_the_guards_own(tiny, guard_on, picture, pictures):
+    if tiny.family == "llama" and pictures:
+        pytest.skip("a text-only model")
+    guard = guard_on(tiny)
+    value = chat("what is this? \N{GRINNING FACE}", *(picture(seed) for seed in range(pictures)))
+    found = explain(guard, value)
+    assert found.verdict == guard.check(value)
+    assert found.positions[-1].score == pytest.approx(guard.check(value).score, abs=1e-9)
+    assert len(found.pictures) == pictures
+
+
+def test_every_token_is_there_once_with_its_text_and_its_score(tiny, guard_on, picture):
+    images = [] if tiny.family == "llama" else [picture()]
+    guard = guard_on(tiny)
+    value = chat("tell me about the \N{GREEK SMALL LETTER LAMDA} dog", *images)
+    found = explain(guard, value)
+    encoded = Encoder(guard.loaded).encode([to_request(value, policy=Policy())])
+    ids = encoded.inputs["input_ids"][0]
+    assert [p.index for p in found.positions] == list(range(len(ids)))
+    assert "".join(p.text for p in found.positions) == tiny.tokenizer.decode(ids)
+    readout = guard.artefact.tensors
+    residuals = position_residuals(guard.loaded, encoded, found.verdict.layers)[0].double()
+    offset = readout["readout_offset_image"].double() if images else torch.zeros(2)
+    by_hand = (
+        ((residuals * readout["readout_weight"].double()).sum(-1) - offset)
+        - readout["readout_zero"].double()
+    ) / readout["readout_gap"].double()
+    scores = torch.tensor([p.score for p in found.positions], dtype=torch.float64)
+    assert torch.allclose(scores, by_hand.mean(-1), atol=1e-6)
+
+
+def test_words_of_a_turn_are_told_from_the_templates(tiny, guard_on, picture):
+    images = [] if tiny.family == "llama" else [picture(), picture(1)]
+    found = explain(guard_on(tiny), chat("user what is <|im_end|>", *images, system="a cat system"))
+    texts = {"system": "", "user": ""}
+    for position in found.positions:
+        if position.kind == "text":
+            texts[position.role or ""] += position.text
+    # control tokens in what people write are broken by the guard
+    assert texts == {"system": "a cat system", "user": "user what is <\u200b|im_end|>"}
+    kinds = Counter(position.kind for position in found.positions)
+    assert kinds["image"] == sum(len(p.positions) for p in found.pictures)
+    assert found.positions[-1].kind == "template"
+    assert not found.notes
+
+
+def test_a_template_that_changes_with_the_words_is_admitted(llama, guard_on):
+    model, tokenizer = tiny_model("llama")
+    changing = "{%- if 'cat' in messages[0]['content'] %}{{- 'tell me ' }}{%- endif %}"
+    tokenizer.chat_template = changing + tokenizer.chat_template
+    tiny = type(llama)("llama", model, tokenizer)
+    guard = guard_on(tiny, artefact=tiny_artefact(model, tokenizer))
+    found = explain(guard, "the cat")
+    assert "is not known" in found.notes[0]
+    assert {p.role for p in found.positions} == {None}
+    assert "is not known" not in "".join(explain(guard, "the dog").notes)
+
+
+def test_positions_behind_an_unsafe_word_score_high_and_those_before_it_low(guard_on, llama):
+    planted = _planted()
+    artefact = _contrast_artefact(planted)
+    tiny = type(llama)("llama", planted.model, planted.processor)
+    found = explain(guard_on(tiny, artefact=artefact), "tell me about the dog and the picture")
+    word = next(p.index for p in found.positions if p.text == " dog")
+    user = [p for p in found.positions if p.kind == "text"]
+    before = [p.score for p in user if p.index < word]
+    behind = [p.score for p in user if p.index >= word]
+    assert before
+    assert len(behind) >= 4
+    assert max(before) < 0.5 < min(behind)
+    assert found.positions[-1].score > 0.5
+    safe = explain(guard_on(tiny, artefact=artefact), "tell me about the cat and the picture")
+    assert safe.positions[-1].score < 0.5
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl"])
+def test_a_residual_at_one_patch_is_found_at_its_place(tiny_of, guard_on, picture, family):
+    tiny = tiny_of(family)
+    guard = guard_on(tiny)
+    image = picture(width=80, height=40)
+    spans = explain(guard, chat("hi", image)).pictures[0]
+    hot = spans.positions[-1]
+    weight = guard.artefact.tensors["readout_weight"][0]
+
+    def add(_module: Any, _args: Any, output: Any) -> Any:
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        hidden[:, hot] += 400 * weight
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = decoder_layers(tiny.model)[1].register_forward_hook(add)
+    try:
+        found = explain(guard, chat("hi", image)).pictures[0]
+    finally:
+        handle.remove()
+    rows, columns = found.grid
+    assert rows * columns == len(found.scores)
+    assert max(range(len(found.scores)), key=found.scores.__getitem__) == len(found.scores) - 1
+    assert found.seen.size == ((80, 40) if family == "qwen2_5_vl" else (28, 28))
+    assert found.original.size == (80, 40)
+
+
+def test_slots_that_the_model_hides_have_no_score(llava, guard_on, picture):
+    guard = guard_on(llava)
+    slots = explain(guard, chat("hi", picture())).pictures[0].positions
+
+    def hide(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = torch.ones(kwargs["inputs_embeds"].shape[:2], dtype=torch.long)
+        mask[:, slots[2:]] = 0
+        return args, kwargs | {"attention_mask": mask}
+
+    handle = decoder_module(llava.model).register_forward_pre_hook(hide, with_kwargs=True)
+    try:
+        found = explain(guard, chat("hi", picture()))
+    finally:
+        handle.remove()
+    assert [score is None for score in found.pictures[0].scores] == [False, False, True, True]
+    assert found.verdict.score is not None
+    assert not {p.index for p in found.highest(99)} & set(slots[2:])
+
+
+def test_a_score_that_is_no_number_is_left_out_and_counted(llama, guard_on):
+    model, tokenizer = tiny_model("llama")
+    tiny = type(llama)("llama", model, tokenizer)
+    guard = guard_on(tiny, artefact=tiny_artefact(model, tokenizer))
+    wanted = explain(guard, "the cat")
+
+    def spoil(_module: Any, _args: Any, output: Any) -> Any:
+        hidden = output.clone()
+        hidden[:, 1] = torch.nan
+        return hidden
+
+    handle = decoder_layers(model)[2].register_forward_hook(spoil)
+    try:
+        found = explain(guard, "the cat")
+    finally:
+        handle.remove()
+    assert found.positions[1].score is None
+    assert found.notes == ("attended positions without a finite score: 1",)
+    assert found.verdict == wanted.verdict
+
+
+@pytest.mark.parametrize(
+    ("steer", "flag", "action"), [(1e6, 2e6, "pass"), (-1e6, 1e6, "steer"), (-2e6, -1e6, "flag")]
+)
+def test_the_action_is_the_guards(llava, guard_on, steer, flag, action):
+    guard = guard_on(llava, steer=steer, flag=flag)
+    assert explain(guard, "the cat").verdict == guard.check("the cat")
+    assert guard.check("the cat").would_be is Action(action) or action == "steer"
+
+
+def test_a_guard_answers_and_explains_at_the_same_time(llava, guard_on, picture):
+    guard = guard_on(llava)
+    prompts = [chat(f"tell me about the {noun}", picture()) for noun in ("cat", "dog")]
+    wanted = [explain(guard, prompt) for prompt in prompts]
+    said = [guard.generate(prompt, max_new_tokens=6).text for prompt in prompts]
+    before = hooks_on(llava.model)
+    wrong: list[str] = []
+
+    def ask(number: int) -> None:
+        for _ in range(4):
+            if guard.generate(prompts[number], max_new_tokens=6).text != said[number]:
+                wrong.append("answer")
+
+    def look(number: int) -> None:
+        for _ in range(4):
+            found = explain(guard, prompts[number])
+            if _scores(found) != _scores(wanted[number]):
+                wrong.append("explanation")
+
+    threads = [threading.Thread(target=work, args=(n,)) for work in (ask, look) for n in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert hooks_on(llava.model) == before
+
+
+def test_no_hook_outlives_a_failing_pass_and_the_guard_goes_on(llava, guard_on):
+    guard = guard_on(llava)
+    before = hooks_on(llava.model)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("boom")
+
+    handle = decoder_layers(llava.model)[0].register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="boom"):
+            explain(guard, "the cat")
+    finally:
+        handle.remove()
+    assert hooks_on(llava.model) == before
+    assert guard.check("the cat").reason == "score"
+
+
+def test_limits_and_a_closed_guard_are_respected(llama, guard_on):
+    guard = guard_on(llama, limits=Limits(prompt_tokens=12))
+    with pytest.raises(LimitExceededError, match="prompt_tokens"):
+        explain(guard, "tell me about the cat and the dog")
+    guard.close()
+    with pytest.raises(GuardClosedError):
+        explain(guard, "the cat")
+
+
+def test_a_layout_can_be_asked_for(llava, qwen2_5_vl, guard_on, picture):
+    value = chat("hi", picture())
+    strip = explain(guard_on(llava), value, layout="strip").pictures[0]
+    assert strip.grid is None
+    assert "as asked" in strip.note
+    qwen = guard_on(qwen2_5_vl)
+    assert explain(qwen, value, layout="grid").pictures[0].grid is not None
+    with pytest.raises(ConfigurationError, match="no square"):
+        _grid_of_a_model_without_numbers(guard_on(llava), picture)
+
+
+def test_the_document_is_plain_and_whole(llava, guard_on, picture):
+    found = explain(guard_on(llava), chat("what is this?", picture()))
+    document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert [p["score"] for p in document["positions"]] == [p.score for p in found.positions]
+    assert document["pictures"][0]["grid"] == [2, 2]
+    assert document["verdict"] == json.loads(json.dumps(found.verdict.to_dict()))
+
+
+def _scores(found: Explanation) -> list[float]:
+    return [round(p.score or 0.0, 6) for p in found.positions]
+
+
+def _grid_of_a_model_without_numbers(guard: Guard, picture: Any) -> None:
+    """The session's model under a config whose tower says nothing, with three slots a picture."""
+    from guardrail.evaluation.patches import picture_spans
+
+    token = guard.loaded.model.config.image_token_id
+    picture_spans(guard.loaded, {}, [1, token, token, token], 1, "grid")
+
+
+def _planted() -> Any:
+    """The tiny model of the fitting tests in which one word is unsafe."""
+    path = Path(__file__).parents[1] / "fit" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("planted_models", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    from guardrail.model.load import wrap_model
+
+    loaded = wrap_model(*tiny_model("llama", seed=3))
+    module.plant(loaded)
+    return loaded
+
+
+def _contrast_artefact(loaded: Any) -> Artefact:
+    """The difference of means of two prompts, read at layer 2."""
+    made = tiny_artefact(loaded.model, loaded.processor, steering=False)
+    layers = list(made.header.readout.layers)
+    encoder = Encoder(loaded)
+    safe, unsafe = (
+        last_residuals(
+            loaded,
+            encoder.encode([to_request(f"tell me about the {noun}", policy=Policy())]),
+            layers,
+        )[0]
+        for noun in ("cat", "dog")
+    )
+    gap = (unsafe - safe).norm(dim=1)
+    weight = (unsafe - safe) / gap[:, None]
+    tensors = made.tensors | {
+        "readout_weight": weight,
+        "readout_zero": (safe * weight).sum(1),
+        "readout_gap": gap,
+    }
+    return made.revised(tensors=tensors)

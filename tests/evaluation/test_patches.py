@@ -1,0 +1,144 @@
+"""Grids only where the model's own numbers prove them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from guardrail.errors import ConfigurationError
+from guardrail.evaluation.patches import ASSUMED, UNKNOWN, UNTIED, image_token, picture_spans
+from guardrail.model.inputs import Encoder
+from guardrail.model.load import wrap_model
+from guardrail.policy import Policy
+from guardrail.requests.messages import to_request
+
+TOKEN = 9
+
+
+def model_with(**config: Any) -> Any:
+    vision = SimpleNamespace(**config.pop("vision", {}))
+    config = {"image_token_id": TOKEN, "vision_config": vision} | config
+    model = SimpleNamespace(config=SimpleNamespace(**config))
+    return SimpleNamespace(model=model, processor=SimpleNamespace())
+
+
+def spans(
+    loaded: Any, inputs: dict[str, Any], *runs: int, pictures: int = 1, **options: Any
+) -> Any:
+    """Spans of a prompt with so many slots in a row each, one other token before each run."""
+    ids = [i for run in runs for i in (1, *[TOKEN] * run)]
+    return picture_spans(loaded, inputs, [*ids, 1], pictures, **options)
+
+
+def pixels(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.zeros(count, 3, height, width)
+
+
+@pytest.mark.parametrize(
+    ("family", "grids"),
+    [("llava", [(2, 2), (2, 2)]), ("gemma3", [(2, 2), (2, 2)]), ("qwen2_5_vl", [(1, 2), (2, 1)])],
+)
+def test_each_family_says_where_its_positions_are(tiny_of, picture, family, grids):
+    tiny = tiny_of(family)
+    loaded = wrap_model(tiny.model, tiny.processor)
+    images = [
+        {"type": "image", "image": picture(width=60, height=40)},
+        {"type": "image", "image": picture(1, width=40, height=60)},
+    ]
+    request = to_request([{"role": "user", "content": images}], policy=Policy())
+    inputs = Encoder(loaded).encode([request]).inputs
+    ids = inputs["input_ids"][0].tolist()
+    found = picture_spans(loaded, inputs, ids, 2)
+    assert [span.grid for span in found] == grids
+    assert [span.number for span in found] == [0, 1]
+    told = [at for span in found for at in span.positions]
+    assert told == [at for at, token in enumerate(ids) if token == image_token(loaded)]
+    assert tiny.tokenizer.decode([ids[told[0]]]) in (
+        "<image>",
+        "<|image_pad|>",
+        "<image_soft_token>",
+    )
+
+
+CLIP = {"vision": {"image_size": 336, "patch_size": 14}}
+CASES = {
+    "all patches": (CLIP, pixels(1, 336, 336), 576, (24, 24)),
+    "averaged, as declared": (
+        {"vision": {"image_size": 896, "patch_size": 14}, "mm_tokens_per_image": 256},
+        pixels(1, 896, 896),
+        256,
+        (16, 16),
+    ),
+    "shuffled, as declared": (
+        {"vision": {"image_size": [448, 448], "patch_size": [14, 14]}, "downsample_ratio": 0.5},
+        pixels(1, 448, 448),
+        256,
+        (16, 16),
+    ),
+    "queries that happen to be a square": (CLIP, pixels(1, 336, 336), 64, None),
+    "a class token among them": (CLIP, pixels(1, 336, 336), 577, None),
+    "a tower that gets something else": (
+        {"vision": {"image_size": 224, "patch_size": 28}},
+        pixels(1, 896, 896),
+        64,
+        None,
+    ),
+    "tiles of one picture": (CLIP, pixels(4, 336, 336), 4 * 576, None),
+    "no numbers": ({}, pixels(1, 336, 336), 64, None),
+    "no pictures handed over": (CLIP, None, 576, None),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_square_is_no_proof(case):
+    config, given, slots, grid = CASES[case]
+    (span,) = spans(model_with(**dict(config)), {"pixel_values": given}, slots)
+    assert span.grid == grid
+    assert span.note == ("" if grid else UNKNOWN)
+    assert span.positions == tuple(range(1, slots + 1))
+
+
+def test_pictures_of_free_size_have_their_own_grids_row_by_row():
+    loaded = model_with(vision={"image_size": 1540, "patch_size": 14}, spatial_merge_size=2)
+    inputs = {
+        "pixel_values": pixels(2, 84, 112),
+        "image_sizes": torch.tensor([[84, 56], [56, 112]]),
+    }
+    found = spans(loaded, inputs, 2, 2, 2, 4, 4, pictures=2)  # a break token after each row
+    assert [span.grid for span in found] == [(3, 2), (2, 4)]
+    assert [len(span.positions) for span in found] == [6, 8]
+
+
+def test_a_listed_grid_that_does_not_add_up_is_not_believed():
+    loaded = model_with(vision={"spatial_merge_size": 2})
+    grid = torch.tensor([[1, 4, 6]])
+    assert spans(loaded, {"image_grid_thw": grid}, 6)[0].grid == (2, 3)
+    assert spans(loaded, {"image_grid_thw": grid}, 8)[0].grid is None
+    assert spans(loaded, {"image_grid_thw": torch.tensor([[2, 4, 6]])}, 12)[0].grid is None
+
+
+def test_slots_are_tied_to_pictures_by_runs_or_in_equal_shares():
+    loaded = model_with()
+    assert [s.positions for s in spans(loaded, {}, 2, 3, pictures=2)] == [(1, 2), (4, 5, 6)]
+    assert [s.positions for s in spans(loaded, {}, 4, pictures=2)] == [(1, 2), (3, 4)]
+    (together,) = spans(loaded, {}, 2, 2, 2, pictures=2)
+    assert together.number is None
+    assert together.note == UNTIED
+    (one,) = spans(loaded, {}, 2, 2, 2, pictures=1)
+    assert one.number == 0
+
+
+def test_a_grid_asked_for_is_marked_as_assumed():
+    (span,) = spans(model_with(), {}, 64, layout="grid")
+    assert span.grid == (8, 8)
+    assert span.note == ASSUMED
+    with pytest.raises(ConfigurationError, match="63 positions, which is no square"):
+        spans(model_with(), {}, 63, layout="grid")
+
+
+def test_a_prompt_without_pictures_has_no_spans():
+    assert spans(model_with(), {}, 3, pictures=0) == []
+    assert picture_spans(model_with(image_token_id=None), {}, [1, 2], 1) == []
