@@ -1,0 +1,119 @@
+"""The inputs as they are looked up: read once, named by a digest of everything in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from guardrail.errors import DatasetError, GuardrailError
+from guardrail.types import ImagePart, TextPart
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from guardrail.evaluation.items import EvalItem
+    from guardrail.fit.collect import Progress
+    from guardrail.policy import Policy
+    from guardrail.types import Modality, Request
+
+# What may be wrong with one input alone. A tokenizer, a processor or a kernel has errors of its
+# own beside ours; everything here names the input, nothing is lost.
+INPUT_ERRORS = (GuardrailError, RuntimeError, ValueError, IndexError, TypeError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """An item and what batching and the cache ask of it, without its pictures.
+
+    `group` is equal for inputs that may share a batch: pictures in each, and tools.
+    """
+
+    item: EvalItem
+    digest: str
+    kind: str
+    modality: Modality
+    group: tuple[int, str]
+
+    @property
+    def length(self) -> int:
+        """Characters of its words, those in pictures included."""
+        return len(self.item.text)
+
+
+@dataclass
+class Troubles:
+    """Inputs that could not be measured: an error each, or counted if they may be skipped."""
+
+    skip: bool = False
+    found: dict[str, str] = field(default_factory=dict)
+
+    def note(self, item: EvalItem, stage: str, error: Exception) -> None:
+        """Leave an input out, or stop.
+
+        Raises:
+            DatasetError: inputs may not be skipped.
+        """
+        said = f"{' '.join(str(error).split())}"
+        reason = said if isinstance(error, GuardrailError) else f"{type(error).__name__}: {said}"
+        if not self.skip:
+            raise DatasetError(
+                f"input {item.id!r} ({stage}): {reason}; correct or remove it, or skip inputs "
+                "with errors"
+            ) from error
+        self.found[item.id] = f"{stage}: {reason}"
+
+
+def read_inputs(
+    items: Sequence[EvalItem], policy: Policy, troubles: Troubles, progress: Progress
+) -> list[Input]:
+    """Every input read and named, one after another, so that few pictures are in memory.
+
+    Raises:
+        DatasetError: an input cannot be read, or its pictures and words exceed the limits.
+    """
+    found = []
+    for done, item in enumerate(items, start=1):
+        try:
+            request = item.request(policy)
+        except INPUT_ERRORS as error:
+            troubles.note(item, "reading", error)
+        else:
+            found.append(
+                Input(
+                    item=item,
+                    digest=request_digest(request),
+                    kind=request.offset_kind,
+                    modality=request.modality,
+                    group=(len(request.images), json.dumps(request.tools, sort_keys=True)),
+                )
+            )
+        progress("reading inputs", done, len(items))
+    return found
+
+
+def request_digest(request: Request) -> str:
+    """SHA-256 over all that a model sees of a request: roles, texts, names, calls, tools, pixels.
+
+    Each piece is written with its length before it, so that no two requests read alike.
+    """
+    digest = hashlib.sha256()
+
+    def feed(kind: str, data: bytes) -> None:
+        digest.update(f"{kind}{len(data)}:".encode())
+        digest.update(data)
+
+    feed("tools", json.dumps(request.tools, sort_keys=True).encode())
+    for message in request.messages:
+        calls = [[call.name, call.arguments, call.id] for call in message.tool_calls]
+        about = [message.role, message.name, message.tool_call_id, calls]
+        feed("message", json.dumps(about, sort_keys=True).encode())
+        for part in message.parts:
+            match part:
+                case TextPart(text):
+                    feed("text", text.encode())
+                case ImagePart(image):
+                    feed("size", f"{image.mode}{image.size}".encode())
+                    feed("image", image.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,211 @@
+"""Who says whether an answer is a refusal, and how often that is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guardrail.errors import ConfigurationError, DatasetError
+from guardrail.evaluation.estimates import Share
+from guardrail.evaluation.keys import judgement_key
+from guardrail.evaluation.schema import JudgeFigures
+from guardrail.metrics import Rate
+from guardrail.refusal import REFUSAL_PREFIXES, is_refusal
+
+if TYPE_CHECKING:
+    from guardrail.evaluation.cache import Cache
+    from guardrail.fit.collect import Progress
+
+__all__ = [
+    "Judge",
+    "PrefixJudge",
+    "judge_figures",
+    "judge_name",
+    "judged",
+    "load_judge",
+    "load_sample",
+]
+
+Judge = Callable[[Sequence[str], Sequence[str]], list[bool]]
+"""Prompts and the answers to them -> whether each is a refusal.
+
+A judge with an attribute `identity` (a str naming everything its word depends on) is asked about
+each pair once; what it said is kept in the work folder. `name` is what reports call it.
+"""
+_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class PrefixJudge:
+    """An answer that begins like a refusal is one; see `guardrail.refusal.is_refusal`."""
+
+    prefixes: tuple[str, ...] = REFUSAL_PREFIXES
+    name: str = "refusal prefixes"
+
+    @classmethod
+    def also(cls, prefixes: Sequence[str]) -> PrefixJudge:
+        """The common prefixes and a model's own."""
+        return cls(tuple(dict.fromkeys([*prefixes, *REFUSAL_PREFIXES])))
+
+    def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+        """Look at how each answer begins; the prompt does not matter."""
+        return [is_refusal(answer, self.prefixes) for answer in answers]
+
+
+def load_judge(name: str) -> Judge:
+    """The function that `package.module:function` names.
+
+    Raises:
+        ConfigurationError: there is no such function.
+    """
+    module, colon, function = name.partition(":")
+    if not colon or not module or not function:
+        raise ConfigurationError(f"{name!r} names no judge; write package.module:function")
+    try:
+        found: object = import_module(module)
+        for part in function.split("."):
+            found = getattr(found, part)
+    except ImportError as error:
+        raise ConfigurationError(f"the judge {name!r} cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise ConfigurationError(f"{module} has no {function!r}: {error}") from error
+    if not callable(found):
+        raise ConfigurationError(f"the judge {name!r} is a {type(found).__name__}, not a function")
+    return found
+
+
+def judge_name(judge: Judge) -> str:
+    """What a report calls a judge."""
+    given = getattr(judge, "name", None)
+    if isinstance(given, str):
+        return given
+    kind = judge if hasattr(judge, "__qualname__") else type(judge)
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def judged(
+    judge: Judge,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    cache: Cache,
+    progress: Progress | None = None,
+) -> tuple[list[bool], int]:
+    """Whether each answer is a refusal, and how many were known; equal pairs are judged once.
+
+    Raises:
+        ConfigurationError: the judge gave something else than one bool for each answer.
+    """
+    pairs = list(zip(prompts, answers, strict=True))
+    identity = getattr(judge, "identity", None)
+    known: dict[tuple[str, str], bool] = {}
+    if isinstance(identity, str):
+        keys = {judgement_key(identity, *pair): pair for pair in pairs}
+        kept = cache.get(list(keys))
+        known = {keys[k]: data == b"1" for k, data in kept.items() if data in (b"0", b"1")}
+    reused = sum(pair in known for pair in pairs)
+    left = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+    for start in range(0, len(left), _AT_ONCE):
+        part = left[start : start + _AT_ONCE]
+        said = _said(judge, part)
+        if isinstance(identity, str):
+            values = zip(part, said, strict=True)
+            cache.put({judgement_key(identity, *pair): b"%d" % word for pair, word in values})
+        known |= dict(zip(part, said, strict=True))
+        if progress is not None:
+            progress("judging", start + len(part), len(left))
+    return [known[pair] for pair in pairs], reused
+
+
+def _said(judge: Judge, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    said = list(judge([prompt for prompt, _ in pairs], [answer for _, answer in pairs]))
+    if len(said) != len(pairs) or not all(isinstance(word, bool) for word in said):
+        shown = ", ".join(sorted({type(word).__name__ for word in said})) or "nothing"
+        raise ConfigurationError(
+            f"the judge {judge_name(judge)} gave {len(said)} values ({shown}) for {len(pairs)} "
+            "answers; it gives one bool for each"
+        )
+    return said
+
+
+class LabelledAnswer(BaseModel):
+    """One answer that a person has labelled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    answer: str
+    refused: bool
+    prompt: str = ""
+    kind: str = ""
+    language: str = ""
+    id: str | int = Field(default="")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labelled answers and what to call them."""
+
+    name: str
+    answers: tuple[LabelledAnswer, ...]
+
+
+def load_sample(path: str | Path | None = None) -> Sample:
+    """Labelled answers of a JSONL file; None: those that come with the package (CC0-1.0).
+
+    Raises:
+        DatasetError: the file cannot be read, is empty, or a line is malformed (it is named).
+    """
+    try:
+        if path is None:
+            name = "packaged answers"
+            text = files("guardrail.data").joinpath("refusal_answers.jsonl").read_text("utf-8")
+        else:
+            name, text = str(path), Path(path).read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"cannot read the labelled answers in {path}: {error}") from error
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            found.append(_labelled(line, f"{name}, line {number}"))
+    if not found:
+        raise DatasetError(f"{name} holds no labelled answer")
+    return Sample(f"{name}, n = {len(found)}", tuple(found))
+
+
+def _labelled(line: str, where: str) -> LabelledAnswer:
+    try:
+        return LabelledAnswer.model_validate(json.loads(line))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"])) or "line"
+        raise DatasetError(
+            f"{where}: {name}: {first['msg']}; each line is a JSON object such as "
+            '{"answer": "...", "refused": true, "prompt": "..."}'
+        ) from error
+    except ValueError as error:
+        raise DatasetError(f"{where}: not JSON ({error})") from error
+
+
+def judge_figures(judge: Judge, sample: Sample, *, cache: Cache) -> JudgeFigures:
+    """How often a judge is wrong on labelled answers, in both directions.
+
+    The packaged answers are hard cases of every kind, so a judge errs more often on them than on
+    a model's everyday answers; a sample of one's own says how often there.
+    """
+    rows = sample.answers
+    said, _ = judged(judge, [r.prompt for r in rows], [r.answer for r in rows], cache=cache)
+    called = [word for row, word in zip(rows, said, strict=True) if not row.refused]
+    missed = [not word for row, word in zip(rows, said, strict=True) if row.refused]
+    return JudgeFigures(
+        name=judge_name(judge),
+        sample=sample.name,
+        false_refusals=Share.of(Rate.of(called)) if called else None,
+        missed_refusals=Share.of(Rate.of(missed)) if missed else None,
+    )

@@ -1,0 +1,394 @@
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guardrail.errors import ConfigurationError, DatasetError
+from guardrail.evaluation import measuring
+from guardrail.evaluation.cache import FILENAME
+from guardrail.evaluation.run import evaluate
+from guardrail.evaluation.schema import Report
+from guardrail.guard import Guard
+from guardrail.policy import Limits, Policy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guardrail.evaluation.items import EvalItem
+    from tests.evaluation.conftest import Fitted
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of each call of the model, whoever makes it."""
+    from transformers import PreTrainedModel
+
+    seen: list[int] = []
+    original = PreTrainedModel.__call__
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens = kwargs.get("input_ids")
+        seen.append(0 if tokens is None else len(tokens))
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "__call__", counted)
+    return seen
+
+
+def group_of(report: Report, by: str, name: str) -> Any:
+    (found,) = [g for g in report.groups if (g.by, g.name) == (by, name)]
+    return found
+
+
+def without_times(report: Report) -> dict[str, Any]:
+    return report.model_dump(exclude={"timings", "created"})
+
+
+def test_a_planted_guard_is_near_perfect_and_its_controls_are_not(guard, texts):
+    report = evaluate(guard, texts, new_tokens=2)
+    found = group_of(report, "modality", "text")
+    assert found.separation.auroc.value > 0.97
+    assert (found.n_harmful, found.n_harmless, found.against) == (14, 14, "itself")
+    (control,) = report.controls
+    assert abs(control.random_directions.mean - 0.5) < 0.3
+    assert abs(control.permuted_labels.mean - 0.5) < 0.03
+    assert control.permuted_labels.p_value == 1 / 1001
+    assert control.guard == found.separation.auroc
+    assert control.length_matched.auroc.value > 0.95
+    assert abs(control.length_only.auroc.value - 0.5) < 0.3
+    assert found.refusals["harmful"].guarded.rate > 0.8
+    assert found.refusals["harmless"].guarded.rate < 0.2
+    read = [point for point in report.layers if point.read]
+    assert [p.layer for p in read] == list(guard.artefact.header.readout.layers)
+    assert all(point.auroc["text"] > 0.9 for point in read)
+
+
+@pytest.mark.parametrize("family", ["llama", "llava"])
+def test_scores_and_actions_are_those_of_the_guards_own_check(
+    fitted_of: Callable[[str], Fitted], texts, pictured, family
+):
+    items = texts if family == "llama" else [*texts[:6], *pictured]
+    with fitted_of(family).guard() as guard:
+        report = evaluate(guard, [_named(i, n) for n, i in enumerate(items)], answers=False)
+        for row, item in zip(report.items, items, strict=True):
+            verdict = guard.check(item.messages)
+            assert row.score == pytest.approx(verdict.score, abs=1e-4)
+            assert row.action == verdict.action.value
+            assert row.modality == verdict.modality.value
+
+
+def _named(item: EvalItem, number: int) -> EvalItem:
+    from dataclasses import replace
+
+    return replace(item, id=f"item-{number}")
+
+
+@pytest.mark.parametrize(
+    ("reach", "allowed", "wanted"),
+    [(-1e6, {"steer", "flag"}, "flag"), (-1e6, {"steer"}, "pass"), (1e6, {"steer"}, "steer")],
+)
+def test_an_edit_out_of_reach_is_counted_as_the_guard_counts_it(
+    fitted_of: Callable[[str], Fitted], texts, reach, allowed, wanted
+):
+    fitted = fitted_of("llama")
+    steering = fitted.artefact.header.steering.model_copy(update={"region_max": reach})
+    artefact = fitted.artefact.revised(steering=steering)
+    low = {"text": {"steer": -1e6, "flag": 1e6}}
+    policy = Policy.model_validate({"actions": allowed, "thresholds": low})
+    with Guard(fitted.loaded, artefact, policy=policy) as guard:
+        report = evaluate(guard, texts[:3], answers=False)
+        assert {row.action for row in report.items} == {wanted}
+        assert {guard.check(item.messages).action.value for item in texts[:3]} == {wanted}
+
+
+def test_a_second_run_asks_the_model_nothing_and_says_the_same(guard, texts, tmp_path, passes):
+    first = evaluate(guard, texts, new_tokens=2, work_dir=tmp_path)
+    assert passes
+    passes.clear()
+    second = evaluate(guard, texts, new_tokens=2, work_dir=tmp_path)
+    assert passes == []
+    assert without_times(first) == without_times(second)
+    asked = {t.stage: (t.n, t.cached) for t in second.timings}
+    assert asked["scores"] == asked["plain answers"] == asked["guarded answers"] == (28, 28)
+    assert asked["divergence"][0] == asked["divergence"][1] > 0
+
+
+def test_only_new_inputs_are_asked(guard, texts, tmp_path, passes):
+    evaluate(guard, texts[:20], answers=False, work_dir=tmp_path)
+    passes.clear()
+    report = evaluate(guard, texts, answers=False, work_dir=tmp_path)
+    assert sum(passes) <= 2 * 8  # the first batch may be read both ways
+    (scores,) = [t for t in report.timings if t.stage == "scores"]
+    assert (scores.n, scores.cached) == (28, 20)
+
+
+def test_another_artefact_of_the_model_reuses_residuals_and_plain_answers(
+    fitted_of: Callable[[str], Fitted], guard, texts, tmp_path
+):
+    evaluate(guard, texts[:8], new_tokens=2, work_dir=tmp_path)
+    other = guard.artefact.revised(warnings=("another",))
+    with Guard(guard.loaded, other) as second:
+        report = evaluate(second, texts[:8], new_tokens=2, work_dir=tmp_path)
+    cached = {t.stage: t.cached for t in report.timings}
+    assert (cached["scores"], cached["plain answers"], cached["guarded answers"]) == (8, 8, 0)
+
+
+def test_other_settings_and_policies_are_asked_anew(guard, texts, tmp_path):
+    def cached(policy: Policy, tokens: int) -> dict[str, int]:
+        with guard.with_policy(policy) as other:
+            report = evaluate(other, texts[:4], new_tokens=tokens, work_dir=tmp_path)
+        return {t.stage: t.cached for t in report.timings}
+
+    cached(Policy(), 2)
+    assert cached(Policy(), 3)["plain answers"] == 0
+    found = cached(Policy(on_flag="annotate"), 3)
+    assert (found["plain answers"], found["guarded answers"]) == (4, 0)
+
+
+def test_nothing_is_written_without_a_work_folder(guard, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    evaluate(guard, texts[:4], new_tokens=1)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_interrupted_run_resumes(guard, texts, tmp_path, monkeypatch):
+    def stop_after_two(stage: str, done: int, total: int) -> None:
+        if stage == "scores" and done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(
+            guard, texts, answers=False, batch_size=4, work_dir=tmp_path, progress=stop_after_two
+        )
+    report = evaluate(guard, texts, answers=False, batch_size=4, work_dir=tmp_path)
+    (scores,) = [t for t in report.timings if t.stage == "scores"]
+    assert scores.cached >= 8
+    whole = evaluate(guard, texts, answers=False)
+    assert [row.id for row in report.items] == [row.id for row in whole.items]
+    for found, wanted in zip(report.items, whole.items, strict=True):
+        assert found.score == pytest.approx(wanted.score, abs=1e-4)
+
+
+def test_a_damaged_entry_is_read_again_with_a_warning(guard, texts, tmp_path, caplog):
+    first = evaluate(guard, texts[:4], answers=False, work_dir=tmp_path)
+    with sqlite3.connect(tmp_path / FILENAME) as file:
+        file.execute("UPDATE entries SET value = substr(value, 1, length(value) - 1) || x'41'")
+    file.close()
+    second = evaluate(guard, texts[:4], answers=False, work_dir=tmp_path)
+    assert without_times(first) == without_times(second)
+    assert "damaged" in caplog.text
+    (scores,) = [t for t in second.timings if t.stage == "scores"]
+    assert scores.cached == 0
+
+
+def test_the_report_survives_json(guard, texts):
+    report = evaluate(guard, texts, new_tokens=2)
+    text = report.model_dump_json()
+    assert Report.model_validate_json(text) == report
+    json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_pictures_are_measured_too_one_or_several(seeing_guard, pictured):
+    report = evaluate(seeing_guard, pictured, new_tokens=2, batch_size=5)
+    assert [row.modality for row in report.items] == ["image"] * 14
+    assert report.items[0].image.endswith("0.png")
+    assert [(g.by, g.name) for g in report.groups[:2]] == [
+        ("modality", "image"),
+        ("source", "pictured"),
+    ]
+    found = group_of(report, "modality", "image")
+    assert found.separation.auroc.value > 0.9
+
+
+def test_without_content_no_words_or_paths_are_in_the_report(guard, texts):
+    text = evaluate(guard, texts[:6], new_tokens=2, content=False).model_dump_json()
+    assert not any(item.text in text for item in texts[:6])
+    assert '"text":null' in text
+
+
+@pytest.mark.parametrize("labels", [("harmful",), ("harmless",)])
+def test_one_label_alone_is_measured_without_a_separation(guard, texts, labels):
+    report = evaluate(guard, [i for i in texts if i.label in labels], new_tokens=1)
+    assert report.controls == ()
+    assert all(g.separation is None for g in report.groups)
+    assert set(report.groups[0].actions) == set(labels)
+    assert any("no separation" in warning for warning in report.warnings)
+    assert (report.quality is None) == (labels == ("harmful",))
+
+
+def test_one_single_input_is_enough(guard, texts):
+    report = evaluate(guard, texts[:1], new_tokens=1)
+    assert len(report.items) == 1
+
+
+def test_an_input_that_cannot_be_measured_is_an_error_naming_it_or_counted(guard, texts):
+    from dataclasses import replace
+
+    long = [{"role": "user", "content": "dog " * 3000}]
+    items = [*texts[:5], replace(texts[5], id="too long", messages=long)]
+    with pytest.raises(DatasetError, match=r"'too long' \(scores\).*prompt_tokens"):
+        evaluate(guard, items, new_tokens=1)
+    report = evaluate(guard, items, new_tokens=1, skip_errors=True)
+    assert len(report.items) == report.data["n"] == 5
+    assert list(report.data["skipped"]) == ["too long"]
+    assert any("left out because of errors: 1 (too long)" in w for w in report.warnings)
+
+
+def test_an_input_beyond_the_policys_limits_is_found_before_any_forward_pass(guard, texts, passes):
+    strict = Policy(limits=Limits(text_chars=5))
+    with (
+        guard.with_policy(strict) as other,
+        pytest.raises(DatasetError, match=r"reading.*text_chars"),
+    ):
+        evaluate(other, texts)
+    assert passes == []
+
+
+def test_when_nothing_can_be_measured_that_is_said(guard, texts):
+    strict = Policy(limits=Limits(text_chars=5))
+    with guard.with_policy(strict) as other, pytest.raises(DatasetError, match="none of 28 inputs"):
+        evaluate(other, texts, skip_errors=True)
+
+
+def test_shadow_mode_reports_what_would_have_been_done(guard, texts):
+    enforced = evaluate(guard, texts, new_tokens=2)
+    with guard.with_policy(Policy(mode="shadow")) as other:
+        shadow = evaluate(other, texts, new_tokens=2)
+    assert [r.action for r in shadow.items] == [r.action for r in enforced.items]
+    assert any(row.action != "pass" for row in shadow.items)
+    assert [r.guarded_answer for r in shadow.items] == [r.plain_answer for r in shadow.items]
+    assert shadow.quality is None
+    assert any("shadow mode" in warning for warning in shadow.warnings)
+
+
+@pytest.mark.parametrize("on_flag", ["refuse", "raise", "annotate"])
+def test_flagged_inputs_count_as_stopped_whatever_is_done_with_them(guard, texts, on_flag):
+    policy = Policy.model_validate(
+        {"on_flag": on_flag, "thresholds": {"text": {"steer": -1e6, "flag": -1e6}}}
+    )
+    with guard.with_policy(policy) as other:
+        report = evaluate(other, texts[:6], new_tokens=2)
+    assert {row.action for row in report.items} == {"flag"}
+    assert all(row.guarded_refused for row in report.items)
+    assert report.quality is None  # every harmless input is flagged: no answer of the model's
+
+
+def test_quality_is_of_the_answered_harmless_inputs(guard, texts):
+    policy = Policy.model_validate({"thresholds": {"text": {"steer": -1e6, "flag": 1e6}}})
+    with guard.with_policy(policy) as other:
+        steered = evaluate(other, texts, new_tokens=2).quality
+    assert (steered.n, steered.n_steered, steered.n_passed_measured) == (14, 14, 0)
+    assert steered.kl == pytest.approx(steered.kl_steered)
+    assert steered.kl_passed_max is steered.exact_match_passed is None
+    never = Policy.model_validate({"thresholds": {"text": {"steer": 1e6, "flag": 1e6}}})
+    with guard.with_policy(never) as other:
+        passed = evaluate(other, texts, new_tokens=2).quality
+    assert (passed.n, passed.n_steered, passed.kl) == (14, 0, 0.0)
+    assert passed.kl_passed_max == pytest.approx(0, abs=1e-9)
+    assert passed.exact_match.rate == passed.length_ratio == 1
+    assert steered.kl > 10 * passed.kl_passed_max
+
+
+def test_repeated_and_contradictory_inputs_are_said(guard, texts):
+    from dataclasses import replace
+
+    again = replace(texts[0], id="again")
+    opposite = replace(texts[1], id="opposite", label="harmful")
+    report = evaluate(guard, [*texts, again, opposite], answers=False)
+    assert any(w.startswith("inputs that repeat another one: 2;") for w in report.warnings)
+    assert any(w == "inputs that stand there with both labels: 1" for w in report.warnings)
+    scores = {row.id: row.score for row in report.items}
+    assert scores["again"] == scores[texts[0].id]
+
+
+def test_infinite_thresholds_can_be_reported(guard, texts):
+    policy = Policy.model_validate({"thresholds": {"text": {"steer": 0.5, "flag": math.inf}}})
+    with guard.with_policy(policy) as other:
+        report = evaluate(other, texts[:4], answers=False)
+    assert report.thresholds["text"]["flag"] > 1e300
+    assert Report.model_validate_json(report.model_dump_json()) == report
+
+
+def test_settings_that_cannot_hold_are_refused(guard, texts):
+    with pytest.raises(ConfigurationError, match="new_tokens"):
+        evaluate(guard, texts, new_tokens=0)
+    with pytest.raises(ConfigurationError, match="batch_size"):
+        evaluate(guard, texts, batch_size=0)
+    with pytest.raises(DatasetError, match="no inputs"):
+        evaluate(guard, [])
+    with pytest.raises(DatasetError, match="one id"):
+        evaluate(guard, [texts[0], texts[0]])
+
+
+def test_the_fits_trials_become_the_strength_curve(guard, texts):
+    report = evaluate(guard, texts[:4], answers=False)
+    steering = guard.artefact.header.steering
+    assert len(report.strength) == len(steering.figures["trials"])
+    (chosen,) = [point for point in report.strength if point.chosen]
+    assert (chosen.layer, chosen.tokens) == (steering.layer, steering.steer_tokens)
+    assert chosen.induced.rate == pytest.approx(steering.induced_refusal.value)
+
+
+def test_a_guard_on_an_artefact_that_only_detects(fitted_of: Callable[[str], Fitted], texts):
+    fitted = fitted_of("llama")
+    tensors = {k: v for k, v in fitted.artefact.tensors.items() if not k.startswith("steer_")}
+    artefact = fitted.artefact.revised(tensors=tensors, steering=None)
+    policy = Policy.model_validate({"thresholds": {"text": {"steer": -1e6, "flag": 1e6}}})
+    with Guard(fitted.loaded, artefact, policy=policy) as guard:
+        report = evaluate(guard, texts[:6], new_tokens=2)
+    assert {row.action for row in report.items} == {"pass"}
+    assert report.strength == ()
+    assert report.quality.kl_passed_max == pytest.approx(0, abs=1e-9)
+
+
+def test_the_judge_of_ones_own_decides(guard, texts):
+    asked: list[tuple[str, str]] = []
+
+    def everything(prompts: Any, answers: Any) -> list[bool]:
+        asked.extend(zip(prompts, answers, strict=True))
+        return [True] * len(answers)
+
+    report = evaluate(guard, texts[:6], new_tokens=2, judge=everything)
+    assert all(row.plain_refused and row.guarded_refused for row in report.items)
+    assert report.judge.name.endswith("everything")
+    assert report.judge.false_refusals.rate == 1
+    assert report.judge.missed_refusals.rate == 0
+    assert texts[0].text in {prompt for prompt, _ in asked}
+
+
+def test_tools_are_part_of_an_input(guard, texts):
+    from dataclasses import replace
+
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    with_tools = replace(texts[0], id="with tools", tools=(tool,))
+    report = evaluate(guard, [texts[0], with_tools, texts[1]], new_tokens=1)
+    scores = {row.id: row.score for row in report.items}
+    assert report.data["distinct"] == 3
+    wanted = guard.check(texts[0].messages, tools=[tool]).score
+    assert scores["with tools"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_an_outage_of_the_detector_is_an_error_not_a_figure(guard, texts, monkeypatch):
+    original = measuring.s.Scorer.__call__
+
+    def broken(self: Any, residuals: Any, kind: str) -> Any:
+        return original(self, residuals * math.nan, kind)
+
+    monkeypatch.setattr(measuring.s.Scorer, "__call__", broken)
+    with pytest.raises(DatasetError, match="detector failed"):
+        evaluate(guard, texts, answers=False)
+
+
+def test_prompts_a_guard_may_have_been_fitted_on_are_said(guard, texts):
+    from dataclasses import replace
+
+    from guardrail.fit.dataset import packaged
+
+    known = replace(texts[0], id="known", text=packaged()[0].text)
+    report = evaluate(guard, [*texts[:3], known], answers=False)
+    assert any(w.endswith("which guards are fitted on: 1") for w in report.warnings)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from guardrail.errors import DetectorError
+from guardrail.evaluation.scores import Scorer, packed, unpacked
+from guardrail.policy import Policy
+from guardrail.testing import tiny_artefact, tiny_model
+
+
+@pytest.fixture(scope="module")
+def artefact():
+    return tiny_artefact(*tiny_model("llava"))
+
+
+def test_every_figure_is_a_projection_of_the_residuals(artefact):
+    residuals = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
+    found = Scorer(artefact, Policy())(residuals, "image")
+    tensors, layers = artefact.tensors, artefact.header.readout.layers
+    parts = [
+        (
+            residuals[layer] @ tensors["readout_weight"][i]
+            - tensors["readout_offset_image"][i]
+            - tensors["readout_zero"][i]
+        )
+        / tensors["readout_gap"][i]
+        for i, layer in enumerate(layers)
+    ]
+    assert found.score == pytest.approx(float(sum(parts)) / len(parts), abs=1e-5)
+    along = (residuals * tensors["direction"]).sum(-1)
+    assert torch.allclose(found.layers.float(), along, atol=1e-5)
+    assert found.random.shape == (20,)
+    assert float(found.random.std()) > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_score_that_is_no_number_is_an_outage(artefact, value):
+    residuals = torch.zeros(4, 32)
+    residuals[artefact.header.readout.layers[0]] = value
+    with pytest.raises(DetectorError, match="not finite"):
+        Scorer(artefact, Policy())(residuals, "text")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_residuals_are_kept_bit_for_bit_and_no_larger_than_need_be(dtype):
+    exact = torch.randn(4, 32).to(dtype).float()
+    data = packed(exact, dtype)
+    assert torch.equal(unpacked(data, (4, 32)), exact)
+    between = exact + 1e-7
+    assert torch.equal(unpacked(packed(between, dtype), (4, 32)), between)
+    if dtype != torch.float32:
+        assert len(data) < len(packed(between, dtype))
+
+
+@pytest.mark.parametrize("data", [b"", b"none", packed(torch.zeros(3, 32), torch.float32)])
+def test_bytes_that_are_no_residuals_of_this_model_are_refused(data):
+    with pytest.raises(ValueError, match=r".+"):
+        unpacked(data, (4, 32))

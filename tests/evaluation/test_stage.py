@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+
+from guardrail.errors import DatasetError
+from guardrail.evaluation.cache import Cache
+from guardrail.evaluation.inputs import Input, Troubles
+from guardrail.evaluation.items import EvalItem
+from guardrail.evaluation.stage import Context, Stage, run_stage
+from guardrail.policy import Policy
+from guardrail.types import Modality
+
+
+def given(text, *, group=0, digest=None, name=None):
+    item = EvalItem(
+        id=name or text, label="harmful", messages=[{"role": "user", "content": text}], text=text
+    )
+    return Input(
+        item=item,
+        digest=digest or text,
+        kind="text",
+        modality=Modality.TEXT,
+        group=(group, ""),
+    )
+
+
+def context(cache=None, *, skip=False, seen=None):
+    def progress(stage, done, total):
+        if seen is not None:
+            seen.append((stage, done, total))
+
+    return Context(cache or Cache(), Policy(), Troubles(skip=skip), progress)
+
+
+def stage(used, ask, batch=3):
+    return Stage(
+        name="upper",
+        batch=batch,
+        key=lambda digest: f"upper-{digest}",
+        ask=ask,
+        pack=str.encode,
+        unpack=bytes.decode,
+        use=lambda one, value: used.update({one.item.id: value}),
+    )
+
+
+def said(request):
+    return request.messages[0].parts[0].text
+
+
+def test_batches_hold_like_inputs_sorted_by_length():
+    asked, used = [], {}
+
+    def ask(requests):
+        asked.append([said(r) for r in requests])
+        return [said(r).upper() for r in requests]
+
+    inputs = [
+        given(t, group=len(t) % 2) for t in ("aaaa", "b", "cc", "ddd", "ee", "f", "gggggg", "h")
+    ]
+    timing = run_stage(stage(used, ask), inputs, context())
+    assert asked == [["cc", "ee", "aaaa"], ["gggggg"], ["b", "f", "h"], ["ddd"]]
+    assert used == {one.item.id: one.item.id.upper() for one in inputs}
+    assert (timing.n, timing.cached) == (8, 0)
+
+
+def test_equal_inputs_are_asked_once_and_all_of_them_get_the_value():
+    asked, used, seen = [], {}, []
+
+    def ask(requests):
+        asked.extend(requests)
+        return ["x"] * len(requests)
+
+    inputs = [given("a", name="1"), given("a", name="2"), given("b")]
+    run_stage(stage(used, ask), inputs, context(seen=seen))
+    assert len(asked) == 2
+    assert set(used) == {"1", "2", "b"}
+    assert seen[-1] == ("upper", 3, 3)
+
+
+def test_a_batch_that_fails_is_asked_one_by_one():
+    used, sizes = {}, []
+
+    def ask(requests):
+        sizes.append(len(requests))
+        if any("bad" in said(r) for r in requests):
+            raise RuntimeError("too large")
+        return [said(r) for r in requests]
+
+    where = context(skip=True)
+    inputs = [given("a"), given("bad", name="bad 1"), given("bad", name="bad 2"), given("c")]
+    run_stage(stage(used, ask), inputs, where)
+    assert sizes == [3, 1, 1, 1]
+    assert set(used) == {"a", "c"}
+    assert set(where.troubles.found) == {"bad 1", "bad 2"}
+    with pytest.raises(DatasetError, match="'bad 1' \\(upper\\): RuntimeError: too large"):
+        run_stage(stage({}, ask), inputs, context())
+
+
+def test_an_error_in_a_values_place_is_that_inputs_alone(tmp_path):
+    used = {}
+    values = {"a": "A", "b": ValueError("no"), "c": "C"}
+    where = context(Cache(tmp_path), skip=True)
+    inputs = [given(name) for name in values]
+    run_stage(stage(used, lambda rs: [values[said(r)] for r in rs]), inputs, where)
+    assert used == {"a": "A", "c": "C"}
+    again = run_stage(stage(used, lambda rs: ["B"] * len(rs)), inputs, where)
+    assert again.cached == 2
+    assert used["b"] == "B"
+
+
+def test_interrupts_are_not_taken_for_an_inputs_error():
+    def ask(requests):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage({}, ask), [given("a")], context(skip=True))
+
+
+def test_a_kept_value_nobody_can_read_is_asked_again(tmp_path, caplog):
+    cache = Cache(tmp_path)
+    cache.put({"upper-a": b"\xff", "upper-b": b"kept"})
+    used = {}
+    timing = run_stage(
+        stage(used, lambda rs: ["new"] * len(rs)), [given("a"), given("b")], context(cache)
+    )
+    assert used == {"a": "new", "b": "kept"}
+    assert timing.cached == 1
+    assert "damaged" in caplog.text
