@@ -9,9 +9,14 @@ import typer
 from guardrail import __version__
 from guardrail.cli.calibrate import calibrate
 from guardrail.cli.check import check
+from guardrail.cli.drift import drift
+from guardrail.cli.evaluate import evaluate
+from guardrail.cli.explain import explain
 from guardrail.cli.fit import fit
 from guardrail.cli.generate import generate
 from guardrail.cli.info import info
+from guardrail.cli.monitor import monitor
+from guardrail.cli.transport import transport
 
 app = typer.Typer(
     name="guardrail",
@@ -21,7 +26,18 @@ app = typer.Typer(
     help="Find, calibrate and run a guard inside the prefill of a vision-language model.",
     epilog="Exit codes: 0 fine, 1 a finding (a flagged request), 2 wrong usage or an error.",
 )
-for _command in (fit, calibrate, check, generate, info):
+for _command in (
+    fit,
+    calibrate,
+    check,
+    generate,
+    info,
+    evaluate,
+    explain,
+    monitor,
+    drift,
+    transport,
+):
     app.command()(_command)
 
 

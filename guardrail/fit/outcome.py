@@ -13,10 +13,13 @@ from torch import Tensor
 
 from guardrail.artefact import Artefact
 from guardrail.artefact import header as h
+from guardrail.fit.reference import reference_scores, to_header
 from guardrail.fit.select import Candidate, best_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from pydantic import JsonValue
 
     from guardrail.fit.reading import Readings
     from guardrail.fit.recentre import Offset
@@ -60,11 +63,22 @@ def artefact_of(outcome: Outcome) -> Artefact:
         offsets=offsets,
         calibration=outcome.calibration,
         refusal_prefixes=outcome.prefixes,
-        data={"digest": readings.contrast.digest, "counts": dict(readings.contrast.counts)},
+        data=data_record(readings),
         packages={name: version(name) for name in ("torch", "transformers", "safetensors")},
+        extra={"reference": to_header(reference_scores(readings, readout))},
         warnings=tuple(_warnings(outcome, offsets)),
     )
     return Artefact(header, _tensors(outcome))
+
+
+def data_record(readings: Readings) -> dict[str, JsonValue]:
+    """Which prompts were read, so that the same ones can be read again on another model."""
+    contrast = readings.contrast
+    return {
+        "digest": contrast.digest,
+        "counts": dict(contrast.counts),
+        "per_kind": readings.per_kind,
+    }
 
 
 def _steering(found: SteeringFound) -> h.Steering | None:
@@ -89,7 +103,9 @@ def _layer_rows(outcome: Outcome) -> Iterator[h.LayerRow]:
         effect = outcome.steering.effects.get(score.layer)
         shift = math.nan if effect is None else effect.log_odds_shift
         yield h.LayerRow.model_validate(
-            score.to_dict() | {"causal": shift if math.isfinite(shift) else None}
+            score.to_dict()
+            | {"causal": shift if math.isfinite(shift) else None}
+            | ({} if effect is None else {"figures": _json({"kl": effect.kl})})
         )
 
 

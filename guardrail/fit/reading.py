@@ -38,13 +38,17 @@ PICTURES = 8
 
 @dataclass(frozen=True)
 class Readings:
-    """Residuals by form, offsets by kind, directions of the fit split, layer scores."""
+    """Residuals by form, offsets by kind, directions of the fit split, layer scores.
+
+    `per_kind` bounded the bare prompts (see `forms.plain`); None means that all were read.
+    """
 
     contrast: ContrastSet
     forms: dict[str, FormResiduals]
     offsets: dict[str, Offset]
     directions: Directions
     layers: list[LayerScore]
+    per_kind: int | None = None
 
     @property
     def usable(self) -> list[int]:
@@ -60,8 +64,8 @@ def read_all(
     residuals = collect([s.request for s in bare], "contrast prompts")
     carried = formed(contrast, "carried", limits=CARRIED)
     forms = {
-        "plain": _form(contrast, bare, residuals),
-        "carried": _form(
+        "plain": with_residuals(contrast, bare, residuals),
+        "carried": with_residuals(
             contrast, carried, collect([s.request for s in carried], "prompts with words around")
         ),
     }
@@ -81,7 +85,7 @@ def read_all(
         base.rows("select", is_safe),
         torch.stack(differences) if differences else None,
     )
-    return Readings(contrast, forms, offsets, directions, scores)
+    return Readings(contrast, forms, offsets, directions, scores, per_kind)
 
 
 def _pictured(collect: Collector, contrast: ContrastSet, offset: Tensor) -> FormResiduals:
@@ -89,7 +93,7 @@ def _pictured(collect: Collector, contrast: ContrastSet, offset: Tensor) -> Form
     pictures = meaningless_images(PICTURES, seed=1)  # other colours than the offset was read from
     samples = formed(contrast, "pictured", pictures, limits=PICTURED)
     seen = collect([s.request for s in samples], "prompts beside a picture")
-    return _form(contrast, samples, seen - offset.float())
+    return with_residuals(contrast, samples, seen - offset.float())
 
 
 def _drawn(
@@ -103,10 +107,13 @@ def _drawn(
         limit += 1
     samples = drawn(contrast, limit)
     seen = collect([s.request for s in samples], "safe prompts as pictures")
-    return _form(contrast, samples, seen - offset.float())
+    return with_residuals(contrast, samples, seen - offset.float())
 
 
-def _form(contrast: ContrastSet, samples: Sequence[Sample], residuals: Tensor) -> FormResiduals:
+def with_residuals(
+    contrast: ContrastSet, samples: Sequence[Sample], residuals: Tensor
+) -> FormResiduals:
+    """Samples with what was read for them, (n, L, d_model), and what each row is."""
     prompts = [contrast.prompts[s.index] for s in samples]
     return FormResiduals(
         samples, residuals, [p.in_split for p in prompts], [p.kind for p in prompts]

@@ -9,7 +9,7 @@ from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.outcome import Outcome, artefact_of
 from guardrail.fit.reading import Readings, read_all
-from guardrail.fit.select import choose, compare, is_safe, readout_layers
+from guardrail.fit.select import Candidate, choose, compare, is_safe, readout_layers
 from guardrail.fit.steer_search import search
 from guardrail.model.fingerprint import fingerprint
 from guardrail.refusal import REFUSAL_PREFIXES
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardrail.artefact import Artefact
-    from guardrail.artefact.header import Calibration, Rates
+    from guardrail.artefact.header import Calibration, Fingerprint, Rates
     from guardrail.fit.estimators import LinearReadout
+    from guardrail.fit.forms import Form
     from guardrail.model.load import LoadedModel
+
+CALIBRATED_ON: dict[Modality, Form] = {Modality.TEXT: "plain", Modality.IMAGE: "drawn"}
+CONTRAST_SOURCE = "safe contrast prompts"
 
 
 def fit(
@@ -59,7 +63,6 @@ def fit(
         CalibrationError: too few prompts for the target rates.
     """
     rates = target_rates(steer_rate, flag_rate)
-    prefixes = tuple(refusal_prefixes or REFUSAL_PREFIXES)
     contrast = load_contrast(data, extend=extend)
     identity = fingerprint(loaded)
     collect = Collector(
@@ -70,9 +73,38 @@ def fit(
         progress=progress,
     )
     readings = read_all(collect, contrast, rates, per_kind)
-    candidates = compare(readings.forms, readout_layers(len(readings.layers), readings.usable))
+    return finish(
+        collect,
+        readings,
+        candidates_of(readings),
+        identity=identity,
+        rates=rates,
+        prefixes=tuple(refusal_prefixes or REFUSAL_PREFIXES),
+    )
+
+
+def candidates_of(readings: Readings) -> list[Candidate]:
+    """Every readout a fit may choose, best first."""
+    return compare(readings.forms, readout_layers(len(readings.layers), readings.usable))
+
+
+def finish(
+    collect: Collector,
+    readings: Readings,
+    candidates: Sequence[Candidate],
+    *,
+    identity: Fingerprint,
+    rates: Rates,
+    prefixes: tuple[str, ...],
+) -> Artefact:
+    """Decide everything on readings already made; only the steering asks the model again.
+
+    Raises:
+        NoUsableDirectionError: no candidate separates unsafe from safe prompts.
+        CalibrationError: too few prompts for the target rates.
+    """
     chosen = choose(candidates)
-    calibrated = _calibrations(readings, chosen.readout, rates)
+    calibrated = calibrations(readings, chosen.readout, rates)
     found = search(collect, readings, chosen.readout, calibrated[Modality.TEXT], prefixes)
     return artefact_of(
         Outcome(
@@ -87,17 +119,16 @@ def fit(
     )
 
 
-def _calibrations(
+def calibrations(
     readings: Readings, readout: LinearReadout, rates: Rates
 ) -> dict[Modality, Calibration]:
     """Thresholds of text from bare safe prompts, of pictures from safe prompts drawn as such."""
-    forms = {Modality.TEXT: "plain", Modality.IMAGE: "drawn"}
     return {
         modality: calibration(
             readout.scores(readings.forms[form].rows("calibrate", is_safe)).tolist(),
             rates,
-            source=f"safe contrast prompts, {form}",
+            source=f"{CONTRAST_SOURCE}, {form}",
         )
-        for modality, form in forms.items()
+        for modality, form in CALIBRATED_ON.items()
         if form in readings.forms
     }

@@ -97,11 +97,11 @@ def compare(forms: dict[str, FormResiduals], layers: Sequence[int]) -> list[Cand
     found: list[Candidate] = []
     for name in ESTIMATORS:
         made = [readout(name, i, unsafe, safe) for i in layers]
-        single = [_scored(one, forms) for one in made if one is not None]
+        single = [scored(one, forms) for one in made if one is not None]
         single.sort(key=lambda c: -c.auroc)
         found += single
         for count in range(2, min(MOST_LAYERS, len(single)) + 1):
-            found.append(_scored(averaged([c.readout for c in single[:count]]), forms))
+            found.append(scored(averaged([c.readout for c in single[:count]]), forms))
     return sorted(found, key=lambda c: -c.auroc)
 
 
@@ -126,6 +126,22 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     )
 
 
+def refitted(
+    estimator: str, layers: Sequence[int], forms: dict[str, FormResiduals]
+) -> Candidate | None:
+    """One estimator over given layers, as `compare` would fit it; None if it is degenerate there.
+
+    Raises:
+        ValueError: no such estimator.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {estimator!r}; known: {', '.join(ESTIMATORS)}")
+    unsafe, safe = _fitted_on(forms, is_unsafe), _fitted_on(forms, is_safe)
+    made = [readout(estimator, layer, unsafe, safe) for layer in layers]
+    kept = [one for one in made if one is not None]
+    return None if len(kept) < len(made) else scored(averaged(kept), forms)
+
+
 def best_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The best single-layer and the best averaged readout of each estimator, for the record."""
 
@@ -147,7 +163,8 @@ def _fitted_on(forms: dict[str, FormResiduals], keep: Callable[[str], bool]) -> 
     return [part for part in rows if len(part)]
 
 
-def _scored(made: LinearReadout, forms: dict[str, FormResiduals]) -> Candidate:
+def scored(made: LinearReadout, forms: dict[str, FormResiduals]) -> Candidate:
+    """A readout with its AUROC on the selection split, per form and kind of safe prompt."""
     separations = {
         name: separation(made.scores(form.rows("select")), form.kinds_of("select"))
         for name, form in forms.items()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from guardrail.artefact.header import Calibration
+    from guardrail.decide.detector import Steering
     from guardrail.fit.collect import Collector
     from guardrail.fit.estimators import LinearReadout
     from guardrail.fit.reading import Readings
@@ -48,17 +49,10 @@ def search(
     Without a layer at which the direction raises the refusal log-odds of safe prompts, nothing is
     tried further: the artefact will only detect.
     """
-    plain = readings.forms["plain"]
-    unsafe = plain.rows("fit", is_unsafe)
+    unsafe = readings.forms["plain"].rows("fit", is_unsafe)
     places = _eligible(readings, readout)
     starts = {i: steering_at(readings.directions, i, unsafe) for i in places}
-    ordinary = plain.samples_of("select", lambda kind: kind == "ordinary")
-    ordinary = ordinary or plain.samples_of("select", is_safe)  # a user's set may have none
-    token_ids = refusal_token_ids(
-        lambda words: collect.loaded.tokenizer.encode(words, add_special_tokens=False), prefixes
-    )
-    safe = [sample.request for sample in spread(ordinary, CAUSAL_PROMPTS)]
-    measured = causal_effects(collect, safe, list(starts.values()), token_ids)
+    measured = measured_effects(collect, readings, list(starts.values()), prefixes)
     effects = dict(zip(starts, measured, strict=True))
     causal = sorted(
         (i for i in places if effects[i].log_odds_shift > 0),
@@ -69,6 +63,20 @@ def search(
     data = _gated(readings, readout, text)
     best = [starts[i] for i in causal[:STEERING_LAYERS]]
     return SteeringFound(effects, calibrate_steering(collect, data, best, prefixes))
+
+
+def measured_effects(
+    collect: Collector, readings: Readings, edits: Sequence[Steering], prefixes: Sequence[str]
+) -> list[CausalEffect]:
+    """What edits without a gate do to the fit's safe prompts, always the same ones of a set."""
+    plain = readings.forms["plain"]
+    ordinary = plain.samples_of("select", lambda kind: kind == "ordinary")
+    ordinary = ordinary or plain.samples_of("select", is_safe)  # a user's set may have none
+    token_ids = refusal_token_ids(
+        lambda words: collect.loaded.tokenizer.encode(words, add_special_tokens=False), prefixes
+    )
+    safe = [sample.request for sample in spread(ordinary, CAUSAL_PROMPTS)]
+    return causal_effects(collect, safe, edits, token_ids)
 
 
 def _eligible(readings: Readings, readout: LinearReadout) -> list[int]:

@@ -99,7 +99,11 @@ def test_the_artefact_belongs_to_its_model_and_its_data(
     header = any_fit.artefact.header
     contrast = load_contrast(any_fit.data, extend=False)
     assert header.fingerprint == fingerprint(any_fit.loaded)
-    assert header.data == {"digest": contrast.digest, "counts": contrast.counts}
+    assert header.data == {
+        "digest": contrast.digest,
+        "counts": contrast.counts,
+        "per_kind": 112,
+    }
     assert header.refusal_prefixes == prefixes
     assert set(header.packages) == {"torch", "transformers", "safetensors"}
     assert header.parent is None

@@ -1,0 +1,167 @@
+"""`guardrail drift`: does an artefact still hold on a changed checkpoint?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guardrail.cli import options as o
+from guardrail.cli.drift_report import show_drift
+from guardrail.cli.output import FINDING, progress, session, write_json
+from guardrail.cli.requests import read_artefact, ready_to_write
+
+if TYPE_CHECKING:
+    from guardrail.artefact import Artefact
+    from guardrail.drift.schema import DriftReport
+
+OldArtefact = Annotated[
+    str, typer.Argument(metavar="ARTEFACT", help="Fitted on an old checkpoint.")
+]
+NewModel = Annotated[
+    str, typer.Option("--model", "-m", metavar="MODEL", help="The checkpoint to hold it against.")
+]
+OldModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="The old checkpoint, if at hand: compared prompt by prompt."
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", exists=True, dir_okay=False, help="The contrast prompts of the fit (JSONL)."
+    ),
+]
+ReplaceData = Annotated[
+    bool,
+    typer.Option("--replace-data", help="The fit used --data instead of the packaged prompts."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Prompts in one forward pass.")]
+WorkDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", file_okay=False, help="Keep what is read; resumes a check."),
+]
+
+
+def drift(
+    artefact: OldArtefact,
+    model: NewModel,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Make the artefact the verdict asks for, into -o.")
+    ] = False,
+    made: Annotated[
+        Path | None, typer.Option("-o", metavar="FILE", help="The new artefact; with --fix.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="The report as JSON.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="The report as a page.")
+    ] = None,
+    data: Data = None,
+    replace_data: ReplaceData = False,
+    old_model: OldModel = None,
+    batch_size: BatchSize = 16,
+    work_dir: WorkDir = None,
+    device: o.Device = None,
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.AsJson = False,
+    debug: o.Debug = False,
+) -> None:
+    """Hold ARTEFACT against another checkpoint: keep it, recalibrate it, or fit again.
+
+    Exit codes: 0 keep, 1 drifted (repaired or not), 2 an error or no usable direction.
+    """
+    if fix is (made is None):
+        raise typer.BadParameter("--fix and -o belong together: where should what be written?")
+    check_data(data, replace_data)
+    loading = o.Loading(
+        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    )
+    with session(debug=debug) as stdout:
+        for path in (made, out, html):
+            if path is not None:
+                ready_to_write(path)
+        if html is not None:
+            require_pages()
+        fitted = read_artefact(artefact)
+
+        from guardrail.drift.run import check_drift
+        from guardrail.model.load import load_model
+
+        loaded = load_model(model, **loading.keywords())
+        before = None if old_model is None else load_model(old_model, **old_keywords(loading))
+        with progress() as report:
+            found = check_drift(
+                fitted,
+                loaded,
+                old_model=before,
+                data=data,
+                extend=not replace_data,
+                fix=fix,
+                batch_size=batch_size,
+                work_dir=work_dir,
+                progress=report,
+            )
+        told = save(found.report, found.artefact, made, out, html)
+        if as_json:
+            write_json(stdout, told.model_dump(mode="json"))
+        else:
+            show_drift(stdout, told)
+    raise typer.Exit(0 if told.verdict == "keep" else FINDING)
+
+
+def check_data(data: Path | None, replace_data: bool) -> None:
+    """Refuse --replace-data without --data."""
+    if replace_data and data is None:
+        raise typer.BadParameter("--replace-data needs --data: what replaced the prompts?")
+
+
+def old_keywords(loading: o.Loading) -> dict[str, Any]:
+    """How the old checkpoint is loaded: as the new one, but --revision is the new one's alone."""
+    return {**loading.keywords(), "revision": None}
+
+
+def require_pages() -> None:
+    """Fail before the work when pages cannot be drawn.
+
+    Raises:
+        MissingExtraError: the extra `report` is not installed.
+    """
+    from guardrail.extras import require
+
+    for module in ("jinja2", "matplotlib"):
+        require(module)
+
+
+def save(
+    report: DriftReport,
+    artefact: Artefact | None,
+    made: Path | None,
+    out: Path | None,
+    html: Path | None,
+) -> DriftReport:
+    """Write what was asked for, once all of it is there; the report names the artefact's file."""
+    from guardrail.artefact.file import write_atomically
+
+    if report.repaired is not None and made is not None:
+        named = report.repaired.model_copy(update={"path": str(made)})
+        report = report.model_copy(update={"repaired": named})
+    page = None
+    if html is not None:
+        from guardrail.report.drift_page import drift_page
+
+        page = drift_page(report.model_dump(mode="json"))
+    if artefact is not None and made is not None:
+        artefact.save(made)
+    if out is not None:
+        write_atomically(out, (report.model_dump_json(indent=2) + "\n").encode())
+    if page is not None and html is not None:
+        from guardrail.report.page import write_page
+
+        write_page(html, page)
+    return report

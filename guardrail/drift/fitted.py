@@ -1,0 +1,89 @@
+"""An artefact in the terms of a fit: its readout, its edit, and what it saw of the old model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from guardrail.decide.detector import Detector, Steering
+from guardrail.errors import DetectorError
+from guardrail.fit.estimators import LinearReadout
+from guardrail.fit.reference import Scores, from_header
+from guardrail.fit.steering import RAMP
+from guardrail.policy import Policy
+
+if TYPE_CHECKING:
+    from guardrail.artefact import Artefact
+    from guardrail.fit.reading import Readings
+
+KINDS = ("image", "images")
+PICTURE_FORMS = ("pictured", "drawn")  # re-centred with the offset of one picture
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What an artefact says. `reference`: old scores by form and place in the contrast set."""
+
+    artefact: Artefact
+    readout: LinearReadout
+    reference: Scores
+
+    @classmethod
+    def of(cls, artefact: Artefact, reference: Scores | None = None) -> Fitted:
+        """Read an artefact; `reference` stands in for scores that an older one does not hold."""
+        tensors, header = artefact.tensors, artefact.header
+        readout = LinearReadout(
+            header.readout.estimator,
+            tuple(header.readout.layers),
+            tensors["readout_weight"],
+            tensors["readout_zero"].double(),
+            tensors["readout_gap"].double(),
+        )
+        stored = from_header(header.extra.get("reference"))
+        return cls(artefact, readout, stored if reference is None else reference)
+
+    @property
+    def per_kind(self) -> int | None:
+        """How many bare prompts of a kind the fit read; artefacts that do not say read 112."""
+        found = self.artefact.header.data.get("per_kind", 112)
+        return found if isinstance(found, int) else None
+
+    def offset(self, kind: str) -> Tensor:
+        """What a kind of picture adds to each layer's projection at the fit, (k,) float64."""
+        return self.artefact.tensors[f"readout_offset_{kind}"].double()
+
+    def scores(self, readings: Readings, form: str) -> Tensor:
+        """Scores as the artefact would give them on the model that was read, (n,) float64.
+
+        The residuals of picture forms come re-centred with the new model's offset; a guard would
+        use the old one.
+
+        Raises:
+            DetectorError: some are not finite.
+        """
+        shift: Tensor | float = 0.0
+        if form in PICTURE_FORMS:
+            now = readings.offsets["image"].along(self.readout.weight, self.readout.layers)
+            shift = self.offset("image") - now
+        found = self.readout.scores(readings.forms[form].residuals, shift)
+        if not bool(torch.isfinite(found).all()):
+            raise DetectorError(
+                f"the artefact's readout has no finite score for some prompts ({form}): the "
+                "model's residuals overflow. Load it in another dtype"
+            )
+        return found
+
+    def edit(self) -> Steering | None:
+        """The edit at the strength at which a fit tests causality, or None if there is no edit."""
+        steering = Detector.from_artefact(self.artefact, Policy()).steering
+        stored = self.artefact.header.steering
+        if steering is None or stored is None:
+            return None
+        factor = stored.figures.get("factor")
+        if not isinstance(factor, int | float) or factor <= 0:
+            return replace(steering, tokens=0)
+        reach = steering.region_max / factor
+        return replace(steering, gain=reach / RAMP, a_max=reach, region_max=reach, tokens=0)

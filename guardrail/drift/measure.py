@@ -1,0 +1,179 @@
+"""Everything a verdict needs, measured on readings of the new model."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from guardrail.drift.compared import separations
+from guardrail.drift.fitted import KINDS
+from guardrail.drift.rates import rate_drifts
+from guardrail.drift.schema import (
+    Estimate,
+    Figures,
+    Label,
+    LayerDrift,
+    OffsetDrift,
+    Scores,
+    ScoreShift,
+    SteeringDrift,
+)
+from guardrail.fit.select import is_safe, is_unsafe
+from guardrail.fit.steer_search import CAUSAL_PROMPTS, measured_effects
+from guardrail.fit.steering import steering_at
+from guardrail.refusal import REFUSAL_PREFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from guardrail.drift.fitted import Fitted
+    from guardrail.fit.collect import Collector
+    from guardrail.fit.reading import Readings
+    from guardrail.fit.select import Candidate, FormResiduals
+
+CLASSES: tuple[tuple[Label, Callable[[str], bool]], ...] = (
+    ("unsafe", is_unsafe),
+    ("safe", is_safe),
+)
+
+
+def measure(
+    fitted: Fitted, collect: Collector, readings: Readings, candidates: Sequence[Candidate]
+) -> Figures:
+    """All figures. The model is asked again only for the effect of the edit.
+
+    Raises:
+        NoUsableDirectionError: no readout of the new model separates its prompts.
+        DetectorError: the old readout gives no finite score on the new model.
+    """
+    separation, forms = separations(fitted, readings, candidates)
+    return Figures(
+        separation=separation,
+        forms=forms,
+        layers=tuple(_layers(fitted, readings)),
+        rates=tuple(rate_drifts(fitted, readings)),
+        shifts=tuple(_shift(row) for row in score_lists(fitted, readings)),
+        centroids_now=_centroids(fitted, readings),
+        offsets=tuple(_offsets(fitted, readings)) if collect.loaded.is_multimodal else (),
+        steering=_steering(fitted, collect, readings),
+    )
+
+
+def score_lists(fitted: Fitted, readings: Readings) -> list[Scores]:
+    """Scores outside the fit split by form and label, old ones beside new ones where known."""
+    found = []
+    for name, form in readings.forms.items():
+        now, known = fitted.scores(readings, name).tolist(), fitted.reference.get(name, {})
+        for label, belongs in CLASSES:
+            rows = [i for i, kind in enumerate(form.kinds) if belongs(kind)]
+            rows = [i for i in rows if form.splits[i] != "fit"]
+            indices = [form.samples[i].index for i in rows]
+            if rows:
+                paired = all(index in known for index in indices)
+                then = tuple(known[index] for index in indices) if paired else None
+                scores = tuple(now[i] for i in rows)
+                found.append(Scores(form=name, label=label, now=scores, fitted=then))
+    return found
+
+
+def _shift(row: Scores) -> ScoreShift:
+    """The paired mean difference with Student's interval."""
+    now, estimate, then = torch.tensor(row.now, dtype=torch.float64), None, None
+    if row.fitted is not None:
+        old = torch.tensor(row.fitted, dtype=torch.float64)
+        moved, then = now - old, float(old.mean())
+        reach = _t_quantile(len(moved)) * float(moved.std()) / math.sqrt(len(moved))
+        mean = float(moved.mean())
+        if math.isfinite(reach):
+            estimate = Estimate(value=mean, low=mean - reach, high=mean + reach)
+    return ScoreShift(
+        form=row.form,
+        label=row.label,
+        n=len(now),
+        mean_now=float(now.mean()),
+        mean_fitted=then,
+        shift=estimate,
+    )
+
+
+def _t_quantile(n: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, n - 1)) if n > 1 else math.nan
+
+
+def _layers(fitted: Fitted, readings: Readings) -> Iterator[LayerDrift]:
+    tensors, header = fitted.artefact.tensors, fitted.artefact.header
+    old, new = tensors["direction"].double(), readings.directions.direction.double()
+    gaps = (tensors["mu_unsafe"].double() - tensors["mu_safe"].double()).norm(dim=-1)
+    edited = None if header.steering is None else header.steering.layer
+    for layer, score in enumerate(readings.layers):
+        both = score.usable and bool(old[layer].any())
+        yield LayerDrift(
+            layer=layer,
+            read=layer in fitted.readout.layers,
+            edited=layer == edited,
+            cosine=float(old[layer] @ new[layer]) if both else None,
+            gap_fitted=float(gaps[layer]),
+            gap_now=score.norm,
+        )
+
+
+def _centroids(fitted: Fitted, readings: Readings) -> tuple[float, float]:
+    """Scores of the new safe and unsafe centroids of the fit split; forms weigh the same."""
+
+    def centroid(keep: Callable[[str], bool]) -> float:
+        means = [
+            float(fitted.scores(readings, name)[_mask(form, keep)].mean())
+            for name, form in readings.forms.items()
+            if _mask(form, keep).any()
+        ]
+        return sum(means) / len(means)
+
+    return centroid(is_safe), centroid(is_unsafe)
+
+
+def _mask(form: FormResiduals, keep: Callable[[str], bool]) -> torch.Tensor:
+    rows = zip(form.splits, form.kinds, strict=True)
+    return torch.tensor([split == "fit" and keep(kind) for split, kind in rows])
+
+
+def _offsets(fitted: Fitted, readings: Readings) -> Iterator[OffsetDrift]:
+    readout = fitted.readout
+    for kind in KINDS:
+        now = readings.offsets[kind].along(readout.weight, readout.layers)
+        yield OffsetDrift(
+            kind=kind,
+            fitted=float((fitted.offset(kind) / readout.gap).mean()),
+            now=float((now / readout.gap).mean()),
+        )
+
+
+def _steering(fitted: Fitted, collect: Collector, readings: Readings) -> SteeringDrift | None:
+    edit, header = fitted.edit(), fitted.artefact.header
+    if edit is None:
+        return None
+    edits = [edit]
+    if edit.layer in readings.usable:
+        unsafe = readings.forms["plain"].rows("fit", is_unsafe)
+        edits.append(steering_at(readings.directions, edit.layer, unsafe))
+    prefixes = header.refusal_prefixes or REFUSAL_PREFIXES
+    now, *fresh = measured_effects(collect, readings, edits, prefixes)
+    row = next((row for row in header.layers if row.layer == edit.layer), None)
+    kl = None if row is None else row.figures.get("kl")
+    return SteeringDrift(
+        layer=edit.layer,
+        n=CAUSAL_PROMPTS,
+        shift_fitted=None if row is None else row.causal,
+        shift_now=_finite(now.log_odds_shift),
+        shift_fresh=_finite(fresh[0].log_odds_shift) if fresh else None,
+        kl_fitted=kl if isinstance(kl, float) else None,
+        kl_now=_finite(now.kl),
+        kl_fresh=_finite(fresh[0].kl) if fresh else None,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

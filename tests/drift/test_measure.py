@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import ttest_1samp
+
+from guardrail.drift.fitted import Fitted
+from guardrail.drift.measure import measure, score_lists
+from guardrail.fit.select import is_unsafe
+from guardrail.metrics import auroc, auroc_interval
+
+
+@pytest.fixture(scope="module")
+def tuned(text: Any, changed: Any) -> Any:
+    """The planted text model after some gradient steps, read."""
+    return text.read(changed("llama", "tuned a little"))
+
+
+def test_shifts_are_paired_with_students_interval(tuned: Any) -> None:
+    found = measure(tuned.fitted, tuned.collect, tuned.readings, tuned.candidates)
+    lists = score_lists(tuned.fitted, tuned.readings)
+    assert {(row.form, row.label) for row in lists} == {
+        ("plain", "unsafe"), ("plain", "safe"), ("carried", "unsafe"), ("carried", "safe"),
+    }  # fmt: skip
+    for row, scores in zip(found.shifts, lists, strict=True):
+        moved = [now - then for now, then in zip(scores.now, scores.fitted, strict=True)]
+        wanted = ttest_1samp(moved, 0).confidence_interval(0.95)
+        assert row.shift.value == pytest.approx(sum(moved) / len(moved))
+        assert (row.shift.low, row.shift.high) == pytest.approx((wanted.low, wanted.high))
+        assert row.n == len(moved)
+
+
+def test_each_form_has_its_auroc_and_interval(tuned: Any) -> None:
+    found = measure(tuned.fitted, tuned.collect, tuned.readings, tuned.candidates)
+    for row in found.forms:
+        form = tuned.readings.forms[row.form]
+        scores = tuned.fitted.readout.scores(form.rows("select")).tolist()
+        kinds = form.kinds_of("select")
+        unsafe = [s for s, kind in zip(scores, kinds, strict=True) if is_unsafe(kind)]
+        safe = [s for s, kind in zip(scores, kinds, strict=True) if not is_unsafe(kind)]
+        assert (row.n_unsafe, row.n_safe) == (len(unsafe), len(safe))
+        assert row.old.value == pytest.approx(auroc(unsafe, safe))
+        assert (row.old.low, row.old.high) == pytest.approx(auroc_interval(unsafe, safe))
+        assert row.fitted is not None
+
+
+def test_the_figure_is_the_one_a_fit_chooses_by(text: Any, read: Any) -> None:
+    """On the fitted model the old, the same and the best readout are one."""
+    found = measure(read.fitted, read.collect, read.readings, read.candidates).separation
+    recorded = text.artefact.header.readout.figures["auroc"]
+    for estimate in (found.fitted, found.old, found.same, found.best):
+        assert estimate.value == pytest.approx(recorded)
+    assert found.recorded == recorded
+    assert found.best_layers == text.artefact.header.readout.layers
+
+
+def test_the_effect_of_the_edit_is_the_one_the_fit_measured(text: Any, read: Any) -> None:
+    found = measure(read.fitted, read.collect, read.readings, read.candidates).steering
+    row = text.artefact.header.layers[found.layer]
+    assert found.shift_now == pytest.approx(row.causal, abs=1e-3)
+    assert found.kl_now == pytest.approx(row.figures["kl"], abs=1e-3)
+    assert found.shift_fresh == pytest.approx(row.causal, abs=1e-3)
+
+
+def test_layers_compare_directions_and_gaps(text: Any, tuned: Any) -> None:
+    found = measure(tuned.fitted, tuned.collect, tuned.readings, tuned.candidates).layers
+    old, new = text.artefact.tensors["direction"], tuned.readings.directions
+    for row in found:
+        cosine = torch.nn.functional.cosine_similarity(
+            old[row.layer], new.direction[row.layer], dim=0
+        )
+        assert row.cosine == pytest.approx(float(cosine), abs=1e-5)
+        assert row.gap_now == pytest.approx(float(new.norms[row.layer]))
+    assert [row.layer for row in found if row.read] == list(text.artefact.header.readout.layers)
+    assert [row.layer for row in found if row.edited] == [text.artefact.header.steering.layer]
+
+
+def test_an_older_artefact_is_measured_without_pairs(text: Any, read: Any) -> None:
+    older = Fitted.of(text.artefact.revised(extra={}))
+    found = measure(older, read.collect, read.readings, read.candidates)
+    assert (found.separation.fitted, found.separation.dropped) == (None, None)
+    assert found.separation.recorded is not None
+    assert {row.shift for row in found.shifts} == {None}
+    assert {row.fitted for row in found.forms} == {None}
+
+
+def test_a_readout_of_an_unknown_estimator_has_no_twin(text: Any, read: Any) -> None:
+    header = text.artefact.header
+    made = header.readout.model_copy(update={"estimator": "of a later release"})
+    other = Fitted.of(text.artefact.revised(readout=made))
+    found = measure(other, read.collect, read.readings, read.candidates)
+    assert found.separation.same is None
+    assert {row.same for row in found.forms} == {None}
+
+
+def test_a_detector_without_an_edit_has_no_steering_figures(text: Any, read: Any) -> None:
+    tensors = {k: v for k, v in text.artefact.tensors.items() if not k.startswith("steer_")}
+    only_detects = Fitted.of(text.artefact.revised(tensors=tensors, steering=None))
+    assert only_detects.edit() is None
+    found = measure(only_detects, read.collect, read.readings, read.candidates)
+    assert found.steering is None
+
+
+def test_pictures_are_scored_with_the_old_offset(pictures: Any, changed: Any) -> None:
+    """As a guard with the old artefact would score them on the new model."""
+    from guardrail.decide.detector import Detector
+    from guardrail.policy import Policy
+
+    made = pictures.read(changed("llava", "template"))
+    form = made.readings.forms["drawn"]
+    detector = Detector.from_artefact(pictures.artefact, Policy())
+    raw = form.residuals + made.readings.offsets["image"].mean.float()
+    wanted = detector.readout.scores(raw[:, list(detector.layers)], ["image"] * len(raw))
+    found = made.fitted.scores(made.readings, "drawn")
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    shift = made.fitted.readout.scores(form.residuals) - found
+    assert float(shift.abs().min()) > 0.05  # the offset has moved, so it matters which is used
+
+
+def test_residuals_that_overflow_are_an_error(text: Any, read: Any) -> None:
+    from dataclasses import replace
+
+    from guardrail.errors import DetectorError
+
+    form = read.readings.forms["plain"]
+    broken = replace(form, residuals=form.residuals * math.inf)
+    readings = replace(read.readings, forms={**read.readings.forms, "plain": broken})
+    with pytest.raises(DetectorError, match="another dtype"):
+        read.fitted.scores(readings, "plain")

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guardrail.errors import ConfigurationError
+from guardrail.report.drift_page import drift_page
+
+
+@pytest.fixture(scope="module")
+def made() -> Any:
+    """`made("keep")`: a report with something in every place, as plain values."""
+    path = Path(__file__).parents[1] / "cli" / "test_drift.py"
+    spec = spec_from_file_location("made_up_drift_reports", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda verdict, **options: module.report(verdict, **options).model_dump(mode="json")
+
+
+def test_the_page_asks_for_nothing_and_escapes_what_it_is_given(made: Any) -> None:
+    page = drift_page(made("recalibrate"))
+    assert "a &lt;model&gt;" in page
+    assert "<model>" not in page
+    assert "&amp; &lt;more&gt;" in page
+    assert "<script" not in page
+    assert 'src="http' not in page
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize(
+    ("verdict", "says"),
+    [
+        ("keep", "still holds on this model"),
+        ("recalibrate", "thresholds or offsets have moved"),
+        ("refit", "no longer hold"),
+    ],
+)
+def test_the_verdict_is_the_title_and_is_explained(made: Any, verdict: str, says: str) -> None:
+    page = drift_page(made(verdict))
+    assert f"<h1>{verdict.capitalize()}: guard-old</h1>" in page
+    assert says in page
+
+
+def test_every_figure_has_its_count_or_interval(made: Any) -> None:
+    page = drift_page(made("refit", transport=True))
+    for shown in ("0.930", "0.900 to 0.950", "6 of 56", "48 prompts", "weights_digest", "41.00"):
+        assert shown in page, shown
+    assert "not a signed permutation" in page
+    assert page.count('class="drawn"') == 2  # cosines by layer, scores of the one form
+
+
+def test_sections_without_figures_say_so(made: Any) -> None:
+    report = made("keep")
+    report["figures"] |= {"steering": None, "offsets": [], "layers": []}
+    page = drift_page(report | {"fingerprint": [], "scores": []})
+    assert "The artefact only detects." in page
+    assert "No layer has a direction in both models." in page
+    assert "Every field is the same." in page
+
+
+@pytest.mark.parametrize("wrong", [{"schema_version": 2}, {}])
+def test_another_document_is_refused(made: Any, wrong: dict[str, Any]) -> None:
+    report = made("keep") | wrong if wrong else {"schema_version": 1}
+    with pytest.raises(ConfigurationError, match="no drift report of version 1"):
+        drift_page(report)
