@@ -1,0 +1,130 @@
+"""Run every measurement on a data folder and write the README's tables.
+
+python examples/benchmark.py --model FOLDER --out FOLDER --data FOLDER [--readme README.md]
+
+The commands are those that users have: `guardrail evaluate`, `calibrate`, `monitor`. What costs
+(`bench.py`) and what a changed checkpoint does (`drift_cases.py`) are measured, too. Residuals and
+answers are kept in OUT/benchmark, so that a run that was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tables
+import typer
+from benchmark_data import prepare
+from demo import FLAG_RATE, STEER_RATE, artefact_for
+
+from guardrail.model.load import load_model
+
+HERE = Path(__file__).parent
+FINDING = 1
+
+
+class Benchmark:
+    """One model and the folder its measurements go to."""
+
+    def __init__(self, model: Path, out: Path) -> None:
+        self.model, self.out = model, out / "benchmark"
+        self.out.mkdir(parents=True, exist_ok=True)
+        loaded = load_model(model, trust_remote_code=True)
+        self.artefact = out / "tiny_vlm.guard.safetensors"
+        artefact_for(loaded, self.artefact, out / "work")
+
+    def guardrail(self, *words: object, accepted: Sequence[int] = (0,)) -> int:
+        """Run the command line as a user would; stop if it fails."""
+        command = [sys.executable, "-m", "guardrail", *map(str, words)]
+        print("$ guardrail", *words[:1], *map(str, words[1:]), flush=True)
+        code = subprocess.run(command, check=False).returncode
+        if code not in accepted:
+            raise SystemExit(f"{' '.join(command)} ended with {code}")
+        return code
+
+    def evaluate(self, name: str, data: Path, artefact: Path) -> dict[str, Any]:
+        """Evaluate a data set; the report is kept as JSON and as a page."""
+        report = self.out / f"{name}.json"
+        self.guardrail(
+            *("evaluate", self.model, "--artefact", artefact, "--data", data),
+            *("--work-dir", self.out / "work", "--out", report),
+            *("--html", self.out / f"{name}.html", "--trust-remote-code"),
+        )
+        return self.read(report)
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """A JSON document."""
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found
+
+    def calibrated(self, benign: Path) -> Path:
+        """The artefact with thresholds of benign traffic."""
+        own = self.out / "own.guard.safetensors"
+        self.guardrail(
+            *("calibrate", self.artefact, "--model", self.model, "--benign", benign),
+            *("--steer-rate", STEER_RATE, "--flag-rate", FLAG_RATE),
+            *("--out", own, "--trust-remote-code"),
+        )
+        return own
+
+    def script(self, name: str, *words: object) -> None:
+        """Run another example."""
+        subprocess.run([sys.executable, str(HERE / name), *map(str, words)], check=True)
+
+
+def by_source(report: dict[str, Any]) -> dict[str, Any]:
+    """The report's groups of one source each."""
+    return {g["name"]: g for g in report["groups"] if g["by"] == "source"}
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="the assembled tiny VLM")],
+    out: Annotated[Path, typer.Option(help="where the artefact and the figures go")],
+    data: Annotated[Path, typer.Option(help="a folder with text/ and vision/")],
+    readme: Annotated[Path | None, typer.Option(help="whose tables are replaced")] = None,
+    only: Annotated[str, typer.Option(help="evaluate, drift or cost; all without it")] = "",
+) -> None:
+    """Measure, and write what was measured."""
+    if not (data / "vision").is_dir():
+        typer.echo(f"skipped: there is no evaluation data in {data}")
+        raise typer.Exit
+    run = Benchmark(model, out)
+    made: dict[str, list[str]] = {}
+    if only in ("", "evaluate"):
+        made |= evaluated(run, data)
+    if only in ("", "drift"):
+        run.script(
+            *("drift_cases.py", "--model", model, "--artefact", run.artefact),
+            *("--out", run.out / "drift"),
+        )
+        made["drift"] = (run.out / "drift/drift_cases.md").read_text("utf-8").splitlines()
+    if only in ("", "cost"):
+        run.script("bench.py", "--model", model, "--out", out)
+        made["cost"] = list(tables.costs(run.read(out / "bench.json")))
+    for name, lines in made.items():
+        print(f"\n{name}\n", *lines, sep="\n")
+        if readme is not None:
+            tables.put(readme, name, lines)
+
+
+def evaluated(run: Benchmark, data: Path) -> dict[str, list[str]]:
+    """The tables of the evaluation: twice, and once more with thresholds of one's own."""
+    inputs = prepare(data, run.out / "data")
+    first = run.evaluate("evaluation", inputs["all"], run.artefact)
+    second = run.evaluate("evaluation-again", inputs["all"], run.artefact)
+    own = run.evaluate("evaluation-own", inputs["rest"], run.calibrated(inputs["benign"]))
+    groups = by_source(first) | {"FigStep, own thresholds": by_source(own)["FigStep"]}
+    return {
+        "evaluation": list(tables.separation(groups)),
+        "controls": list(tables.controls(first)),
+        "quality": list(tables.quality(first)),
+        "timings": list(tables.timings(first, second)),
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

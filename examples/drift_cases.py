@@ -1,0 +1,248 @@
+"""What the drift check says of checkpoints changed in known ways; writes a table.
+
+python examples/drift_cases.py --model FOLDER --artefact FILE --out FOLDER
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+sys.path.insert(0, str(Path(__file__).parent))
+import drift_edits as edits
+
+from guardrail import Artefact
+from guardrail.drift.repair import targets
+from guardrail.drift.run import Drift, check_drift
+from guardrail.errors import GuardrailError, NoUsableDirectionError
+from guardrail.fit.run import fit
+from guardrail.model.fingerprint import fingerprint
+from guardrail.model.load import LoadedModel, load_model
+
+ERROR = "no usable direction"
+SYSTEM = "You answer in one short sentence and never use lists."
+
+
+@dataclass(frozen=True)
+class Case:
+    """A change, the verdicts that are right for it, and how the artefact may be repaired."""
+
+    name: str
+    make: Callable[[LoadedModel, Path], LoadedModel]
+    right: tuple[str, ...]
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the check said of a case, and the figures it said it on."""
+
+    name: str
+    expected: tuple[str, ...]
+    verdict: str
+    right: bool
+    reasons: tuple[str, ...]
+    figures: dict[str, Any] = field(default_factory=dict)
+    transport: dict[str, Any] | None = None
+    repaired: str | None = None
+    auroc_repaired: float | None = None
+    fits_new_model: bool | None = None
+    seconds: float = 0.0
+
+
+CASES = (
+    Case(
+        "saved again in smaller shards",
+        lambda old, at: edits.resaved(old, at, shard="64MB", dtype=torch.float32),
+        ("keep",),
+        ("fingerprint",),
+    ),
+    Case(
+        "saved again as bfloat16",
+        lambda old, at: edits.resaved(old, at, shard="5GB", dtype=torch.bfloat16),
+        ("keep",),
+        ("fingerprint",),
+    ),
+    Case(
+        "chat template: a system turn, another end",
+        lambda old, _: edits.with_template(old, other_template),
+        ("recalibrate", "refit"),
+        ("recalibrated", "refitted"),
+    ),
+    Case(
+        "fine-tuned a little on harmless answers",
+        lambda old, _: edits.fine_tuned(old, edits.harmless_pairs(), steps=8, rate=1e-5),
+        ("keep", "recalibrate"),
+        ("fingerprint", "recalibrated"),
+    ),
+    Case(
+        "LoRA on harmless answers, at half strength",
+        lambda old, _: edits.with_lora(
+            old, edits.harmless_pairs(), strength=0.5, steps=8, rate=1e-4
+        ),
+        ("keep", "recalibrate"),
+        ("fingerprint", "recalibrated"),
+    ),
+    Case(
+        "fine-tuned to comply",
+        lambda old, _: edits.fine_tuned(old, edits.complying_pairs(), steps=40, rate=1e-4),
+        ("refit",),
+        ("refitted",),
+    ),
+    Case(
+        "residual basis permuted, signs flipped",
+        lambda old, _: edits.rebased(old),
+        ("refit",),
+        ("transported",),
+    ),
+    Case(
+        "another model of the same shape",
+        lambda old, _: edits.rebased(
+            edits.fine_tuned(old, edits.complying_pairs(), steps=40, rate=1e-4, seed=1)
+        ),
+        ("refit",),
+        ("refitted",),
+    ),
+    Case("attention that reads nothing", lambda old, _: edits.deafened(old), (ERROR,)),
+)
+
+
+def other_template(template: str) -> str:
+    """The template with another system turn, and with a word that begins every answer."""
+    end = "<|im_start|>assistant\n"
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    return template.replace(system, SYSTEM).replace(end, f"{end}Well, ")
+
+
+def outcome(case: Case, artefact: Artefact, old: LoadedModel, work: Path) -> Outcome:
+    """Make the changed model, check it and repair the artefact."""
+    started = time.monotonic()
+    new = case.make(old, work / "saved")
+    old_model = None if artefact.header.extra.get("reference") else old
+    try:
+        drift = check_drift(artefact, new, old_model=old_model, fix=True, work_dir=work)
+    except NoUsableDirectionError as error:
+        spent, right = time.monotonic() - started, ERROR in case.right
+        return Outcome(case.name, case.right, ERROR, right, (str(error),), seconds=spent)
+    return described(case, drift, new, time.monotonic() - started)
+
+
+def described(case: Case, drift: Drift, new: LoadedModel, seconds: float) -> Outcome:
+    """A checked case as plain values."""
+    report, made = drift.report, drift.artefact
+    how = None if report.repaired is None else report.repaired.how
+    auroc = made and made.header.readout.figures.get("auroc")
+    differing = made and made.header.fingerprint.differences(fingerprint(new))
+    return Outcome(
+        name=case.name,
+        expected=case.right,
+        verdict=report.verdict,
+        right=report.verdict in case.right and how in case.repairs,
+        reasons=report.reasons,
+        figures=report.figures.model_dump(mode="json"),
+        transport=report.transport and report.transport.model_dump(mode="json"),
+        repaired=how,
+        auroc_repaired=auroc if isinstance(auroc, float) else None,
+        fits_new_model=None if differing is None else not differing,
+        seconds=seconds,
+    )
+
+
+def table(found: Sequence[Outcome]) -> Iterator[str]:
+    """The outcomes in Markdown."""
+    aurocs, rates = "AUROC then, old readout now, new fit", "benign above the old flag threshold"
+    yield f"| change | verdict | as it should be | {aurocs} | {rates} | repair | seconds |"
+    yield f"|{' --- |' * 7}"
+    for one in found:
+        judged = one.name, one.verdict, "yes" if one.right else "**no**"
+        cells = *judged, _aurocs(one.figures), _flagged(one.figures), _repair(one)
+        yield f"| {' | '.join(cells)} | {one.seconds:.0f} |"
+
+
+def _aurocs(figures: dict[str, Any]) -> str:
+    if not figures:
+        return "-"
+    found = figures["separation"]
+    then = "-" if found["fitted"] is None else f"{found['fitted']['value']:.3f}"
+    old, best = found["old"], found["best"]["value"]
+    now = f"{old['value']:.3f} ({old['low']:.3f}-{old['high']:.3f})"
+    return f"{then}, {now}, {best:.3f} (n = {found['n']})"
+
+
+def _flagged(figures: dict[str, Any]) -> str:
+    shown = [
+        f"{row['modality']} {row['now']['hits']}/{row['now']['n']}"
+        + ("" if row["fitted"] is None else f" (then {row['fitted']['hits']})")
+        for row in figures.get("rates", ())
+        if (row["label"], row["action"]) == ("safe", "flag")
+    ]
+    return ", ".join(shown) or "-"
+
+
+def _repair(one: Outcome) -> str:
+    t = one.transport
+    if t is None or one.repaired != "transported":
+        return one.repaired or "-"
+    return f"transported: text AUROC {t['auroc_before']:.3f} to {t['auroc_after']:.3f}"
+
+
+def fitted_again(
+    artefact: Artefact, old: LoadedModel, per_kind: int, out: Path, work: Path
+) -> Artefact:
+    """The artefact of a shorter fit with the same target rates, or an earlier run's."""
+    path = out / f"drift_cases_{per_kind}.guard.safetensors"
+    if path.exists():
+        found = Artefact.load(path)
+        if not found.header.fingerprint.differences(fingerprint(old)):
+            return found
+    rates = targets(artefact)
+    made = fit(old, steer_rate=rates.steer, flag_rate=rates.flag, per_kind=per_kind, work_dir=work)
+    made.save(path)
+    return made
+
+
+def save(path: Path, fitted: Artefact, found: Sequence[Outcome]) -> None:
+    """All outcomes so far."""
+    rows = {"artefact": fitted.artefact_id, "cases": [asdict(one) for one in found]}
+    path.write_text(json.dumps(rows, indent=1))
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="the assembled tiny VLM")],
+    artefact: Annotated[Path, typer.Option(help="fitted on it; its target rates are used")],
+    out: Annotated[Path, typer.Option(help="where drift_cases.json goes")],
+    per_kind: Annotated[int, typer.Option(help="prompts of a kind; 0 uses the artefact")] = 48,
+    only: Annotated[str, typer.Option(help="cases whose name contains this")] = "",
+) -> None:
+    """Run every case and print the table; exits with 1 when a verdict is not the right one."""
+    out.mkdir(parents=True, exist_ok=True)
+    work = out / "drift_work"
+    old, fitted = load_model(model, trust_remote_code=True), Artefact.load(artefact)
+    if per_kind:
+        fitted = fitted_again(fitted, old, per_kind, out, work)
+    found: list[Outcome] = []
+    for case in (one for one in CASES if only in one.name):
+        try:
+            found.append(outcome(case, fitted, old, work))
+        except GuardrailError as error:
+            found.append(Outcome(case.name, case.right, "error", False, (str(error),)))
+        typer.echo(f"{found[-1].name}: {found[-1].verdict} ({found[-1].seconds:.0f} s)", err=True)
+        typer.echo("\n".join(f"  {reason}" for reason in found[-1].reasons), err=True)
+        save(out / "drift_cases.json", fitted, found)
+        gc.collect()  # a model's copy is large, and refers to itself
+    typer.echo("\n".join(table(found)))
+    if not all(one.right for one in found):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,154 @@
+"""The README's tables, made from what was measured; no figure in them is typed by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Figures = Mapping[str, Any]
+
+
+def put(readme: Path, name: str, lines: Iterable[str]) -> None:
+    """Replace what stands between `<!-- table: NAME -->` and `<!-- end -->`.
+
+    Raises:
+        SystemExit: the README has no such place, or several.
+    """
+    text = readme.read_text("utf-8")
+    start, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+    place = re.compile(re.escape(start) + r".*?(?=" + re.escape(end) + ")", re.S)
+    body = start + "\n" + "\n".join(lines) + "\n\n"
+    made, count = place.subn(lambda _found: body, text)
+    if count != 1:
+        raise SystemExit(f"{readme} has {count} places for the table {name!r}")
+    readme.write_text(made, "utf-8")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table's lines."""
+    yield "| " + " | ".join(head) + " |"
+    yield "| --- " * len(head) + "|"
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"
+
+
+def estimate(found: Figures | None) -> str:
+    """A figure and its interval."""
+    if found is None:
+        return "-"
+    return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
+
+
+def share(found: Figures | None) -> str:
+    """A rate and its interval; its n stands in the table's first row."""
+    return "-" if found is None else f"{found['rate']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
+
+
+def separation(groups: Mapping[str, Figures]) -> Iterator[str]:
+    """One column for each group of inputs, named by its key."""
+    every = list(groups.values())
+
+    def row(name: str, cell: Callable[[Figures], str]) -> list[str]:
+        return [name, *(cell(group) for group in every)]
+
+    def rate(kind: str, label: str, which: str) -> Callable[[Figures], str]:
+        return lambda group: share(group[kind].get(label, {}).get(which))
+
+    rows = [
+        row("inputs (harmful + harmless)", lambda g: f"{g['n_harmful']} + {g['n_harmless']}"),
+        row("AUROC", lambda g: estimate(g["separation"]["auroc"])),
+        row("average precision", lambda g: estimate(g["separation"]["average_precision"])),
+        *(
+            row(f"TPR at {at} % FPR", lambda g, k=key: share(g["separation"]["tpr_at_fpr"][k]))
+            for at, key in (("1", "0.01"), ("5", "0.05"), ("10", "0.10"))
+        ),
+        row("harmful flagged", rate("actions", "harmful", "flagged")),
+        row("harmful steered", rate("actions", "harmful", "steered")),
+        row("benign flagged", rate("actions", "harmless", "flagged")),
+        row("benign steered", rate("actions", "harmless", "steered")),
+        row("harmful refused, plain", rate("refusals", "harmful", "plain")),
+        row("harmful refused or flagged, guarded", rate("refusals", "harmful", "guarded")),
+        row("benign refused, plain", rate("refusals", "harmless", "plain")),
+        row("benign refused or flagged, guarded", rate("refusals", "harmless", "guarded")),
+    ]
+    return markdown(["", *groups], rows)
+
+
+def controls(report: Figures) -> Iterator[str]:
+    """The guard's AUROC of each modality beside what needs no guard."""
+
+    def random(found: Figures | None) -> str:
+        if found is None:
+            return "-"
+        return f"{found['mean']:.3f} (sd {found['sd']:.3f}, {len(found['aurocs'])} seeds)"
+
+    def permuted(found: Figures | None) -> str:
+        if found is None:
+            return "-"
+        worst = f"{found['mean']:.3f} (highest of {found['draws']}: {found['highest']:.3f})"
+        return f"{worst}, p = {found['p_value']:.3g}"
+
+    def baseline(found: Figures | None) -> str:
+        return estimate(found and found["auroc"])
+
+    def matched(found: Figures | None, key: str) -> str:
+        if found is None:
+            return "-"
+        value = found[key]
+        shown = estimate(value) if isinstance(value, Mapping) else f"{value:.3f}"
+        return f"{shown}, {found['pairs']} pairs"
+
+    every = report["controls"]
+    rows = [
+        ["inputs (harmful + harmless)", *(f"{c['n_harmful']} + {c['n_harmless']}" for c in every)],
+        ["**the guard**", *(estimate(c["guard"]) for c in every)],
+        ["random directions, mean", *(random(c["random_directions"]) for c in every)],
+        ["permuted labels, mean", *(permuted(c["permuted_labels"]) for c in every)],
+        ["TF-IDF + logistic regression", *(baseline(c["text_baseline"]) for c in every)],
+        ["length alone", *(baseline(c["length_only"]) for c in every)],
+        ["the guard, length-matched", *(matched(c["length_matched"], "auroc") for c in every)],
+        ["length, length-matched", *(matched(c["length_matched"], "length_auroc") for c in every)],
+    ]
+    return markdown(["AUROC", *(c["modality"] for c in every)], rows)
+
+
+def quality(report: Figures) -> Iterator[str]:
+    """What the guard does to benign answers, and how far the refusal matcher can be trusted."""
+    found, judge = report["quality"], report["judge"]
+    rows = [
+        ["benign inputs, steered of them", f"{found['n']}, {found['n_steered']}"],
+        ["KL(plain, guarded), mean", f"{found['kl']:.4f} nats"],
+        ["answers equal token by token", share(found["exact_match"])],
+        ["of those that passed", share(found["exact_match_passed"])],
+        ["length, guarded / plain", f"{found['length_ratio']:.3f}"],
+        [f"judge ({judge['name']}): refusals seen where none is", share(judge["false_refusals"])],
+        ["judge: refusals missed", share(judge["missed_refusals"])],
+    ]
+    return markdown(["", ""], rows)
+
+
+def timings(first: Figures, second: Figures) -> Iterator[str]:
+    """The same evaluation twice."""
+    again = {row["stage"]: row for row in second["timings"]}
+    rows = [
+        [row["stage"], str(row["n"]), f"{row['seconds']:.1f}", f"{other['seconds']:.1f}"]
+        for row in first["timings"]
+        if (other := again.get(row["stage"]))
+    ]
+    totals = (sum(r["seconds"] for r in report["timings"]) for report in (first, second))
+    return markdown(
+        ["stage", "inputs", "first run, s", "second run, s"],
+        [*rows, ["all", "", *(f"{total:.1f}" for total in totals)]],
+    )
+
+
+def costs(bench: Figures) -> Iterator[str]:
+    """Guarded and plain runs of the same work."""
+    rows = [
+        [name, f"{r['ratio']:.3f} ({r['ratio_low']:.3f}-{r['ratio_high']:.3f})", str(r["repeats"])]
+        for name, r in bench.items()
+        if "ratio" in r
+    ]
+    return markdown(["comparison", "ratio", "runs"], rows)
