@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from guardrail.cli.requests import turn
 from guardrail.errors import ConfigurationError, DatasetError
 from guardrail.requests.placing import picture_files, placed
+from guardrail.requests.strict_json import strict_json
 
 _BENIGN = {"benign", "harmless", "safe"}
 # Keys of a benign line that describe it and are not read.
@@ -57,7 +58,7 @@ def count_benign(path: Path) -> int:
 
 def _benign(line: bytes, *, folder: Path, where: str) -> object:
     try:
-        row = json.loads(line)
+        row = strict_json(line.decode("utf-8-sig"))  # a key that stands twice would be lost
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: not JSON ({error})") from error
     match row:
@@ -65,7 +66,7 @@ def _benign(line: bytes, *, folder: Path, where: str) -> object:
             return row
         case list():
             return placed(row, folder)
-        case {"label": label} if label not in _BENIGN:
+        case {"label": label} if not (isinstance(label, str) and label in _BENIGN):
             raise DatasetError(
                 f"{where}: labelled {label!r}; only benign inputs calibrate thresholds"
             )
@@ -74,6 +75,17 @@ def _benign(line: bytes, *, folder: Path, where: str) -> object:
             return placed(messages, folder)
         case {"image": _} | {"text": _}:
             _refuse_others(row, {"text", "image"}, where)
+    request = _described(row, folder, where)
+    if request is None:
+        raise DatasetError(
+            f"{where}: expected a string, a list of messages, or an object with `messages`, or "
+            "with `text` and `image`"
+        )
+    return request
+
+
+def _described(row: Any, folder: Path, where: str) -> object:
+    """The request that `text` and `image` describe, if they do."""
     match row:
         case {"image": str(image)}:
             return turn(_text(row, where), [folder / image])
@@ -81,10 +93,7 @@ def _benign(line: bytes, *, folder: Path, where: str) -> object:
             return turn(_text(row, where), [folder / image for image in images])
         case {"text": str(text)} if "image" not in row:
             return text
-    raise DatasetError(
-        f"{where}: expected a string, a list of messages, or an object with `messages`, or with "
-        "`text` and `image`"
-    )
+    return None
 
 
 def _refuse_others(row: Mapping[str, object], read: set[str], where: str) -> None:
@@ -95,7 +104,7 @@ def _refuse_others(row: Mapping[str, object], read: set[str], where: str) -> Non
         )
 
 
-def _text(row: dict[str, object], where: str) -> str | None:
+def _text(row: Mapping[str, object], where: str) -> str | None:
     text = row.get("text")
     if text is None or isinstance(text, str):
         return text

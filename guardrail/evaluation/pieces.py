@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from guardrail.model.controls import BREAK
 from guardrail.types import Request, TextPart
 
 if TYPE_CHECKING:
@@ -26,14 +27,37 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """
     texts: list[str] = []
     start = read = 0  # what is decoded again, and what of it is out already
-    for end in range(1, len(ids) + 1):
-        before = _decoded(tokenizer, ids[start:read])
-        now = _decoded(tokenizer, ids[start:end])
-        waits = now.endswith(_UNFINISHED) and end - read < _LONGEST and end < len(ids)
-        texts.append("" if waits else now[len(before) :])
-        if not waits:
-            start, read = read, end
+    window: list[str] = []  # what ids[start:] decode to up to each token that is not out yet
+    while read < len(ids):
+        end = read + len(window) + 1
+        window.append(_decoded(tokenizer, ids[start:end]))
+        whole = _whole(window, last=end == len(ids))
+        if whole:
+            before = _decoded(tokenizer, ids[start:read])
+            texts += [*[""] * (whole - 1), window[whole - 1][len(before) :]]
+            start, read, window = read, read + whole, []
     return texts
+
+
+def _whole(window: Sequence[str], *, last: bool) -> int:
+    """How many of the waiting tokens end with a whole character; 0 to wait for the next one.
+
+    A replacement character is the sign of an unfinished one, unless the text goes on behind it:
+    then somebody wrote it.
+    """
+    now, count = window[-1], len(window)
+    grown = [i for i in range(1, count) if _goes_on(window[i - 1], window[i])]
+    if grown[-1:] == [count - 1] and now[len(window[-2])] != _UNFINISHED:
+        return count - 1
+    if last or not now.endswith(_UNFINISHED):
+        return count
+    if count < _LONGEST:
+        return 0
+    return grown[-1] if grown else count
+
+
+def _goes_on(before: str, now: str) -> bool:
+    return now.startswith(before) and len(now) > len(before)
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -115,9 +139,24 @@ def _located(
 
 
 def _end(prompt: str, at: int, text: str, after: str) -> int | None:
-    """Where a text that begins at `at` ends: templates may trim it, the guard may mark it."""
+    """Where a text that begins at `at` ends: templates may trim it, the guard may mark it.
+
+    A text that was changed otherwise ends before what stands behind it, if that is there once: a
+    user may have written the same.
+    """
     for form in (text, text.strip(), text.rstrip(), text.lstrip()):
-        if prompt.startswith(form + after, at):
-            return at + len(form)
-    found = prompt.find(after, at) if after else -1
-    return None if found < 0 else found
+        end = _behind(prompt, at, form)
+        if end is not None and prompt.startswith(after, end):
+            return end
+    return prompt.index(after, at) if after and prompt.count(after, at) == 1 else None
+
+
+def _behind(prompt: str, at: int, text: str) -> int | None:
+    """Where `text` ends that begins at `at`, with what the guard put into it; None if it is not."""
+    for character in text:
+        while prompt[at : at + 1] == BREAK != character:
+            at += 1
+        if prompt[at : at + 1] != character:
+            return None
+        at += 1
+    return at

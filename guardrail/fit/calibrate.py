@@ -85,16 +85,16 @@ def rate_interval(scores: Sequence[float], rate: float) -> tuple[float, float]:
 
     The threshold is the k-th smallest of n exchangeable scores, so the share beyond it is
     distributed as Beta(n + 1 - k, k) when scores are continuous (Vovk 2012, "Conditional validity
-    of inductive conformal predictors"; Angelopoulos and Bates 2023, section 3.2). Ties at the
-    threshold only lower the share: the lower end is then that of Clopper and Pearson (1934) for
-    the scores that really lie beyond.
+    of inductive conformal predictors"; Angelopoulos and Bates 2023, section 3.2). Where scores tie,
+    anywhere, they come in steps, and a step at the threshold only lowers the share: the lower end
+    is then that of Clopper and Pearson (1934) for the scores that really lie beyond.
     """
     from scipy.stats import beta
 
     n, threshold = len(scores), conformal_threshold(scores, rate)
     place = math.ceil((n + 1) * (1 - rate) - 1e-9)
     high = float(beta.ppf(0.975, n + 1 - place, place))
-    if sum(score == threshold for score in scores) == 1:
+    if len(set(scores)) == n:
         return float(beta.ppf(0.025, n + 1 - place, place)), high
     beyond = sum(score > threshold for score in scores)
     return float(beta.ppf(0.025, beyond, n - beyond + 1)) if beyond else 0.0, high

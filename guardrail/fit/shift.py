@@ -32,6 +32,7 @@ class ScoreShift:
     def describe(self, *, source: str) -> str:
         """For the one who calibrates; `source` is what the earlier scores are of."""
         way = "higher" if self.median_now > self.median_before else "lower"
+        way = "about as high" if self.median_now == self.median_before else way
         return (
             f"this traffic scores differently ({way}) from the inputs calibrated on before "
             f"({source}): median {self.median_now:.3f} (n = {self.n_now}) against "

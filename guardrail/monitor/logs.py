@@ -76,7 +76,7 @@ class LogReader:
                     lines += 1
                     if self._count(line):
                         continue
-                    if not whole:
+                    if not whole and _is_begun(line):
                         self.facts.cut += 1
                         continue
                     bad, first_bad = bad + 1, first_bad or lines
@@ -152,6 +152,15 @@ def _score(value: object) -> float | None:
     if not math.isfinite(value):
         raise ValueError("a score is finite")
     return float(value)
+
+
+def _is_begun(line: bytes) -> bool:
+    """Whether a line without its end may be the beginning of an audit line, not another file."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return line.lstrip().startswith(b"{")
+    return False
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:

@@ -60,12 +60,14 @@ class ModalityCounts(_Frozen):
             raise ValueError(f"n is {self.n}, but its parts add up to {sums}")
         if not self.beyond_flag <= self.beyond_steer <= self.n:
             raise ValueError("more scores lie beyond a threshold than there are below it")
-        if self.counts and len(self.counts) != len(self.edges) + 1:
+        if (self.counts or self.edges) and len(self.counts) != len(self.edges) + 1:
             raise ValueError(f"{len(self.counts)} bins do not fit {len(self.edges)} edges")
         if list(self.edges) != sorted(set(self.edges)):
             raise ValueError("edges must ascend")
         if (self.lowest is None or self.highest is None) != (self.n == 0):
             raise ValueError("lowest and highest are those of the scores, and None without any")
+        if self.lowest is not None and self.highest is not None and self.lowest > self.highest:
+            raise ValueError("lowest is higher than highest")
         return self
 
     def quantile(self, share: float) -> float | None:
@@ -152,7 +154,8 @@ class MonitorSnapshot(_Frozen):
         """The counts of several processes or windows together.
 
         Raises:
-            ConfigurationError: there are none, or they are of different artefacts or bins.
+            ConfigurationError: there are none, they are of different artefacts or bins, or their
+                counts are too large for a sum.
         """
         parts = list(snapshots)
         if not parts:
@@ -163,17 +166,22 @@ class MonitorSnapshot(_Frozen):
         starts = [part.since for part in parts if part.since is not None]
         ends = [part.until for part in parts if part.until is not None]
         modalities = dict.fromkeys(name for part in parts for name in part.modalities)
-        return cls(
-            artefact_id=parts[0].artefact_id,
-            bins=parts[0].bins,
-            since=min(starts, default=None),
-            until=max(ends, default=None),
-            outages=sum(part.outages for part in parts),
-            modalities={
-                name: _sum([part.modalities[name] for part in parts if name in part.modalities])
-                for name in modalities
-            },
-        )
+        try:
+            return cls(
+                artefact_id=parts[0].artefact_id,
+                bins=parts[0].bins,
+                since=min(starts, default=None),
+                until=max(ends, default=None),
+                outages=sum(part.outages for part in parts),
+                modalities={
+                    name: _sum([part.modalities[name] for part in parts if name in part.modalities])
+                    for name in modalities
+                },
+            )
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"the snapshots cannot be added up: {error.errors()[0]['msg']}; one was edited"
+            ) from error
 
 
 def _sum(parts: Sequence[ModalityCounts]) -> ModalityCounts:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_MANY = 10**9
 _SMOOTHING = 0.5  # added to every bin, so that an empty one has a logarithm
 
 
@@ -53,13 +54,17 @@ def exceedance_p_value(hits: int, n: int, *, target: float, n_before: int) -> fl
     highest hits + (n_before + 1 - k) - 1 scores of both together at most n_before - k are old. Ties
     and thresholds set higher than the target asks for only make the test more cautious.
 
-    With too few calibration scores for the target, the exact binomial test of the target.
+    With too few calibration scores for the target, the exact binomial test of the target. Beyond
+    10^9 inputs the share counts as known: the limit is the Beta distribution of `rate_interval`,
+    and the exact one is no longer computed in reasonable time.
     """
-    from scipy.stats import binom, hypergeom
+    from scipy.stats import beta, binom, hypergeom
 
     if hits == 0:
         return 1.0
     above = n_before - math.ceil((n_before + 1) * (1 - target) - 1e-9)  # old scores, without ties
     if above < 0:
         return float(binom.sf(hits - 1, n, target))
+    if n > _MANY:
+        return float(beta.sf(hits / n, above + 1, n_before - above))
     return float(hypergeom.cdf(above, n + n_before, n_before, hits + above))

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from guardrail.decide.detector import Detector
-from guardrail.errors import DetectorError
 from guardrail.model.decoder import context_length
 from guardrail.model.generate import check_rows, generate_rows
 from guardrail.model.hooks import PromptHooks, check_layers
@@ -133,8 +132,9 @@ class Engine:
         """Put it on record when there is no decision at all; of a batch each job runs again."""
         try:
             yield
-        except DetectorError:
-            if len(jobs) == 1:
+        except Exception:  # whatever broke, the detector or the model under it
+            judged = any(isinstance(job, AnswerJob) and job.verdict is not None for job in jobs)
+            if len(jobs) == 1 and not judged:
                 self.record(None, {"event": "outage", "request_id": jobs[0].request_id})
             raise
 

@@ -115,7 +115,7 @@ def test_the_upper_end_is_that_of_clopper_and_pearson() -> None:
     assert low > counted[0]  # which leaves out what is known of an order statistic's place
 
 
-@pytest.mark.parametrize("levels", [None, 30, 4])
+@pytest.mark.parametrize("levels", [None, 1000, 150, 30, 4])
 @pytest.mark.parametrize("rate", [0.05, 0.01])
 def test_the_true_rate_lies_inside_the_interval_as_often_as_stated(
     rate: float, levels: int | None

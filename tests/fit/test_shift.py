@@ -42,6 +42,12 @@ def test_without_a_shift_few_are_notable_ties_included() -> None:
     assert sum(found) <= 11  # of 400, at 1 %: more has a chance of 0.003
 
 
+@pytest.mark.parametrize(("now", "way"), [(0.5, "higher"), (0.2, "about as high"), (0, "lower")])
+def test_the_way_is_that_of_the_medians(now: float, way: str) -> None:
+    shift = score_shift([now - 9, now, now + 9], [0.1, 0.2, 0.3])
+    assert f"scores differently ({way})" in shift.describe(source="safe prompts")
+
+
 def test_it_is_told_in_words_with_every_number() -> None:
     shift = ScoreShift(
         distance=0.31, p_value=2e-7, n_now=150, n_before=199, median_now=0.5, median_before=0.125

@@ -63,6 +63,7 @@ def test_work_in_the_queue_is_dropped_when_the_time_is_over():
         time.sleep(0.001)
     with pytest.raises(RequestTimeoutError):
         run_in_turn(model, lambda: ran.append(1), Limits(timeout_s=0.02))
+    assert not lease.worker._waiting  # its place is free at once, not when its turn comes
     free.set()
     first.join()
     run_in_turn(model, lambda: ran.append(2), Limits())

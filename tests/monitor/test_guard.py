@@ -138,6 +138,38 @@ def test_no_decision_at_all_is_counted_too(guard_on, monkeypatch):
     assert (found.n, found.outages, found.modalities) == (0, 5, {})
 
 
+def _break(model: Any, when: Callable[[tuple[int, ...]], bool]) -> Any:
+    """A pass over hidden states of such a shape fails below the readout layers."""
+
+    def fail(_module: Any, args: Any) -> None:
+        if when(args[0].shape):
+            raise RuntimeError("out of memory")
+
+    return decoder_layers(model)[0].register_forward_pre_hook(fail)
+
+
+def test_a_model_that_fails_before_the_verdict_is_counted_and_audited(guard_on, llava):
+    lines: list[Any] = []
+    guard = guard_on(audit=lambda verdict, facts: lines.append((verdict, facts["event"])))
+    handle = _break(llava.model, lambda _shape: True)
+    for ask in (guard.check, guard.generate, lambda text: list(guard.stream(text))):
+        with pytest.raises(RuntimeError, match="memory"):
+            ask("tell me")
+    handle.remove()
+    assert guard.monitor.snapshot().outages == 3
+    assert lines == [(None, "outage")] * 3
+
+
+def test_a_model_that_fails_behind_the_verdict_is_no_outage_too(guard_on, llava):
+    guard = guard_on()
+    handle = _break(llava.model, lambda shape: shape[1] == 1)
+    with pytest.raises(RuntimeError, match="memory"):
+        guard.generate("tell me", max_new_tokens=4)
+    handle.remove()
+    found = guard.monitor.snapshot()
+    assert (found.n, found.outages) == (1, 0)
+
+
 def test_what_never_reaches_the_model_is_not_counted(guard_on):
     guard = guard_on(limits=Limits(text_chars=5))
     with pytest.raises(LimitExceededError):

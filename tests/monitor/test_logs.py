@@ -92,6 +92,13 @@ def test_a_half_written_last_line_is_left_out_and_told(artefact, line_of, tmp_pa
     assert _read(artefact, path)[0].n == 2
 
 
+@pytest.mark.parametrize("data", [b"hello", b'{"a": 1}', b"[1,"])
+def test_another_file_without_a_line_feed_is_no_half_written_line(artefact, tmp_path, data):
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(DatasetError, match="no audit"):
+        _read(artefact, tmp_path / "a")
+
+
 def test_a_few_broken_lines_are_told_and_many_are_refused(artefact, line_of, tmp_path):
     good = [line_of() for _ in range(200)]
     few = _write(tmp_path / "few", *good[:100], {"no": "line"}, *good[100:], [1])

@@ -74,10 +74,22 @@ def test_only_counts_of_one_artefact_and_the_same_bins_are_merged(artefact, arte
         MonitorSnapshot.merged([])
 
 
+def test_counts_too_large_for_a_sum_are_refused(snapshot):
+    large = snapshot.model_copy(update={"outages": 2**53})
+    with pytest.raises(ConfigurationError, match="cannot be added up"):
+        MonitorSnapshot.merged([large, large])
+
+
 def _edited(snapshot, change):
     document = snapshot.to_dict()
     change(document, document["modalities"]["text"])
     return json.dumps(document).encode()
+
+
+def _nothing():
+    """The fields of a modality without scores."""
+    none = {"actions": {}, "cells": [], "beyond_steer": 0, "beyond_flag": 0}
+    return none | {"n": 0, "lowest": None, "highest": None}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +107,8 @@ def _edited(snapshot, change):
         (lambda d, t: t["edges"].reverse(), "edges must ascend"),
         (lambda d, t: t.update(beyond_flag=t["n"]), "beyond a threshold"),
         (lambda d, t: t.update(lowest=None), "lowest and highest"),
+        (lambda d, t: t.update(lowest=t["highest"] + 1), "lowest is higher"),
+        (lambda d, t: t.update(_nothing(), counts=[]), "do not fit"),
         (lambda d, t: t["edges"].pop(), "do not fit"),
         (lambda d, t: t["actions"].update({"pass": t["actions"]["pass"] + 2, "flag": -2}), ""),
         (lambda d, t: d["modalities"].update(smell=t), "smell"),

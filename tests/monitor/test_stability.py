@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import betabinom, binom, entropy
+from scipy.stats import betabinom, binom, chi2, entropy
 
 from guardrail.monitor.reference import bin_edges
 from guardrail.monitor.stability import (
@@ -50,6 +50,11 @@ def test_without_a_shift_the_index_exceeds_its_bound_as_often_as_stated(n, m):
     assert hits >= binom.ppf(1e-4, draws, 0.6 * alpha)  # and it is not blind
 
 
+def test_the_bound_is_a_quantile_of_chi_square_with_one_degree_less_than_bins():
+    expected = (1 / 500 + 1 / 200) * chi2.ppf(0.99, 4)
+    assert index_by_chance(500, 200, 5, 0.01) == pytest.approx(expected)
+
+
 def test_one_bin_shows_nothing():
     assert index_by_chance(100, 100, 1, 0.01) == 0
 
@@ -61,6 +66,13 @@ def test_the_p_value_is_that_of_the_beta_binomial(n, m, target):
         expected = betabinom.sf(hits - 1, n, m + 1 - place, place)
         found = exceedance_p_value(hits, n, target=target, n_before=m)
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_of_any_number_of_inputs_it_is_known_at_once():
+    exact = exceedance_p_value(51 * 10**6, 10**9, target=0.05, n_before=999)
+    limit = exceedance_p_value(51 * 10**6 + 1, 10**9 + 1, target=0.05, n_before=999)
+    assert limit == pytest.approx(exact, rel=1e-4)
+    assert 0 < exceedance_p_value(2**49, 2**53, target=0.05, n_before=199) < 0.5
 
 
 def test_with_too_few_old_scores_it_is_the_binomial_test():

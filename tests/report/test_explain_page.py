@@ -160,6 +160,13 @@ def test_the_hottest_cell_is_where_the_score_is():
     assert all(max(colour) - min(colour) <= 1 for colour in neutral)  # 0.5 and unread: grey
 
 
+def test_cells_are_warm_above_the_middle_and_cold_below_it():
+    made = heat_map(picture((0.7, 0.3), (1, 2), 0), Scale(1.0), side=60)
+    (warm, _, cold), (red, _, blue) = made.getpixel((15, 20)), made.getpixel((45, 20))
+    assert warm > cold + 5
+    assert blue > red + 5
+
+
 def test_a_map_has_a_pixel_for_every_cell_and_none_without_a_grid():
     wide = picture(tuple([0.0] * 300), (1, 300), 0)
     assert heat_map(wide, Scale(1.0), side=60).size == (300, 40)
