@@ -13,6 +13,7 @@ from guardrail.cli import options as o
 from guardrail.cli.monitor_table import log_notes, show_comparison
 from guardrail.cli.output import FINDING, say, session, write_json
 from guardrail.cli.requests import read_artefact
+from guardrail.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
@@ -63,6 +64,11 @@ def monitor(
         from guardrail.monitor import compare
 
         counts, facts = _read(files, fitted, bins, start, end)
+        if facts.other_artefacts and not counts.n:
+            raise ConfigurationError(
+                f"all {facts.other_artefacts} verdicts are of other artefacts than "
+                f"{fitted.artefact_id}; name the artefact that was running"
+            )
         found = compare(counts, fitted, psi_limit=psi, alpha=alpha, least=least)
         for note in log_notes(facts):
             say(f"warning: {note}", style="yellow")

@@ -158,6 +158,12 @@ def test_a_file_given_twice_would_count_twice(run, fitted, kept, tmp_path):
     assert "given twice" in done.stderr
 
 
+def test_logs_of_other_artefacts_alone_are_no_good_news(run, fitted, kept):
+    done = run("monitor", fitted[1], kept("a.jsonl", artefact_id="guard-other", n=7))
+    assert done.exit_code == 2
+    assert "all 7 verdicts are of other artefacts" in done.stderr
+
+
 def test_other_files_and_other_artefacts_snapshots_are_errors(run, saved, fitted, kept, tmp_path):
     path = kept("a.json")
     done = run("monitor", saved.artefact["flag"], path)
