@@ -6,19 +6,19 @@ python examples/drift_cases.py --model FOLDER --artefact FILE --out FOLDER
 from __future__ import annotations
 
 import gc
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
 sys.path.insert(0, str(Path(__file__).parent))
 import drift_edits as edits
+from drift_outcomes import Outcome, earlier, merged, save, table
 
 from guardrail import Artefact
 from guardrail.drift.repair import targets
@@ -40,23 +40,6 @@ class Case:
     make: Callable[[LoadedModel, Path], LoadedModel]
     right: tuple[str, ...]
     repairs: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the check said of a case, and the figures it said it on."""
-
-    name: str
-    expected: tuple[str, ...]
-    verdict: str
-    right: bool
-    reasons: tuple[str, ...]
-    figures: dict[str, Any] = field(default_factory=dict)
-    transport: dict[str, Any] | None = None
-    repaired: str | None = None
-    auroc_repaired: float | None = None
-    fits_new_model: bool | None = None
-    seconds: float = 0.0
 
 
 CASES = (
@@ -157,44 +140,6 @@ def described(case: Case, drift: Drift, new: LoadedModel, seconds: float) -> Out
     )
 
 
-def table(found: Sequence[Outcome]) -> Iterator[str]:
-    """The outcomes in Markdown."""
-    aurocs, rates = "AUROC then, old readout now, new fit", "benign above the old flag threshold"
-    yield f"| change | verdict | as it should be | {aurocs} | {rates} | repair | seconds |"
-    yield f"|{' --- |' * 7}"
-    for one in found:
-        judged = one.name, one.verdict, "yes" if one.right else "**no**"
-        cells = *judged, _aurocs(one.figures), _flagged(one.figures), _repair(one)
-        yield f"| {' | '.join(cells)} | {one.seconds:.0f} |"
-
-
-def _aurocs(figures: dict[str, Any]) -> str:
-    if not figures:
-        return "-"
-    found = figures["separation"]
-    then = "-" if found["fitted"] is None else f"{found['fitted']['value']:.3f}"
-    old, best = found["old"], found["best"]["value"]
-    now = f"{old['value']:.3f} ({old['low']:.3f}-{old['high']:.3f})"
-    return f"{then}, {now}, {best:.3f} (n = {found['n']})"
-
-
-def _flagged(figures: dict[str, Any]) -> str:
-    shown = [
-        f"{row['modality']} {row['now']['hits']}/{row['now']['n']}"
-        + ("" if row["fitted"] is None else f" (then {row['fitted']['hits']})")
-        for row in figures.get("rates", ())
-        if (row["label"], row["action"]) == ("safe", "flag")
-    ]
-    return ", ".join(shown) or "-"
-
-
-def _repair(one: Outcome) -> str:
-    t = one.transport
-    if t is None or one.repaired != "transported":
-        return one.repaired or "-"
-    return f"transported: text AUROC {t['auroc_before']:.3f} to {t['auroc_after']:.3f}"
-
-
 def fitted_again(
     artefact: Artefact, old: LoadedModel, per_kind: int, out: Path, work: Path
 ) -> Artefact:
@@ -210,36 +155,37 @@ def fitted_again(
     return made
 
 
-def save(path: Path, fitted: Artefact, found: Sequence[Outcome]) -> None:
-    """All outcomes so far."""
-    rows = {"artefact": fitted.artefact_id, "cases": [asdict(one) for one in found]}
-    path.write_text(json.dumps(rows, indent=1))
-
-
 def main(
     model: Annotated[Path, typer.Option(help="the assembled tiny VLM")],
     artefact: Annotated[Path, typer.Option(help="fitted on it; its target rates are used")],
-    out: Annotated[Path, typer.Option(help="where drift_cases.json goes")],
+    out: Annotated[Path, typer.Option(help="where drift_cases.json and .md go")],
     per_kind: Annotated[int, typer.Option(help="prompts of a kind; 0 uses the artefact")] = 48,
     only: Annotated[str, typer.Option(help="cases whose name contains this")] = "",
 ) -> None:
-    """Run every case and print the table; exits with 1 when a verdict is not the right one."""
+    """Run every case and print the table; exits with 1 when a verdict is not the right one.
+
+    With --only, outcomes of other cases of the same artefact stay in the files.
+    """
+    if not (chosen := [case for case in CASES if only in case.name]):
+        raise typer.BadParameter(f"no case's name contains {only!r}")
     out.mkdir(parents=True, exist_ok=True)
     work = out / "drift_work"
     old, fitted = load_model(model, trust_remote_code=True), Artefact.load(artefact)
     if per_kind:
         fitted = fitted_again(fitted, old, per_kind, out, work)
     found: list[Outcome] = []
-    for case in (one for one in CASES if only in one.name):
+    names = [case.name for case in CASES]
+    before = earlier(out, fitted) if only else []
+    for case in chosen:
         try:
             found.append(outcome(case, fitted, old, work))
         except GuardrailError as error:
             found.append(Outcome(case.name, case.right, "error", False, (str(error),)))
         typer.echo(f"{found[-1].name}: {found[-1].verdict} ({found[-1].seconds:.0f} s)", err=True)
         typer.echo("\n".join(f"  {reason}" for reason in found[-1].reasons), err=True)
-        save(out / "drift_cases.json", fitted, found)
+        save(out, fitted, merged(before, found, names))
         gc.collect()  # a model's copy is large, and refers to itself
-    typer.echo("\n".join(table(found)))
+    typer.echo("\n".join(table(merged(before, found, names))))
     if not all(one.right for one in found):
         raise typer.Exit(1)
 

@@ -11,8 +11,11 @@ from guardrail.cli import options as o
 from guardrail.cli.drift_report import show_drift
 from guardrail.cli.output import FINDING, progress, session, write_json
 from guardrail.cli.requests import read_artefact, ready_to_write
+from guardrail.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from guardrail.artefact import Artefact
     from guardrail.drift.schema import DriftReport
 
@@ -83,9 +86,7 @@ def drift(
         device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
     with session(debug=debug) as stdout:
-        for path in (made, out, html):
-            if path is not None:
-                ready_to_write(path)
+        check_places(artefact, made, (out, html))
         if html is not None:
             require_pages()
         fitted = read_artefact(artefact)
@@ -113,6 +114,24 @@ def drift(
         else:
             show_drift(stdout, told)
     raise typer.Exit(0 if told.verdict == "keep" else FINDING)
+
+
+def check_places(artefact: str, made: Path | None, reports: Sequence[Path | None]) -> None:
+    """Fail before the work when a file cannot be written, or one would replace another.
+
+    Raises:
+        ConfigurationError: naming what is wrong.
+    """
+    told = [path for path in reports if path is not None]
+    paths = told if made is None else [*told, made]
+    for path in paths:
+        ready_to_write(path)
+    places = {path.resolve() for path in paths}
+    replaced = Path(artefact).resolve() in {path.resolve() for path in told}
+    if replaced or len(places) < len(paths):
+        raise ConfigurationError(
+            "-o, --out and --html need a file each, and a report cannot take ARTEFACT's place"
+        )
 
 
 def check_data(data: Path | None, replace_data: bool) -> None:

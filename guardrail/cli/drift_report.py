@@ -39,6 +39,7 @@ def transport_rows(figures: TransportFigures) -> list[tuple[str, str]]:
         ("unexplained", f"{figures.unexplained:.2%}"),
         ("AUROC on text", f"{figures.auroc_before:.3f} before, {figures.auroc_after:.3f} carried "
                           f"over, {then} at the fit"),
+        ("mean scores", f"moved by {figures.shift:.3f} text gaps"),
     ]  # fmt: skip
 
 

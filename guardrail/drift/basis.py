@@ -71,11 +71,11 @@ def recovered(old: Tensor, new: Tensor) -> BasisMap:
         new: the same features of the other checkpoint.
 
     Raises:
-        ValueError: the shapes differ, or a value is not finite.
+        ValueError: the shapes differ, there is no feature, or a value is not finite.
     """
     from scipy.optimize import linear_sum_assignment
 
-    if old.shape != new.shape or old.dim() != 2:
+    if old.shape != new.shape or old.dim() != 2 or not len(old):
         raise ValueError(f"features of shape {tuple(old.shape)} and {tuple(new.shape)}")
     if not bool(torch.isfinite(old).all() & torch.isfinite(new).all()):
         raise ValueError("features that are not finite have no map")

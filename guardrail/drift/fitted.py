@@ -13,7 +13,8 @@ from guardrail.errors import DetectorError
 from guardrail.fit.estimators import LinearReadout
 from guardrail.fit.reference import Scores, from_header
 from guardrail.fit.steering import RAMP
-from guardrail.policy import Policy
+from guardrail.policy import Policy, Thresholds
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 KINDS = ("image", "images")
 PICTURE_FORMS = ("pictured", "drawn")  # re-centred with the offset of one picture
+# An edit without its gate needs no calibration.
+_ANY_THRESHOLDS = Policy(
+    thresholds=dict.fromkeys((Modality.TEXT, Modality.IMAGE), Thresholds(steer=0.0, flag=0.0))
+)
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,11 @@ class Fitted:
         if form in PICTURE_FORMS:
             now = readings.offsets["image"].along(self.readout.weight, self.readout.layers)
             shift = self.offset("image") - now
-        found = self.readout.scores(readings.forms[form].residuals, shift)
-        if not bool(torch.isfinite(found).all()):
-            raise DetectorError(
-                f"the artefact's readout has no finite score for some prompts ({form}): the "
-                "model's residuals overflow. Load it in another dtype"
-            )
-        return found
+        return require_finite(self.readout.scores(readings.forms[form].residuals, shift), form)
 
     def edit(self) -> Steering | None:
         """The edit at the strength at which a fit tests causality, or None if there is no edit."""
-        steering = Detector.from_artefact(self.artefact, Policy()).steering
+        steering = Detector.from_artefact(self.artefact, _ANY_THRESHOLDS).steering
         stored = self.artefact.header.steering
         if steering is None or stored is None:
             return None
@@ -87,3 +86,17 @@ class Fitted:
             return replace(steering, tokens=0)
         reach = steering.region_max / factor
         return replace(steering, gain=reach / RAMP, a_max=reach, region_max=reach, tokens=0)
+
+
+def require_finite(found: Tensor, what: str) -> Tensor:
+    """Figures of the old readout on the new model, if they are numbers.
+
+    Raises:
+        DetectorError: some are not finite.
+    """
+    if not bool(torch.isfinite(found).all()):
+        raise DetectorError(
+            f"the artefact's readout has no finite score for some prompts ({what}): the "
+            "model's residuals overflow. Load it in another dtype"
+        )
+    return found

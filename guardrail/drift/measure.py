@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from guardrail.drift.compared import separations
-from guardrail.drift.fitted import KINDS
+from guardrail.drift.fitted import KINDS, require_finite
 from guardrail.drift.rates import rate_drifts
 from guardrail.drift.schema import (
     Estimate,
@@ -21,16 +21,17 @@ from guardrail.drift.schema import (
     SteeringDrift,
 )
 from guardrail.fit.select import is_safe, is_unsafe
-from guardrail.fit.steer_search import CAUSAL_PROMPTS, measured_effects
+from guardrail.fit.steer_search import causal_prompts, measured_effects
 from guardrail.fit.steering import steering_at
 from guardrail.refusal import REFUSAL_PREFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from guardrail.drift.fitted import Fitted
     from guardrail.fit.collect import Collector
     from guardrail.fit.reading import Readings
+    from guardrail.fit.recentre import Offset
     from guardrail.fit.select import Candidate, FormResiduals
 
 CLASSES: tuple[tuple[Label, Callable[[str], bool]], ...] = (
@@ -49,6 +50,7 @@ def measure(
         DetectorError: the old readout gives no finite score on the new model.
     """
     separation, forms = separations(fitted, readings, candidates)
+    multimodal = collect.loaded.is_multimodal
     return Figures(
         separation=separation,
         forms=forms,
@@ -56,7 +58,7 @@ def measure(
         rates=tuple(rate_drifts(fitted, readings)),
         shifts=tuple(_shift(row) for row in score_lists(fitted, readings)),
         centroids_now=_centroids(fitted, readings),
-        offsets=tuple(_offsets(fitted, readings)) if collect.loaded.is_multimodal else (),
+        offsets=tuple(offset_drifts(fitted, readings.offsets)) if multimodal else (),
         steering=_steering(fitted, collect, readings),
     )
 
@@ -140,10 +142,16 @@ def _mask(form: FormResiduals, keep: Callable[[str], bool]) -> torch.Tensor:
     return torch.tensor([split == "fit" and keep(kind) for split, kind in rows])
 
 
-def _offsets(fitted: Fitted, readings: Readings) -> Iterator[OffsetDrift]:
+def offset_drifts(fitted: Fitted, offsets: Mapping[str, Offset]) -> Iterator[OffsetDrift]:
+    """What each kind of picture adds to the old readout's score, then and now.
+
+    Raises:
+        DetectorError: what it adds now is not finite.
+    """
     readout = fitted.readout
     for kind in KINDS:
-        now = readings.offsets[kind].along(readout.weight, readout.layers)
+        now = offsets[kind].along(readout.weight, readout.layers)
+        require_finite(now, f"re-centring, {kind}")
         yield OffsetDrift(
             kind=kind,
             fitted=float((fitted.offset(kind) / readout.gap).mean()),
@@ -165,7 +173,7 @@ def _steering(fitted: Fitted, collect: Collector, readings: Readings) -> Steerin
     kl = None if row is None else row.figures.get("kl")
     return SteeringDrift(
         layer=edit.layer,
-        n=CAUSAL_PROMPTS,
+        n=len(causal_prompts(readings)),
         shift_fitted=None if row is None else row.causal,
         shift_now=_finite(now.log_odds_shift),
         shift_fresh=_finite(fresh[0].log_odds_shift) if fresh else None,

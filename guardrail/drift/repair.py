@@ -39,7 +39,10 @@ def renamed(artefact: Artefact, identity: h.Fingerprint, record: JsonValue) -> A
 def recalibrated(
     fitted: Fitted, readings: Readings, identity: h.Fingerprint, record: JsonValue
 ) -> Artefact:
-    """The old readout and edit, with offsets and thresholds of the new model."""
+    """The old readout and edit, with offsets and thresholds of the new model.
+
+    Thresholds that the contrast prompts cannot renew are left out: none of the old model stay.
+    """
     old, readout = fitted.artefact, fitted.readout
     offsets = {
         kind: h.Offset.model_validate(offset.spread(readout.weight, readout.layers, readout.gap))
@@ -52,7 +55,7 @@ def recalibrated(
         fingerprint=identity,
         readout=h.Readout.model_validate(old.header.readout.model_dump() | {"figures": figures}),
         offsets=offsets,
-        calibration={**old.header.calibration, **made},
+        calibration=made,
         data=data_record(readings),
         extra={name: value for name, value in old.header.extra.items() if name not in _OF_TRAFFIC}
         | {"reference": to_header(reference_scores(readings, readout)), "drift": record},
@@ -98,9 +101,10 @@ def _calibrations(fitted: Fitted, readings: Readings) -> dict[Modality, h.Calibr
     made = {}
     for modality, form in CALIBRATED_ON.items():
         if form in readings.forms:
-            _, before = fitted.artefact.calibration_for(modality)
+            before = fitted.artefact.header.calibration.get(modality)
+            wanted = targets(fitted.artefact) if before is None else before.targets
             scores = fitted.readout.scores(readings.forms[form].rows("calibrate", is_safe))
-            rates = supported(before.targets, readings)
+            rates = supported(wanted, readings)
             source = f"{CONTRAST_SOURCE}, {form}"
             made[modality] = calibration(scores.tolist(), rates, source=source)
     return made
@@ -122,6 +126,7 @@ def _tensors(fitted: Fitted, readings: Readings) -> dict[str, Tensor]:
 def _warnings(old: Artefact, made: dict[Modality, h.Calibration]) -> Iterator[str]:
     yield from (w for w in old.header.warnings if not w.startswith(_RENEWED))
     yield from _replaced(old, made)
+    yield "drift: the layers' figures are those of the parent, measured on its model"
     if old.header.steering is not None:
         yield "drift: the steering figures are those of the parent, measured on its model"
 
@@ -134,8 +139,14 @@ def _replaced(old: Artefact, made: Mapping[Modality, h.Calibration]) -> Iterator
             continue
         raised = ""
         if now.targets != before.targets:
-            raised = f", with targets raised to {now.targets.steer:.2g} and {now.targets.flag:.2g}"
+            how = "raised" if now.targets.flag >= before.targets.flag else "changed"
+            raised = f", with targets {how} to {now.targets.steer:.2g} and {now.targets.flag:.2g}"
         yield (
             f"calibration: {modality} thresholds from {before.source} were replaced by ones from "
             f"{CONTRAST_SOURCE}{raised}; run `guardrail calibrate` again"
+        )
+    for modality in sorted(set(old.header.calibration) - set(made)):
+        yield (
+            f"calibration: {modality} thresholds are gone: nothing was read on the new model to "
+            "set them; run `guardrail calibrate`"
         )

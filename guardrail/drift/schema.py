@@ -188,8 +188,10 @@ class TransportFigures(_Frozen):
 
     `unexplained` is the residual's length relative to the means', root mean square over layers;
     `ambiguous` the share of the readout and the edit on coordinates that another place would fit
-    nearly as well. AUROCs are of bare prompts, averaged over kinds of safe ones. `reason` says why
-    the map cannot be used; None if it can.
+    nearly as well. AUROCs are of bare prompts, averaged over kinds of safe ones. `shift` is how far
+    the carried readout's mean score of a class has moved, the larger of both: of held-out bare
+    prompts, or of the means where old scores are not known. `reason` says why the map cannot be
+    used; None if it can.
     """
 
     coordinates: int
@@ -200,6 +202,7 @@ class TransportFigures(_Frozen):
     auroc_fitted: float | None
     auroc_before: float
     auroc_after: float
+    shift: float
     source: Literal["means", "activations"]
     reason: str | None
 

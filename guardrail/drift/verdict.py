@@ -1,7 +1,9 @@
 """The verdict, a pure function of the figures. These are all of its rules.
 
 refit, if any holds:
-  - the old readout's AUROC on the new model is below what any fit must reach (0.80);
+  - the old readout's AUROC on the new model is below what any fit must reach (0.80), and has fallen
+    by more than `AS_IT_WAS` since the fit or is below `LOWEST`: a fit may choose a readout within
+    its margin of 0.80, and rounding moves one that lies close;
   - it is more than `SEPARATION_MARGIN` below the best readout of a new fit, the 95 % interval of
     this difference lies above zero, and it has fallen by more than `AS_IT_WAS` since the fit;
   - the old edit raises the refusal log-odds by less than `EFFECT_KEPT` of what it did.
@@ -11,7 +13,7 @@ recalibrate, if none of these but any of the following holds:
     where old scores are not known, its exact interval excludes the target;
   - the share of unsafe prompts beyond it has fallen (McNemar, `ALPHA`);
   - the re-centring offset of a kind of picture has moved by more than `MOVED` text gaps;
-  - no rate can be compared, and a centroid has moved by more than `MOVED` text gaps.
+  - no rate of texts can be compared, and a centroid has moved by more than `MOVED` text gaps.
 keep otherwise.
 
 A small change of every score that leaves separation, rates and offsets alone is no reason: no
@@ -23,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardrail.fit.select import MINIMUM_AUROC
+from guardrail.fit.select import MARGIN, MINIMUM_AUROC
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 SEPARATION_MARGIN = 0.03  # AUROC
 AS_IT_WAS = 0.01  # AUROC
+LOWEST = MINIMUM_AUROC - MARGIN - AS_IT_WAS
 EFFECT_KEPT = 0.5
 ALPHA = 0.01
 MOVED = 0.1  # text gaps
@@ -60,7 +63,7 @@ def _lost(figures: Figures) -> Iterator[str]:
     before = _before(found)
     fallen = before is None or before - found.old.value > AS_IT_WAS
     then = "" if before is None else f" ({before:.3f} at the fit)"
-    if found.old.value < MINIMUM_AUROC:
+    if found.old.value < (MINIMUM_AUROC if fallen else LOWEST):
         yield (
             f"the old readout separates with an AUROC of {found.old.value:.3f}{then}; "
             f"{MINIMUM_AUROC:.2f} is needed, and a new fit reaches {found.best.value:.3f}"
@@ -87,7 +90,8 @@ def _lost(figures: Figures) -> Iterator[str]:
 def _moved(figures: Figures) -> Iterator[str]:
     comparable = False
     for rate in figures.rates:
-        comparable = comparable or rate.p_value is not None or rate.target is not None
+        known = rate.p_value is not None or rate.target is not None
+        comparable = comparable or (known and rate.modality == "text")
         if _differs(rate) or _misses_target(rate):
             yield _rate_in_words(rate)
     for offset in figures.offsets:

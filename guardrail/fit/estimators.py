@@ -81,11 +81,13 @@ def shrinkage_lda(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
     """Within-class covariance, shrunk (Ledoit and Wolf 2004), solved for the difference of means.
 
     Forms of (n, d) and (m, d) float64 -> (d,). Classes and forms weigh the same, however many
-    prompts they have; how a class moves between forms counts as variation within it.
+    prompts they have; how a class moves between forms counts as variation within it. NaN where
+    nothing varies.
     """
     pooled = (_covariance(unsafe) + _covariance(safe)) / 2
-    solved: Tensor = torch.linalg.solve(pooled, mean_difference(unsafe, safe))
-    return solved
+    solved: Tensor
+    solved, singular = torch.linalg.solve_ex(pooled, mean_difference(unsafe, safe))
+    return torch.full_like(solved, torch.nan) if singular else solved
 
 
 ESTIMATORS = {"difference of means": mean_difference, "shrinkage LDA": shrinkage_lda}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from guardrail.fit.collect import Collector
     from guardrail.fit.estimators import LinearReadout
     from guardrail.fit.reading import Readings
+    from guardrail.types import Request
 
 CAUSAL_PROMPTS, STEERED_PROMPTS = 12, 20
 CANDIDATE_LAYERS, STEERING_LAYERS = 4, 2
@@ -69,14 +70,18 @@ def measured_effects(
     collect: Collector, readings: Readings, edits: Sequence[Steering], prefixes: Sequence[str]
 ) -> list[CausalEffect]:
     """What edits without a gate do to the fit's safe prompts, always the same ones of a set."""
-    plain = readings.forms["plain"]
-    ordinary = plain.samples_of("select", lambda kind: kind == "ordinary")
-    ordinary = ordinary or plain.samples_of("select", is_safe)  # a user's set may have none
     token_ids = refusal_token_ids(
         lambda words: collect.loaded.tokenizer.encode(words, add_special_tokens=False), prefixes
     )
-    safe = [sample.request for sample in spread(ordinary, CAUSAL_PROMPTS)]
-    return causal_effects(collect, safe, edits, token_ids)
+    return causal_effects(collect, causal_prompts(readings), edits, token_ids)
+
+
+def causal_prompts(readings: Readings) -> list[Request]:
+    """The safe prompts on which edits are measured, at most `CAUSAL_PROMPTS`."""
+    plain = readings.forms["plain"]
+    ordinary = plain.samples_of("select", lambda kind: kind == "ordinary")
+    ordinary = ordinary or plain.samples_of("select", is_safe)  # a user's set may have none
+    return [sample.request for sample in spread(ordinary, CAUSAL_PROMPTS)]
 
 
 def _eligible(readings: Readings, readout: LinearReadout) -> list[int]:

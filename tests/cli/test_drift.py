@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -82,7 +83,7 @@ def report(verdict: str, artefact_id: str = "guard-old", *, transport: bool = Fa
         ),
         transport=TransportFigures(
             coordinates=32, moved=30, flipped=12, unexplained=0.41, ambiguous=0.0,
-            auroc_fitted=None, auroc_before=0.6, auroc_after=0.9, source="means",
+            auroc_fitted=None, auroc_before=0.6, auroc_after=0.9, shift=0.0, source="means",
             reason="the change is not a signed permutation",
         ) if transport else None,
         scores=(
@@ -299,3 +300,32 @@ def test_scores_of_single_prompts_are_no_part_of_an_artefacts_facts(run, saved, 
     path = old.revised(extra=extra).save(tmp_path / "made.guard.safetensors")
     found = json.loads(run("info", str(path), "--json").stdout)
     assert found["extra"] == {"drift": {"how": "refitted"}}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--fix", "-o", "{here}/a", "--out", "{here}/a"],
+        ["--out", "{here}/a", "--html", "{here}/./a"],
+        ["--out", "{artefact}"],
+        ["--html", "{artefact}"],
+    ],
+)
+def test_a_file_is_not_written_over_another(run, saved, checked, tmp_path, words):
+    artefact = tmp_path / "old.guard.safetensors"
+    artefact.write_bytes(Path(saved.artefact["pass"]).read_bytes())
+    before = artefact.read_bytes()
+    named = [word.format(here=tmp_path, artefact=artefact) for word in words]
+    done = run("drift", str(artefact), "--model", saved.model, *named)
+    assert done.exit_code == 2
+    assert "need a file each" in done.stderr
+    assert checked.calls == []
+    assert artefact.read_bytes() == before
+
+
+def test_the_new_artefact_may_take_the_old_ones_place(run, saved, checked, tmp_path):
+    artefact = tmp_path / "old.guard.safetensors"
+    artefact.write_bytes(Path(saved.artefact["pass"]).read_bytes())
+    old = Artefact.load(artefact).artefact_id
+    run("drift", str(artefact), "--model", saved.model, "--fix", "-o", str(artefact))
+    assert Artefact.load(artefact).header.parent == old

@@ -130,3 +130,64 @@ def test_residuals_that_overflow_are_an_error(text: Any, read: Any) -> None:
     readings = replace(read.readings, forms={**read.readings.forms, "plain": broken})
     with pytest.raises(DetectorError, match="another dtype"):
         read.fitted.scores(readings, "plain")
+
+
+def test_offsets_that_overflow_are_an_error(pictures: Any) -> None:
+    """Two pictures may overflow where one does not."""
+    from dataclasses import replace
+
+    from guardrail.drift.measure import offset_drifts
+    from guardrail.errors import DetectorError
+    from guardrail.fit.recentre import no_offsets
+
+    fine = no_offsets(*pictures.artefact.tensors["direction"].shape)
+    broken = replace(fine["images"], mean=fine["images"].mean * math.nan)
+    with pytest.raises(DetectorError, match="re-centring, images"):
+        list(offset_drifts(Fitted.of(pictures.artefact), fine | {"images": broken}))
+
+
+def test_the_edit_is_told_with_the_prompts_it_was_measured_on(read: Any) -> None:
+    from dataclasses import replace
+
+    form = read.readings.forms["plain"]
+    ordinary = [
+        i
+        for i, (split, kind) in enumerate(zip(form.splits, form.kinds, strict=True))
+        if (split, kind) == ("select", "ordinary")
+    ]
+    kept = [i for i in range(len(form.kinds)) if i not in ordinary[5:]]
+    fewer = replace(
+        form,
+        samples=[form.samples[i] for i in kept],
+        residuals=form.residuals[kept],
+        splits=[form.splits[i] for i in kept],
+        kinds=[form.kinds[i] for i in kept],
+    )
+    readings = replace(read.readings, forms={"plain": fewer})
+    found = measure(read.fitted, read.collect, readings, read.candidates)
+    assert found.steering.n == 5
+
+
+def test_an_edit_needs_no_calibration(text: Any) -> None:
+    assert Fitted.of(text.artefact.revised(calibration={})).edit() is not None
+
+
+def test_what_is_lost_is_measured_on_the_same_prompts(drifted: Any) -> None:
+    found = drifted("llama", "tuned to comply").report.figures.separation
+    assert found.best.value - found.old.value > 0.03
+    assert found.lost.value == pytest.approx(found.best.value - found.old.value)
+    assert found.dropped.value == pytest.approx(found.fitted.value - found.old.value)
+    assert found.lost.low < found.lost.value < found.lost.high
+
+
+def test_a_stronger_edit_is_measured_at_the_strength_of_the_fits_causal_test(text: Any) -> None:
+    kept, factor = text.artefact.header.steering, 2.5
+    wider = {name: getattr(kept, name) * factor for name in ("gain", "a_max", "region_max")}
+    figures = kept.figures | {"factor": kept.figures["factor"] * factor}
+    stronger = kept.model_copy(update=wider | {"figures": figures})
+    was, now = (
+        Fitted.of(artefact).edit()
+        for artefact in (text.artefact, text.artefact.revised(steering=stronger))
+    )
+    for name in ("gain", "a_max", "region_max"):
+        assert getattr(now, name) == pytest.approx(getattr(was, name))

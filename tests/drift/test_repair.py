@@ -167,3 +167,31 @@ def test_a_refit_asks_the_model_nothing_twice(text: Any, changed: Any) -> None:
 def test_an_artefact_without_any_calibration_has_no_targets(text: Any) -> None:
     with pytest.raises(CalibrationError, match="no calibration of texts or images"):
         targets(text.artefact.revised(calibration={}))
+
+
+def test_thresholds_that_cannot_be_renewed_do_not_stay(
+    pictures: Any, template: Any, changed: Any
+) -> None:
+    """None of another model's thresholds under the new model's name."""
+    from guardrail.drift.fitted import Fitted
+
+    calibration = pictures.artefact.header.calibration
+    old = pictures.artefact.revised(calibration=calibration | {"video": calibration["image"]})
+    identity = fingerprint(changed("llava", "template"))
+    made = recalibrated(Fitted.of(old), template.readings, identity, {})
+    assert set(made.header.calibration) == {"text", "image"}
+    assert any("video thresholds are gone" in w for w in made.header.warnings)
+
+
+def test_an_artefact_for_pictures_alone_is_checked_and_recalibrated(
+    pictures: Any, template: Any, changed: Any
+) -> None:
+    """It has targets, and none for texts."""
+    from guardrail.drift.fitted import Fitted
+
+    image = pictures.artefact.header.calibration["image"]
+    old = pictures.artefact.revised(calibration={"image": image})
+    assert pictures.check(pictures.loaded, artefact=old).report.verdict == "keep"
+    identity = fingerprint(changed("llava", "template"))
+    made = recalibrated(Fitted.of(old), template.readings, identity, {})
+    assert made.header.calibration["text"].targets == image.targets

@@ -97,13 +97,16 @@ KEPT = {
     "separation fell and no fit does better": {"separation": separation(0.85, best=0.86)},
     "the offset moved a little": {"offsets": (OffsetDrift(kind="image", fitted=0.3, now=0.38),)},
     "the rate is not the target's, as at the fit": {"rates": (rate(5, 5),)},
-    "fewer benign prompts, by chance": {"rates": (rate(14, 20, p=0.1),)},
+    "fewer benign prompts, by chance": {"rates": (rate(14, 20, p=0.011),)},
     "more unsafe prompts are found": {
         "rates": (rate(190, 150, label="unsafe", target=None, p=1e-6),)
     },
     "the edit does half": {"steering": steering(1.05)},
     "the edit does more": {"steering": steering(4.0)},
     "there is no edit": {"steering": None},
+    "as close to what a fit needs as at the fit": {
+        "separation": separation(0.792, best=0.801, fitted=0.796)
+    },
     "an old artefact's rates fit the target": {"rates": (rate(22, None),)},
 }
 MOVED = {
@@ -119,6 +122,16 @@ MOVED = {
     "no rate is known, the safe centroid moved": (
         {"rates": (rate(6, None, target=None),), "centroids_now": (0.15, 1.0)}, "0.15 (safe)"
     ),
+    "no rate of texts is known, the safe centroid moved": (
+        {
+            "rates": (
+                rate(6, None, target=None),
+                rate(20).model_copy(update={"modality": "image"}),
+            ),
+            "centroids_now": (0.15, 1.0),
+        },
+        "0.15 (safe)",
+    ),
     "no rate is known, the unsafe centroid moved": (
         {"rates": (), "centroids_now": (0.0, 0.8)}, "0.80 (unsafe)"
     ),
@@ -126,6 +139,12 @@ MOVED = {
 LOST = {
     "below what any fit needs": (
         {"separation": separation(0.79, best=0.81, recorded=0.81, fitted=None)}, "0.790"
+    ),
+    "below it, and fallen": (
+        {"separation": separation(0.792, best=0.81, fitted=0.81)}, "0.80 is needed"
+    ),
+    "far below it, though it was so at the fit": (
+        {"separation": separation(0.78, best=0.79, fitted=0.782)}, "0.80 is needed"
     ),
     "below a new fit": ({"separation": separation(0.88, best=0.93)}, "0.050 below"),
     "below a new fit, only the record known": (

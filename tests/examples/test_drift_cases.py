@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -57,3 +59,56 @@ def test_every_case_says_what_is_right(cases: Any) -> None:
     known = {"keep", "recalibrate", "refit", cases.ERROR}
     assert all(case.right and set(case.right) <= known for case in cases.CASES)
     assert len({case.name for case in cases.CASES}) == len(cases.CASES)
+
+
+@pytest.fixture
+def ran(cases: Any, monkeypatch: Any) -> Any:
+    """`ran(out, "b", artefact="x")`: a run of three cases whose outcomes cost nothing."""
+    from types import SimpleNamespace
+
+    made = tuple(cases.Case(name, lambda old, _: old, ("keep",)) for name in ("a", "b", "bc"))
+    monkeypatch.setattr(cases, "CASES", made)
+    monkeypatch.setattr(cases, "load_model", lambda *_args, **_options: None)
+
+    def run(out: Path, only: str = "", *, artefact: str = "x", verdict: str = "keep") -> None:
+        found = SimpleNamespace(artefact_id=artefact)
+        monkeypatch.setattr(cases.Artefact, "load", lambda _path: found)
+        monkeypatch.setattr(
+            cases,
+            "outcome",
+            lambda case, *_: cases.Outcome(case.name, case.right, verdict, True, ("so",)),
+        )
+        cases.main(Path("model"), Path("artefact"), out, per_kind=0, only=only)
+
+    return run
+
+
+def told(out: Path) -> dict[str, str]:
+    rows = json.loads((out / "drift_cases.json").read_text())["cases"]
+    table = (out / "drift_cases.md").read_text().splitlines()[2:]
+    pairs = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in table]
+    assert pairs == [(row["name"], row["verdict"]) for row in rows]
+    return dict(pairs)
+
+
+def test_some_cases_run_again_leave_the_others_in_place(ran: Any, tmp_path: Path) -> None:
+    ran(tmp_path)
+    ran(tmp_path, "b", verdict="refit")
+    assert list(told(tmp_path).items()) == [("a", "keep"), ("b", "refit"), ("bc", "refit")]
+    ran(tmp_path)
+    assert set(told(tmp_path).values()) == {"keep"}
+
+
+@pytest.mark.parametrize("what", ["another artefact", "no JSON", "another form"])
+def test_rows_of_another_run_are_not_mixed_in(ran: Any, tmp_path: Path, what: str) -> None:
+    ran(tmp_path, artefact="y")
+    if what != "another artefact":
+        rows = "{" if what == "no JSON" else json.dumps({"artefact": "x", "cases": [{"name": "a"}]})
+        (tmp_path / "drift_cases.json").write_text(rows)
+    ran(tmp_path, "b", verdict="refit")
+    assert told(tmp_path) == {"b": "refit", "bc": "refit"}
+
+
+def test_a_name_that_fits_no_case_is_refused(ran: Any, tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="no case's name contains 'z'"):
+        ran(tmp_path, "z")

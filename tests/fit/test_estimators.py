@@ -131,3 +131,10 @@ def test_separation_weighs_every_kind_of_safe_prompt_the_same() -> None:
     expected = {"near": auroc([1, 2, 3, 4], [1.5, 9]), "ordinary": 1.0}
     assert found.by_kind == expected
     assert found.mean == pytest.approx((0.375 + 1) / 2)
+
+
+@pytest.mark.parametrize("name", ["difference of means", "shrinkage LDA"])
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_a_layer_that_is_the_same_for_every_prompt_has_no_readout(name: str, value: float) -> None:
+    unsafe, safe = torch.full((20, 2, 8), value), torch.full((30, 2, 8), value)
+    assert readout(name, 0, [unsafe], [safe]) is None
