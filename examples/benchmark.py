@@ -99,7 +99,7 @@ def main(
     if only in ("", "drift"):
         run.script(
             *("drift_cases.py", "--model", model, "--artefact", run.artefact),
-            *("--out", run.out / "drift"),
+            *("--out", run.out / "drift", "--resume"),
         )
         made["drift"] = (run.out / "drift/drift_cases.md").read_text("utf-8").splitlines()
     if only in ("", "cost"):

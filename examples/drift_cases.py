@@ -161,6 +161,9 @@ def main(
     out: Annotated[Path, typer.Option(help="where drift_cases.json and .md go")],
     per_kind: Annotated[int, typer.Option(help="prompts of a kind; 0 uses the artefact")] = 48,
     only: Annotated[str, typer.Option(help="cases whose name contains this")] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="leave out cases that the files hold already")
+    ] = False,
 ) -> None:
     """Run every case and print the table; exits with 1 when a verdict is not the right one.
 
@@ -175,8 +178,9 @@ def main(
         fitted = fitted_again(fitted, old, per_kind, out, work)
     found: list[Outcome] = []
     names = [case.name for case in CASES]
-    before = earlier(out, fitted) if only else []
-    for case in chosen:
+    before = earlier(out, fitted) if only or resume else []
+    known = {one.name for one in before} if resume else set()
+    for case in (case for case in chosen if case.name not in known):
         try:
             found.append(outcome(case, fitted, old, work))
         except GuardrailError as error:
@@ -185,8 +189,10 @@ def main(
         typer.echo("\n".join(f"  {reason}" for reason in found[-1].reasons), err=True)
         save(out, fitted, merged(before, found, names))
         gc.collect()  # a model's copy is large, and refers to itself
-    typer.echo("\n".join(table(merged(before, found, names))))
-    if not all(one.right for one in found):
+    every = merged(before, found, names)
+    save(out, fitted, every)
+    typer.echo("\n".join(table(every)))
+    if not all(one.right for one in every):
         raise typer.Exit(1)
 
 

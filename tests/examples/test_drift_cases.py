@@ -70,7 +70,14 @@ def ran(cases: Any, monkeypatch: Any) -> Any:
     monkeypatch.setattr(cases, "CASES", made)
     monkeypatch.setattr(cases, "load_model", lambda *_args, **_options: None)
 
-    def run(out: Path, only: str = "", *, artefact: str = "x", verdict: str = "keep") -> None:
+    def run(
+        out: Path,
+        only: str = "",
+        *,
+        artefact: str = "x",
+        verdict: str = "keep",
+        resume: bool = False,
+    ) -> None:
         found = SimpleNamespace(artefact_id=artefact)
         monkeypatch.setattr(cases.Artefact, "load", lambda _path: found)
         monkeypatch.setattr(
@@ -78,7 +85,7 @@ def ran(cases: Any, monkeypatch: Any) -> Any:
             "outcome",
             lambda case, *_: cases.Outcome(case.name, case.right, verdict, True, ("so",)),
         )
-        cases.main(Path("model"), Path("artefact"), out, per_kind=0, only=only)
+        cases.main(Path("model"), Path("artefact"), out, per_kind=0, only=only, resume=resume)
 
     return run
 
@@ -97,6 +104,14 @@ def test_some_cases_run_again_leave_the_others_in_place(ran: Any, tmp_path: Path
     assert list(told(tmp_path).items()) == [("a", "keep"), ("b", "refit"), ("bc", "refit")]
     ran(tmp_path)
     assert set(told(tmp_path).values()) == {"keep"}
+
+
+def test_a_resumed_run_makes_what_is_missing(ran: Any, tmp_path: Path) -> None:
+    ran(tmp_path, "b")
+    ran(tmp_path, verdict="refit", resume=True)
+    assert told(tmp_path) == {"a": "refit", "b": "keep", "bc": "keep"}
+    ran(tmp_path, artefact="y", verdict="refit", resume=True)
+    assert set(told(tmp_path).values()) == {"refit"}
 
 
 @pytest.mark.parametrize("what", ["another artefact", "no JSON", "another form"])
