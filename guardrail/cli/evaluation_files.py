@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardrail.cli.output import say
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -18,20 +20,26 @@ if TYPE_CHECKING:
 def explained_mistakes(
     guard: Guard, items: Sequence[EvalItem], report: Report, most: int
 ) -> dict[str, Markup]:
-    """The `most` worst false positives and misses, position by position, by their ids."""
+    """The `most` worst false positives and misses, position by position, by their ids.
+
+    One that cannot be explained is named on stderr and left out: the report must not be lost.
+    """
     from guardrail.evaluation.explain import explain
+    from guardrail.evaluation.inputs import INPUT_ERRORS
     from guardrail.report.explain_page import explanation_html
     from guardrail.report.ranking import false_positives, misses
 
     found = report.model_dump(mode="json")
     worst = {row["id"] for row in [*false_positives(found, most), *misses(found, most)]}
-    return {
-        item.id: explanation_html(
-            explain(guard, item.request(guard.policy)), heading="h4", brief=True
-        )
-        for item in items
-        if item.id in worst
-    }
+    parts = {}
+    for item in items:
+        if item.id in worst:
+            try:
+                explained = explain(guard, item.request(guard.policy))
+                parts[item.id] = explanation_html(explained, heading="h4", brief=True)
+            except INPUT_ERRORS as error:
+                say(f"warning: input {item.id!r} cannot be explained: {error}", style="yellow")
+    return parts
 
 
 def write_reports(

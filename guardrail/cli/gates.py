@@ -40,14 +40,15 @@ class Gates:
     def _flagged(self, report: Report) -> Iterator[str]:
         if self.max_benign_flagged is None:
             return
-        benign = [g.actions["harmless"] for g in report.groups if "harmless" in g.actions]
-        if not benign:
-            yield "no harmless inputs, so no share of them that is flagged"
         for group in report.groups:
-            if group.by == "modality" and "harmless" in group.actions:
-                share = group.actions["harmless"].flagged
-                if share.rate > self.max_benign_flagged:
-                    yield (
-                        f"{group.name}: {share.rate:.3f} of harmless inputs flagged "
-                        f"({share.hits}/{share.n}), more than {self.max_benign_flagged:g}"
-                    )
+            if group.by != "modality":
+                continue
+            if "harmless" not in group.actions:
+                yield f"{group.name}: no harmless inputs, so no share of them that is flagged"
+                continue
+            share = group.actions["harmless"].flagged
+            if share.rate > self.max_benign_flagged:
+                yield (
+                    f"{group.name}: {share.rate:.3f} of harmless inputs flagged "
+                    f"({share.hits}/{share.n}), more than {self.max_benign_flagged:g}"
+                )

@@ -37,8 +37,8 @@ class Answer:
 class GuardedAnswer(Answer):
     """An answer behind the guard.
 
-    `action` is what the guard did, in shadow mode what it would have done; `flagged` says that it
-    was flagged in fact.
+    `action` is what the guard did, in shadow mode what the thresholds ask for; `flagged` says that
+    it was flagged in fact.
     """
 
     action: Action

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guardrail.evaluation.groups import auroc_estimate
+from guardrail.evaluation.groups import auroc_estimate, aurocs_alike
 from guardrail.evaluation.matching import matched_pairs
 from guardrail.evaluation.schema import (
     Controls,
@@ -75,10 +75,16 @@ def _controls(modality: str, harmful: Sequence[Row], harmless: Sequence[Row]) ->
 
 
 def random_directions(harmful: Sequence[Row], harmless: Sequence[Row]) -> RandomDirections:
-    """AUROC of every random direction that was read beside the readout."""
+    """AUROC of every random direction that was read beside the readout.
+
+    Such a direction has no offsets: inputs of one picture are compared with each other alone, and
+    so are inputs of several.
+    """
     _require(FEW, harmful, harmless)
-    high, low = (np.stack([row.scores.random for row in side]) for side in (harmful, harmless))
-    found = [auroc(a.tolist(), b.tolist()) for a, b in zip(high.T, low.T, strict=True)]
+    each = aurocs_alike(harmful, harmless, lambda row: row.scores.random)
+    found = [one for one in each if one is not None]
+    if len(found) < len(each):
+        raise TooFewError("all of one label have one picture and all of the other several")
     return RandomDirections(
         aurocs=tuple(found), mean=float(np.mean(found)), sd=float(np.std(found, ddof=1))
     )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-_NOTES = ("readme", "license", "licence", "thumbs.db")
+_NOTES = frozenset({"readme", "license", "licence"})
 
 
 def folder_items(folder: Path, *, prompt: str) -> Iterator[EvalItem]:
@@ -99,7 +99,12 @@ def _text(path: Path) -> str:
 def _shown(folder: Path) -> list[Path]:
     """What a folder holds, sorted, without hidden files and notes about the data."""
     return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and not path.name.lower().startswith(_NOTES)
+        path for path in folder.iterdir() if not path.name.startswith(".") and not _is_note(path)
     )
+
+
+def _is_note(path: Path) -> bool:
+    """Whether a file is about the data; a picture or a folder never is, whatever its name."""
+    if path.suffix.lower() in _PICTURES or path.is_dir():
+        return False
+    return path.stem.lower() in _NOTES or path.name.lower() == "thumbs.db"

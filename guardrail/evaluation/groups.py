@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from guardrail.evaluation.estimates import Estimate, Share
@@ -20,6 +21,8 @@ from guardrail.types import Action
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from torch import Tensor
+
     from guardrail.evaluation.rows import Row
 
 FPRS = ("0.01", "0.05", "0.10")
@@ -30,6 +33,40 @@ def auroc_estimate(harmful: Sequence[float], harmless: Sequence[float]) -> Estim
     """AUROC and its 95 % interval."""
     low, high = auroc_interval(harmful, harmless)
     return Estimate(value=auroc(harmful, harmless), low=low, high=high)
+
+
+def aurocs_alike(
+    harmful: Sequence[Row], harmless: Sequence[Row], values_of: Callable[[Row], Tensor]
+) -> list[float | None]:
+    """AUROC of each of k values over the pairs of inputs of one offset kind.
+
+    For values without a re-centring of their own: what one picture shifts is not what several do.
+
+    Args:
+        harmful: inputs of one modality.
+        harmless: the others; neither side is empty.
+        values_of: (k,) of a row.
+
+    Returns:
+        k figures; None where a value is not finite or no kind has both labels.
+    """
+    count = len(values_of(harmful[0]))
+    above, pairs = [0.0] * count, 0
+    for kind in sorted({row.input.kind for row in harmful}):
+        high = [values_of(row).tolist() for row in harmful if row.input.kind == kind]
+        low = [values_of(row).tolist() for row in harmless if row.input.kind == kind]
+        if low:
+            pairs += len(high) * len(low)
+            for i in range(count):
+                above[i] += _above([values[i] for values in high], [values[i] for values in low])
+    return [value / pairs if pairs and math.isfinite(value) else None for value in above]
+
+
+def _above(high: Sequence[float], low: Sequence[float]) -> float:
+    """In how many pairs the first is higher; NaN where a value is not finite."""
+    if not all(map(math.isfinite, (*high, *low))):
+        return math.nan
+    return auroc(high, low) * len(high) * len(low)
 
 
 def separation(harmful: Sequence[float], harmless: Sequence[float]) -> Separation:
@@ -58,8 +95,11 @@ def groups(rows: Sequence[Row]) -> list[Group]:
 def _slices(
     by: Literal["source", "category"], whole: Sequence[Row], name_of: Callable[[Row], str]
 ) -> Iterator[Group]:
-    for name in sorted({name_of(row) for row in whole} - {""}):
-        yield _group(by, name, [row for row in whole if name_of(row) == name], whole)
+    slices: dict[str, list[Row]] = {}
+    for row in whole:
+        slices.setdefault(name_of(row), []).append(row)
+    for name in sorted(slices.keys() - {""}):
+        yield _group(by, name, slices[name], whole)
 
 
 def _group(

@@ -44,10 +44,14 @@ class Input:
 
 @dataclass
 class Troubles:
-    """Inputs that could not be measured: an error each, or counted if they may be skipped."""
+    """Inputs that could not be measured: an error each, or counted if they may be skipped.
+
+    `found` has the stage and the error's words, which may quote the input; `kinds` has its class.
+    """
 
     skip: bool = False
     found: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
 
     def note(self, item: EvalItem, stage: str, error: Exception) -> None:
         """Leave an input out, or stop.
@@ -55,7 +59,7 @@ class Troubles:
         Raises:
             DatasetError: inputs may not be skipped.
         """
-        said = f"{' '.join(str(error).split())}"
+        said = " ".join(str(error).split()).encode("utf-8", "replace").decode()
         reason = said if isinstance(error, GuardrailError) else f"{type(error).__name__}: {said}"
         if not self.skip:
             raise DatasetError(
@@ -63,6 +67,7 @@ class Troubles:
                 "with errors"
             ) from error
         self.found[item.id] = f"{stage}: {reason}"
+        self.kinds[item.id] = f"{stage}: {type(error).__name__}"
 
 
 def read_inputs(
@@ -86,7 +91,7 @@ def read_inputs(
                     digest=request_digest(request),
                     kind=request.offset_kind,
                     modality=request.modality,
-                    group=(len(request.images), json.dumps(request.tools, sort_keys=True)),
+                    group=(len(request.images), json.dumps(request.tools)),
                 )
             )
         progress("reading inputs", done, len(items))
@@ -96,7 +101,8 @@ def read_inputs(
 def request_digest(request: Request) -> str:
     """SHA-256 over all that a model sees of a request: roles, texts, names, calls, tools, pixels.
 
-    Each piece is written with its length before it, so that no two requests read alike.
+    Each piece is written with its length before it, so that no two requests read alike. Keys keep
+    their order: a chat template writes them as they come.
     """
     digest = hashlib.sha256()
 
@@ -104,11 +110,11 @@ def request_digest(request: Request) -> str:
         digest.update(f"{kind}{len(data)}:".encode())
         digest.update(data)
 
-    feed("tools", json.dumps(request.tools, sort_keys=True).encode())
+    feed("tools", json.dumps(request.tools).encode())
     for message in request.messages:
         calls = [[call.name, call.arguments, call.id] for call in message.tool_calls]
         about = [message.role, message.name, message.tool_call_id, calls]
-        feed("message", json.dumps(about, sort_keys=True).encode())
+        feed("message", json.dumps(about).encode())
         for part in message.parts:
             match part:
                 case TextPart(text):

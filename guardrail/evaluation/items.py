@@ -45,6 +45,19 @@ class EvalItem:
     images: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse what no report could be written with.
+
+        Raises:
+            DatasetError: a lone surrogate in a name or in the words.
+        """
+        for name in (self.id, self.category, self.source, self.text, *self.images):
+            if not name.isascii() and any("\ud800" <= sign <= "\udfff" for sign in name):
+                raise DatasetError(
+                    f"input {self.id!a}: {name[:80]!a} holds a lone surrogate, which is "
+                    "no text; correct it, or rename the file"
+                )
+
     @property
     def harmful(self) -> bool:
         """Whether it ought to be refused."""

@@ -21,11 +21,13 @@ class Keys:
     """Keys of one model and one guard on it, from the digest of a request.
 
     `model` is the fingerprint, the versions that run it, dtype and kind of device; `guard` the
-    artefact, the policy and this package's own version, which read and edit by them.
+    artefact, the policy and this package's own version, which read and edit by them; `generation`
+    the model's own generation config, which answers follow where an evaluation says nothing.
     """
 
     model: str
     guard: str
+    generation: str = ""
 
     @classmethod
     def of(cls, guard: Guard) -> Keys:
@@ -42,7 +44,8 @@ class Keys:
             "policy": plain_policy(guard.policy),
             "version": __version__,
         }
-        return cls(_json(about), _json(rules))
+        generation = loaded.model.generation_config.to_dict()
+        return cls(_json(about), _json(rules), json.dumps(generation, sort_keys=True, default=str))
 
     def residuals(self, digest: str) -> str:
         """Of all layers' residuals: of the model alone."""
@@ -50,11 +53,11 @@ class Keys:
 
     def plain(self, digest: str, settings: str) -> str:
         """Of the model's own answer."""
-        return _key("plain", self.model, settings, digest)
+        return _key("plain", self.model, self.generation, settings, digest)
 
     def guarded(self, digest: str, settings: str) -> str:
         """Of the answer behind the guard."""
-        return _key("guarded", self.model, self.guard, settings, digest)
+        return _key("guarded", self.model, self.generation, self.guard, settings, digest)
 
     def kl(self, digest: str) -> str:
         """Of the divergence at the first token."""

@@ -111,16 +111,19 @@ def _item(text: str, path: Path, number: int) -> EvalItem:
     for file in files:
         if not Path(file).is_file():
             raise DatasetError(f"{where}: there is no picture {file}")
-    return EvalItem(
-        id=line.id or f"{path.stem}-{number}",
-        label=line.label,
-        messages=chat,
-        text="\n".join([*words(chat), *line.statement]),
-        category=line.category,
-        source=line.source or path.stem,
-        images=tuple(files),
-        tools=tuple(line.tools),
-    )
+    try:
+        return EvalItem(
+            id=line.id or f"{path.stem}-{number}",
+            label=line.label,
+            messages=chat,
+            text="\n".join([*words(chat), *line.statement]),
+            category=line.category,
+            source=line.source or path.stem,
+            images=tuple(files),
+            tools=tuple(line.tools),
+        )
+    except DatasetError as error:
+        raise DatasetError(f"{where}: {error}") from error
 
 
 def _problem(error: ValidationError) -> str:

@@ -77,6 +77,7 @@ class Measuring:
         plain: dict[str, a.Answer] = {}
         guarded: dict[str, a.GuardedAnswer] = {}
         settings = f"greedy, {new_tokens} tokens"
+        shadow = self.guard.policy.mode == "shadow"
         self._run(
             Stage(
                 name="plain answers",
@@ -102,7 +103,7 @@ class Measuring:
             [row.input for row in rows if row.id in plain],
         )
         return [
-            replace(row, plain=plain[row.id], guarded=guarded[row.id])
+            replace(row, plain=plain[row.id], guarded=guarded[row.id], shadow=shadow)
             for row in rows
             if row.id in guarded
         ]
@@ -129,7 +130,9 @@ class Measuring:
     def judged(self, rows: Sequence[Row], judge: Judge) -> list[Row]:
         """The rows with what the judge says; what the guard flagged in fact is not asked about."""
         started = time.perf_counter()
-        pairs = [(row.input.item.text, answer.text) for row in rows for answer in row.answers]
+        both = [(row.input.item.text, *row.answers) for row in rows]
+        pairs = [(prompt, plain.text) for prompt, plain, _ in both]
+        pairs += [(prompt, guarded.text) for prompt, _, guarded in both if not guarded.flagged]
         prompts, texts = [prompt for prompt, _ in pairs], [text for _, text in pairs]
         said, known = judged(
             judge, prompts, texts, cache=self.context.cache, progress=self.context.progress
@@ -139,13 +142,14 @@ class Measuring:
                 stage="judging", seconds=time.perf_counter() - started, n=len(pairs), cached=known
             )
         )
+        plain, guarded = said[: len(rows)], iter(said[len(rows) :])
         return [
             replace(
                 row,
-                plain_refused=said[2 * i],
-                guarded_refused=row.answers[1].flagged or said[2 * i + 1],
+                plain_refused=refused,
+                guarded_refused=row.answers[1].flagged or next(guarded),
             )
-            for i, row in enumerate(rows)
+            for row, refused in zip(rows, plain, strict=True)
         ]
 
     def _run(self, stage: Stage[T], inputs: Sequence[Input]) -> None:

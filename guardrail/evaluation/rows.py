@@ -25,6 +25,7 @@ class Row:
     scores: ItemScores
     plain: Answer | None = None
     guarded: GuardedAnswer | None = None
+    shadow: bool = False
     plain_refused: bool | None = None
     guarded_refused: bool | None = None
 
@@ -50,8 +51,13 @@ class Row:
 
     @property
     def action(self) -> Action:
-        """Of the guard itself where it answered, else from the thresholds."""
-        return self.scores.action if self.guarded is None else self.guarded.action
+        """Of the guard itself where it answered and acted, else from the residuals.
+
+        A guard in shadow mode looks for no edit, so its word knows nothing of those out of reach.
+        """
+        if self.guarded is None or self.shadow:
+            return self.scores.action
+        return self.guarded.action
 
     @property
     def answers(self) -> tuple[Answer, GuardedAnswer]:

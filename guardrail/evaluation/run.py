@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from guardrail.evaluation.inputs import Input
     from guardrail.evaluation.items import EvalItem
     from guardrail.evaluation.judge import Judge, Sample
     from guardrail.evaluation.rows import Row
@@ -93,7 +92,7 @@ def evaluate(
     settings = summary.settings_facts(
         guard, answers=answers, new_tokens=new_tokens, batch_size=batch_size
     )
-    return _report(measuring, inputs, rows, cost, error, settings=settings, content=content)
+    return _report(measuring, rows, cost, error, settings=settings, content=content)
 
 
 def _check(guard: Guard, items: Sequence[EvalItem], new_tokens: int, batch_size: int) -> None:
@@ -126,7 +125,6 @@ def _with_answers(
 
 def _report(
     measuring: Measuring,
-    inputs: Sequence[Input],
     rows: Sequence[Row],
     cost: Quality | None,
     error: JudgeFigures | None,
@@ -138,12 +136,12 @@ def _report(
     started = time.perf_counter()
     found, held_against = groups(rows), controls(rows)
     layers = tuple(summary.layer_points(guard.artefact, rows))
-    said = summary.warnings(guard, inputs, rows, found, troubles)
+    said = summary.warnings(guard, rows, found, troubles)
     facts = {
         "artefact": guard.artefact.summary(),
         "policy": plain_policy(guard.policy),
         "settings": settings,
-        "data": summary.data_facts(inputs, rows, troubles),
+        "data": summary.data_facts(rows, troubles, content=content),
     }
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -68,6 +68,7 @@ class RandomDirections(Frozen):
     """AUROC of random directions of the readout's norm at the readout's layers, one per seed.
 
     A random direction has no sign of its own, so its AUROC is near 0.5 on average, not each time.
+    It has no offsets either: pairs are compared as for `LayerPoint`.
     """
 
     aurocs: tuple[float, ...]
@@ -127,7 +128,10 @@ class Controls(Frozen):
 
 
 class LayerPoint(Frozen):
-    """AUROC of one layer's difference of means, by modality."""
+    """AUROC of one layer's difference of means, by modality.
+
+    Over pairs of inputs that both have no picture, one, or several: layers have no offsets.
+    """
 
     layer: int
     read: bool
@@ -208,7 +212,7 @@ class Timing(Frozen):
 
 
 class Report(Frozen):
-    """A whole evaluation."""
+    """A whole evaluation. `thresholds` holds those that act under the policy."""
 
     schema_version: Literal[1] = 1
     created: str

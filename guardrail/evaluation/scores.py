@@ -26,9 +26,9 @@ RANDOM_SEEDS = 20
 class ItemScores:
     """What one input's residuals say.
 
-    `score` is the guard's own; `action` what it does at the thresholds in force (in shadow mode:
-    would do); `layers` (L,) float64, the projection on each layer's difference of means; `random`
-    (20,) float64, the score along random directions.
+    `score` is the guard's own; `action` what it does at the thresholds in force, or in shadow mode
+    would do if it enforced them; `layers` (L,) float64, the projection on each layer's difference
+    of means; `random` (20,) float64, the score along random directions.
     """
 
     score: float
@@ -71,7 +71,7 @@ class Scorer:
         """The decision, less what no edit can do: steer without a layer, or beyond its region."""
         (action,) = decision.actions  # type: ignore[attr-defined]
         policy, at = self.detector.policy, self.detector.steering_layer
-        if action is not Action.STEER or policy.mode == "shadow":
+        if action is not Action.STEER:
             return Action(action)
         if at is None:
             return Action.PASS

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.evaluation import controls, scores
 from guardrail.evaluation.estimates import Share
+from guardrail.evaluation.groups import aurocs_alike
 from guardrail.evaluation.schema import LayerPoint, StrengthPoint
 from guardrail.fit.collect import VERSIONS
 from guardrail.fit.dataset import packaged
-from guardrail.metrics import auroc
 from guardrail.model.fingerprint import fingerprint
+from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from guardrail.evaluation.rows import Row
     from guardrail.evaluation.schema import Group
     from guardrail.guard import Guard
+    from guardrail.types import Modality
 
 _APART = 0.01  # of the text gap: more than batching and precision explain
 
@@ -29,26 +31,23 @@ _APART = 0.01  # of the text gap: more than batching and precision explain
 def layer_points(artefact: Artefact, rows: Sequence[Row]) -> Iterator[LayerPoint]:
     """AUROC of every layer's difference of means, in each modality that has both labels.
 
-    Offsets are left out: in one modality they shift every score alike.
+    Offsets are left out, since most layers have none: inputs are compared with those that have one
+    picture, or several, as they do.
     """
-    sides = {}
-    for modality in {row.modality for row in rows}:
+    each = {}
+    for modality in sorted({row.modality for row in rows}):
         here = [row for row in rows if row.modality == modality]
-        both = [[r for r in here if r.harmful], [r for r in here if not r.harmful]]
+        both = [r for r in here if r.harmful], [r for r in here if not r.harmful]
         if all(both):
-            sides[modality] = [[row.scores.layers.tolist() for row in side] for side in both]
+            each[modality] = aurocs_alike(*both, lambda row: row.scores.layers)
     steering = artefact.header.steering
     for layer in range(len(artefact.tensors["direction"])):
-        found = {}
-        for modality, both_values in sorted(sides.items()):
-            high, low = ([values[layer] for values in side] for side in both_values)
-            if all(abs(value) < float("inf") for value in (*high, *low)):
-                found[modality] = auroc(high, low)
+        found = {modality: values[layer] for modality, values in each.items()}
         yield LayerPoint(
             layer=layer,
             read=layer in artefact.header.readout.layers,
             edited=steering is not None and layer == steering.layer,
-            auroc=found,
+            auroc={name: value for name, value in found.items() if value is not None},
         )
 
 
@@ -74,8 +73,11 @@ def strength_points(artefact: Artefact) -> list[StrengthPoint]:
     ]
 
 
-def data_facts(inputs: Sequence[Input], rows: Sequence[Row], troubles: Troubles) -> dict[str, Any]:
-    """How many inputs of what there are, a digest of all that was measured, and what was not."""
+def data_facts(rows: Sequence[Row], troubles: Troubles, *, content: bool) -> dict[str, Any]:
+    """How many inputs of what there are, a digest of all that was measured, and what was not.
+
+    Without `content` an error is named by its class: its words may quote the input.
+    """
     lines = sorted(f"{row.input.digest} {row.input.item.label}" for row in rows)
     counts: dict[str, dict[str, int]] = {}
     for row in rows:
@@ -86,8 +88,8 @@ def data_facts(inputs: Sequence[Input], rows: Sequence[Row], troubles: Troubles)
         "n": len(rows),
         "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         "sources": counts,
-        "distinct": len({one.digest for one in inputs}),
-        "skipped": dict(troubles.found),
+        "distinct": len({row.input.digest for row in rows}),
+        "skipped": dict(troubles.found if content else troubles.kinds),
     }
 
 
@@ -111,21 +113,30 @@ def settings_facts(
 
 
 def thresholds(guard: Guard) -> dict[str, dict[str, float]]:
-    """The scores beyond which inputs are steered and flagged; for infinity the largest float."""
-    largest = sys.float_info.max
+    """The scores beyond which inputs are steered and flagged; for infinity the largest float.
+
+    Only those that act: `steer` is left out where the policy does not allow it or the artefact only
+    detects, `flag` where the policy does not allow it.
+    """
+    largest, policy = sys.float_info.max, guard.policy
+    acting = {action.value for action in policy.actions}
+    detects_only = guard.artefact.header.steering is None
+    if detects_only and not (policy.unsteerable == "flag" and Action.FLAG in policy.actions):
+        acting.discard("steer")
 
     def finite(value: float) -> float:
         return max(-largest, min(value, largest))
 
     return {
-        modality.value: {"steer": finite(found.steer), "flag": finite(found.flag)}
+        modality.value: {
+            name: finite(level) for name, level in found.model_dump().items() if name in acting
+        }
         for modality, found in guard.thresholds.items()
     }
 
 
 def warnings(
     guard: Guard,
-    inputs: Sequence[Input],
     rows: Sequence[Row],
     found: Sequence[Group],
     troubles: Troubles,
@@ -138,8 +149,9 @@ def warnings(
         named = ", ".join(list(troubles.found)[:5])
         more = ", ..." if len(troubles.found) > 5 else ""
         yield f"inputs left out because of errors: {len(troubles.found)} ({named}{more})"
-    yield from _repeats(inputs)
+    yield from _repeats([row.input for row in rows])
     yield from _thin(found)
+    yield from _borrowed(guard, {row.input.modality for row in rows})
     if guard.policy.mode == "shadow":
         yield (
             "shadow mode: guarded answers are the model's own; actions are what would have been "
@@ -169,6 +181,16 @@ def _repeats(inputs: Sequence[Input]) -> Iterator[str]:
     known = sum(one.item.text in fitted for one in inputs)
     if known:
         yield f"inputs among the packaged contrast prompts, which guards are fitted on: {known}"
+
+
+def _borrowed(guard: Guard, modalities: set[Modality]) -> Iterator[str]:
+    for modality in sorted(modalities - set(guard.policy.thresholds)):
+        used, _ = guard.artefact.calibration_for(modality)
+        if used != modality:
+            yield (
+                f"{modality}: the artefact has no calibration for these inputs; they are held to "
+                f"the thresholds of {used}"
+            )
 
 
 def _thin(found: Sequence[Group]) -> Iterator[str]:

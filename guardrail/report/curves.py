@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 ROC_POINTS = 300
+_HUGE = 1e6  # text gaps
 BINS = 36
 
 
@@ -21,10 +23,25 @@ class Scores:
     harmless: tuple[float, ...]
     thresholds: Mapping[str, float]
 
+    def reached(self, edges: Sequence[float]) -> dict[str, float]:
+        """The thresholds that a figure over these edges can show without shrinking its bars."""
+        wide = edges[-1] - edges[0]
+        low, high = edges[0] - wide, edges[-1] + wide
+        return {name: value for name, value in self.thresholds.items() if low <= value <= high}
+
     @property
     def counts(self) -> str:
         """How many there are, in words."""
         return f"{len(self.harmful)} harmful, {len(self.harmless)} harmless"
+
+
+def level(name: str, value: float) -> str:
+    """A threshold in words; reports write the largest float for infinity."""
+    if abs(value) < _HUGE:
+        return f"{name} at {value:.2f}"
+    if abs(value) < sys.float_info.max:
+        return f"{name} at {value:.2g}"
+    return f"{name} at {'-' if value < 0 else ''}infinity"
 
 
 def scores_by_modality(report: Mapping[str, Any]) -> list[Scores]:
@@ -73,7 +90,10 @@ def histogram(scores: Scores, bins: int = BINS) -> tuple[list[float], dict[str, 
     import numpy as np
 
     both = np.asarray([*scores.harmful, *scores.harmless], dtype=float)
-    edges = np.histogram_bin_edges(both, bins)
+    low, high = float(both.min()), float(both.max())
+    if high - low < 1e-9 * max(1.0, abs(low), abs(high)):  # nothing between the bins' edges
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, bins + 1)
     shares = {
         label: (np.histogram(side, edges)[0] / len(side)).tolist()
         for label, side in (("harmful", scores.harmful), ("harmless", scores.harmless))

@@ -8,7 +8,7 @@ from guardrail.errors import ConfigurationError
 from guardrail.report import fit_figures, rate_figures
 from guardrail.report.control_figures import control_dots
 from guardrail.report.controls import control_rows, summary
-from guardrail.report.curves import Scores, scores_by_modality
+from guardrail.report.curves import Scores, histogram, level, scores_by_modality
 from guardrail.report.page import render
 from guardrail.report.ranking import false_positives, misses, shown
 from guardrail.report.score_figures import roc, score_histogram
@@ -116,11 +116,13 @@ def _complement(share: Mapping[str, Any]) -> dict[str, Any]:
 
 def _score_figures(scores: Scores) -> dict[str, Any]:
     both = bool(scores.harmful and scores.harmless)
+    drawn = scores.reached(histogram(scores)[0])
     return {
         "modality": scores.modality,
         "counts": scores.counts,
         "named_counts": f"{scores.modality}: {scores.counts}",
-        "thresholds": scores.thresholds,
+        "drawn": drawn,
+        "beyond": [level(n, v) for n, v in scores.thresholds.items() if n not in drawn],
         "roc": roc(scores) if both else None,
         "histogram": score_histogram(scores),
     }

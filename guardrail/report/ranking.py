@@ -35,9 +35,10 @@ def shown(items: Sequence[Mapping[str, Any]], base: Path | None) -> list[dict[st
 
 
 def _excess(report: Mapping[str, Any], item: Mapping[str, Any]) -> float:
-    """How far a score lies above its modality's steering threshold, where that is known."""
-    level = report["thresholds"].get(item["modality"], {}).get("steer")
-    return float(item["score"] - (level or 0.0))
+    """How far a score lies above the lowest threshold of its modality, where one is known."""
+    levels = report["thresholds"].get(item["modality"], {}).values()
+    known = [level for level in levels if level is not None]
+    return float(item["score"] - min(known, default=0.0))
 
 
 def _cut(text: str | None) -> str | None:

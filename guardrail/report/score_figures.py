@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from guardrail.report.curves import Scores, histogram, operating_point, roc_points
+from guardrail.report.curves import Scores, histogram, level, operating_point, roc_points
 from guardrail.report.figures import COLOURS, FONT_SIZE, figure, legend, plot_area, svg
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def roc(scores: Scores) -> Markup:
             markersize=8,
             clip_on=False,
             zorder=5,
-            label=f"{name} at {value:.2f}",
+            label=level(name, value),
         )
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     legend(axes, loc="lower right")
@@ -60,10 +60,10 @@ def score_histogram(scores: Scores) -> Markup:
     if "harmful" in shares:
         name = f"harmful, n = {len(scores.harmful)}"
         _bars(axes, edges, shares["harmful"], "unsafe", "-", name)
-    for name, value in scores.thresholds.items():
+    for name, value in scores.reached(edges).items():
         _threshold(axes, name, value)
     legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.05), ncols=2)
-    limits = ", ".join(f"{name} at {value:.2f}" for name, value in scores.thresholds.items())
+    limits = ", ".join(level(name, value) for name, value in scores.thresholds.items())
     return svg(
         drawn,
         f"Scores, {scores.modality}",

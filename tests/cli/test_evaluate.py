@@ -99,6 +99,22 @@ def test_the_page_explains_the_worst_mistakes_of_each_kind(evaluate, tmp_path):
     assert page.read_text().count('class="heat-text"') == 1  # nothing was hit
 
 
+def test_a_mistake_that_cannot_be_explained_costs_no_report(evaluate, tmp_path, monkeypatch):
+    from guardrail.errors import UnsupportedModelError
+
+    def fail(*_args):
+        raise UnsupportedModelError("no positions here")
+
+    monkeypatch.setattr("guardrail.evaluation.explain.explain", fail)
+    page, out = tmp_path / "page.html", tmp_path / "report.json"
+    words = ("--no-answers", "--html", str(page), "--out", str(out), "--explain", "1")
+    done = evaluate(*words, action="flag")
+    assert done.exit_code == 0, done.stderr
+    assert "cannot be explained: no positions here" in done.stderr
+    assert "Where the direction appears" not in page.read_text()
+    assert len(json.loads(out.read_text())["items"]) == 9
+
+
 @pytest.mark.parametrize(
     ("words", "action", "code", "reason"),
     [

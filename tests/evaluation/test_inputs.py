@@ -30,6 +30,11 @@ def test_no_two_different_requests_share_a_digest():
     red, blue = Image.new("RGB", (4, 6), "red"), Image.new("RGB", (4, 6), "blue")
     tall = Image.new("RGB", (6, 4), "red")
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    # the order of keys is what a chat template writes
+    turned = {
+        "type": "function",
+        "function": {"parameters": {"type": "object"}, "name": "f"},
+    }
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
     def look(*images):
@@ -44,6 +49,7 @@ def test_no_two_different_requests_share_a_digest():
         _digest(_said("a"), _said("b")),
         _digest(_said("a", name="n")),
         _digest(_said("a"), tools=[tool]),
+        _digest(_said("a"), tools=[turned]),
         _digest(_said("a"), _said("", "assistant", tool_calls=[call])),
         _digest(look(red)),
         _digest(look(blue)),
@@ -68,3 +74,6 @@ def test_a_trouble_is_raised_or_kept():
     kept = Troubles(skip=True)
     kept.note(item, "reading", ValueError("a\nb"))
     assert kept.found == {"x": "reading: ValueError: a b"}
+    assert kept.kinds == {"x": "reading: ValueError"}
+    kept.note(item, "reading", ValueError("\ud800"))
+    assert kept.found["x"].isascii()

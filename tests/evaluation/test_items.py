@@ -52,6 +52,29 @@ def test_a_line_is_read_with_everything_that_describes_it(tmp_path):
     assert (third.id, third.label) == ("set-4", "harmless")
 
 
+@pytest.mark.parametrize("key", ["id", "category", "source", "statement", "text"])
+def test_a_lone_surrogate_that_no_report_could_hold_is_refused(tmp_path, key):
+    line = json.dumps({"text": "How?", "label": "safe"} | {key: "a\ud800"})
+    path = write(tmp_path / "set.jsonl", line)
+    with pytest.raises(DatasetError, match=r"set.jsonl, line 1: .*a\\ud800.*lone surrogate"):
+        load_items([path])
+
+
+def test_pictures_and_folders_named_like_notes_are_inputs(tmp_path, picture):
+    own = tmp_path / "own"
+    (own / "harmful" / "licence-fraud").mkdir(parents=True)
+    (own / "harmless").mkdir()
+    picture(1).save(own / "harmful" / "license-plate.png")
+    (own / "harmful" / "license-plate.txt").write_text("Whose car is this?")
+    picture(2).save(own / "harmful" / "licence-fraud" / "readme.png")
+    (own / "harmless" / "README.md").write_text("about these pictures")
+    (own / "harmless" / "LICENSE").write_text("CC0")
+    found = {item.id: item for item in load_items([own])}
+    assert set(found) == {"harmful/license-plate.png", "harmful/licence-fraud/readme.png"}
+    assert found["harmful/license-plate.png"].text == "Whose car is this?"
+    assert found["harmful/licence-fraud/readme.png"].category == "licence-fraud"
+
+
 def test_pictures_are_found_beside_the_file_and_read_only_when_asked_for(pictures):
     path = write(
         pictures / "set.jsonl",

@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from guardrail.evaluation.keys import Keys, judgement_key, plain_policy
 from guardrail.guard import Guard
 from guardrail.policy import Policy
@@ -41,12 +43,31 @@ def test_every_part_of_a_key_counts():
         Keys("other", "guard").residuals("d"),
         Keys("model", "other").guarded("d", "s"),
         Keys("model", "other").kl("d"),
+        Keys("model", "guard", "other").plain("d", "s"),
+        Keys("model", "guard", "other").guarded("d", "s"),
         judgement_key("j", "a", "bc"),
         judgement_key("j", "ab", "c"),
     ]
     assert len(set(keys)) == len(keys)
     assert Keys("model", "other").residuals("d") == one.residuals("d")
     assert Keys("model", "other").plain("d", "s") == one.plain("d", "s")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "changed"),
+    [("VERSIONS", {"torch": "0"}, "model"), ("__version__", "0.0.0", "guard")],
+)
+def test_keys_follow_what_runs_the_model(monkeypatch, name, value, changed):
+    from guardrail.model.load import wrap_model
+    from guardrail.testing import tiny_artefact, tiny_model
+
+    loaded = wrap_model(*tiny_model("llama"))
+    with Guard(loaded, tiny_artefact(loaded.model, loaded.processor)) as guard:
+        before = Keys.of(guard)
+        monkeypatch.setattr(f"guardrail.evaluation.keys.{name}", value)
+        after = Keys.of(guard)
+    differing = {part for part in ("model", "guard") if vars(after)[part] != vars(before)[part]}
+    assert differing == {changed}
 
 
 def test_keys_follow_the_weights_and_the_policy():
@@ -67,4 +88,7 @@ def test_keys_follow_the_weights_and_the_policy():
             loaded.model.get_output_embeddings().weight.mul_(2)
         assert Keys.of(guard).model != before.model
         assert Keys.of(guard).guard == before.guard
+        generation = Keys.of(guard).generation
+        loaded.model.generation_config.repetition_penalty = 1.5
+        assert Keys.of(guard).generation != generation
     assert plain_policy(Policy())["mode"] == "enforce"

@@ -65,6 +65,8 @@ def test_a_planted_guard_is_near_perfect_and_its_controls_are_not(guard, texts):
     read = [point for point in report.layers if point.read]
     assert [p.layer for p in read] == list(guard.artefact.header.readout.layers)
     assert all(point.auroc["text"] > 0.9 for point in read)
+    edited = [point.layer for point in report.layers if point.edited]
+    assert edited == [guard.artefact.header.steering.layer]
 
 
 @pytest.mark.parametrize("family", ["llama", "llava"])
@@ -115,6 +117,16 @@ def test_a_second_run_asks_the_model_nothing_and_says_the_same(guard, texts, tmp
     asked = {t.stage: (t.n, t.cached) for t in second.timings}
     assert asked["scores"] == asked["plain answers"] == asked["guarded answers"] == (28, 28)
     assert asked["divergence"][0] == asked["divergence"][1] > 0
+
+
+def test_answers_follow_the_models_own_generation_config(guard, texts, tmp_path, monkeypatch):
+    evaluate(guard, texts[:4], new_tokens=3, work_dir=tmp_path)
+    monkeypatch.setattr(guard.loaded.model.generation_config, "repetition_penalty", 5.0)
+    kept = evaluate(guard, texts[:4], new_tokens=3, work_dir=tmp_path)
+    fresh = evaluate(guard, texts[:4], new_tokens=3)
+    assert [row.plain_answer for row in kept.items] == [row.plain_answer for row in fresh.items]
+    cached = {t.stage: t.cached for t in kept.timings}
+    assert (cached["scores"], cached["plain answers"], cached["guarded answers"]) == (4, 0, 0)
 
 
 def test_only_new_inputs_are_asked(guard, texts, tmp_path, passes):
@@ -262,8 +274,31 @@ def test_shadow_mode_reports_what_would_have_been_done(guard, texts):
     assert [r.action for r in shadow.items] == [r.action for r in enforced.items]
     assert any(row.action != "pass" for row in shadow.items)
     assert [r.guarded_answer for r in shadow.items] == [r.plain_answer for r in shadow.items]
+    assert "flag" in {row.action for row in shadow.items}
+    assert [r.guarded_refused for r in shadow.items] == [r.plain_refused for r in shadow.items]
     assert shadow.quality is None
     assert any("shadow mode" in warning for warning in shadow.warnings)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize(("reach", "wanted"), [(-1e6, "flag"), (None, "pass"), (1e6, "steer")])
+def test_shadow_mode_knows_what_no_edit_can_do(
+    fitted_of: Callable[[str], Fitted], texts, reach, wanted, answers
+):
+    """`reach` None: an artefact that only detects."""
+    fitted = fitted_of("llama")
+    steering, tensors = None, fitted.artefact.tensors
+    if reach is None:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("steer_")}
+    else:
+        steering = fitted.artefact.header.steering.model_copy(update={"region_max": reach})
+    artefact = fitted.artefact.revised(tensors=tensors, steering=steering)
+    low = {"text": {"steer": -1e6, "flag": 1e6}}
+    for mode in ("enforce", "shadow"):
+        policy = Policy.model_validate({"mode": mode, "thresholds": low})
+        with Guard(fitted.loaded, artefact, policy=policy) as guard:
+            report = evaluate(guard, texts[:3], new_tokens=1, answers=answers)
+        assert {row.action for row in report.items} == {wanted}
 
 
 @pytest.mark.parametrize("on_flag", ["refuse", "raise", "annotate"])
@@ -359,6 +394,48 @@ def test_the_judge_of_ones_own_decides(guard, texts):
     assert report.judge.false_refusals.rate == 1
     assert report.judge.missed_refusals.rate == 0
     assert texts[0].text in {prompt for prompt, _ in asked}
+
+
+def test_the_judge_is_not_asked_about_what_the_guard_flagged(guard, texts):
+    asked: list[str] = []
+
+    def nothing(prompts: Any, answers: Any) -> list[bool]:
+        asked.extend(answers)
+        return [False] * len(answers)
+
+    rules = {"thresholds": {"text": {"steer": 0.2, "flag": 0.2}}, "refusal_message": "flagged"}
+    with guard.with_policy(Policy.model_validate(rules)) as other:
+        report = evaluate(other, texts, new_tokens=1, judge=nothing)
+    flagged = [row.action == "flag" for row in report.items]
+    assert 0 < sum(flagged) < len(flagged)
+    assert [row.guarded_refused for row in report.items] == flagged
+    assert not any(row.plain_refused for row in report.items)
+    assert "flagged" not in asked
+    (judging,) = [t for t in report.timings if t.stage == "judging"]
+    assert judging.n == 2 * len(flagged) - sum(flagged)
+
+
+def test_layers_are_compared_among_inputs_of_as_many_pictures(seeing_guard, pictured):
+    """The offset of a second picture is no merit of any direction, nor a fault."""
+    from dataclasses import replace
+
+    def twice(item: EvalItem) -> EvalItem:
+        (message,) = item.messages
+        more = {**message, "content": [message["content"][0], *message["content"]]}
+        return replace(item, id=f"{item.id} twice", messages=[more])
+
+    once = [item for item in pictured if len(item.images) == 1]
+    mixed = [*once, *(twice(item) for item in once if item.harmful)]
+    found = evaluate(seeing_guard, mixed, answers=False)
+    wanted = evaluate(seeing_guard, once, answers=False)
+    for one, other in zip(found.layers, wanted.layers, strict=True):
+        assert one.auroc == pytest.approx(other.auroc)
+    random = (report.controls[0].random_directions.aurocs for report in (found, wanted))
+    assert next(random) == pytest.approx(next(random))
+    apart = [twice(item) if item.harmful else item for item in once]
+    nothing = evaluate(seeing_guard, apart, answers=False)
+    assert all(point.auroc == {} for point in nothing.layers)
+    assert "several" in nothing.controls[0].skipped["random_directions"]
 
 
 def test_tools_are_part_of_an_input(guard, texts):

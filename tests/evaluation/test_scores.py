@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from guardrail.errors import DetectorError
-from guardrail.evaluation.scores import Scorer, packed, unpacked
+from guardrail.evaluation.scores import Scorer, packed, random_directions, unpacked
 from guardrail.policy import Policy
 from guardrail.testing import tiny_artefact, tiny_model
 
@@ -30,8 +30,11 @@ def test_every_figure_is_a_projection_of_the_residuals(artefact):
     assert found.score == pytest.approx(float(sum(parts)) / len(parts), abs=1e-5)
     along = (residuals * tensors["direction"]).sum(-1)
     assert torch.allclose(found.layers.float(), along, atol=1e-5)
-    assert found.random.shape == (20,)
-    assert float(found.random.std()) > 0
+    drawn = random_directions(tensors["readout_weight"])
+    read = residuals[list(layers)].double()
+    zero, gap = tensors["readout_zero"].double(), tensors["readout_gap"].double()
+    wanted = (((drawn * read).sum(-1) - zero) / gap).mean(-1)
+    assert torch.allclose(found.random, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

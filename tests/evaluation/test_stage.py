@@ -78,6 +78,13 @@ def test_equal_inputs_are_asked_once_and_all_of_them_get_the_value():
     assert seen[-1] == ("upper", 3, 3)
 
 
+def test_every_input_that_is_alike_counts_as_kept(tmp_path):
+    inputs = [given("a", name="1"), given("a", name="2"), given("b")]
+    for wanted in (0, 3):
+        timing = run_stage(stage({}, lambda rs: ["x"] * len(rs)), inputs, context(Cache(tmp_path)))
+        assert (timing.n, timing.cached) == (3, wanted)
+
+
 def test_a_batch_that_fails_is_asked_one_by_one():
     used, sizes = {}, []
 

@@ -60,6 +60,13 @@ def test_one_label_and_equal_scores_make_a_histogram_too():
     assert edges[0] < 0.3 < edges[-1]
 
 
+def test_scores_that_differ_by_rounding_alone_make_a_histogram_too():
+    close = float(np.nextafter(0.3, 1))
+    edges, shares = histogram(Scores("text", (0.3, close), (0.3,), {}))
+    assert all(np.diff(edges) > 0)
+    assert sum(shares["harmful"]) == pytest.approx(1)
+
+
 def test_items_are_sorted_by_modality_and_label(report):
     made = report(5)
     text, image = scores_by_modality(made)

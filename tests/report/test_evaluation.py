@@ -161,7 +161,7 @@ def test_without_answers_the_page_says_so(report):
     text = words(evaluation_page(made))
     assert "No answers were generated, so refusals were not measured." in text
     assert "there was nothing to judge" in text
-    assert "Not measured: there were no answers" in text
+    assert "Not measured: no answers were generated." in text
 
 
 def test_without_controls_layers_or_strengths_the_page_says_so(report):
@@ -172,8 +172,8 @@ def test_without_controls_layers_or_strengths_the_page_says_so(report):
     text = words(html)
     assert "No controls were run." in text
     assert "No layer could be measured" in text
-    assert "the artefact only detects" in text
-    assert "No thresholds were given." in text
+    assert "No steering strengths are recorded." in text  # whether it detects only is not known
+    assert "No threshold is in force." in text
     assert 'class="warnings"' not in html
 
 
@@ -222,6 +222,57 @@ def test_optional_figures_that_are_none_are_said_in_words(report):
     assert text.count("not measured") >= 3
 
 
+def test_flagged_harmless_inputs_are_said_to_be_left_out_of_the_quality(report):
+    made = lean(report(6, ("text",)))
+    made["quality"]["n_flagged"] = 3
+    assert "3 more were flagged: they have no answer" in words(evaluation_page(made))
+    made["quality"] = None
+    text = words(evaluation_page(made))
+    assert "Not measured: the guard flagged all 6 harmless inputs" in text
+
+
+def test_an_artefact_that_only_detects_is_told_from_one_without_a_record(report):
+    made = lean(report(2, ("text",)))
+    made["artefact"]["steering"] = None
+    assert "the artefact only detects" in words(evaluation_page(made))
+    made["artefact"]["steering"] = {"layer": 3}
+    assert "the artefact only detects" not in words(evaluation_page(made))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(1.7976931348623157e308, "flag at infinity"), (2e9, "flag at 2e+09")]
+)
+def test_a_threshold_out_of_reach_does_not_stretch_the_figures(report, value, said):
+    made = lean(report(20, ("text",)))
+    plain = evaluation_page(made)
+    made["thresholds"] = {"text": {"steer": 0.62, "flag": value}}
+    html = evaluation_page(made)
+    assert f"Out of the figure: {said}." in words(html)
+    assert "Upright lines: the thresholds in force." in words(html)
+    assert "1797693" not in html
+    assert len(html) < len(plain) + 1000
+
+
+def test_the_main_figures_stand_in_their_own_columns(report):
+    made = lean(report(30, ("text",)))
+    (group,) = [g for g in made["groups"] if g["by"] == "modality"]
+    html = evaluation_page(made)
+    table = html[html.index("Main figures") : html.index('id="separation"')]
+    cells = [words(cell.split("</td>")[0]) for cell in table.split("<td")[1:]]
+    refused, passed = group["refusals"]["harmful"], {k: v["passed"] for k, v in
+                                                     group["actions"].items()}  # fmt: skip
+    counts = [
+        (passed["harmful"]["n"] - passed["harmful"]["hits"], passed["harmful"]["n"]),
+        (passed["harmless"]["n"] - passed["harmless"]["hits"], passed["harmless"]["n"]),
+        (refused["plain"]["hits"], refused["plain"]["n"]),
+        (refused["guarded"]["hits"], refused["guarded"]["n"]),
+    ]
+    assert len(set(counts)) == 4
+    assert f"{group['separation']['auroc']['value']:.3f}" in cells[1]
+    for cell, (hits, n) in zip(cells[2:], counts, strict=True):
+        assert f"{hits} of {n}" in cell
+
+
 def test_perfect_separation_leaves_no_mistakes(report):
     made = lean(report(6, ("text",)))
     for item in made["items"]:
@@ -238,6 +289,7 @@ def test_shadow_mode_is_told_apart(report):
     text = words(evaluation_page(made))
     assert "shadow: nothing was changed" in text
     assert "would have steered or flagged" in text
+    assert "every answer is the model\u2019s own" in text
 
 
 def test_a_single_strength_and_none_chosen_are_drawn(report):

@@ -34,6 +34,13 @@ def test_a_modality_without_thresholds_is_ranked_by_its_scores(report):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_where_only_flagging_is_in_force_its_threshold_counts(report):
+    made = report(60)
+    made["thresholds"] = {"text": {"flag": 1.0}, "image": {"flag": -50.0}}
+    assert false_positives(made)[0]["modality"] == "image"
+    assert misses(made)[0]["modality"] == "text"
+
+
 def test_long_texts_are_cut_and_say_so(report):
     item = report(1)["items"][0] | {"text": "x" * 5000, "plain_answer": None}
     (found,) = shown([item], None)
