@@ -13,7 +13,11 @@ from guardrail.cli.output import say, write_rows
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from guardrail.drift.schema import DriftReport, Estimate, Share, TransportFigures
+    from guardrail.drift.schema import (
+        DriftReport,
+        TransportFigures,
+    )
+    from guardrail.estimates import Estimate, Share
 
 NONE, WIDE = "-", 140
 

@@ -75,7 +75,9 @@ def evaluate(
     work_dir: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", file_okay=False, help="Keep what was asked; resumes, and reuses it."
+            metavar="DIR",
+            file_okay=False,
+            help="Keep residuals and answers there (in plain); resumes.",
         ),
     ] = None,
     policy: o.PolicyFile = None,

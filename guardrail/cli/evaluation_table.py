@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from guardrail.evaluation.estimates import Estimate, Share
+    from guardrail.estimates import Estimate, Share
     from guardrail.evaluation.schema import Controls, Group, Report
 
 

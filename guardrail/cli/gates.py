@@ -33,7 +33,7 @@ class Gates:
                 continue
             if group.separation is None:
                 yield f"{group.name}: no AUROC with one label only; {self.min_auroc:g} is asked for"
-            elif group.separation.auroc.value < self.min_auroc:
+            elif not group.separation.auroc.value >= self.min_auroc:  # nan is never reached
                 found = group.separation.auroc.value
                 yield f"{group.name}: AUROC {found:.3f} is below {self.min_auroc:g}"
 
@@ -47,7 +47,7 @@ class Gates:
                 yield f"{group.name}: no harmless inputs, so no share of them that is flagged"
                 continue
             share = group.actions["harmless"].flagged
-            if share.rate > self.max_benign_flagged:
+            if not share.rate <= self.max_benign_flagged:
                 yield (
                     f"{group.name}: {share.rate:.3f} of harmless inputs flagged "
                     f"({share.hits}/{share.n}), more than {self.max_benign_flagged:g}"

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardrail.drift.schema import Estimate, FormSeparation, Separation
+from guardrail.drift.schema import (
+    FormSeparation,
+    Separation,
+)
 from guardrail.drift.separation import Judged, MeanAuroc, mean_auroc
+from guardrail.estimates import Estimate
 from guardrail.fit.select import choose, is_safe, is_unsafe, refitted
 from guardrail.metrics import auroc, auroc_interval
 

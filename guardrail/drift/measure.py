@@ -11,7 +11,6 @@ from guardrail.drift.compared import separations
 from guardrail.drift.fitted import KINDS, require_finite
 from guardrail.drift.rates import rate_drifts
 from guardrail.drift.schema import (
-    Estimate,
     Figures,
     Label,
     LayerDrift,
@@ -20,6 +19,7 @@ from guardrail.drift.schema import (
     ScoreShift,
     SteeringDrift,
 )
+from guardrail.estimates import Estimate
 from guardrail.fit.select import is_safe, is_unsafe
 from guardrail.fit.steer_search import causal_prompts, measured_effects
 from guardrail.fit.steering import steering_at

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from guardrail.drift.schema import Label, RateDrift, Share
+from guardrail.drift.schema import (
+    Label,
+    RateDrift,
+)
 from guardrail.errors import CalibrationError
+from guardrail.estimates import Share
 from guardrail.fit.reference import DECIMALS
 from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE
 from guardrail.fit.select import is_safe, is_unsafe

@@ -7,12 +7,11 @@ nats. Intervals are 95 %.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
-if TYPE_CHECKING:
-    from guardrail.metrics import Rate
+from guardrail.estimates import Estimate, Frozen, Share
 
 SCHEMA_VERSION = 1
 
@@ -21,34 +20,7 @@ Verdict = Literal["keep", "recalibrate", "refit"]
 Repair = Literal["fingerprint", "recalibrated", "transported", "refitted"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Estimate(_Frozen):
-    """A figure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Share(_Frozen):
-    """A rate of n inputs and its exact 95 % interval."""
-
-    rate: float
-    hits: int
-    n: int
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, rate: Rate) -> Self:
-        """A `Rate` as it is written down."""
-        return cls.model_validate(rate.to_dict())
-
-
-class FieldChange(_Frozen):
+class FieldChange(Frozen):
     """A field of the fingerprint that differs; `decides`: it makes another model."""
 
     field: str
@@ -57,7 +29,7 @@ class FieldChange(_Frozen):
     decides: bool
 
 
-class LayerDrift(_Frozen):
+class LayerDrift(Frozen):
     """Old and new difference of means at one layer; `cosine` is None where either is unusable."""
 
     layer: int
@@ -68,7 +40,7 @@ class LayerDrift(_Frozen):
     gap_now: float
 
 
-class FormSeparation(_Frozen):
+class FormSeparation(Frozen):
     """AUROC of unsafe against all safe prompts of the selection split, in one form.
 
     `fitted`: the old readout on the fitted model. `old`: the same readout on this model. `same`:
@@ -84,7 +56,7 @@ class FormSeparation(_Frozen):
     best: Estimate
 
 
-class Separation(_Frozen):
+class Separation(Frozen):
     """The figure a fit chooses by: AUROC averaged over kinds of safe prompts, then over forms.
 
     `lost` is best - old, `dropped` fitted - old, on the same prompts. `n` counts prompts.
@@ -103,7 +75,7 @@ class Separation(_Frozen):
     dropped: Estimate | None
 
 
-class RateDrift(_Frozen):
+class RateDrift(Frozen):
     """Share of held-out prompts above an old threshold.
 
     `fitted` is the share of the same prompts on the fitted model and `p_value` McNemar's, exact;
@@ -121,7 +93,7 @@ class RateDrift(_Frozen):
     p_value: float | None
 
 
-class ScoreShift(_Frozen):
+class ScoreShift(Frozen):
     """Mean scores of one form and label outside the fit split; `shift` is paired by prompt."""
 
     form: str
@@ -132,7 +104,7 @@ class ScoreShift(_Frozen):
     shift: Estimate | None
 
 
-class OffsetDrift(_Frozen):
+class OffsetDrift(Frozen):
     """What a kind of picture adds to the score, along the old readout."""
 
     kind: str
@@ -140,7 +112,7 @@ class OffsetDrift(_Frozen):
     now: float
 
 
-class SteeringDrift(_Frozen):
+class SteeringDrift(Frozen):
     """What the old edit does to safe prompts without a gate, at the strength causality is tested.
 
     Shift of the log-odds of a refusal's first token and KL(plain || edited), means over `n`
@@ -158,7 +130,7 @@ class SteeringDrift(_Frozen):
     kl_fresh: float | None
 
 
-class Scores(_Frozen):
+class Scores(Frozen):
     """Scores of one form and label outside the fit split, in the same order; None: not known."""
 
     form: str
@@ -167,7 +139,7 @@ class Scores(_Frozen):
     fitted: tuple[float, ...] | None
 
 
-class Figures(_Frozen):
+class Figures(Frozen):
     """Everything that is measured; the verdict depends on nothing else.
 
     `centroids_now` are the scores of this model's centroids of the fit split (0 and 1 at the fit).
@@ -183,7 +155,7 @@ class Figures(_Frozen):
     steering: SteeringDrift | None
 
 
-class TransportFigures(_Frozen):
+class TransportFigures(Frozen):
     """The signed permutation that comes nearest to carrying the old means into the new ones.
 
     `unexplained` is the residual's length relative to the means', root mean square over layers;
@@ -207,7 +179,7 @@ class TransportFigures(_Frozen):
     reason: str | None
 
 
-class Repaired(_Frozen):
+class Repaired(Frozen):
     """The artefact that was made, how, and where it was written (None: not written)."""
 
     artefact_id: str
@@ -215,7 +187,7 @@ class Repaired(_Frozen):
     path: str | None = None
 
 
-class DriftReport(_Frozen):
+class DriftReport(Frozen):
     """A whole comparison of an artefact with a model."""
 
     schema_version: Literal[1] = 1

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardrail.drift.schema import Estimate
+from guardrail.estimates import Estimate
 from guardrail.metrics import auroc_interval
 
 if TYPE_CHECKING:

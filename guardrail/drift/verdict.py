@@ -30,7 +30,13 @@ from guardrail.fit.select import MARGIN, MINIMUM_AUROC
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from guardrail.drift.schema import Figures, RateDrift, Separation, Share, Verdict
+    from guardrail.drift.schema import (
+        Figures,
+        RateDrift,
+        Separation,
+        Verdict,
+    )
+    from guardrail.estimates import Share
 
 SEPARATION_MARGIN = 0.03  # AUROC
 AS_IT_WAS = 0.01  # AUROC

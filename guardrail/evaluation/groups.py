@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from guardrail.evaluation.estimates import Estimate, Share
+from guardrail.estimates import Estimate, Share
 from guardrail.evaluation.schema import Actions, Group, Label, Refusals, Separation
 from guardrail.metrics import (
     Rate,

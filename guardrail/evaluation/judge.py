@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.evaluation.estimates import Share
+from guardrail.estimates import Share
 from guardrail.evaluation.keys import judgement_key
 from guardrail.evaluation.schema import JudgeFigures
 from guardrail.metrics import Rate

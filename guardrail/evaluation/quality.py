@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from guardrail.errors import DetectorError
-from guardrail.evaluation.estimates import Share
+from guardrail.estimates import Share
 from guardrail.evaluation.schema import Quality
 from guardrail.fit.causal import kl_divergence
 from guardrail.fit.forms import spread

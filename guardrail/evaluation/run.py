@@ -113,14 +113,14 @@ def _with_answers(
     measuring: Measuring, rows: list[Row], judge: Judge, sample: Sample, new_tokens: int
 ) -> tuple[list[Row], Quality | None, JudgeFigures]:
     """The rows with answers and judgements, what the guard costs, and the judge's own error."""
-    rows = measuring.answered(rows, new_tokens)
-    cost = None
+    # a judge that cannot be used says so before all answers are made
+    error = judge_figures(judge, sample, cache=measuring.context.cache)
+    rows, cost = measuring.answered(rows, new_tokens), None
     if measuring.guard.policy.mode == "enforce":
         divergence = measuring.divergence(rows)
         rows = [row for row in rows if row.id not in measuring.context.troubles.found]
         cost = quality(rows, divergence)
-    rows = measuring.judged(rows, judge)
-    return rows, cost, judge_figures(judge, sample, cache=measuring.context.cache)
+    return measuring.judged(rows, judge), cost, error
 
 
 def _report(

@@ -6,8 +6,8 @@ import hashlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from guardrail.estimates import Share
 from guardrail.evaluation import controls, scores
-from guardrail.evaluation.estimates import Share
 from guardrail.evaluation.groups import aurocs_alike
 from guardrail.evaluation.schema import LayerPoint, StrengthPoint
 from guardrail.fit.collect import VERSIONS

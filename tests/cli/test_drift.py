@@ -10,7 +10,6 @@ from guardrail.artefact import Artefact
 from guardrail.drift.run import Drift
 from guardrail.drift.schema import (
     DriftReport,
-    Estimate,
     FieldChange,
     Figures,
     FormSeparation,
@@ -21,11 +20,11 @@ from guardrail.drift.schema import (
     Scores,
     ScoreShift,
     Separation,
-    Share,
     SteeringDrift,
     TransportFigures,
 )
 from guardrail.errors import ArtefactError, NoUsableDirectionError
+from guardrail.estimates import Estimate, Share
 from guardrail.metrics import Rate
 
 HOW = {"keep": "fingerprint", "recalibrate": "recalibrated", "refit": "transported"}

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from guardrail.cli.evaluation_table import show_evaluation
-from guardrail.evaluation.estimates import Estimate, Share
+from guardrail.estimates import Estimate, Share
 from guardrail.evaluation.items import EvalItem
 from guardrail.evaluation.run import evaluate
 from guardrail.evaluation.schema import Actions, JudgeFigures, Refusals, Separation

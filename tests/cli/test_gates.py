@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from guardrail.cli.gates import Gates
-from guardrail.evaluation.estimates import Share
+from guardrail.estimates import Share
 from guardrail.evaluation.schema import Actions, Group
 from guardrail.metrics import Rate
 
@@ -48,3 +48,8 @@ def test_a_modality_without_harmless_inputs_keeps_no_bound_on_them():
 def test_a_modality_of_one_label_keeps_no_bound_on_the_auroc():
     (said,) = Gates(min_auroc=0.0).missed(Measured(group("text")))
     assert said.startswith("text: no AUROC")
+
+
+def test_a_bound_that_is_no_number_is_never_kept():
+    report = Measured(group("text", flagged=0))
+    assert len(Gates(max_benign_flagged=float("nan")).missed(report)) == 1

@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 
 from guardrail.drift.schema import (
-    Estimate,
     Figures,
     OffsetDrift,
     RateDrift,
     Separation,
-    Share,
     SteeringDrift,
 )
 from guardrail.drift.verdict import judge
+from guardrail.estimates import Estimate, Share
 from guardrail.metrics import Rate
 
 

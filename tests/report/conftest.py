@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guardrail.evaluation.estimates import Share
+from guardrail.estimates import Share
 from guardrail.evaluation.schema import Report
 from guardrail.metrics import Rate, auroc, tpr_at_fpr
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guardrail.evaluation.estimates import Share
+from guardrail.estimates import Share
 from guardrail.metrics import Rate
 from guardrail.report import evaluation_page
 
