@@ -4,12 +4,13 @@ python examples/benchmark.py --model FOLDER --out FOLDER --data FOLDER [--readme
 
 The commands are those that users have: `guardrail evaluate`, `calibrate`, `monitor`. What costs
 (`bench.py`) and what a changed checkpoint does (`drift_cases.py`) are measured, too. Residuals and
-answers are kept in OUT/benchmark, so that a run that was cut off goes on where it was.
+answers are kept in OUT/benchmark; with --resume, so are the reports that are there already.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,20 +19,21 @@ from typing import Annotated, Any
 
 import tables
 import typer
-from benchmark_data import prepare
+from benchmark_data import SOURCES, prepare
 from demo import FLAG_RATE, STEER_RATE, artefact_for
 
 from guardrail.model.load import load_model
 
 HERE = Path(__file__).parent
-FINDING = 1
 
 
 class Benchmark:
     """One model and the folder its measurements go to."""
 
-    def __init__(self, model: Path, out: Path) -> None:
-        self.model, self.out = model, out / "benchmark"
+    def __init__(self, model: Path, out: Path, *, resume: bool) -> None:
+        self.model, self.out, self.resume = model, out / "benchmark", resume
+        if not resume:
+            shutil.rmtree(self.out, ignore_errors=True)
         self.out.mkdir(parents=True, exist_ok=True)
         loaded = load_model(model, trust_remote_code=True)
         self.artefact = out / "tiny_vlm.guard.safetensors"
@@ -46,14 +48,15 @@ class Benchmark:
             raise SystemExit(f"{' '.join(command)} ended with {code}")
         return code
 
-    def evaluate(self, name: str, data: Path, artefact: Path) -> dict[str, Any]:
+    def evaluate(self, name: str, data: Path, artefact: Path, *more: object) -> dict[str, Any]:
         """Evaluate a data set; the report is kept as JSON and as a page."""
         report = self.out / f"{name}.json"
-        self.guardrail(
-            *("evaluate", self.model, "--artefact", artefact, "--data", data),
-            *("--work-dir", self.out / "work", "--out", report),
-            *("--html", self.out / f"{name}.html", "--trust-remote-code"),
-        )
+        if not (self.resume and report.exists()):
+            self.guardrail(
+                *("evaluate", self.model, "--artefact", artefact, "--data", data),
+                *("--work-dir", self.out / "work", "--out", report),
+                *("--html", self.out / f"{name}.html", "--trust-remote-code", *more),
+            )
         return self.read(report)
 
     def read(self, path: Path) -> dict[str, Any]:
@@ -64,6 +67,8 @@ class Benchmark:
     def calibrated(self, benign: Path) -> Path:
         """The artefact with thresholds of benign traffic."""
         own = self.out / "own.guard.safetensors"
+        if self.resume and own.exists():
+            return own
         self.guardrail(
             *("calibrate", self.artefact, "--model", self.model, "--benign", benign),
             *("--steer-rate", STEER_RATE, "--flag-rate", FLAG_RATE),
@@ -87,24 +92,27 @@ def main(
     data: Annotated[Path, typer.Option(help="a folder with text/ and vision/")],
     readme: Annotated[Path | None, typer.Option(help="whose tables are replaced")] = None,
     only: Annotated[str, typer.Option(help="evaluate, drift or cost; all without it")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="keep what was measured before")] = False,
 ) -> None:
     """Measure, and write what was measured."""
     if not (data / "vision").is_dir():
         typer.echo(f"skipped: there is no evaluation data in {data}")
         raise typer.Exit
-    run = Benchmark(model, out)
+    run = Benchmark(model, out, resume=resume)
     made: dict[str, list[str]] = {}
     if only in ("", "evaluate"):
         made |= evaluated(run, data)
     if only in ("", "drift"):
         run.script(
             *("drift_cases.py", "--model", model, "--artefact", run.artefact),
-            *("--out", run.out / "drift", "--resume"),
+            *("--out", run.out / "drift", *(["--resume"] if resume else [])),
         )
         made["drift"] = (run.out / "drift/drift_cases.md").read_text("utf-8").splitlines()
     if only in ("", "cost"):
-        run.script("bench.py", "--model", model, "--out", out)
-        made["cost"] = list(tables.costs(run.read(out / "bench.json")))
+        if not (resume and (run.out / "bench.json").exists()):
+            run.script("bench.py", "--model", model, "--out", out)
+            shutil.copy(out / "bench.json", run.out)
+        made["cost"] = list(tables.costs(run.read(run.out / "bench.json")))
     for name, lines in made.items():
         print(f"\n{name}\n", *lines, sep="\n")
         if readme is not None:
@@ -115,13 +123,16 @@ def evaluated(run: Benchmark, data: Path) -> dict[str, list[str]]:
     """The tables of the evaluation: twice, and once more with thresholds of one's own."""
     inputs = prepare(data, run.out / "data")
     first = run.evaluate("evaluation", inputs["all"], run.artefact)
-    second = run.evaluate("evaluation-again", inputs["all"], run.artefact)
+    sample = ("--judge-sample", HERE / "judged_answers.jsonl")
+    second = run.evaluate("evaluation-again", inputs["all"], run.artefact, *sample)
     own = run.evaluate("evaluation-own", inputs["rest"], run.calibrated(inputs["benign"]))
-    groups = by_source(first) | {"FigStep, own thresholds": by_source(own)["FigStep"]}
+    found = by_source(first)
+    groups = {name: found[name] for name in SOURCES}
+    groups["FigStep, own thresholds"] = by_source(own)["FigStep"]
     return {
         "evaluation": list(tables.separation(groups)),
         "controls": list(tables.controls(first)),
-        "quality": list(tables.quality(first)),
+        "quality": list(tables.quality(first, second)),
         "timings": list(tables.timings(first, second)),
     }
 

@@ -20,6 +20,7 @@ from render import render
 
 LONGEST = 110  # characters: what the tiny VLM's image slots hold with a margin
 TEXTS, DRAWN, LOOK_ALIKES = 100, 70, 75  # of each label
+SOURCES = ("texts", "texts, drawn", "XSTest", "FigStep")
 Row = dict[str, str]
 
 

@@ -114,18 +114,30 @@ def controls(report: Figures) -> Iterator[str]:
     return markdown(["AUROC", *(c["modality"] for c in every)], rows)
 
 
-def quality(report: Figures) -> Iterator[str]:
-    """What the guard does to benign answers, and how far the refusal matcher can be trusted."""
-    found, judge = report["quality"], report["judge"]
+def quality(report: Figures, judged: Figures) -> Iterator[str]:
+    """What the guard does to benign answers, and how far the refusal matcher can be trusted.
+
+    The judge of `report` was tested on answers that are hard to judge, that of `judged` on a random
+    sample of the model's own.
+    """
+    found = report["quality"]
+
+    def of(share_of: Figures) -> str:
+        return f"{share(share_of)}, n = {share_of['n']}"
+
     rows = [
-        ["benign inputs, steered of them", f"{found['n']}, {found['n_steered']}"],
-        ["KL(plain, guarded), mean", f"{found['kl']:.4f} nats"],
-        ["answers equal token by token", share(found["exact_match"])],
-        ["of those that passed", share(found["exact_match_passed"])],
+        ["benign inputs answered (steered)", f"{found['n']} ({found['n_steered']})"],
+        ["KL(plain, guarded) of the first token, mean", f"{found['kl']:.4f} nats"],
+        ["answers equal token by token", of(found["exact_match"])],
+        ["the same, of inputs that passed", of(found["exact_match_passed"])],
         ["length, guarded / plain", f"{found['length_ratio']:.3f}"],
-        [f"judge ({judge['name']}): refusals seen where none is", share(judge["false_refusals"])],
-        ["judge: refusals missed", share(judge["missed_refusals"])],
     ]
+    for name, figures in (("the model's own answers", judged), ("hard cases", report)):
+        wrong = figures["judge"]
+        rows += [
+            [f"refusals seen where none is, {name}", of(wrong["false_refusals"])],
+            [f"refusals missed, {name}", of(wrong["missed_refusals"])],
+        ]
     return markdown(["", ""], rows)
 
 

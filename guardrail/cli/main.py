@@ -24,7 +24,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Find, calibrate and run a guard inside the prefill of a vision-language model.",
-    epilog="Exit codes: 0 fine, 1 a finding (a flagged request), 2 wrong usage or an error.",
+    epilog="Exit codes: 0 fine; 1 a finding (a flagged request, a missed bound, a shift, a drift); "
+    "2 wrong usage or an error.",
 )
 for _command in (
     fit,
