@@ -82,7 +82,7 @@ def test_the_last_position_and_the_verdict_are_the_guards_own(tiny, guard_on, pi
 def test_every_token_is_there_once_with_its_text_and_its_score(tiny, guard_on, picture):
     images = [] if tiny.family == "llama" else [picture()]
     guard = guard_on(tiny)
-    value = chat("tell me about the \N{GREEK SMALL LETTER LAMDA} dog", *images)
+    value = chat("tell me about the \N{GREEK SMALL LETTER THETA} dog", *images)
     found = explain(guard, value)
     encoded = Encoder(guard.loaded).encode([to_request(value, policy=Policy())])
     ids = encoded.inputs["input_ids"][0]
