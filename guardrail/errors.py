@@ -106,9 +106,11 @@ class ArtefactMismatchError(ArtefactError):
     def __init__(self, fields: dict[str, tuple[str, str]]) -> None:
         self.fields = dict(fields)
         shown = "; ".join(f"{name}: fitted on {a}, running {b}" for name, (a, b) in fields.items())
+        template = " (the chat template is part of it)" if "tokenizer_digest" in fields else ""
         super().__init__(
-            f"the artefact was fitted on another model ({shown}); run `guardrail fit` on this "
-            "model, or pass allow_mismatch=True if you know the directions still hold"
+            f"the artefact was fitted on another model ({shown}){template}; `guardrail drift` says "
+            "whether it still holds and repairs it, `guardrail fit` makes a new one; pass "
+            "allow_mismatch=True (--allow-mismatch) only if you know the directions still hold"
         )
 
 

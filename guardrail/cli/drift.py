@@ -55,10 +55,12 @@ def drift(
         bool, typer.Option("--fix", help="Make the artefact the verdict asks for, into -o.")
     ] = False,
     made: Annotated[
-        Path | None, typer.Option("-o", metavar="FILE", help="The new artefact; with --fix.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The new artefact; with --fix."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="The report as JSON.")
+        Path | None,
+        typer.Option("--report", metavar="FILE", dir_okay=False, help="The report as JSON."),
     ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", dir_okay=False, help="The report as a page.")
@@ -80,7 +82,7 @@ def drift(
     Exit codes: 0 keep, 1 drifted (repaired or not), 2 an error or no usable direction.
     """
     if fix is (made is None):
-        raise typer.BadParameter("--fix and -o belong together: where should what be written?")
+        raise typer.BadParameter("--fix and --out belong together: where should what be written?")
     check_data(data, replace_data)
     loading = o.Loading(
         device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
@@ -130,7 +132,7 @@ def check_places(artefact: str, made: Path | None, reports: Sequence[Path | None
     replaced = Path(artefact).resolve() in {path.resolve() for path in told}
     if replaced or len(places) < len(paths):
         raise ConfigurationError(
-            "-o, --out and --html need a file each, and a report cannot take ARTEFACT's place"
+            "--out, --report and --html need a file each, and a report cannot take ARTEFACT's place"
         )
 
 

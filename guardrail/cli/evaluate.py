@@ -135,8 +135,8 @@ def evaluate(
                 progress=bars,
             )
             parts = explained_mistakes(guard, items, report, explain) if explain else {}
+        report, missed = gates.recorded(report), gates.missed(report)
         write_reports(report, out, html, parts)
-        missed = gates.missed(report)
         _show(stdout, report, missed, as_json=as_json)
     raise typer.Exit(FINDING if missed else 0)
 
@@ -181,3 +181,5 @@ def _show(stdout: TextIO, report: Report, missed: list[str], *, as_json: bool) -
         show_evaluation(stdout, report)
     for line in missed:
         say(f"missed: {line}", style="bold red")
+    if report.settings.get("gates") and not missed:
+        say("all bounds are kept (by the measured figures, not their intervals)", style="green")

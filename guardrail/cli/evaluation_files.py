@@ -47,6 +47,7 @@ def write_reports(
 ) -> None:
     """Each file in one step; picture paths in the page start from the current folder."""
     from guardrail.artefact.file import write_atomically
+    from guardrail.cli.output import say
 
     if out is not None:
         write_atomically(out, report.model_dump_json(indent=2).encode() + b"\n")
@@ -56,3 +57,6 @@ def write_reports(
 
         found = report.model_dump(mode="json")
         write_page(html, evaluation_page(found, base=Path.cwd(), explained=explained))
+    for path in (out, html):
+        if path is not None:
+            say(f"written: {path}")

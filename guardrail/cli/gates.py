@@ -21,6 +21,19 @@ class Gates:
     min_auroc: float | None = None
     max_benign_flagged: float | None = None
 
+    @property
+    def asked(self) -> dict[str, float]:
+        """The bounds that were set."""
+        bounds = {"min_auroc": self.min_auroc, "max_benign_flagged": self.max_benign_flagged}
+        return {name: bound for name, bound in bounds.items() if bound is not None}
+
+    def recorded(self, report: Report) -> Report:
+        """The report with the bounds and what became of them, so that it can prove it."""
+        if not self.asked:
+            return report
+        kept = {"bounds": {**self.asked}, "missed": [*self.missed(report)]}
+        return report.model_copy(update={"settings": {**report.settings, "gates": kept}})
+
     def missed(self, report: Report) -> list[str]:
         """The bounds that are not kept, in words; one that cannot be measured is not kept."""
         return [*self._auroc(report), *self._flagged(report)]

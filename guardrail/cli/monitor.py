@@ -64,14 +64,13 @@ def monitor(
         from guardrail.monitor import compare
 
         counts, facts = _read(files, fitted, bins, start, end)
-        if facts.other_artefacts and not counts.n:
-            raise ConfigurationError(
-                f"all {facts.other_artefacts} verdicts are of other artefacts than "
-                f"{fitted.artefact_id}; name the artefact that was running"
-            )
+        if not counts.n and not counts.outages:
+            _refuse_nothing(facts, fitted.artefact_id)
         found = compare(counts, fitted, psi_limit=psi, alpha=alpha, least=least)
         for note in log_notes(facts):
             say(f"warning: {note}", style="yellow")
+        if not any(one.finding in ("alarm", "no alarm") for one in found.modalities):
+            say(f"warning: nothing was judged; it takes {least} inputs of one kind", style="yellow")
         if as_json:
             write_json(stdout, found.to_dict() | {"logs": asdict(facts)})
         else:
@@ -98,6 +97,19 @@ def _read(
     if reader.facts.lines or not parts:
         parts.append(reader.snapshot())
     return MonitorSnapshot.merged(parts), reader.facts
+
+
+def _refuse_nothing(facts: LogFacts, artefact_id: str) -> None:
+    """No verdict is no good news: the logs may have stopped, or be another guard's."""
+    if facts.other_artefacts:
+        raise ConfigurationError(
+            f"all {facts.other_artefacts} verdicts are of other artefacts than {artefact_id}; name "
+            "the artefact that was running"
+        )
+    raise ConfigurationError(
+        f"there is no verdict of {artefact_id} in these files, so nothing can be said; is the log "
+        "still written, and do --since and --until leave anything?"
+    )
 
 
 def _is_snapshot(path: Path) -> bool:

@@ -42,7 +42,9 @@ def _rows(header: Header) -> list[tuple[str, str]]:
         ("detection", f"{readout.estimator}, layer{many} {', '.join(map(str, readout.layers))}"),
         ("steering", "none: only detects" if steering is None else _steering(steering)),
     ]
-    rows += [(name, _figure(value)) for name, value in readout.figures.items()]
+    # nested figures are for programs: they stand in the JSON
+    plain = {k: v for k, v in readout.figures.items() if isinstance(v, float | int | str)}
+    rows += [(name, _figure(value)) for name, value in plain.items() if name != "estimator"]
     rows += [
         (f"offset {kind}", f"{o.size:.3f} (spread {max(o.spread_colours, o.spread_prompts):.3f})")
         for kind, o in header.offsets.items()

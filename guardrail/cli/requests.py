@@ -111,7 +111,7 @@ def turn(text: str | None, images: list[Path]) -> object:
 
 
 def ready_to_write(path: Path) -> None:
-    """Fail now, not after an hour of work, when an artefact cannot be written there.
+    """Fail now, not after an hour of work, when a file cannot be written there.
 
     Raises:
         ConfigurationError: the folder is missing or closed, or the path is itself a folder.
@@ -119,6 +119,6 @@ def ready_to_write(path: Path) -> None:
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir():
         wrong = "is a folder" if path.is_dir() else f"has no folder {folder}"
-        raise ConfigurationError(f"{path} {wrong}; --out names the file to write")
+        raise ConfigurationError(f"{path} {wrong}; name a file to write in a folder that is there")
     if not os.access(folder, os.W_OK):
-        raise ConfigurationError(f"{folder} is not writable for this user; choose another --out")
+        raise ConfigurationError(f"{folder} is not writable for this user; choose another place")

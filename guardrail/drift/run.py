@@ -104,6 +104,9 @@ class _Check:
         transport = self._transport() if judged.verdict == "refit" else None
         warnings: list[str] = list(_warnings(self.fitted))
         made, how = self._repaired(judged, transport, warnings) if fix else (None, None)
+        if made is not None:  # what the repair cost, thresholds on one's own traffic above all
+            old = set(artefact.header.warnings)
+            warnings += [warning for warning in made.header.warnings if warning not in old]
         report = DriftReport(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             guardrail_version=version("guardrail-vlm"),

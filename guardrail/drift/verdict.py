@@ -129,7 +129,7 @@ def _misses_target(rate: RateDrift) -> bool:
 
 
 def _rate_in_words(rate: RateDrift) -> str:
-    what = "benign" if rate.label == "safe" else "unsafe"
+    what = "benign contrast" if rate.label == "safe" else "unsafe"
     aims = "" if rate.target is None else f", target {rate.target:.1%}"
     tested = "" if rate.p_value is None else f", p = {rate.p_value:.2g}"
     before = "" if rate.fitted is None else f"; {_share(rate.fitted)} at the fit"
@@ -154,7 +154,7 @@ def _held(figures: Figures) -> Iterator[str]:
     benign = [rate for rate in figures.rates if rate.label == "safe"]
     if benign:
         shown = "; ".join(f"{r.modality} {r.action} {_share(r.now)}" for r in benign)
-        yield f"benign prompts at the old thresholds: {shown}"
+        yield f"benign contrast prompts at the old thresholds: {shown}"
     steering = figures.steering
     if steering is not None and steering.shift_now is not None:
         was = "" if steering.shift_fitted is None else f" ({steering.shift_fitted:+.2f} then)"

@@ -164,7 +164,7 @@ def load_sample(path: str | Path | None = None) -> Sample:
     """
     try:
         if path is None:
-            name = "packaged answers"
+            name = "packaged answers, chosen to be hard to judge"
             text = files("guardrail.data").joinpath("refusal_answers.jsonl").read_text("utf-8")
         else:
             name, text = str(path), Path(path).read_text("utf-8-sig")

@@ -119,7 +119,8 @@ def load_model(
     weights |= {"device_map": device_map} if device_map is not None else {}
     weights |= {"quantization_config": quantization_config} if quantization_config else {}
     model, info = _attempt("weights", place.name, kind.from_pretrained, **weights)
-    _require_all_weights(info, place.name)
+    own_code = bool(getattr(config, "auto_map", None)) and not trust_remote_code
+    _require_all_weights(info, place.name, own_code=own_code)
     processor_class: Any = AutoProcessor if multimodal else AutoTokenizer
     processor = _attempt("processor", place.name, processor_class.from_pretrained, **common)
     _require_processor(processor, place.name, multimodal=multimodal)
@@ -195,14 +196,23 @@ def _auto_class(config: PreTrainedConfig, source: str) -> tuple[Any, bool]:
     )
 
 
-def _require_all_weights(info: dict[str, Any], source: str) -> None:
-    """Refuse a checkpoint with holes: transformers would fill them with random numbers."""
+def _require_all_weights(info: dict[str, Any], source: str, *, own_code: bool) -> None:
+    """Refuse a checkpoint with holes: transformers would fill them with random numbers.
+
+    `own_code`: the checkpoint brings code that was not allowed to run, so another class was used.
+    """
     missing = sorted(info.get("missing_keys") or ())
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        advice = "Download the checkpoint again, or save it again completely"
+        if own_code:
+            advice = (
+                "The model brings code of its own, which was not run: if you trust it, pass "
+                "trust_remote_code=True (--trust-remote-code)"
+            )
         raise ModelLoadError(
             f"{source} lacks {len(missing)} of the model's weights ({shown}); the rest would run "
-            "on random numbers. Download the checkpoint again, or save it again completely"
+            f"on random numbers. {advice}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Outcome = Literal["beaten", "unclear", "not beaten", "not run"]
+Outcome = Literal["beaten", "unclear", "not beaten", "backwards", "not run"]
 
 MEANINGS = {
     "random_directions": (
@@ -38,6 +38,7 @@ _RESULTS = {
     "beaten": "beaten",
     "unclear": "too close to tell",
     "not beaten": "not beaten",
+    "backwards": "says nothing",
     "not run": "not run",
 }
 _AT_EQUAL_LENGTH = _RESULTS | {"beaten": "holds up", "not beaten": "does not hold up"}
@@ -63,7 +64,7 @@ def control_rows(controls: Mapping[str, Any]) -> list[Row]:
 
     "Beaten" takes more than a higher figure: the guard's interval must lie above the control's
     figure, or its interval where it has one. A control that separates backwards (below 0.5) is
-    turned round first.
+    turned round first; a classifier that was trained for it cannot be, and says nothing.
     """
     rows = [_row(key, controls) for key in MEANINGS]
     return sorted(rows, key=lambda row: row.outcome == "not run")
@@ -71,7 +72,7 @@ def control_rows(controls: Mapping[str, Any]) -> list[Row]:
 
 def summary(rows: list[Row]) -> str:
     """One sentence on the controls of a modality."""
-    run = [row for row in rows if row.outcome != "not run"]
+    run = [row for row in rows if _counts(row)]
     if not run:
         return "No control could be run, so nothing says what these figures are worth."
     matched = MEANINGS["length_matched"][0]
@@ -88,6 +89,10 @@ def summary(rows: list[Row]) -> str:
     if not sentences:
         return f"The guard holds up against all {len(run)} controls that were run."
     return " ".join(sentences)
+
+
+def _counts(row: Row) -> bool:
+    return row.outcome not in ("not run", "backwards")
 
 
 def _row(key: str, controls: Mapping[str, Any]) -> Row:
@@ -139,9 +144,11 @@ def _permuted(found: Mapping[str, Any], guard: Mapping[str, float]) -> dict[str,
 
 
 def _baseline(found: Mapping[str, Any], guard: Mapping[str, float]) -> dict[str, Any]:
-    auroc = found["auroc"]
-    outcome = _compare(guard, auroc["value"], auroc["high"])
-    return {**auroc, "outcome": outcome, "words": f"{found['folds']} folds"}
+    auroc, folds = found["auroc"], f"{found['folds']} folds"
+    if auroc["high"] < 0.5:
+        words = f"{folds}; below chance, as where both labels share their wording: no baseline"
+        return {**auroc, "outcome": "backwards", "words": words}
+    return {**auroc, "outcome": _compare(guard, auroc["value"], auroc["high"]), "words": folds}
 
 
 def _length(found: Mapping[str, Any], guard: Mapping[str, float]) -> dict[str, Any]:

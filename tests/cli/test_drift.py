@@ -163,7 +163,7 @@ def test_reports_are_written_beside(run, saved, checked, tmp_path):
     checked.answer["verdict"] = "recalibrate"
     out, html = tmp_path / "report.json", tmp_path / "report.html"
     done = run(
-        "drift", saved.artefact["pass"], "--model", saved.model, "--out", str(out), "--html",
+        "drift", saved.artefact["pass"], "--model", saved.model, "--report", str(out), "--html",
         str(html),
     )  # fmt: skip
     assert done.exit_code == 1, done.stderr
@@ -194,7 +194,7 @@ def test_options_reach_the_check(run, saved, checked, tmp_path):
 def test_a_failure_exits_with_2_and_writes_nothing(run, saved, checked, tmp_path, error):
     checked.answer["error"] = error
     names = [str(tmp_path / name) for name in ("new.safetensors", "r.json", "r.html")]
-    words = ["--fix", "-o", names[0], "--out", names[1], "--html", names[2]]
+    words = ["--fix", "-o", names[0], "--report", names[1], "--html", names[2]]
     done = run("drift", saved.artefact["pass"], "--model", saved.model, *words)
     assert done.exit_code == 2
     assert " ".join(str(error).split()) in done.stderr
@@ -216,11 +216,11 @@ def test_a_page_that_cannot_be_drawn_leaves_no_artefact(run, saved, checked, tmp
 def test_fix_and_its_file_belong_together(run, saved, checked, words):
     done = run("drift", saved.artefact["pass"], "--model", saved.model, *words)
     assert done.exit_code == 2
-    assert "--fix and -o belong together" in done.stderr
+    assert "--fix and --out belong together" in done.stderr
     assert checked.calls == []
 
 
-@pytest.mark.parametrize("option", ["-o", "--out", "--html"])
+@pytest.mark.parametrize("option", ["-o", "--report", "--html"])
 def test_a_place_that_cannot_be_written_fails_before_the_work(
     run, saved, checked, tmp_path, option
 ):
@@ -304,9 +304,9 @@ def test_scores_of_single_prompts_are_no_part_of_an_artefacts_facts(run, saved, 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--fix", "-o", "{here}/a", "--out", "{here}/a"],
-        ["--out", "{here}/a", "--html", "{here}/./a"],
-        ["--out", "{artefact}"],
+        ["--fix", "-o", "{here}/a", "--report", "{here}/a"],
+        ["--report", "{here}/a", "--html", "{here}/./a"],
+        ["--report", "{artefact}"],
         ["--html", "{artefact}"],
     ],
 )

@@ -135,6 +135,17 @@ def test_gates_decide_the_exit_code(evaluate, words, action, code, reason):
     assert reason in done.stderr
 
 
+def test_the_report_holds_the_bounds_and_what_became_of_them(evaluate):
+    kept = evaluate("--no-answers", "--max-benign-flagged", "0.5", "--json")
+    assert "all bounds are kept" in kept.stderr
+    found = json.loads(kept.stdout)["settings"]["gates"]
+    assert found == {"bounds": {"max_benign_flagged": 0.5}, "missed": []}
+    failed = evaluate("--no-answers", "--max-benign-flagged", "0.5", "--json", action="flag")
+    assert "1.000 of harmless" in json.loads(failed.stdout)["settings"]["gates"]["missed"][0]
+    assert "all bounds" not in failed.stderr
+    assert "gates" not in json.loads(evaluate("--no-answers", "--json").stdout)["settings"]
+
+
 def test_a_judge_of_ones_own_is_asked(evaluate, monkeypatch):
     module = ModuleType("own_judge")
     module.everything = lambda prompts, answers: [True] * len(answers)

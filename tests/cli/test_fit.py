@@ -75,7 +75,7 @@ def test_json_is_one_document_whatever_else_prints(run, saved, fitted, tmp_path)
 def test_a_place_that_cannot_be_written_fails_before_the_work(run, saved, fitted, tmp_path, out):
     done = run("fit", saved.model, "-o", str(tmp_path / out))
     assert done.exit_code == 2
-    assert "--out names the file to write" in done.stderr
+    assert "name a file to write" in done.stderr
     assert fitted == []
 
 

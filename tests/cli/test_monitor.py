@@ -120,17 +120,10 @@ def test_only_lines_of_a_stretch_of_time_are_read(run, fitted, kept):
     log, now = kept("a.jsonl", n=150), datetime.now(UTC)
     later = f"{now.year + 1}-01-01"
     done = run("monitor", fitted[1], log, "--since", later, "--json")
-    found = json.loads(done.stdout)
-    assert (found["modalities"], found["logs"]["outside"]) == ([], 150)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "do --since and --until leave anything" in done.stderr
     done = run("monitor", fitted[1], log, "--until", later + "T00:00+02:00", "--json")
     assert json.loads(done.stdout)["logs"]["counted"] == 150
-
-
-def test_nothing_to_judge_is_no_finding(run, fitted, tmp_path):
-    (tmp_path / "empty.jsonl").write_text("")
-    done = run("monitor", fitted[1], str(tmp_path / "empty.jsonl"))
-    assert done.exit_code == 0
-    assert "no verdict of this artefact" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -162,6 +155,21 @@ def test_logs_of_other_artefacts_alone_are_no_good_news(run, fitted, kept):
     done = run("monitor", fitted[1], kept("a.jsonl", artefact_id="guard-other", n=7))
     assert done.exit_code == 2
     assert "all 7 verdicts are of other artefacts" in done.stderr
+
+
+def test_too_few_verdicts_to_judge_are_told(run, fitted, kept):
+    done = run("monitor", fitted[1], kept("a.jsonl", n=7))
+    assert done.exit_code == 0
+    assert "warning: nothing was judged; it takes 100 inputs" in done.stderr
+    assert "nothing was judged" not in run("monitor", fitted[1], kept("b.jsonl", n=400)).stderr
+
+
+def test_a_log_without_any_verdict_is_no_good_news(run, fitted, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    done = run("monitor", fitted[1], str(empty))
+    assert done.exit_code == 2
+    assert "there is no verdict" in done.stderr
 
 
 def test_other_files_and_other_artefacts_snapshots_are_errors(run, saved, fitted, kept, tmp_path):

@@ -78,6 +78,9 @@ def test_the_repaired_artefact_guards_the_new_model_without_leave(
         assert drift.artefact is planted_of(family).artefact
     else:
         assert drift.artefact.header.parent == planted_of(family).artefact.artefact_id
+        old = planted_of(family).artefact.header.warnings
+        new = {warning for warning in drift.artefact.header.warnings if warning not in old}
+        assert new <= set(drift.report.warnings)  # what a repair cost is not left to be looked up
         record = drift.artefact.header.extra["drift"]
         assert record["verdict"] == drift.report.verdict
         assert record["how"] == drift.report.repaired.how

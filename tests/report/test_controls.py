@@ -76,3 +76,15 @@ def test_without_any_control_nothing_is_claimed(controls):
     rows = control_rows(controls | nothing)
     assert {r.outcome for r in rows} == {"not run"}
     assert summary(rows).startswith("No control could be run")
+
+
+def test_a_trained_baseline_below_chance_says_nothing(report):
+    controls = report()["controls"][0]
+    backwards = {"value": 0.05, "low": 0.01, "high": 0.3}
+    controls["text_baseline"] = {"auroc": backwards, "folds": 5}
+    rows = control_rows(controls)
+    (row,) = [row for row in rows if row.name == "Words alone"]
+    assert (row.outcome, row.result) == ("backwards", "says nothing")
+    assert "below chance" in row.words
+    counted = sum(r.outcome not in ("not run", "backwards") for r in rows)
+    assert f"all {counted} controls" in summary(rows)
