@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from guardrail.metrics import auroc, auroc_interval
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from guardrail.metrics import Rate
 
 
@@ -22,6 +26,16 @@ class Estimate(Frozen):
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of_auroc(cls, unsafe: Sequence[float], safe: Sequence[float]) -> Self:
+        """The AUROC of two classes' scores.
+
+        Raises:
+            ValueError: as `auroc`.
+        """
+        low, high = auroc_interval(unsafe, safe)
+        return cls(value=auroc(unsafe, safe), low=low, high=high)
 
 
 class Share(Frozen):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from guardrail.cli import options as o
 from guardrail.cli.drift_report import show_drift
 from guardrail.cli.output import FINDING, progress, session, write_json
-from guardrail.cli.requests import read_artefact, ready_to_write
+from guardrail.cli.requests import read_artefact, ready_to_write, require_pages
 from guardrail.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def drift(
         from guardrail.model.load import load_model
 
         loaded = load_model(model, **loading.keywords())
-        before = None if old_model is None else load_model(old_model, **old_keywords(loading))
+        before = None if old_model is None else load_model(old_model, **loading.of_another_model())
         with progress() as report:
             found = check_drift(
                 fitted,
@@ -140,23 +140,6 @@ def check_data(data: Path | None, replace_data: bool) -> None:
     """Refuse --replace-data without --data."""
     if replace_data and data is None:
         raise typer.BadParameter("--replace-data needs --data: what replaced the prompts?")
-
-
-def old_keywords(loading: o.Loading) -> dict[str, Any]:
-    """How the old checkpoint is loaded: as the new one, but --revision is the new one's alone."""
-    return {**loading.keywords(), "revision": None}
-
-
-def require_pages() -> None:
-    """Fail before the work when pages cannot be drawn.
-
-    Raises:
-        MissingExtraError: the extra `report` is not installed.
-    """
-    from guardrail.extras import require
-
-    for module in ("jinja2", "matplotlib"):
-        require(module)
 
 
 def save(

@@ -12,7 +12,13 @@ from guardrail.cli.evaluation_files import explained_mistakes, write_reports
 from guardrail.cli.evaluation_table import show_evaluation
 from guardrail.cli.gates import Gates
 from guardrail.cli.output import FINDING, progress, say, session, write_json
-from guardrail.cli.requests import open_guard, read_artefact, read_policy, ready_to_write
+from guardrail.cli.requests import (
+    open_guard,
+    read_artefact,
+    read_policy,
+    ready_to_write,
+    require_pages,
+)
 
 if TYPE_CHECKING:
     from guardrail.evaluation.judge import Judge
@@ -102,7 +108,8 @@ def evaluate(
         for path in (out, html):
             if path is not None:
                 ready_to_write(path)
-        _require_page_parts(html)
+        if html is not None:
+            require_pages()
 
         from guardrail.evaluation.items import DEFAULT_PROMPT, load_items
         from guardrail.evaluation.judge import load_sample
@@ -150,15 +157,6 @@ def _refuse_contradictions(
         raise typer.BadParameter("--no-answers leaves a judge nothing to judge")
 
 
-def _require_page_parts(html: Path | None) -> None:
-    """An hour of measuring must not end at a missing package."""
-    if html is not None:
-        from guardrail.extras import require
-
-        require("jinja2")
-        require("matplotlib")
-
-
 def _judge(name: str | None, model: str | None, loading: o.Loading) -> Judge | None:
     from guardrail.evaluation.judge import load_judge
 
@@ -169,7 +167,7 @@ def _judge(name: str | None, model: str | None, loading: o.Loading) -> Judge | N
     from guardrail.evaluation.model_judge import ModelJudge
     from guardrail.model.load import load_model
 
-    return ModelJudge(load_model(model, **(loading.keywords() | {"revision": None})))
+    return ModelJudge(load_model(model, **loading.of_another_model()))
 
 
 def _show(stdout: TextIO, report: Report, missed: list[str], *, as_json: bool) -> None:

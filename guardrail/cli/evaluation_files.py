@@ -47,7 +47,6 @@ def write_reports(
 ) -> None:
     """Each file in one step; picture paths in the page start from the current folder."""
     from guardrail.artefact.file import write_atomically
-    from guardrail.cli.output import say
 
     if out is not None:
         write_atomically(out, report.model_dump_json(indent=2).encode() + b"\n")

@@ -83,6 +83,10 @@ class Loading:
     revision: str | None
     trust_remote_code: bool
 
+    def of_another_model(self) -> dict[str, Any]:
+        """The same for a second model: a revision is the first one's alone."""
+        return self.keywords() | {"revision": None}
+
     def keywords(self) -> dict[str, Any]:
         """As keyword arguments."""
         return {

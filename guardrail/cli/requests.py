@@ -122,3 +122,15 @@ def ready_to_write(path: Path) -> None:
         raise ConfigurationError(f"{path} {wrong}; name a file to write in a folder that is there")
     if not os.access(folder, os.W_OK):
         raise ConfigurationError(f"{folder} is not writable for this user; choose another place")
+
+
+def require_pages() -> None:
+    """Fail now, not after an hour of work, when pages cannot be drawn.
+
+    Raises:
+        MissingExtraError: the extra `report` is not installed.
+    """
+    from guardrail.extras import require
+
+    for module in ("jinja2", "matplotlib"):
+        require(module)

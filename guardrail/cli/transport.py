@@ -12,7 +12,6 @@ from guardrail.cli.drift import (
     ReplaceData,
     WorkDir,
     check_data,
-    old_keywords,
 )
 from guardrail.cli.drift_report import transport_rows
 from guardrail.cli.output import progress, session, write_json, write_rows
@@ -51,7 +50,7 @@ def transport(
         from guardrail.model.load import load_model
 
         loaded = load_model(model, **loading.keywords())
-        before = None if old_model is None else load_model(old_model, **old_keywords(loading))
+        before = None if old_model is None else load_model(old_model, **loading.of_another_model())
         with progress() as report:
             made, figures = carry(
                 fitted,

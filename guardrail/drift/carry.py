@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Fingerprint
     from guardrail.drift.schema import TransportFigures
-    from guardrail.fit.collect import Progress
+    from guardrail.fit.collect import Collector, Progress
+    from guardrail.fit.dataset import ContrastSet
     from guardrail.fit.recentre import Offset
     from guardrail.fit.select import FormResiduals
     from guardrail.model.load import LoadedModel
@@ -57,14 +58,16 @@ def transport(
     reader = Reader(fitted_contrast(artefact, data, extend=extend), batch_size, work_dir, progress)
     fitted, old_plain = Fitted.of(artefact), None
     if old_model is not None:
-        require_fitted_on(artefact, old_model)
-        old_plain = _plain(reader, old_model, fitted.per_kind)
-    found = find_transport(fitted, _plain(reader, loaded, fitted.per_kind), old_plain)
+        collect = reader.collector(old_model, require_fitted_on(artefact, old_model))
+        old_plain = _plain(collect, reader.contrast, fitted.per_kind)
+    collect = reader.collector(loaded, identity)
+    new_plain = _plain(collect, reader.contrast, fitted.per_kind)
+    found = find_transport(fitted, new_plain, old_plain)
     require_usable(found.figures)
     record = {"from": artefact.artefact_id, "how": "transported", **found.figures.model_dump()}
     made = transported(artefact, found.map, identity, record)
     if loaded.is_multimodal:
-        offsets = measure_offsets(reader.collector(loaded, identity))
+        offsets = measure_offsets(collect)
         _require_same_offsets(Fitted.of(made), offsets)
     return made, found.figures
 
@@ -88,8 +91,7 @@ def _require_same_offsets(carried: Fitted, offsets: Mapping[str, Offset]) -> Non
             )
 
 
-def _plain(reader: Reader, loaded: LoadedModel, per_kind: int | None) -> FormResiduals:
-    samples = plain(reader.contrast, per_kind)
-    collect = reader.collector(loaded, fingerprint(loaded))
+def _plain(collect: Collector, contrast: ContrastSet, per_kind: int | None) -> FormResiduals:
+    samples = plain(contrast, per_kind)
     residuals = collect([sample.request for sample in samples], "contrast prompts")
-    return with_residuals(reader.contrast, samples, residuals)
+    return with_residuals(contrast, samples, residuals)

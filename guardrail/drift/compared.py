@@ -12,7 +12,6 @@ from guardrail.drift.schema import (
 from guardrail.drift.separation import Judged, MeanAuroc, mean_auroc
 from guardrail.estimates import Estimate
 from guardrail.fit.select import choose, is_safe, is_unsafe, refitted
-from guardrail.metrics import auroc, auroc_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -137,5 +136,4 @@ def _auroc(rows: Judged) -> Estimate:
     pairs = list(zip(rows.kinds, rows.scores, strict=True))
     unsafe = [score for kind, score in pairs if is_unsafe(kind)]
     safe = [score for kind, score in pairs if is_safe(kind)]
-    low, high = auroc_interval(unsafe, safe)
-    return Estimate(value=auroc(unsafe, safe), low=low, high=high)
+    return Estimate.of_auroc(unsafe, safe)

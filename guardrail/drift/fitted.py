@@ -17,6 +17,8 @@ from guardrail.policy import Policy, Thresholds
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from guardrail.artefact import Artefact
     from guardrail.fit.reading import Readings
 
@@ -74,6 +76,18 @@ class Fitted:
             now = readings.offsets["image"].along(self.readout.weight, self.readout.layers)
             shift = self.offset("image") - now
         return require_finite(self.readout.scores(readings.forms[form].residuals, shift), form)
+
+    def paired_scores(
+        self, readings: Readings, form: str, keep: Callable[[str, str], bool]
+    ) -> tuple[list[float], list[float] | None]:
+        """New scores of the rows whose split and kind are kept; the old ones if all are known."""
+        rows, known = readings.forms[form], self.reference.get(form, {})
+        now = self.scores(readings, form).tolist()
+        pairs = enumerate(zip(rows.splits, rows.kinds, strict=True))
+        places = [i for i, (split, kind) in pairs if keep(split, kind)]
+        indices = [rows.samples[i].index for i in places]
+        paired = all(index in known for index in indices)
+        return [now[i] for i in places], [known[i] for i in indices] if paired else None
 
     def edit(self) -> Steering | None:
         """The edit at the strength at which a fit tests causality, or None if there is no edit."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,18 +67,17 @@ def measure(
 def score_lists(fitted: Fitted, readings: Readings) -> list[Scores]:
     """Scores outside the fit split by form and label, old ones beside new ones where known."""
     found = []
-    for name, form in readings.forms.items():
-        now, known = fitted.scores(readings, name).tolist(), fitted.reference.get(name, {})
+    for name in readings.forms:
         for label, belongs in CLASSES:
-            rows = [i for i, kind in enumerate(form.kinds) if belongs(kind)]
-            rows = [i for i in rows if form.splits[i] != "fit"]
-            indices = [form.samples[i].index for i in rows]
-            if rows:
-                paired = all(index in known for index in indices)
-                then = tuple(known[index] for index in indices) if paired else None
-                scores = tuple(now[i] for i in rows)
-                found.append(Scores(form=name, label=label, now=scores, fitted=then))
+            now, then = fitted.paired_scores(readings, name, partial(_held_out, belongs))
+            if now:
+                fitted_then = None if then is None else tuple(then)
+                found.append(Scores(form=name, label=label, now=tuple(now), fitted=fitted_then))
     return found
+
+
+def _held_out(belongs: Callable[[str], bool], split: str, kind: str) -> bool:
+    return split != "fit" and belongs(kind)
 
 
 def _shift(row: Scores) -> ScoreShift:

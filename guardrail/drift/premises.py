@@ -51,14 +51,16 @@ def require_shape(artefact: Artefact, loaded: LoadedModel) -> None:
         raise ArtefactMismatchError(differing)
 
 
-def require_fitted_on(artefact: Artefact, loaded: LoadedModel) -> None:
-    """Refuse an old model that is not the artefact's.
+def require_fitted_on(artefact: Artefact, loaded: LoadedModel) -> Fingerprint:
+    """The fingerprint of an old model, which must be the artefact's.
 
     Raises:
         ArtefactMismatchError: the fingerprints differ.
     """
-    if differing := artefact.header.fingerprint.differences(fingerprint(loaded)):
+    identity = fingerprint(loaded)
+    if differing := artefact.header.fingerprint.differences(identity):
         raise ArtefactMismatchError(differing)
+    return identity
 
 
 def fitted_contrast(artefact: Artefact, data: str | Path | None, *, extend: bool) -> ContrastSet:

@@ -70,19 +70,11 @@ def mcnemar(before: Sequence[bool], now: Sequence[bool]) -> float:
 def _scores(
     fitted: Fitted, readings: Readings, form: str, split: str, *, unsafe: bool
 ) -> tuple[list[float], list[float] | None]:
-    """New scores of a form's rows of one class, and the old ones if all of them are known."""
+    """Scores of a form's rows of one split and class, new and old; none of a form not read."""
     if form not in readings.forms:
         return [], None
-    rows, keep = readings.forms[form], is_unsafe if unsafe else is_safe
-    places = [
-        i
-        for i, (s, kind) in enumerate(zip(rows.splits, rows.kinds, strict=True))
-        if s == split and keep(kind)
-    ]
-    now, known = fitted.scores(readings, form).tolist(), fitted.reference.get(form, {})
-    indices = [rows.samples[i].index for i in places]
-    paired = all(index in known for index in indices)
-    return [now[i] for i in places], [known[i] for i in indices] if paired else None
+    belongs = is_unsafe if unsafe else is_safe
+    return fitted.paired_scores(readings, form, lambda s, kind: s == split and belongs(kind))
 
 
 def _rate(

@@ -79,8 +79,7 @@ def check_drift(
     rates, identity = targets(artefact), fingerprint(loaded)
     fitted, old_readings = Fitted.of(artefact), None
     if old_model is not None:
-        require_fitted_on(artefact, old_model)
-        collect = reader.collector(old_model, fingerprint(old_model))
+        collect = reader.collector(old_model, require_fitted_on(artefact, old_model))
         old_readings = read_all(collect, contrast, rates, fitted.per_kind)
         fitted = Fitted.of(artefact, reference_scores(old_readings, fitted.readout))
     collect = reader.collector(loaded, identity)

@@ -6,12 +6,13 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from guardrail.errors import DetectorError, GuardrailViolation, LimitExceededError
+from guardrail.errors import DetectorError, GuardrailViolation
 from guardrail.model.criteria import RowControl
 from guardrail.model.decoder import context_length
 from guardrail.model.generate import generate_rows
 from guardrail.model.inputs import Encoded, Encoder
 from guardrail.model.settings import Settings
+from guardrail.online.verdicts import require_room
 from guardrail.types import Action
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class BoundedEncoder(Encoder):
     def __init__(self, loaded: LoadedModel, limits: Limits, *, new_tokens: int = 0) -> None:
         super().__init__(loaded)
         self.context = context_length(loaded.model)
-        room = limits.prompt_tokens if self.context is None else self.context - new_tokens
-        self._allowed = min(limits.prompt_tokens, room)
+        self._limits, self._new_tokens = limits, new_tokens
 
     def encode(self, requests: Sequence[Request]) -> Encoded:
         """As `Encoder.encode`.
@@ -62,11 +62,7 @@ class BoundedEncoder(Encoder):
             LimitExceededError: a prompt is too long.
         """
         encoded = super().encode(requests)
-        longest = max(encoded.lengths)
-        if longest > self._allowed:
-            raise LimitExceededError(
-                limit="prompt_tokens", allowed=self._allowed, found=longest, what="the prompt"
-            )
+        require_room(encoded, self._limits, self.context, new_tokens=self._new_tokens)
         return encoded
 
 

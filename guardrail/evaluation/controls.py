@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guardrail.evaluation.groups import auroc_estimate, aurocs_alike
+from guardrail.estimates import Estimate
+from guardrail.evaluation.groups import aurocs_alike, sides_of
 from guardrail.evaluation.matching import matched_pairs
 from guardrail.evaluation.schema import (
     Controls,
@@ -39,8 +40,7 @@ def controls(rows: Sequence[Row]) -> list[Controls]:
     """The controls of each modality that has both labels."""
     found = []
     for modality in sorted({row.modality for row in rows}, reverse=True):
-        harmful = [row for row in rows if row.modality == modality and row.harmful]
-        harmless = [row for row in rows if row.modality == modality and not row.harmful]
+        harmful, harmless = sides_of([row for row in rows if row.modality == modality])
         if harmful and harmless:
             found.append(_controls(modality, harmful, harmless))
     return found
@@ -68,7 +68,7 @@ def _controls(modality: str, harmful: Sequence[Row], harmless: Sequence[Row]) ->
         modality=modality,
         n_harmful=len(harmful),
         n_harmless=len(harmless),
-        guard=auroc_estimate(*scores),
+        guard=Estimate.of_auroc(*scores),
         skipped=skipped,
         **made,
     )
@@ -141,14 +141,14 @@ def text_baseline(
         if "empty vocabulary" not in str(error):
             raise
         raise TooFewError("the inputs hold no words") from error
-    found = auroc_estimate(scores[: len(harmful)].tolist(), scores[len(harmful) :].tolist())
+    found = Estimate.of_auroc(scores[: len(harmful)].tolist(), scores[len(harmful) :].tolist())
     return TextBaseline(auroc=found, folds=FOLDS)
 
 
 def length_only(harmful: Sequence[int], harmless: Sequence[int]) -> LengthOnly:
     """The number of characters as the score."""
     _require(FEW, harmful, harmless)
-    found = auroc_estimate(harmful, harmless)
+    found = Estimate.of_auroc(harmful, harmless)
     return LengthOnly(auroc=found, either_way=max(found.value, 1 - found.value))
 
 
@@ -171,7 +171,7 @@ def length_matched(
     return LengthMatched(
         pairs=len(pairs),
         tolerance=tolerance,
-        auroc=auroc_estimate([harmful[i] for i in mine], [harmless[j] for j in theirs]),
+        auroc=Estimate.of_auroc([harmful[i] for i in mine], [harmless[j] for j in theirs]),
         length_auroc=auroc(
             [harmful_lengths[i] for i in mine], [harmless_lengths[j] for j in theirs]
         ),

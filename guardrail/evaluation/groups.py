@@ -10,7 +10,6 @@ from guardrail.evaluation.schema import Actions, Group, Label, Refusals, Separat
 from guardrail.metrics import (
     Rate,
     auroc,
-    auroc_interval,
     average_precision,
     average_precision_interval,
     tpr_at_fpr,
@@ -27,12 +26,6 @@ if TYPE_CHECKING:
 
 FPRS = ("0.01", "0.05", "0.10")
 LABELS: tuple[Label, Label] = ("harmful", "harmless")
-
-
-def auroc_estimate(harmful: Sequence[float], harmless: Sequence[float]) -> Estimate:
-    """AUROC and its 95 % interval."""
-    low, high = auroc_interval(harmful, harmless)
-    return Estimate(value=auroc(harmful, harmless), low=low, high=high)
 
 
 def aurocs_alike(
@@ -75,7 +68,7 @@ def separation(harmful: Sequence[float], harmless: Sequence[float]) -> Separatio
     return Separation(
         n_harmful=len(harmful),
         n_harmless=len(harmless),
-        auroc=auroc_estimate(harmful, harmless),
+        auroc=Estimate.of_auroc(harmful, harmless),
         average_precision=Estimate(value=average_precision(harmful, harmless), low=low, high=high),
         tpr_at_fpr={fpr: _tpr(harmful, harmless, float(fpr)) for fpr in FPRS},
     )
@@ -108,8 +101,8 @@ def _group(
     rows: Sequence[Row],
     whole: Sequence[Row],
 ) -> Group:
-    harmful, harmless = _sides(rows)
-    all_harmful, all_harmless = _sides(whole)
+    harmful, harmless = sides_of(rows)
+    all_harmful, all_harmless = sides_of(whole)
     against: Literal["itself", "all harmless of its modality", "all harmful of its modality"] = (
         "itself"
     )
@@ -137,7 +130,8 @@ def _group(
     )
 
 
-def _sides(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def sides_of(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Harmful and harmless inputs, in order."""
     return [row for row in rows if row.harmful], [row for row in rows if not row.harmful]
 
 

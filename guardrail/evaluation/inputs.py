@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guardrail.errors import DatasetError, GuardrailError
-from guardrail.types import ImagePart, TextPart
+from guardrail.requests.digest import request_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from guardrail.evaluation.items import EvalItem
     from guardrail.fit.collect import Progress
     from guardrail.policy import Policy
-    from guardrail.types import Modality, Request
+    from guardrail.types import Modality
 
 # What may be wrong with one input alone. A tokenizer, a processor or a kernel has errors of its
 # own beside ours; everything here names the input, nothing is lost.
@@ -96,30 +95,3 @@ def read_inputs(
             )
         progress("reading inputs", done, len(items))
     return found
-
-
-def request_digest(request: Request) -> str:
-    """SHA-256 over all that a model sees of a request: roles, texts, names, calls, tools, pixels.
-
-    Each piece is written with its length before it, so that no two requests read alike. Keys keep
-    their order: a chat template writes them as they come.
-    """
-    digest = hashlib.sha256()
-
-    def feed(kind: str, data: bytes) -> None:
-        digest.update(f"{kind}{len(data)}:".encode())
-        digest.update(data)
-
-    feed("tools", json.dumps(request.tools).encode())
-    for message in request.messages:
-        calls = [[call.name, call.arguments, call.id] for call in message.tool_calls]
-        about = [message.role, message.name, message.tool_call_id, calls]
-        feed("message", json.dumps(about).encode())
-        for part in message.parts:
-            match part:
-                case TextPart(text):
-                    feed("text", text.encode())
-                case ImagePart(image):
-                    feed("size", f"{image.mode}{image.size}".encode())
-                    feed("image", image.tobytes())
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.estimates import Share
 from guardrail.evaluation import controls, scores
-from guardrail.evaluation.groups import aurocs_alike
+from guardrail.evaluation.groups import aurocs_alike, sides_of
 from guardrail.evaluation.schema import LayerPoint, StrengthPoint
 from guardrail.fit.collect import VERSIONS
 from guardrail.fit.dataset import packaged
@@ -36,8 +36,7 @@ def layer_points(artefact: Artefact, rows: Sequence[Row]) -> Iterator[LayerPoint
     """
     each = {}
     for modality in sorted({row.modality for row in rows}):
-        here = [row for row in rows if row.modality == modality]
-        both = [r for r in here if r.harmful], [r for r in here if not r.harmful]
+        both = sides_of([row for row in rows if row.modality == modality])
         if all(both):
             each[modality] = aurocs_alike(*both, lambda row: row.scores.layers)
     steering = artefact.header.steering

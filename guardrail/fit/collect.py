@@ -16,6 +16,7 @@ from torch import Tensor
 
 from guardrail.model.inputs import Encoder
 from guardrail.model.prefix import SharedPrefix
+from guardrail.requests.digest import request_digest
 from guardrail.types import ImagePart, Message, Request, TextPart
 
 if TYPE_CHECKING:
@@ -111,13 +112,5 @@ class Collector:
         """Of the model and of everything in the batch, pictures included."""
         digest = hashlib.sha256(f"{VERSIONS}{self.key}".encode())
         for request in requests:
-            digest.update(b"\0r")
-            for message in request.messages:
-                digest.update(f"\0{message.role}".encode())
-                for part in message.parts:
-                    if isinstance(part, TextPart):
-                        digest.update(b"\0t" + part.text.encode())
-                    else:
-                        shape = f"\0i{part.image.size}{part.image.mode}"
-                        digest.update(shape.encode() + part.image.tobytes())
+            digest.update(request_digest(request).encode())
         return digest.hexdigest()[:32]
