@@ -13,11 +13,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from guardrail.artefact.artefact import Artefact, Calibration, Header, LayerRow, Readout, Steering
+from guardrail.model.decoder import self_attention_layers
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import wrap_model
 from guardrail.policy import Thresholds
 from guardrail.testing_fake import FakeGuard as FakeGuard
-from guardrail.testing_families import BUILDERS
+from guardrail.testing_families import FAMILIES as FAMILIES
+from guardrail.testing_families import IMAGE_FAMILIES as IMAGE_FAMILIES
+from guardrail.testing_families import VIDEO_FAMILIES as VIDEO_FAMILIES
+from guardrail.testing_families import family as family
+from guardrail.testing_families.parts import Family as Family
+from guardrail.testing_families.weights import randomise
 from guardrail.testing_script import scripted as scripted
 from guardrail.types import Modality
 
@@ -26,8 +32,13 @@ if TYPE_CHECKING:
 
     from guardrail.model.load import LoadedModel
 
-FAMILIES = tuple(BUILDERS)
-"""What `tiny_model` can build: three ways of placing pictures, and a text-only model."""
+_kind = family  # parameters are named like it
+
+
+def tiny_processor(family: str = "llava") -> ProcessorMixin | PreTrainedTokenizerFast:
+    """The processor of `tiny_model(family)` alone; a tokenizer for a text-only family."""
+    processor: ProcessorMixin | PreTrainedTokenizerFast = _kind(family).build()[1]
+    return processor
 
 
 def tiny_model(
@@ -35,19 +46,20 @@ def tiny_model(
 ) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerFast]:
     """A random model of `family` (see `FAMILIES`) and the processor that feeds it.
 
+    `family(name)` of this module says whether it takes pictures, videos, and both together.
+    SmolVLM's processor needs the package num2words; BLIP's models are there to be refused.
     Four decoder layers of width 32, float32, eval mode, on the CPU. The same family and seed give
     the same weights bit for bit, and the caller's random state is left alone. The end-of-turn
     token is never the likeliest, so greedy answers run to `max_new_tokens`.
     """
-    if family not in BUILDERS:
-        raise ValueError(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")
-    config, processor = BUILDERS[family]()
+    kind = _kind(family)
+    config, processor = kind.build()
     tokenizer: Any = getattr(processor, "tokenizer", processor)
-    auto: Any = AutoModelForCausalLM if family == "llama" else AutoModelForImageTextToText
+    auto: Any = AutoModelForImageTextToText if kind.pictures else AutoModelForCausalLM
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         model: Any = auto.from_config(config, dtype=torch.float32).eval()
-    _randomise(model, tokenizer.all_special_ids, seed)
+    randomise(model, tokenizer.all_special_ids, seed)
     generation = model.generation_config
     generation.pad_token_id = tokenizer.pad_token_id
     generation.eos_token_id = tokenizer.eos_token_id
@@ -63,16 +75,21 @@ def tiny_artefact(
     steering: bool = True,
     tau_steer: float = 0.5,
     tau_flag: float = 1.0,
+    video: bool = True,
 ) -> Artefact:
     """An artefact for `model` with random unit directions, for tests of plumbing.
 
-    It reads layers 1 and 2 of four (the middle of deeper models) and steers at the second of them.
+    It reads layers 1 and 2 of four (the middle of deeper models) and steers at the second of them;
+    layers that a prompt without a picture skips do not count.
     Its scores mean nothing: choose `tau_steer` and `tau_flag` so that a request passes (both high),
-    is steered (low, high) or is flagged (both low). Without `steering` it can only detect.
+    is steered (low, high) or is flagged (both low). Without `steering` it can only detect, without
+    `video` it can score no video.
     """
     loaded = wrap_model(model, processor)
     count, width = loaded.layer_count, loaded.d_model
-    read = tuple(sorted({max(count // 2 - 1, 0), count // 2}))
+    usable = self_attention_layers(model)
+    middle = len(usable) // 2
+    read = tuple(sorted({usable[max(middle - 1, 0)], usable[middle]}))
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -93,6 +110,10 @@ def tiny_artefact(
     }
     if steering:
         tensors |= {"steer_offset_image": 0.1 * draw(), "steer_offset_images": 0.1 * draw()}
+    if video:
+        tensors["readout_offset_video"] = 0.1 * draw(len(rows))
+    if video and steering:
+        tensors["steer_offset_video"] = 0.1 * draw()
     return Artefact(_tiny_header(loaded, read, steering, tau_steer, tau_flag), tensors)
 
 
@@ -113,18 +134,10 @@ def _tiny_header(
         steering=Steering(layer=read[-1], gain=1.0, a_max=2.0, region_max=3.0)
         if steering
         else None,
-        layers=tuple(LayerRow(layer=i, usable=True) for i in range(loaded.layer_count)),
+        layers=tuple(
+            LayerRow(layer=i, usable=i in self_attention_layers(loaded.model))
+            for i in range(loaded.layer_count)
+        ),
         calibration={Modality.TEXT: calibration},
         warnings=("random directions: for tests only",),
     )
-
-
-def _randomise(model: PreTrainedModel, special_ids: list[int], seed: int) -> None:
-    """Draw all matrices anew, wide enough that the last position depends on the whole prompt."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.dim() >= 2:
-            parameter.data.normal_(0.0, 0.25, generator=generator)
-    # logit 0 is never the largest of several hundred random ones
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    head.weight.data[special_ids] = 0.0

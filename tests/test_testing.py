@@ -10,7 +10,15 @@ import torch
 
 from guardrail.errors import ArtefactFormatError, UnsupportedContentError
 from guardrail.guard import Guard
-from guardrail.testing import FAMILIES, FakeGuard, scripted, tiny_artefact, tiny_model
+from guardrail.model.decoder import self_attention_layers
+from guardrail.testing import (
+    FAMILIES,
+    FakeGuard,
+    scripted,
+    tiny_artefact,
+    tiny_model,
+    tiny_processor,
+)
 from guardrail.types import Modality
 
 ASK = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
@@ -49,29 +57,6 @@ def test_the_last_position_depends_on_the_words(tiny: Any) -> None:
     assert (apart[1:] > 0.1).all()
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "llama"])
-def test_the_last_position_depends_on_the_picture(tiny_of: Any, picture: Any, family: str) -> None:
-    tiny = tiny_of(family)
-    one = residuals(tiny, encode(tiny, "what is this?", picture(1)))
-    other = residuals(tiny, encode(tiny, "what is this?", picture(2)))
-    assert ((one - other).norm(dim=1)[2:] > 1e-2).all()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_seed_gives_the_same_weights_and_another_seed_others(family: str) -> None:
-    one, again, other = (tiny_model(family, seed=s)[0].state_dict() for s in (3, 3, 4))
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_building_leaves_the_callers_random_state_alone() -> None:
-    torch.manual_seed(5)
-    wanted = torch.rand(3)
-    torch.manual_seed(5)
-    tiny_model("llama")
-    assert torch.equal(torch.rand(3), wanted)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_is_built_within_a_second(family: str) -> None:
     tiny_model(family)  # what is imported on first use does not count
@@ -105,6 +90,25 @@ def test_the_artefact_fits_its_model_and_takes_the_thresholds_given(llava: Any) 
     assert artefact.tensors["direction"].shape == (4, 32)
     torch.testing.assert_close(artefact.tensors["direction"].norm(dim=1), torch.ones(4))
     assert artefact.header.steering is not None
+
+
+def test_the_artefact_leaves_layers_out_that_a_prompt_may_skip(tiny_of: Any) -> None:
+    _, model, processor = tiny_of("mllama")
+    header = tiny_artefact(model, processor).header
+    assert self_attention_layers(model) == (0, 2, 3)
+    assert (header.readout.layers, header.steering.layer) == ((0, 2), 2)  # type: ignore[union-attr]
+    assert [row.usable for row in header.layers] == [True, False, True, True]
+    with Guard((model, processor), tiny_artefact(model, processor)) as guard:
+        assert guard.check("hi").layers == (0, 2)
+
+
+def test_a_processor_can_be_had_without_its_model() -> None:
+    for family in ("mistral3", "llama"):
+        alone, of_model = tiny_processor(family), tiny_model(family)[1]
+        assert type(alone) is type(of_model)
+        assert alone.chat_template == of_model.chat_template
+    with pytest.raises(ValueError, match="unknown family 'gpt9'"):
+        tiny_processor("gpt9")
 
 
 def test_the_artefact_can_be_detect_only(llama: Any) -> None:

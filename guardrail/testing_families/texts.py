@@ -1,0 +1,52 @@
+"""Decoders without eyes: plain, sliding, with experts, with a recurrent state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+from guardrail.testing_families.gemmas import SLIDING
+from guardrail.testing_families.parts import HIDDEN, Family, text
+from guardrail.testing_families.qwens import linear_attention
+from guardrail.testing_families.tokens import tokenizer
+
+_hf: Any = transformers
+
+
+def _llama() -> tuple[Any, Any]:
+    words = tokenizer()
+    return _hf.LlamaConfig(**text(words)), words
+
+
+def _qwen3() -> tuple[Any, Any]:
+    words = tokenizer()
+    return _hf.Qwen3Config(**text(words)), words
+
+
+def _gemma2() -> tuple[Any, Any]:
+    words = tokenizer()
+    return _hf.Gemma2Config(**text(words, query_pre_attn_scalar=8, **SLIDING)), words
+
+
+def _mixtral() -> tuple[Any, Any]:
+    words = tokenizer()
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    return _hf.MixtralConfig(**text(words, sliding_window=None, **experts)), words
+
+
+def _qwen3_next() -> tuple[Any, Any]:
+    words = tokenizer()
+    experts = {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": HIDDEN,
+        "shared_expert_intermediate_size": HIDDEN,
+    }
+    return _hf.Qwen3NextConfig(**text(words, **linear_attention(), **experts)), words
+
+
+FAMILIES = tuple(
+    Family(build.__name__.removeprefix("_"), build, pictures=False, mixed_batch=False)
+    for build in (_llama, _qwen3, _gemma2, _mixtral, _qwen3_next)
+)
