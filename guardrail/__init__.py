@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         UnsupportedContentError,
         UnsupportedModelError,
         UrlNotAllowedError,
+        VideoDecodeError,
     )
     from guardrail.guard import Guard
     from guardrail.monitor import Monitor, MonitorSnapshot
@@ -85,6 +86,7 @@ __all__ = [
     "UnsupportedModelError",
     "UrlNotAllowedError",
     "Verdict",
+    "VideoDecodeError",
     "__version__",
     "guarded",
 ]

@@ -1,7 +1,7 @@
 """Which arguments of a call the guard checks, and what is sent in their place.
 
-What is checked is what is sent: dicts, lists, pictures and pydantic models are copied before the
-check and the copy goes on, so that nobody can change a message in between.
+What is checked is what is sent: containers, pictures, arrays and pydantic models are copied before
+the check and the copy goes on, so that nobody can change a message in between.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from inspect import BoundArguments, Parameter, Signature
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
 from guardrail.caution import with_caution
 from guardrail.errors import ConfigurationError
-from guardrail.joining import IMAGE_NAMES, SYSTEM_NAMES, joined
+from guardrail.joining import MEDIA_NAMES, SYSTEM_NAMES, joined
 from guardrail.places import Place, get, is_there, put
 from guardrail.types import Request
 
@@ -30,7 +31,7 @@ Kind = Literal["function", "coroutine", "generator", "async generator"]
 
 USUAL_NAMES = ("messages", "prompt", "input", "query")
 # What also reaches a model, and would not be checked beside the messages.
-SIDE_NAMES = (*sorted(IMAGE_NAMES | SYSTEM_NAMES), "tools", "files", "context")
+SIDE_NAMES = (*sorted(MEDIA_NAMES | SYSTEM_NAMES), "tools", "files", "context")
 _OWNERS = ("self", "cls")
 
 
@@ -76,8 +77,8 @@ class Selector:
             return
         self._places = _places(self._signature, wanted)
         alone = wanted is None or isinstance(wanted, str)
-        # A str is a prompt to the guard, so a picture's address must come to it as a part.
-        self._joins = not alone or self._places[0][-1] in IMAGE_NAMES
+        # A str is a prompt to the guard, so a picture's or video's address must come as a part.
+        self._joins = not alone or self._places[0][-1] in MEDIA_NAMES
 
     def call(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call:
         """Bind one call's arguments and copy what can change."""
@@ -97,7 +98,7 @@ class Selector:
         if not self._joins:
             return Call(bound, get(bound, places[0]), places)
         value = joined([(place[-1], get(bound, place)) for place in places])
-        wordy = [place for place in places if place[-1] not in IMAGE_NAMES]
+        wordy = [place for place in places if place[-1] not in MEDIA_NAMES]
         return Call(bound, value, sorted(wordy, key=lambda p: p[-1] not in SYSTEM_NAMES))
 
     def _refuse_unchecked(self, bound: BoundArguments) -> None:
@@ -198,7 +199,7 @@ def _says_something(value: object) -> bool:
 
 
 def snapshot(value: object) -> object:
-    """A copy of containers, pictures, requests and pydantic models; other objects as they are."""
+    """A copy of containers, pictures, arrays, requests and pydantic models; others as they are."""
     if type(value) is dict:
         return {key: snapshot(item) for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -206,7 +207,7 @@ def snapshot(value: object) -> object:
         return tuple(items) if type(value) is tuple else items
     if isinstance(value, str | bytes):
         return value
-    if isinstance(value, Image.Image | Request | Mapping | Sequence):
+    if isinstance(value, Image.Image | np.ndarray | Request | Mapping | Sequence):
         return copy.deepcopy(value)
     if isinstance(value, BaseModel):
         try:

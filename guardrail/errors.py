@@ -7,6 +7,7 @@ GuardrailError
 │   ├── UnsupportedContentError         a part, role or type nobody here understands
 │   ├── LimitExceededError              larger than the policy allows
 │   ├── ImageDecodeError                bytes that are no readable image
+│   ├── VideoDecodeError                bytes or frames that are no readable video
 │   └── UrlNotAllowedError              a remote address whose host is not allowed
 ├── ModelError
 │   ├── ModelLoadError                  weights or processor could not be loaded
@@ -64,7 +65,7 @@ class UnsupportedContentError(InputError):
 class LimitExceededError(InputError):
     """An input larger than the policy allows; `limit`, `allowed` and `found` are attributes."""
 
-    def __init__(self, *, limit: str, allowed: int, found: int, what: str = "input") -> None:
+    def __init__(self, *, limit: str, allowed: float, found: float, what: str = "input") -> None:
         self.limit, self.allowed, self.found = limit, allowed, found
         super().__init__(
             f"{what} has {limit} {found}, the policy allows {allowed}; "
@@ -74,6 +75,10 @@ class LimitExceededError(InputError):
 
 class ImageDecodeError(InputError):
     """Bytes that are no readable image."""
+
+
+class VideoDecodeError(InputError):
+    """Bytes or frames that are no readable video."""
 
 
 class UrlNotAllowedError(InputError):

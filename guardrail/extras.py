@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 EXTRA_OF: Mapping[str, str] = MappingProxyType(
     {
+        "av": "video",
         "gguf": "demo",
         "httpx": "http",
         "jinja2": "report",

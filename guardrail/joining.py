@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import IOBase
 from pathlib import Path
 from typing import TypeGuard
 
+import numpy as np
 from PIL import Image
 
 from guardrail.caution import with_caution
@@ -13,6 +15,8 @@ from guardrail.errors import UnsupportedContentError
 
 SYSTEM_NAMES = frozenset({"system", "system_prompt", "system_instruction", "instructions"})
 IMAGE_NAMES = frozenset({"image", "images", "image_url", "image_urls"})
+VIDEO_NAMES = frozenset({"video", "videos", "video_url", "video_urls"})
+MEDIA_NAMES = IMAGE_NAMES | VIDEO_NAMES
 
 Part = dict[str, object]
 
@@ -21,9 +25,10 @@ def joined(named: Sequence[tuple[str, object]]) -> list[object]:
     """One chat from arguments and their names, in order; None and empty lists say nothing.
 
     A list of messages is history; a text with one of SYSTEM_NAMES goes before everything; a
-    picture, or whatever has one of IMAGE_NAMES, is an image part; other texts are text parts, a
-    blank line between neighbours. A list of texts or pictures counts as several. What stands
-    between two histories is one user message.
+    picture, or whatever has one of IMAGE_NAMES, is an image part, and a video whatever has one of
+    VIDEO_NAMES; other texts are text parts, a blank line between neighbours. A list of texts,
+    pictures or videos counts as several, but a list of decoded pictures with one of VIDEO_NAMES is
+    one video. What stands between two histories is one user message.
 
     Raises:
         UnsupportedContentError: a value of another type; the message names the argument.
@@ -38,7 +43,7 @@ def joined(named: Sequence[tuple[str, object]]) -> list[object]:
         elif name in SYSTEM_NAMES:
             system += [_text(name, item) for item in _items(value)]
         else:
-            for item in _items(value):
+            for item in [value] if _is_frames(name, value) else _items(value):
                 _append(parts, _part(name, item))
     chat += _user(parts)
     if not system:
@@ -63,7 +68,19 @@ def _items(value: object) -> Sequence[object]:
     return value if isinstance(value, list | tuple) else (value,)
 
 
+def _is_frames(name: str, value: object) -> bool:
+    """Whether a list of pictures is one video."""
+    frames = isinstance(value, list | tuple) and bool(value)
+    return (
+        frames
+        and name in VIDEO_NAMES
+        and all(isinstance(item, Image.Image | np.ndarray) for item in _items(value))
+    )
+
+
 def _part(name: str, value: object) -> Part:
+    if name in VIDEO_NAMES:
+        return _video(name, value)
     if isinstance(value, Image.Image):
         return {"type": "image", "image": value}
     if name in IMAGE_NAMES:
@@ -76,13 +93,22 @@ def _part(name: str, value: object) -> Part:
     return {"type": "text", "text": _text(name, value)}
 
 
+def _video(name: str, value: object) -> Part:
+    if isinstance(value, bytes | bytearray | str | Path | IOBase | np.ndarray | list | tuple):
+        return {"type": "video", "video": value}
+    raise UnsupportedContentError(
+        f"the argument {name!r} holds a {type(value).__name__}; videos may be bytes, data URLs, "
+        "binary files or lists of frames, one or a list of them"
+    )
+
+
 def _text(name: str, value: object) -> str:
     if isinstance(value, str):
         return value
     raise UnsupportedContentError(
         f"the argument {name!r} holds a {type(value).__name__}, which cannot be joined with the "
-        "others; send a str, a Pillow image or a list of messages, name pictures image or images, "
-        "or join them with a callable"
+        "others; send a str, a Pillow image or a list of messages, name pictures image or images "
+        "and videos video or videos, or join them with a callable"
     )
 
 

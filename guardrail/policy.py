@@ -25,11 +25,20 @@ class Limits(_Frozen):
 
     image_bytes: int = Field(default=20_000_000, gt=0, description="encoded size of one picture")
     image_pixels: int = Field(default=40_000_000, gt=0, description="width x height of one picture")
+    image_aspect: int = Field(
+        default=200, gt=0, description="longer side of one picture / its shorter side"
+    )
     total_pixels: int = Field(
         default=160_000_000, gt=0, description="width x height, summed over one request's pictures"
     )
     images: int = Field(default=16, ge=0, description="pictures in one request")
     frames: int = Field(default=512, gt=0, description="frames of one animated picture")
+    videos: int = Field(default=4, ge=0, description="videos in one request")
+    video_bytes: int = Field(default=500_000_000, gt=0, description="encoded size of one video")
+    video_seconds: float = Field(default=3_600, gt=0, description="length of one video, in s")
+    video_frames: int = Field(
+        default=4_096, gt=0, description="frames judged, summed over one request's videos"
+    )
     messages: int = Field(default=256, gt=0, description="turns in one chat")
     text_chars: int = Field(default=400_000, gt=0, description="characters of text in one request")
     prompt_tokens: int = Field(
@@ -57,6 +66,28 @@ class Thresholds(_Frozen):
         return self
 
 
+class VideoSampling(_Frozen):
+    """Which frames of a video are judged, and how many together.
+
+    Frames are taken `fps` times a second and, with `scenes`, also where the picture changes at
+    once, but never more than `max_fps` a second. They are judged in windows of `window` frames; a
+    video that fits in one needs one prefill. The answer to a longer one is made from
+    `answer_frames` of its frames, evenly spread, which are judged like a window.
+    """
+
+    fps: float = Field(default=2.0, gt=0, le=60)
+    max_fps: float = Field(default=8.0, gt=0, le=60)
+    scenes: bool = True
+    window: int = Field(default=8, gt=0, le=256)
+    answer_frames: int = Field(default=8, gt=0, le=256)
+
+    @model_validator(mode="after")
+    def _rates(self) -> VideoSampling:
+        if self.max_fps < self.fps:
+            raise ValueError(f"max_fps ({self.max_fps}) must not lie below fps ({self.fps})")
+        return self
+
+
 class Policy(_Frozen):
     """One guard's rules. Immutable; `model_copy(update=...)` makes another.
 
@@ -76,6 +107,7 @@ class Policy(_Frozen):
     caution_prompt: str = CAUTION
     fail: Literal["closed", "open"] = "closed"
     limits: Limits = Field(default_factory=Limits)
+    video: VideoSampling = Field(default_factory=VideoSampling)
     allowed_hosts: frozenset[str] = frozenset()
     local_files: bool = True
 
@@ -84,13 +116,6 @@ class Policy(_Frozen):
     def _no_pass(cls, value: frozenset[Action]) -> frozenset[Action]:
         if Action.PASS in value:
             raise ValueError("`actions` lists what the guard may do beside passing: steer, flag")
-        return value
-
-    @field_validator("thresholds")
-    @classmethod
-    def _no_video(cls, value: dict[Modality, Thresholds]) -> dict[Modality, Thresholds]:
-        if Modality.VIDEO in value:
-            raise ValueError("video is not scored yet; set thresholds for text and image only")
         return value
 
     @field_validator("allowed_hosts")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from guardrail.policy import Policy
 from guardrail.requests.messages import to_request
 from guardrail.requests.tools import call_text
-from guardrail.types import Action, Modality, Request, TextPart, Verdict
+from guardrail.types import Action, Request, TextPart, Verdict, VideoStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,8 +24,8 @@ class FakeGuard:
         app = GuardrailRunnable(guard=guard) | model
 
     It goes wherever an adapter or `guarded` only checks. It reads what a guard reads (and refuses
-    what a guard refuses), but sees no word in a picture. What it was asked is in `seen`; what holds
-    "outage" fails as a detector does.
+    what a guard refuses), but sees no word in a picture or video. What it was asked is in `seen`;
+    what holds "outage" fails as a detector does.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class FakeGuard:
     def check(self, value: Any, /, *, tools: Tools | None = None) -> Verdict:
         """The verdict of one request."""
         request = to_request(value, policy=self.policy, tools=tools)  # refuses what a guard does
-        self.seen.append(copy.deepcopy(value))
+        _play(request)
+        self.seen.append(_copied(value))
         text = _said(request)
         would_be = next(
             (action for action, words in self._rules.items() if any(w in text for w in words)),
@@ -61,7 +62,7 @@ class FakeGuard:
             tau_steer=0.4,
             tau_flag=0.9,
             layers=(1,),
-            modality=Modality.TEXT,
+            modality=request.modality,
             artefact_id="guard-fake",
             mode=self.policy.mode,
         )
@@ -87,6 +88,21 @@ class FakeGuard:
         return replace(
             verdict, action=action, would_be=would_be, score=None, reason="detector_failed"
         )
+
+
+def _play(request: Request) -> None:
+    """Go through long videos as a guard does: what is wrong with them shows only then."""
+    for video in request.videos:
+        if isinstance(video, VideoStream):
+            for _ in video.windows:
+                pass
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except TypeError:  # an open file
+        return value
 
 
 def _said(request: Request) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from PIL.Image import Image as PILImage
 
@@ -43,7 +43,64 @@ class ImagePart:
     image: PILImage
 
 
-Part = TextPart | ImagePart
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Frames that are judged together: RGB pictures, and when each is shown, in s, ascending."""
+
+    frames: tuple[PILImage, ...]
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what no model could be shown."""
+        if not self.frames or len(self.frames) != len(self.times):
+            raise ValueError(f"{len(self.frames)} frames with {len(self.times)} times")
+
+
+@dataclass(frozen=True, slots=True)
+class VideoPart:
+    """A video, or a piece of one, as a model is shown it."""
+
+    clip: Clip
+
+
+class Windows(Protocol):
+    """The windows of a long video, decoded as they are asked for; may be gone through again."""
+
+    def __iter__(self) -> Iterator[Clip]:
+        """Clips in order, each of at most the policy's `video.window` frames."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what is sampled and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoStream:
+    """A video of more frames than one window holds; it is judged window by window."""
+
+    windows: Windows
+
+
+Part = TextPart | ImagePart | VideoPart | VideoStream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Which piece of which video a verdict rests on: from `start_s` to `end_s`, both inclusive.
+
+    `number` and `video` count from 0; `of` is how many windows of the request were judged.
+    """
+
+    number: int
+    of: int
+    start_s: float
+    end_s: float
+    frames: int
+    video: int = 0
+
+    def __str__(self) -> str:
+        """As it stands in a verdict's summary."""
+        return f"window {self.number + 1} of {self.of}, {self.start_s:.1f} to {self.end_s:.1f} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +139,38 @@ class Request:
         return tuple(p.image for m in self.messages for p in m.parts if isinstance(p, ImagePart))
 
     @property
+    def videos(self) -> tuple[VideoPart | VideoStream, ...]:
+        """The videos of all messages, in order."""
+        kinds = (VideoPart, VideoStream)
+        return tuple(p for m in self.messages for p in m.parts if isinstance(p, kinds))
+
+    @property
     def modality(self) -> Modality:
-        """Image when any message holds a picture, else text."""
+        """Video when any message holds one, else image when any holds a picture, else text."""
+        if self.videos:
+            return Modality.VIDEO
         return Modality.IMAGE if self.images else Modality.TEXT
 
     @property
     def offset_kind(self) -> str:
-        """Which re-centring offset applies: `text`, `image` (one picture) or `images` (more)."""
+        """Which re-centring offset applies: `text`, `image` (one), `images` (more) or `video`."""
+        if self.videos:
+            return "video"
         return ("text", "image", "images")[min(len(self.images), 2)]
+
+    @property
+    def shape(self) -> tuple[int, tuple[int, ...]]:
+        """Numbers of pictures and of each video's frames: alike in requests that share a batch.
+
+        Raises:
+            TypeError: a video is still a stream; no model can be shown it whole.
+        """
+        frames = []
+        for video in self.videos:
+            if not isinstance(video, VideoPart):
+                raise TypeError("a long video is judged window by window, not as a whole")
+            frames.append(len(video.clip.frames))
+        return len(self.images), tuple(frames)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +195,7 @@ class Verdict:
     steering_layer: int | None = None
     mode: str = "enforce"
     reason: str = "score"  # score | detector_failed
+    window: Window | None = None  # of a video: where the score is from
 
     def __post_init__(self) -> None:
         """Refuse a score that is no number: a silent NaN would compare as safe."""
@@ -124,16 +206,18 @@ class Verdict:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, ready for JSON and for stores that know no types of ours."""
-        plain = asdict(self) | {"layers": list(self.layers)}
+        window = None if self.window is None else asdict(self.window)
+        plain = asdict(self) | {"layers": list(self.layers), "window": window}
         return {k: str(v) if isinstance(v, StrEnum) else v for k, v in plain.items()}
 
     def summary(self) -> str:
         """One line for people."""
         score = "none" if self.score is None else f"{self.score:.2f}"
         shadow = "" if self.action == self.would_be else f" (would be {self.would_be})"
+        where = "" if self.window is None else f" ({self.window})"
         return (
             f"{self.action}{shadow}: score {score}, steer at {self.tau_steer:.2f}, "
-            f"flag at {self.tau_flag:.2f}, {self.modality}, reason {self.reason}"
+            f"flag at {self.tau_flag:.2f}, {self.modality}{where}, reason {self.reason}"
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -282,6 +283,25 @@ def test_further_positional_arguments_are_several():
     call = called(lambda *prompts: prompts, ("prompts",), "a", "b")
     assert call.value == [{"role": "user", "content": [text("a\n\nb")]}]
     assert call.bound.args == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["video", "videos", "video_url", "video_urls"])
+def test_a_video_beside_the_messages_would_go_unchecked_and_is_asked_for(name):
+    names = {}
+    exec(f"def fn(prompt, {name}=None): ...", names)
+    with pytest.raises(ConfigurationError, match=name):
+        Selector(names["fn"], None)
+    call = called(names["fn"], (name, "prompt"), "what?", "v.mp4")
+    assert call.value[0]["content"][0] == {"type": "video", "video": "v.mp4"}
+
+
+def test_frames_cannot_be_changed_between_check_and_call():
+    frames = [np.zeros((2, 2, 3), np.uint8)]
+    call = called(lambda video: 0, "video", frames)
+    frames[0][:] = 255
+    sent = call.bound.args[0][0]
+    assert call.value[0]["content"][0]["video"][0] is sent
+    assert not sent.any()
 
 
 @pytest.mark.parametrize("wanted", [None, "image", ("image",)])

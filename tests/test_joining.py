@@ -23,6 +23,10 @@ def image(value):
     return {"type": "image", "image": value}
 
 
+def video(value):
+    return {"type": "video", "video": value}
+
+
 def user(*parts):
     return {"role": "user", "content": list(parts)}
 
@@ -42,6 +46,13 @@ def system(words):
         ([("image", "data:image/png;base64,AAAA")], [user(image("data:image/png;base64,AAAA"))]),
         ([("image", Path("a.png"))], [user(image(Path("a.png")))]),
         ([("photo", RED)], [user(image(RED))]),
+        ([("video", b"bytes"), ("prompt", "a")], [user(video(b"bytes"), text("a"))]),
+        ([("video_url", "https://a/b.mp4")], [user(video("https://a/b.mp4"))]),
+        ([("videos", [b"a", Path("b.mp4")])], [user(video(b"a"), video(Path("b.mp4")))]),
+        ([("video", [RED, BLUE])], [user(video([RED, BLUE]))]),
+        ([("videos", [[RED, BLUE], b"a"])], [user(video([RED, BLUE]), video(b"a"))]),
+        ([("video", [])], []),
+        ([("video", None), ("prompt", "a")], [user(text("a"))]),
         ([("question", "a"), ("context", "b")], [user(text("a\n\nb"))]),
         ([("prompt", ["a", "b"])], [user(text("a\n\nb"))]),
         ([("prompt", ("a", RED, "b"))], [user(text("a"), image(RED), text("b"))]),
@@ -87,6 +98,8 @@ def test_arguments_are_joined_in_order_into_one_chat(named, wanted):
         ("prompt", ["fine", 3], "'prompt' holds a int"),
         ("image", 3, "'image' holds a int"),
         ("images", [RED, None], "'images' holds a NoneType"),
+        ("video", 3, "'video' holds a int"),
+        ("videos", [b"a", RED], "'videos' holds a Image"),
         ("system", RED, "'system' holds a Image"),
         ("history", [{"content": "bad"}], "'history' holds a dict"),
         ("history", [*HISTORY, "bad"], "'history' holds a dict"),
@@ -112,3 +125,5 @@ def test_what_is_joined_is_a_request_like_any_other():
     )
     assert [message.role for message in request.messages] == ["system", "user"]
     assert [picture.getpixel((0, 0)) for picture in request.images] == [(255, 0, 0), (0, 0, 255)]
+    (seen,) = to_request(joined([("video", [RED, BLUE])]), policy=Policy()).videos
+    assert [frame.getpixel((0, 0)) for frame in seen.clip.frames] == [(255, 0, 0), (0, 0, 255)]

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from guardrail.errors import ConfigurationError, MissingExtraError
-from guardrail.policy import Limits, Policy, Thresholds
+from guardrail.policy import Limits, Policy, Thresholds, VideoSampling
 from guardrail.policy_io import load_policy, policy_from_env
 from guardrail.types import Action, Modality
 
@@ -199,9 +199,26 @@ def test_variables_outside_the_prefix_are_other_programs():
     assert policy_from_env(environ=environ) == Policy(mode="shadow")
 
 
-def test_thresholds_for_what_is_not_scored_are_refused():
-    with pytest.raises(ValidationError, match="video is not scored yet"):
-        Policy(thresholds={"video": {"steer": 0.5, "flag": 0.9}})
+def test_videos_have_thresholds_and_a_sampling_of_their_own(tmp_path):
+    text = "[thresholds.video]\nsteer = 0.5\nflag = 0.9\n[video]\nfps = 1\nwindow = 16\n"
+    policy = load_policy(_file(tmp_path, "p.toml", text))
+    assert policy.thresholds[Modality.VIDEO].flag == 0.9
+    assert policy.video == VideoSampling(fps=1, window=16)
+    assert policy.video.max_fps == VideoSampling().max_fps
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"fps": 9}, r"max_fps \(8.0\) must not lie below fps \(9.0\)"),
+        ({"fps": 0}, "greater than 0"),
+        ({"window": 0}, "greater than 0"),
+        ({"answer_frames": 257}, "less than or equal to 256"),
+    ],
+)
+def test_a_sampling_that_cannot_hold_is_refused(change, words):
+    with pytest.raises(ValidationError, match=words):
+        Policy(video=change)
 
 
 @pytest.mark.parametrize("entry", ["https://example.com", "example.com:443", "*.example.com", ""])

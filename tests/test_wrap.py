@@ -503,8 +503,8 @@ def test_a_proxy_that_has_every_attribute_is_a_function():
 
 
 SIDES = (
-    "image images image_url image_urls system system_prompt system_instruction instructions"
-    " tools files context"
+    "image images image_url image_urls video videos video_url video_urls"
+    " system system_prompt system_instruction instructions tools files context"
 ).split()
 
 

@@ -1,4 +1,4 @@
-"""Form bodies: the fields that hold text and picture files, as one user message."""
+"""Form bodies: the fields that hold text, picture and video files, as one user message."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from starlette.formparsers import FormParser, MultiPartException, MultiPartParse
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.joining import joined
+from guardrail.requests.formats import sniffed_format
+from guardrail.requests.video_formats import sniffed_video
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -52,14 +54,14 @@ async def closing(form: FormData) -> AsyncIterator[None]:
 
 
 async def read_fields(form: FormData, fields: Sequence[str] | None) -> list[object]:
-    """One user message of the form's texts and pictures, in the order of `fields`.
+    """One user message of the form's texts, pictures and videos, in the order of `fields`.
 
-    Without `fields` pictures come first, as people send them and as thresholds are calibrated;
+    Without `fields` files come first, as people send them and as thresholds are calibrated;
     behind words the same picture scores lower.
 
     Raises:
         UnsupportedContentError: a text field stands twice (an app reads one of them), there is
-            nothing to check, or a file is no picture.
+            nothing to check, or a file is no picture and no video.
     """
     items = form.multi_items()
     if fields is None:
@@ -69,25 +71,29 @@ async def read_fields(form: FormData, fields: Sequence[str] | None) -> list[obje
     texts = [name for name, value in items if isinstance(value, str)]
     if len(set(texts)) < len(texts):
         raise UnsupportedContentError("a text field stands twice in the form; send it once")
-    found = [(name, await _content(name, value)) for name, value in items]
-    chat = joined([("image" if isinstance(v, bytes) else "", v) for _, v in found])
+    chat = joined([await _content(name, value) for name, value in items])
     if not chat:
         raise UnsupportedContentError("the form has no field that is checked")
     return chat
 
 
-async def _content(name: str, value: UploadFile | str) -> str | bytes | None:
+async def _content(name: str, value: UploadFile | str) -> tuple[str, str | bytes | None]:
+    """What a field holds, and the name under which it is joined with the others."""
     if isinstance(value, str):
-        return value or None
+        return "", value or None
     if not value.filename and not value.size:  # a file input that was left empty
-        return None
-    kind = (value.content_type or "").partition(";")[0].strip().lower()
-    if kind not in _ANY_FILE and not kind.startswith("image/"):
+        return "", None
+    media_type = (value.content_type or "").partition(";")[0].strip().lower()
+    kind = media_type.partition("/")[0]
+    if media_type not in _ANY_FILE and kind not in ("image", "video"):
         raise UnsupportedContentError(
-            f"the file in the field {name[:80]!r} has the media type {kind[:80]!r}; only pictures "
-            "are read, send text in text fields"
+            f"the file in the field {name[:80]!r} has the media type {media_type[:80]!r}; only "
+            "pictures and videos are read, send text in text fields"
         )
-    return await value.read()
+    data = await value.read()
+    if kind not in ("image", "video"):  # told by its content
+        kind = "video" if sniffed_format(data) is None and sniffed_video(data) else "image"
+    return kind, data
 
 
 def _is_url_encoded(data: bytes) -> bool:

@@ -47,11 +47,11 @@ class GuardrailASGIMiddleware:
     make of a request is not seen from outside.
 
     Read are JSON bodies of the OpenAI API (chat completions with tools, responses, completions),
-    forms with texts and picture files, and with a route's `select` any other JSON or form. The app
-    then gets the same bytes. Other routes, websockets, query strings, headers and the names of form
-    fields and files are not checked. What cannot be read is answered with an error and never let
-    through, except in shadow mode; what cannot be checked because the detector fails passes where
-    the policy fails open (a full queue and a check that takes too long are no such failure).
+    forms with texts, pictures and videos, and with a route's `select` any other JSON or form. The
+    app then gets the same bytes. Other routes, websockets, query strings, headers and the names of
+    form fields and files are not checked. What cannot be read is answered with an error and never
+    let through, except in shadow mode; what cannot be checked because the detector fails passes
+    where the policy fails open (a full queue and a check that takes too long are no such failure).
     Answers are passed on as they come. It runs under asyncio only.
 
     The app finds the verdict in `request.state.guardrail_verdict`. Its model cannot be steered;

@@ -6,15 +6,18 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from guardrail.types import ImagePart, TextPart
+from guardrail.types import ImagePart, TextPart, VideoPart, VideoStream
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from guardrail.types import Request
 
 
 def request_digest(request: Request) -> str:
     """SHA-256 over all that a model sees of a request: roles, texts, names, calls, tools, pixels.
 
+    A long video stands there as its content and how it is sampled, so it is read but not decoded.
     Each piece is written with its length before it, so that no two requests read alike. Keys keep
     their order: a chat template writes them as they come.
     """
@@ -23,6 +26,10 @@ def request_digest(request: Request) -> str:
     def feed(kind: str, data: bytes) -> None:
         digest.update(f"{kind}{len(data)}:".encode())
         digest.update(data)
+
+    def feed_picture(image: Image) -> None:
+        feed("size", f"{image.mode}{image.size}".encode())
+        feed("image", image.tobytes())
 
     feed("tools", json.dumps(request.tools).encode())
     for message in request.messages:
@@ -34,6 +41,11 @@ def request_digest(request: Request) -> str:
                 case TextPart(text):
                     feed("text", text.encode())
                 case ImagePart(image):
-                    feed("size", f"{image.mode}{image.size}".encode())
-                    feed("image", image.tobytes())
+                    feed_picture(image)
+                case VideoPart(clip):
+                    feed("clip", json.dumps(clip.times).encode())
+                    for frame in clip.frames:
+                        feed_picture(frame)
+                case VideoStream(windows):
+                    feed("stream", windows.digest.encode())
     return digest.hexdigest()

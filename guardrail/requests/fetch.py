@@ -1,4 +1,4 @@
-"""Pictures behind http(s) URLs, from allowed hosts only.
+"""Pictures and videos behind http(s) URLs, from allowed hosts only.
 
 A host must be in the policy's list: exact, lower-case, in IDNA form; any port. Its name is resolved
 once, every address must be public, and the connection goes to a checked address: the URL sent to
@@ -9,7 +9,7 @@ private address. Proxies of the environment, cookies and content encodings are n
 stay on the host, never step down to http, are checked like the first URL, and are at most three.
 
 Not bounded: the time of a DNS query is the system resolver's. An allowed host that sends its
-*headers* a byte at a time is cut off by the 5 s of one read only, its body by 20 s in all.
+*headers* a byte at a time is cut off by the 5 s of one read only, its body by its medium's time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-from guardrail.errors import (
-    ConfigurationError,
-    ImageDecodeError,
-    LimitExceededError,
-    UrlNotAllowedError,
-)
+from guardrail.errors import ConfigurationError, UrlNotAllowedError
 from guardrail.extras import require
 from guardrail.hosts import allowed_host, ip_literal, normal_host
 
@@ -36,9 +31,11 @@ if TYPE_CHECKING:
 
     import httpx
 
+    from guardrail.policy import Limits
+    from guardrail.requests.medium import Medium
+
 _REDIRECTS = 3
 _OPERATION_S = 5.0
-_TOTAL_S = 20.0
 _ADDRESSES = 4  # of a host, tried in the resolver's order
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
@@ -65,31 +62,45 @@ class _Target:
         return _bracketed(self.host) + port
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    medium: Medium
+    limits: Limits
+    deadline: float
+    what: str
+
+    def failed(self, reason: str) -> Exception:
+        return self.medium.error(f"{self.what}: {reason}")
+
+    def check_bytes(self, size: int) -> None:
+        self.medium.check_bytes(size, self.limits, what=self.what)
+
+
 def fetched_bytes(
-    url: str, *, allowed_hosts: Collection[str], max_bytes: int, what: str = "picture"
+    url: str, *, allowed_hosts: Collection[str], medium: Medium, limits: Limits, what: str
 ) -> bytes:
-    """The body behind an http(s) URL of an allowed host, at most `max_bytes` long.
+    """The body behind an http(s) URL of an allowed host, at most as long as its medium may be.
 
     Raises:
         UrlNotAllowedError: the host is not allowed, or resolves to an address that is not public.
-        LimitExceededError: the body is longer than `max_bytes`.
-        ImageDecodeError: nothing could be fetched.
+        LimitExceededError: the body is too long.
+        InputError: nothing could be fetched (the medium's own kind).
         MissingExtraError: the extra `http` is not installed.
     """
     target = _allowed_target(url, allowed_hosts, what)
     require("httpx")
     import httpx
 
-    deadline = time.monotonic() + _TOTAL_S
+    order = _Order(medium, limits, time.monotonic() + medium.fetch_s, what)
     try:
         for _ in range(_REDIRECTS + 1):
-            reply = _answer(target, max_bytes, deadline, what)
+            reply = _answer(target, order)
             if isinstance(reply, bytes):
                 return reply
             target = _redirected(target, reply, allowed_hosts, what)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as exc:
         reason = str(exc) or type(exc).__name__
-        raise ImageDecodeError(f"{what}: {target.host} could not be reached: {reason}") from exc
+        raise order.failed(f"{target.host} could not be reached: {reason}") from exc
     raise UrlNotAllowedError(f"{what}: {target.host} redirects more than {_REDIRECTS} times")
 
 
@@ -107,7 +118,7 @@ def _allowed_target(url: str, allowed_hosts: Collection[str], what: str) -> _Tar
     if host not in {_allowed_host(entry) for entry in allowed_hosts}:
         raise UrlNotAllowedError(
             f"{what}: the host {host!r} is not allowed; add it to `allowed_hosts` in the policy, "
-            "or send the picture's bytes"
+            "or send the bytes"
         )
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return _Target(parts.scheme, host, port, path)
@@ -148,13 +159,13 @@ def _is_public(address: str) -> bool:
     return ip is not None and ip.is_global and not ip.is_multicast
 
 
-def _answer(target: _Target, max_bytes: int, deadline: float, what: str) -> bytes | str:
+def _answer(target: _Target, order: _Order) -> bytes | str:
     """The body, or the location the host redirects to, from the first address that connects."""
     import httpx
 
     refused: Exception = OSError("the name has no address")
     with httpx.Client(trust_env=False, timeout=_OPERATION_S, follow_redirects=False) as client:
-        for address in _addresses(target, what):
+        for address in _addresses(target, order.what):
             request = client.build_request(
                 "GET",
                 target.at(address),
@@ -167,34 +178,31 @@ def _answer(target: _Target, max_bytes: int, deadline: float, what: str) -> byte
                 refused = exc
                 continue
             try:
-                return _body_or_location(response, max_bytes, deadline, what)
+                return _body_or_location(response, order)
             finally:
                 response.close()
     raise refused
 
 
-def _body_or_location(
-    response: httpx.Response, max_bytes: int, deadline: float, what: str
-) -> bytes | str:
+def _body_or_location(response: httpx.Response, order: _Order) -> bytes | str:
     location = response.headers.get("location")
     if response.status_code in (301, 302, 303, 307, 308) and location:
         return str(location)
     if response.status_code != 200:
-        raise ImageDecodeError(f"{what}: the host answers HTTP {response.status_code}")
+        raise order.failed(f"the host answers HTTP {response.status_code}")
     if response.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ImageDecodeError(f"{what}: the host compresses pictures although asked not to")
+        raise order.failed(f"the host compresses {order.medium.name}s although asked not to")
     declared = response.headers.get("content-length", "")
-    size, body = int(declared) if declared.isdecimal() else 0, bytearray()
-    chunks = response.iter_raw()
-    while size <= max_bytes:
-        if time.monotonic() > deadline:
-            raise ImageDecodeError(f"{what}: not fetched within {_TOTAL_S:.0f} s")
+    order.check_bytes(int(declared) if declared.isdecimal() else 0)
+    body, chunks = bytearray(), response.iter_raw()
+    while True:
+        if time.monotonic() > order.deadline:
+            raise order.failed(f"not fetched within {order.medium.fetch_s:.0f} s")
         chunk = next(chunks, None)
         if chunk is None:
             return bytes(body)
         body += chunk
-        size = max(size, len(body))
-    raise LimitExceededError(limit="image_bytes", allowed=max_bytes, found=size, what=what)
+        order.check_bytes(len(body))
 
 
 def _redirected(

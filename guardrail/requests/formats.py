@@ -27,8 +27,8 @@ from guardrail.errors import (
     ImageDecodeError,
     InputError,
     LimitExceededError,
-    UnsupportedContentError,
 )
+from guardrail.requests.medium import Medium
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,28 +116,30 @@ def sniffed_format(data: bytes) -> str | None:
     return next((name for name, sign in _SIGNATURES if sign.match(data)), None)
 
 
-def check_media_type(data: bytes, declared: str, *, what: str) -> None:
-    """Refuse a declared media type that is not accepted or that the content contradicts."""
-    expected = _MEDIA_TYPES.get(declared.strip().lower())
-    if expected is None:
-        raise UnsupportedContentError(
-            f"{what} has the media type {declared[:80]!r}; accepted: {', '.join(_MEDIA_TYPES)}"
-        )
-    if (found := sniffed_format(data)) != expected:
-        raise ImageDecodeError(
-            f"{what} is declared as {declared[:80]!r} but holds {found or 'no known format'}; "
-            "declare the true media type"
-        )
+PICTURE = Medium(
+    name="picture",
+    limit="image_bytes",
+    error=ImageDecodeError,
+    sniffed=sniffed_format,
+    media_types=_MEDIA_TYPES,
+    head=24,
+    fetch_s=20.0,
+)
 
 
 def check_size(size: tuple[int, int], limits: Limits, *, what: str) -> None:
-    """Refuse a picture without pixels or with more than the policy allows."""
+    """Refuse a picture without pixels, or with more or a longer shape than the policy allows."""
     width, height = size
     if width < 1 or height < 1:
         raise ImageDecodeError(f"{what} is {width} x {height}: it has no pixels")
     if width * height > limits.image_pixels:
         raise LimitExceededError(
             limit="image_pixels", allowed=limits.image_pixels, found=width * height, what=what
+        )
+    # A processor that scales the shorter side up makes gigabytes of a long strip.
+    if (aspect := -(-max(size) // min(size))) > limits.image_aspect:
+        raise LimitExceededError(
+            limit="image_aspect", allowed=limits.image_aspect, found=aspect, what=what
         )
 
 

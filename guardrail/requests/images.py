@@ -14,7 +14,7 @@ from guardrail.requests.formats import (
     loaded_picture,
     pillow_errors,
 )
-from guardrail.requests.sources import picture_bytes
+from guardrail.requests.sources import Access, picture_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -77,12 +77,11 @@ def decode_image(
         with pillow_errors(what, limits):
             picture, orientation = source.copy(), _orientation(source)
     else:
-        loaded = loaded_picture(
-            picture_bytes(source, limits, allowed_hosts, local_files, what), limits, what=what
-        )
+        access = Access(limits, allowed_hosts, local_files)
+        loaded = loaded_picture(picture_bytes(source, access, what), limits, what=what)
         picture, orientation = loaded, _orientation(loaded)
     with pillow_errors(what, limits):
-        rgb = _rgb(picture, what)
+        rgb = rgb_of(picture, what)
         if orientation in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])
     rgb.info.clear()  # a second reader must not turn it again
@@ -96,7 +95,12 @@ def _orientation(picture: Image.Image) -> int:
         return 1
 
 
-def _rgb(picture: Image.Image, what: str) -> Image.Image:
+def rgb_of(picture: Image.Image, what: str) -> Image.Image:
+    """A new picture in RGB, alpha on white, 16 bits scaled to 8.
+
+    Raises:
+        UnsupportedContentError: its mode has no colours of a fixed range.
+    """
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         return _grey_from_16_bits(picture, what)
     if picture.mode == "La":

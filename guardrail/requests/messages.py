@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from PIL.Image import Image as PILImage
 
-from guardrail.errors import LimitExceededError, UnsupportedContentError
-from guardrail.requests.formats import check_size
-from guardrail.requests.images import decode_image
-from guardrail.requests.parts import (
-    Budget,
-    PictureSource,
-    as_mapping,
-    read_part,
-    refuse_unknown,
-)
-from guardrail.requests.tools import read_tool_call, read_tools, recheck_call
-from guardrail.types import ImagePart, Message, Request, TextPart
+from guardrail.errors import UnsupportedContentError
+from guardrail.requests.budget import Budget
+from guardrail.requests.parts import PictureSource, as_mapping, read_part, refuse_unknown
+from guardrail.requests.recheck import check_count, rechecked, with_parts
+from guardrail.requests.tools import read_tool_call, read_tools
+from guardrail.requests.video_windows import Tally
+from guardrail.types import ImagePart, Message, Request, TextPart, VideoPart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from guardrail.policy import Policy
+    from guardrail.requests.parts import Piece
     from guardrail.types import Part, ToolCall
 
 Tools = Sequence[Mapping[str, object]]
@@ -62,14 +54,20 @@ def to_request(
     Nothing is dropped: a type or a non-empty key nobody here reads is an error that names it;
     free are labels (id, status, index, detail, cache_control, ...). Empty text is allowed, an empty
     list is not. NUL and other control characters are kept; lone surrogates are refused. Names,
-    tools, tool calls and their ids count as text. Texts and pictures are counted before a picture
-    is decoded.
+    tools, tool calls and their ids count as text. Texts, pictures and videos are counted before
+    one is decoded.
+
+    A video becomes a `VideoPart` when its sampled frames fit in one window of the policy's, else a
+    `VideoStream`, of which no more than a first window is decoded here.
 
     Raises:
         UnsupportedContentError: a type, role, part or key that is not understood.
-        LimitExceededError: more messages, text, pictures, bytes, pixels or frames than allowed.
+        LimitExceededError: more messages, text, pictures, videos, bytes, pixels, frames or seconds
+            than allowed.
         ImageDecodeError: a picture that cannot be read.
-        UrlNotAllowedError: a remote picture whose host is not allowed.
+        VideoDecodeError: a video that cannot be read.
+        UrlNotAllowedError: a remote picture or video whose host is not allowed.
+        MissingExtraError: a video file, without the extra `video`.
     """
     budget = Budget(policy.limits)
     if tools is None and isinstance(value, Request):
@@ -81,7 +79,7 @@ def to_request(
 def _messages(value: object, policy: Policy, budget: Budget) -> tuple[Message, ...]:
     match value:
         case Request():
-            return _rechecked(value, policy, budget)
+            return rechecked(value, policy, budget)
         case str():
             return (Message(role="user", parts=(TextPart(budget.text(value, "text")),)),)
         case PILImage():
@@ -98,20 +96,14 @@ def _messages(value: object, policy: Policy, budget: Budget) -> tuple[Message, .
                 f"a {type(value).__name__} is no request; send a str, a Pillow image, a message "
                 "or a list of messages"
             )
-    _check_count(len(chat), policy)
+    check_count(len(chat), policy)
     drafts = [_draft(each, f"messages[{i}]", budget) for i, each in enumerate(chat)]
-    return tuple(_finished(*draft, policy, budget) for draft in drafts)
+    tally = Tally(policy.limits)
+    return tuple(_finished(*draft, policy, budget, tally) for draft in drafts)
 
 
-def _check_count(count: int, policy: Policy) -> None:
-    if count == 0:
-        raise UnsupportedContentError("there are no messages; send at least one")
-    if count > (allowed := policy.limits.messages):
-        raise LimitExceededError(limit="messages", allowed=allowed, found=count, what="the request")
-
-
-def _draft(value: object, what: str, budget: Budget) -> tuple[Message, list[str | PictureSource]]:
-    """A message without its parts, and the parts with their pictures not yet decoded."""
+def _draft(value: object, what: str, budget: Budget) -> tuple[Message, list[Piece]]:
+    """A message without its parts, and the parts with their pictures and videos not yet decoded."""
     message = as_mapping(value, what)
     role = _role(message.get("role"), what)
     if message.get("type") not in (None, "message"):
@@ -143,9 +135,7 @@ def _role(role: object, what: str) -> str:
     raise UnsupportedContentError(f"{what} has {found}; accepted: {', '.join(_ROLES)}")
 
 
-def _content(
-    content: object, optional: bool, what: str, budget: Budget
-) -> list[str | PictureSource]:
+def _content(content: object, optional: bool, what: str, budget: Budget) -> list[Piece]:
     """The pieces of a message's content; `optional` when the message says something beside it."""
     match content:
         case str():
@@ -186,66 +176,20 @@ def _calls(message: Mapping[object, object], what: str, budget: Budget) -> tuple
 
 
 def _finished(
-    draft: Message, pieces: list[str | PictureSource], policy: Policy, budget: Budget
+    draft: Message, pieces: list[Piece], policy: Policy, budget: Budget, tally: Tally
 ) -> Message:
     parts: list[Part] = []
     for piece in pieces:
         if isinstance(piece, str):
             parts.append(TextPart(piece))
-        else:
+        elif isinstance(piece, PictureSource):
             picture = piece.decoded(policy)
             budget.pixel_count(picture.size)  # so that the next one is not decoded
             parts.append(ImagePart(picture))
-    return _with_parts(draft, parts)
-
-
-def _with_parts(message: Message, parts: Iterable[Part]) -> Message:
-    """The message with these parts, neighbouring texts joined."""
-    joined: list[Part] = []
-    for is_text, run in groupby(parts, key=lambda part: isinstance(part, TextPart)):
-        if is_text:
-            joined.append(TextPart("".join(p.text for p in run if isinstance(p, TextPart))))
         else:
-            joined.extend(run)
-    return replace(message, parts=tuple(joined))
-
-
-def _rechecked(request: Request, policy: Policy, budget: Budget) -> tuple[Message, ...]:
-    """The messages under this policy; pictures that are RGB and upright stay the same objects."""
-    _check_count(len(request.messages), policy)
-    for i, message in enumerate(request.messages):
-        what = f"messages[{i}]"
-        if _role(message.role, what) != message.role or not (message.parts or message.tool_calls):
-            raise UnsupportedContentError(f"{what} needs parts, and system in place of developer")
-        for call in message.tool_calls:
-            recheck_call(call, what, budget)
-        for label in (message.name, message.tool_call_id):
-            if label is not None:
-                budget.text(label, f"{what}: a name or id")
-        for part in message.parts:
-            if isinstance(part, TextPart):
-                budget.text(part.text, what)
-            else:
-                budget.image()
-                check_size(part.image.size, policy.limits, what="picture")
-                budget.pixel_count(part.image.size)
-    return tuple(
-        _with_parts(message, [_checked(part, policy) for part in message.parts])
-        for message in request.messages
-    )
-
-
-def _checked(part: Part, policy: Policy) -> Part:
-    if isinstance(part, TextPart):
-        return part
-    image = part.image
-    if type(image) is PILImage and image.mode == "RGB" and not image.info:
-        return part
-    return ImagePart(
-        decode_image(
-            image,
-            limits=policy.limits,
-            allowed_hosts=policy.allowed_hosts,
-            local_files=policy.local_files,
-        )
-    )
+            video = piece.read(policy, tally)
+            if isinstance(video, VideoPart):
+                for frame in video.clip.frames:
+                    budget.pixel_count(frame.size)
+            parts.append(video)
+    return with_parts(draft, parts)

@@ -1,8 +1,7 @@
-"""Content parts of the usual message forms -> text and picture sources, bounded."""
+"""Content parts of the usual message forms -> text, picture and video sources, bounded."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,17 @@ from typing import TYPE_CHECKING
 
 from PIL.Image import Image as PILImage
 
-from guardrail.errors import InputError, LimitExceededError, UnsupportedContentError
-from guardrail.requests.formats import check_media_type
+from guardrail.errors import UnsupportedContentError
+from guardrail.requests.formats import PICTURE
 from guardrail.requests.images import decode_image
 from guardrail.requests.sources import decoded_base64
+from guardrail.requests.videos import VideoSource
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from guardrail.policy import Limits, Policy
+    from guardrail.policy import Policy
+    from guardrail.requests.budget import Budget
 
 _TEXT_KEYS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _IMAGE_KEYS = {
@@ -26,65 +27,15 @@ _IMAGE_KEYS = {
     "image_url": ("image_url",),
     "input_image": ("image_url",),
 }
-_ACCEPTED = ", ".join((*_TEXT_KEYS, *_IMAGE_KEYS))
+_VIDEO_KEYS = {
+    "video": ("video", "url", "path", "base64", "data"),
+    "video_url": ("video_url",),
+    "input_video": ("video_url",),
+}
+_ACCEPTED = ", ".join((*_TEXT_KEYS, *_IMAGE_KEYS, *_VIDEO_KEYS))
 # Say how to handle a part, never what is in it; `source_type` is LangChain's older form.
 _ABOUT_PARTS = frozenset({"type", "id", "index", "cache_control", "detail"})
-_ABOUT_IMAGES = _ABOUT_PARTS | {"mime_type", "media_type", "source_type"}
-
-
-@dataclass(slots=True)
-class Budget:
-    """What the parts of one request have used so far of the policy's limits."""
-
-    limits: Limits
-    text_chars: int = 0
-    images: int = 0
-    pixels: int = 0
-
-    def text(self, value: object, what: str) -> str:
-        """The checked text: a str without lone surrogates; other control characters are kept."""
-        if not isinstance(value, str):
-            raise UnsupportedContentError(f"{what} must be a str, not {type(value).__name__}")
-        self.text_chars += len(value)
-        self._check("text_chars", self.text_chars, self.limits.text_chars)
-        try:
-            value.encode()
-        except UnicodeEncodeError as exc:
-            raise UnsupportedContentError(
-                f"{what} holds a lone surrogate at character {exc.start}, which no tokenizer can "
-                "read; decode the text with errors='replace'"
-            ) from exc
-        return str(value)
-
-    def image(self) -> None:
-        """Count one picture."""
-        self.images += 1
-        self._check("images", self.images, self.limits.images)
-
-    def pixel_count(self, size: tuple[int, int]) -> None:
-        """Count one picture's pixels."""
-        self.pixels += size[0] * size[1]
-        self._check("total_pixels", self.pixels, self.limits.total_pixels)
-
-    def json(self, value: object, what: str) -> str:
-        """Uncounted JSON of plain values, bounded as it is written: shared or cyclic ones too."""
-        left, pieces = self.limits.text_chars - self.text_chars, list[str]()
-        try:
-            for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
-                left -= len(piece)
-                self._check("text_chars", self.limits.text_chars - left, self.limits.text_chars)
-                pieces.append(piece)
-        except InputError:
-            raise
-        except (TypeError, ValueError, RecursionError) as exc:
-            raise UnsupportedContentError(f"{what} cannot be written as JSON: {exc}") from exc
-        return "".join(pieces)
-
-    def _check(self, limit: str, found: int, allowed: int) -> None:
-        if found > allowed:
-            raise LimitExceededError(
-                limit=limit, allowed=allowed, found=found, what="the request, read this far,"
-            )
+_ABOUT_MEDIA = _ABOUT_PARTS | {"mime_type", "media_type", "source_type"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +51,9 @@ class PictureSource:
         """The upright RGB picture; see `decode_image`."""
         source = self.source
         if self.base64_only and isinstance(source, str) and source[:5].lower() != "data:":
-            source = decoded_base64(source, policy.limits, what=self.what)
+            source = decoded_base64(source, PICTURE, policy.limits, what=self.what)
         if self.media_type is not None and isinstance(source, bytes):
-            check_media_type(source, self.media_type, what=self.what)
+            PICTURE.check_media_type(source, self.media_type, what=self.what)
         return decode_image(
             source,
             limits=policy.limits,
@@ -112,7 +63,10 @@ class PictureSource:
         )
 
 
-def read_part(part: object, what: str, budget: Budget) -> str | PictureSource:
+Piece = str | PictureSource | VideoSource
+
+
+def read_part(part: object, what: str, budget: Budget) -> Piece:
     """One content part; a plain str is a text part.
 
     Raises:
@@ -130,8 +84,11 @@ def read_part(part: object, what: str, budget: Budget) -> str | PictureSource:
     if kind in _IMAGE_KEYS:
         budget.image()
         return _picture(part, _IMAGE_KEYS[kind], what)
-    hint = "pass its frames as image parts" if "video" in kind else f"accepted are {_ACCEPTED}"
-    raise UnsupportedContentError(f"{what} has the type {kind[:80]!r}, which is not read; {hint}")
+    if kind in _VIDEO_KEYS:
+        return _video(part, _VIDEO_KEYS[kind], what, budget.video())
+    raise UnsupportedContentError(
+        f"{what} has the type {kind[:80]!r}, which is not read; accepted are {_ACCEPTED}"
+    )
 
 
 def as_mapping(value: object, what: str) -> Mapping[object, object]:
@@ -156,7 +113,36 @@ def refuse_unknown(value: Mapping[object, object], known: Collection[str], what:
 
 
 def _picture(part: Mapping[object, object], keys: tuple[str, ...], what: str) -> PictureSource:
-    refuse_unknown(part, _ABOUT_IMAGES | set(keys), what)
+    refuse_unknown(part, _ABOUT_MEDIA | set(keys), what)
+    key, source, where = _source(part, keys, what)
+    if not isinstance(source, PILImage | bytes | str | Path):
+        raise UnsupportedContentError(
+            f"{where} is a {type(source).__name__}; accepted: a Pillow image, bytes, a path, a "
+            "URL, a data URL or base64"
+        )
+    media_type = _media_type(part, what)
+    return PictureSource(source, where, media_type, base64_only=key in ("base64", "data"))
+
+
+def _video(
+    part: Mapping[object, object], keys: tuple[str, ...], what: str, number: int
+) -> VideoSource:
+    refuse_unknown(part, _ABOUT_MEDIA | {"fps", *keys}, what)
+    key, source, where = _source(part, keys, what)
+    return VideoSource(
+        source,
+        where,
+        number,
+        media_type=_media_type(part, what),
+        base64_only=key in ("base64", "data"),
+        fps=part.get("fps"),
+    )
+
+
+def _source(
+    part: Mapping[object, object], keys: tuple[str, ...], what: str
+) -> tuple[str, object, str]:
+    """The one key that names the content, what it holds, and how messages call it."""
     given = [key for key in keys if part.get(key) is not None]
     if len(given) != 1:
         raise UnsupportedContentError(
@@ -164,19 +150,18 @@ def _picture(part: Mapping[object, object], keys: tuple[str, ...], what: str) ->
         )
     key, where = given[0], f"{what}.{given[0]}"
     source = part[key]
-    if key == "image_url" and isinstance(source, Mapping):
+    if key in ("image_url", "video_url") and isinstance(source, Mapping):
         refuse_unknown(source, {"url", "detail"}, where)
         source, where = source.get("url"), f"{where}.url"
-    media_type = part.get("mime_type") or part.get("media_type")
-    if not isinstance(media_type, str | None):
-        raise UnsupportedContentError(f"{what}: the media type must be a str")
     if key == "path" and isinstance(source, str):
         source = Path(source)
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)
-    if not isinstance(source, PILImage | bytes | str | Path):
-        raise UnsupportedContentError(
-            f"{where} is a {type(source).__name__}; accepted: a Pillow image, bytes, a path, a "
-            "URL, a data URL or base64"
-        )
-    return PictureSource(source, where, media_type, base64_only=key in ("base64", "data"))
+    return key, source, where
+
+
+def _media_type(part: Mapping[object, object], what: str) -> str | None:
+    media_type = part.get("mime_type") or part.get("media_type")
+    if not isinstance(media_type, str | None):
+        raise UnsupportedContentError(f"{what}: the media type must be a str")
+    return media_type

@@ -14,7 +14,7 @@ from guardrail.types import ToolCall
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guardrail.requests.parts import Budget
+    from guardrail.requests.budget import Budget
 
 _ABOUT_TOOLS = {"name", "description", "parameters", "strict"}
 

@@ -11,7 +11,9 @@ from guardrail.errors import UnsupportedContentError
 
 Part = dict[str, Any]
 
-_READ = frozenset({"text", "image", "image_url", "input_image", "input_text", "output_text"})
+_READ = frozenset(
+    "text input_text output_text image image_url input_image video video_url input_video".split()
+)
 _LABELS = frozenset({"id", "index"})
 # How to handle a block, never what is in it.
 _HINTS = frozenset({"cache_control", "detail", "item_id", "phase", "signature", "status"})
@@ -86,8 +88,8 @@ def _translated(block: Mapping[str, Any], kind: str, what: str) -> list[Part]:
             return _direct(standard, what)
         kind = f"{kind} ({standard.get('type')})" if standard.get("type") != kind else kind
     raise UnsupportedContentError(
-        f"{what} is a {kind!r} block, which a guard cannot score; convert it to text or pictures "
-        "first"
+        f"{what} is a {kind!r} block, which a guard cannot score; convert it to text, pictures "
+        "or videos first"
     )
 
 

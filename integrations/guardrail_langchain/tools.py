@@ -49,10 +49,10 @@ def guard_tool(
 
     Name, description, schema, injected arguments, artifacts, callbacks, error handling and both
     the sync and the async form stay the tool's own; the tool itself is not changed. What is
-    checked is what the model wrote (not what the app injects), and what the model will read: texts
-    and pictures of the result, and the words of a `ToolException`. A flagged call or result becomes
-    a `ToolMessage` with status "error" and the policy's refusal; what was held back is in neither
-    its content nor its artifact. `on_flag="raise"` raises `GuardrailViolation` instead.
+    checked is what the model wrote (not what the app injects), and what the model will read: texts,
+    pictures and videos of the result, and the words of a `ToolException`. A flagged call or result
+    becomes a `ToolMessage` with status "error" and the policy's refusal; what was held back is in
+    neither its content nor its artifact. `on_flag="raise"` raises `GuardrailViolation` instead.
 
     A tool cannot be steered. Where the policy's `unsteerable` asks for a caution, it goes before a
     result; arguments have no place for one and count as flagged.

@@ -6,18 +6,20 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llama_index.core.base.llms import types
 from llama_index.core.base.llms.types import ImageBlock, MessageRole, TextBlock
 from llama_index.core.tools import BaseTool
 from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError
-from guardrail_llamaindex.pictures import pictures
+from guardrail_llamaindex.pictures import named_parts
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
     from llama_index.core.base.llms.types import ChatMessage
 
+_VIDEO_BLOCK: Any = getattr(types, "VideoBlock", None)  # younger than the lowest version we allow
 # Other names for roles that a guard knows.
 _ROLES = {
     MessageRole.FUNCTION: "tool",
@@ -33,9 +35,10 @@ _ABOUT = frozenset({"cache_control", "images", "session_id"})
 def to_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     """A chat in the OpenAI form, as `Guard` takes it; see `guard.check` for what is refused.
 
-    Text and image blocks become parts, in order. Calls are read from tool call blocks and from
-    `additional_kwargs["tool_calls"]`; one that stands in both counts once. Cache points carry no
-    content and are left out.
+    Text, image and video blocks become parts, in order; a block's `detail` and `fps` are hints to
+    providers (a guard's policy says how videos are sampled). Calls are read from tool call blocks
+    and from `additional_kwargs["tool_calls"]`; one that stands in both counts once. Cache points
+    carry no content and are left out.
 
     Raises:
         UnsupportedContentError: a block or an additional keyword that a guard cannot score.
@@ -46,7 +49,7 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 def to_parts(
     blocks: Sequence[object], what: str, *, aside: Container[str] = ("cache",)
 ) -> list[dict[str, Any]]:
-    """Content parts of text and image blocks; block types in `aside` are left out.
+    """Content parts of text, image and video blocks; block types in `aside` are left out.
 
     Raises:
         UnsupportedContentError: another block; the message names its type.
@@ -98,11 +101,15 @@ def _part(block: object, what: str) -> dict[str, Any]:
     if isinstance(block, TextBlock):
         return {"type": "text", "text": block.text}
     if isinstance(block, ImageBlock):
-        found = pictures(block.image, block.path, block.url, block.image_mimetype, what)
+        found = named_parts(block.image, block.path, block.url, block.image_mimetype, what)
         return found[0]  # as `resolve_image` does: the others name the same picture
+    if _VIDEO_BLOCK is not None and isinstance(block, _VIDEO_BLOCK):
+        video: Any = block
+        media_type = video.video_mimetype
+        return named_parts(video.video, video.path, video.url, media_type, what, "video")[0]
     raise UnsupportedContentError(
-        f"{what} is a {type(block).__name__}, which a guard cannot score; turn it into text or "
-        "image blocks"
+        f"{what} is a {type(block).__name__}, which a guard cannot score; turn it into text, "
+        "image or video blocks"
     )
 
 

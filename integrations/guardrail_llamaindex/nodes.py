@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.schema import ImageDocument, ImageNode, MetadataMode, Node, TextNode
 
 from guardrail.errors import UnsupportedContentError
-from guardrail_llamaindex.pictures import node_pictures
+from guardrail_llamaindex.pictures import node_pictures, node_videos
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def node_message(node: BaseNode) -> list[dict[str, Any]]:
-    """A node as one user message: every picture that it names, then all that LLMs may read of it.
+    """A node as one user message: its pictures and videos, then all that LLMs may read of it.
 
     Pictures come first, as people send them and as thresholds are calibrated; behind words of its
     own caption the same picture scores lower. The text follows as its template writes it, and what
     the template leaves out: readers of a node's content blocks get text and metadata without one.
-    A picture that is named in several ways (data, path, URL) comes several times: whoever reads the
+    What is named in several ways (data, path, URL) comes several times: whoever reads the
     node may take any of them.
 
     Raises:
-        UnsupportedContentError: the node holds sound, video or bytes that are no text, is of
+        UnsupportedContentError: the node holds sound or bytes that are no text, is of
             another type, or is an image node without anything in it.
     """
     what = f"the node {node.node_id!r}"
     _refuse_unread(node, what)
-    text, found = _words(node), node_pictures(node, what)
+    text, found = _words(node), [*node_pictures(node, what), *node_videos(node, what)]
     if isinstance(node, ImageNode | ImageDocument) and not text and not found:
         raise UnsupportedContentError(f"{what} is an {type(node).__name__} without text or picture")
     parts = [{"type": "text", "text": text}] if text or not found else []
@@ -82,9 +82,10 @@ def _refuse_unread(node: BaseNode, what: str) -> None:
         )
     if isinstance(node, TextNode):
         return
-    for name in ("audio_resource", "video_resource"):
-        if getattr(node, name) is not None:
-            raise UnsupportedContentError(f"{what} has its {name} filled, which no guard can score")
+    if node.audio_resource is not None:
+        raise UnsupportedContentError(
+            f"{what} has its audio_resource filled, which no guard can score"
+        )
     text = node.text_resource
     if text is not None and text.text is None and (text.data or text.path or text.url):
         raise UnsupportedContentError(

@@ -1,9 +1,9 @@
-"""Where LlamaIndex keeps a picture -> image parts; nothing is read or fetched here."""
+"""Where LlamaIndex keeps pictures and videos -> parts; nothing is read or fetched here."""
 
 from __future__ import annotations
 
 from io import IOBase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.schema import ImageNode, Node
@@ -17,29 +17,31 @@ if TYPE_CHECKING:
     from llama_index.core.schema import BaseNode
 
 
-def pictures(
+def named_parts(
     data: bytes | str | IOBase | None,
     path: Path | str | None,
     url: object,
     media_type: str | None,
     what: str,
+    kind: Literal["image", "video"] = "image",
 ) -> list[dict[str, Any]]:
-    """One part per place that names the picture, in LlamaIndex's order: data, path, URL.
+    """One part per place that names a picture or video, in LlamaIndex's order: data, path, URL.
 
     Raises:
         UnsupportedContentError: there is none.
     """
     found: list[dict[str, Any]] = []
     if data:
-        found.append({"type": "image", **_inline(data, what)})
+        found.append({"type": kind, **_inline(data, kind)})
         if media_type:
             found[0]["mime_type"] = media_type
     if path:
-        found.append({"type": "image", "path": str(path)})
+        found.append({"type": kind, "path": str(path)})
     if url:
-        found.append({"type": "image_url", "image_url": str(url)})
+        found.append({"type": f"{kind}_url", f"{kind}_url": str(url)})
     if not found:
-        raise UnsupportedContentError(f"{what} holds no picture: no data, no path and no URL")
+        called = {"image": "picture", "video": "video"}[kind]
+        raise UnsupportedContentError(f"{what} holds no {called}: no data, no path and no URL")
     return found
 
 
@@ -48,10 +50,17 @@ def node_pictures(node: BaseNode, what: str) -> list[dict[str, Any]]:
     if isinstance(node, ImageNode):
         if not (node.image or node.image_path or node.image_url):
             return []
-        return pictures(node.image, node.image_path, node.image_url, node.image_mimetype, what)
+        return named_parts(node.image, node.image_path, node.image_url, node.image_mimetype, what)
     if isinstance(node, Node) and (resource := node.image_resource) is not None:
-        return pictures(resource.data, resource.path, resource.url, resource.mimetype, what)
+        return named_parts(resource.data, resource.path, resource.url, resource.mimetype, what)
     return []
+
+
+def node_videos(node: BaseNode, what: str) -> list[dict[str, Any]]:
+    """The parts of a node's video; none for a node that has none."""
+    if not isinstance(node, Node) or (video := node.video_resource) is None:
+        return []
+    return named_parts(video.data, video.path, video.url, video.mimetype, what, "video")
 
 
 def document_parts(documents: Sequence[ImageBlock | BaseNode]) -> list[dict[str, Any]]:
@@ -64,7 +73,7 @@ def document_parts(documents: Sequence[ImageBlock | BaseNode]) -> list[dict[str,
     for i, document in enumerate(documents):
         what = f"image_documents[{i}]"
         if isinstance(document, ImageBlock):
-            found = pictures(
+            found = named_parts(
                 document.image, document.path, document.url, document.image_mimetype, what
             )
         else:
@@ -78,16 +87,16 @@ def document_parts(documents: Sequence[ImageBlock | BaseNode]) -> list[dict[str,
     return parts
 
 
-def _inline(data: bytes | str | IOBase, what: str) -> dict[str, Any]:
+def _inline(data: bytes | str | IOBase, kind: str) -> dict[str, Any]:
     """Base64, as LlamaIndex stores bytes, or the bytes themselves."""
     if isinstance(data, IOBase):
         data.seek(0)
         content = data.read()
         data.seek(0)
-        return {"image": content}
+        return {kind: content}
     if isinstance(data, str):
         return {"base64": data}
     try:
         return {"base64": data.decode("ascii")}
     except UnicodeDecodeError:
-        return {"image": data}
+        return {kind: data}

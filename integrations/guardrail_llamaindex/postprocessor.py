@@ -31,13 +31,13 @@ class BatchChecker(Checker, Protocol):
 
 
 class GuardrailNodePostprocessor(BaseNodePostprocessor):
-    """Checks what was retrieved, text and pictures, as a model would read it.
+    """Checks what was retrieved, text, pictures and videos, as a model would read it.
 
-    Each node is one user message: every picture that it names, its text, and the metadata that LLMs
-    see. What to do with flagged ones is `action`, whatever the policy's `on_flag` is: "drop"
-    leaves them out, "raise" raises `GuardrailViolation` at the first, "mark" keeps all and adds
-    `guardrail_action` and `guardrail_score` to the metadata of every node, hidden from LLMs and
-    embeddings. What would be steered follows the policy's `unsteerable`: it counts as flagged,
+    Each node is one user message: every picture and video that it names, its text, and the metadata
+    that LLMs see. What to do with flagged ones is `action`, whatever the policy's `on_flag` is:
+    "drop" leaves them out, "raise" raises `GuardrailViolation` at the first, "mark" keeps all and
+    adds `guardrail_action` and `guardrail_score` to the metadata of every node, hidden from LLMs
+    and embeddings. What would be steered follows the policy's `unsteerable`: it counts as flagged,
     passes, or gets a caution as a metadata line that the LLM reads. Where it would not (a template
     without metadata, a picture without text) the node counts as flagged.
 
@@ -47,7 +47,7 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
 
     Raises:
         UnsupportedContentError: a node holds something that a guard cannot score.
-        InputError: a node's picture cannot be read, or is larger than the policy allows.
+        InputError: a node's picture or video cannot be read, or is larger than the policy allows.
     """
 
     guard: SkipValidation[BatchChecker] = Field(exclude=True, repr=False)

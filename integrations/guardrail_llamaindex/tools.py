@@ -62,10 +62,10 @@ def guard_tool(
 class GuardedTool(AsyncBaseTool):
     """A tool behind a guard; made by `guard_tool`. Other attributes are the tool's own.
 
-    Arguments are read as the line of JSON that a model writes, outputs as their text and image
-    blocks; an output with other blocks, such as calls, is an error. What passes is returned as it
-    is, the same object. The verdict on what does not is in the output's `raw_input["guardrail"]`;
-    an annotated output is a copy with the verdict there.
+    Arguments are read as the line of JSON that a model writes, outputs as their text, image and
+    video blocks; an output with other blocks, such as calls, is an error. What passes is returned
+    as it is, the same object. The verdict on what does not is in the output's
+    `raw_input["guardrail"]`; an annotated output is a copy with the verdict there.
 
     What would be steered follows the policy's `unsteerable`: it counts as flagged, or passes; a
     caution goes before an output as a text block. Arguments have no place for one, so there they

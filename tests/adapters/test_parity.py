@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import guardrail_langchain as lc
 import guardrail_llamaindex as li
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI, Request
 from langchain.agents import create_agent
@@ -17,8 +18,9 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import StructuredTool
+from llama_index.core.base.llms import types
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
-from llama_index.core.schema import ImageNode, NodeWithScore
+from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScore
 from llama_index.core.tools import FunctionTool
 from PIL import Image
 
@@ -28,6 +30,8 @@ from guardrail.testing import tiny_artefact, tiny_model
 from guardrail.tool_chats import result_chat
 from guardrail.types import Action, Modality
 from guardrail.wrap import last_verdict
+
+av = pytest.importorskip("av")
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -48,7 +52,21 @@ def png(seed: int) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def mp4(seconds: int) -> str:
+    """A video of noise, of which the default policy samples two frames a second and more."""
+    random, buffer = np.random.default_rng(seconds), io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = out.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(4 * seconds):
+            noise = random.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        out.mux(stream.encode())
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
 ONE, TWO = png(1), png(2)
+SHORT, LONG = mp4(1), mp4(6)
 CALL = {"name": "screenshot", "args": {"display": 1, "why": "é"}, "id": "c1"}
 
 # ---- the same chats in every framework's own words
@@ -60,6 +78,14 @@ def url(data: str) -> str:
 
 def picture(data: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url(data)}}
+
+
+def film(data: str) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{data}"}}
+
+
+def video_block(data: str) -> dict[str, Any]:
+    return {"type": "video", "base64": data, "mime_type": "video/mp4"}
 
 
 def image_block(data: str) -> dict[str, Any]:
@@ -81,6 +107,8 @@ CHATS: dict[str, list[dict[str, Any]]] = {
     "two images": [
         {"role": "user", "content": [picture(ONE), text("the same as"), picture(TWO), text("?")]}
     ],
+    "a short video": [{"role": "user", "content": [film(SHORT), text("what happens?")]}],
+    "a long video": [{"role": "user", "content": [film(LONG), text("what happens?")]}],
     "tool results": [
         {"role": "system", "content": "be kind"},
         {"role": "user", "content": "what is on the screen?"},
@@ -113,6 +141,8 @@ LANGCHAIN: dict[str, list[Any]] = {
             ]
         )
     ],
+    "a short video": [HumanMessage([video_block(SHORT), "what happens?"])],
+    "a long video": [HumanMessage([film(LONG), "what happens?"])],
     "tool results": [
         SystemMessage("be kind"),
         HumanMessage("what is on the screen?"),
@@ -129,6 +159,15 @@ LANGCHAIN: dict[str, list[Any]] = {
 
 # bytes with their base64 form inside, as LlamaIndex keeps them
 _BLOCK = {data: ImageBlock(image=base64.b64decode(data)) for data in (ONE, TWO)}
+
+
+def _film(data: str) -> Any:
+    """A video block; younger than the lowest LlamaIndex, which has a text in its place."""
+    if hasattr(types, "VideoBlock"):
+        return types.VideoBlock(video=base64.b64decode(data))
+    return TextBlock(text="no videos here")
+
+
 LLAMAINDEX: dict[str, list[ChatMessage]] = {
     "text": [ChatMessage("how do I make this cake?")],
     "one image": [ChatMessage(blocks=[TextBlock(text="what is this?"), _BLOCK[ONE]])],
@@ -137,6 +176,8 @@ LLAMAINDEX: dict[str, list[ChatMessage]] = {
             blocks=[_BLOCK[ONE], TextBlock(text="the same as"), _BLOCK[TWO], TextBlock(text="?")]
         )
     ],
+    "a short video": [ChatMessage(blocks=[_film(SHORT), TextBlock(text="what happens?")])],
+    "a long video": [ChatMessage(blocks=[_film(LONG), TextBlock(text="what happens?")])],
     "tool results": [
         ChatMessage("be kind", role="system"),
         ChatMessage("what is on the screen?"),
@@ -261,7 +302,7 @@ def guards() -> Iterator[dict[Action, Guard]]:
         action: Guard(
             (model, processor),
             artefact,
-            policy=Policy(thresholds=dict.fromkeys((Modality.TEXT, Modality.IMAGE), forced)),
+            policy=Policy(thresholds=dict.fromkeys(Modality, forced)),
         )
         for action, forced in FORCED.items()
     }
@@ -274,16 +315,26 @@ def guards() -> Iterator[dict[Action, Guard]]:
 @pytest.mark.parametrize("case", list(CHATS))
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.removeprefix("through_"))
 async def test_every_adapter_gives_the_same_verdict(way, case, action, guards):
+    if "video" in case and "vlm" in way.__name__ and not hasattr(types, "VideoBlock"):
+        pytest.skip("this LlamaIndex has no videos")
     expected = guards[action].check(CHATS[case])
     found = await way(guards[action], case)
     assert found["action"] == expected.action == action
     assert found["score"] == pytest.approx(expected.score, abs=1e-5)
     assert found["modality"] == expected.modality
+    assert found["window"] == expected.to_dict()["window"]
 
 
 def test_the_cases_have_scores_of_their_own(guards):
     scores = sorted(guards[Action.PASS].check(chat).score for chat in CHATS.values())
     assert all(b - a > 1e-3 for a, b in itertools.pairwise(scores))
+
+
+def test_a_long_video_is_judged_in_windows_and_a_short_one_is_not(guards):
+    guard = guards[Action.PASS]
+    short, long = (guard.check(CHATS[f"a {kind} video"]).window for kind in ("short", "long"))
+    assert short is None or short.of == 1
+    assert long.of > 1
 
 
 # ---- what tools and retrievers bring
@@ -311,6 +362,29 @@ def test_results_and_nodes_with_a_picture_get_the_verdict_of_a_user_who_shows_it
     assert found == pytest.approx([expected] * 2, abs=1e-5)
     before_words = guard.check(result_chat([picture(ONE), text("here")])).score
     assert marked.node.metadata["guardrail_score"] == pytest.approx(before_words, abs=1e-5)
+
+
+@pytest.mark.parametrize("data", [SHORT, LONG], ids=["short", "long"])
+def test_results_and_nodes_with_a_video_get_the_verdict_of_a_user_who_shows_it(guards, data):
+    guard = guards[Action.FLAG]
+    expected = guard.check(result_chat([film(data)])).score
+    message = ToolMessage([video_block(data)], tool_call_id="c1", name="record")
+    tool = StructuredTool.from_function(lambda: message, name="record", description="d")
+    call = {"type": "tool_call", "id": "c1", "name": "record", "args": {}}
+    output = lc.guard_tool(tool, guard=guard, check=["result"]).invoke(call)
+    assert output.response_metadata["verdict"]["score"] == pytest.approx(expected, abs=1e-5)
+
+    resource = MediaResource(data=base64.b64decode(data), mimetype="video/mp4")
+    node = NodeWithScore(node=Node(video_resource=resource), score=1.0)
+    marking = li.GuardrailNodePostprocessor(guard=guard, action="mark")
+    [marked] = marking.postprocess_nodes([node])
+    assert marked.node.metadata["guardrail_score"] == pytest.approx(expected, abs=1e-5)
+
+    if hasattr(types, "VideoBlock"):
+        recorder = FunctionTool.from_defaults(lambda: [_film(data)], name="r", description="d")
+        other = li.guard_tool(recorder, guard=guard, check=["result"]).call()
+        found = other.raw_input["guardrail"]["result"]["score"]
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_arguments_get_the_same_verdict_in_both_frameworks(guards):

@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import numpy as np
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
@@ -194,3 +195,18 @@ def guard_on(llava: Any) -> Iterator[Callable[..., Guard]]:
     yield make
     for guard in guards:
         guard.close()
+
+
+@pytest.fixture(scope="session")
+def mp4() -> bytes:
+    """A video of one second, of which two frames are judged."""
+    av = pytest.importorskip("av")
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        stream = out.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for _ in range(8):
+            frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return buffer.getvalue()

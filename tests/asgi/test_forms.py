@@ -34,6 +34,10 @@ def image(data):
     return {"type": "image", "image": data}
 
 
+def video(data):
+    return {"type": "video", "video": data}
+
+
 def user(*parts):
     return [{"role": "user", "content": list(parts)}]
 
@@ -48,6 +52,18 @@ def test_all_texts_and_pictures_make_one_message_pictures_first():
     ]
     words = text("first\n\nsecond\n\nthird")
     wanted = user(image(PICTURE + b"1"), image(PICTURE + b"2"), words)
+    assert read(files=files) == wanted
+
+
+def test_videos_are_told_by_their_type_or_else_by_their_content():
+    film = b"\0\0\0\x1cftypisom..."
+    files = [
+        ("prompt", (None, "what happens?")),
+        ("a", ("one.mp4", film, "video/mp4")),
+        ("b", ("two.bin", film, "application/octet-stream")),
+        ("c", ("three.gif", b"GIF89a...", "application/octet-stream")),
+    ]
+    wanted = user(video(film), video(film), image(b"GIF89a..."), text("what happens?"))
     assert read(files=files) == wanted
 
 

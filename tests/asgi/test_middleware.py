@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 
@@ -332,6 +333,7 @@ def test_an_unknown_on_flag_is_refused(word_guard):
         ({"data": {"a": "x" * 1000}}, 413),
         ({"files": {"a": ("x.pdf", b"bad", "application/pdf")}}, 422),
         ({"files": {"a": ("x.png", b"no picture", "image/png")}}, 422),
+        ({"files": {"a": ("x.mp4", b"no video", "video/mp4")}}, 422),
     ],
 )
 def test_what_cannot_be_read_is_an_error_and_never_reaches_the_app(
@@ -353,6 +355,12 @@ def test_what_cannot_be_read_is_an_error_and_never_reaches_the_app(
         {"type": "input_image", "image_url": "../secret.png"},
         {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}},
         {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}},
+        {"type": "video_url", "video_url": {"url": "file:///etc/passwd"}},
+        {"type": "video_url", "video_url": {"url": "https://example.com/x.mp4"}},
+        {"type": "video", "video": "/etc/passwd"},
+        {"type": "video", "video": ["/etc/passwd"]},
+        {"type": "video", "path": "/etc/passwd"},
+        {"type": "input_video", "video_url": "http://127.0.0.1:9/x.mp4"},
     ],
 )
 @pytest.mark.parametrize("mode", ["enforce", "shadow"])
@@ -360,7 +368,7 @@ def test_neither_files_nor_addresses_that_a_client_names_are_opened(
     echo, word_guard, monkeypatch, part, mode
 ):
     opened = []
-    monkeypatch.setattr("guardrail.requests.sources.os.open", lambda *a: opened.append(a))
+    monkeypatch.setattr("guardrail.requests.files.os.open", lambda *a: opened.append(a))
     monkeypatch.setattr("guardrail.requests.fetch._answer", lambda *a: opened.append(a))
     generous = Policy(local_files=True, allowed_hosts={"example.com", "127.0.0.1"}, mode=mode)
     app = echo(word_guard(generous))
@@ -368,6 +376,28 @@ def test_neither_files_nor_addresses_that_a_client_names_are_opened(
     assert app.post(json=body).status_code == (422 if mode == "enforce" else 200)
     assert app.verdicts == ([] if mode == "enforce" else [None])
     assert opened == []
+
+
+@pytest.mark.parametrize("kind", ["video/mp4", "application/octet-stream"])
+@pytest.mark.parametrize(("words", "status"), [("look", 200), ("bad", 400)])
+def test_an_uploaded_video_is_read_with_the_words_beside_it(
+    echo, word_guard, mp4, kind, words, status
+):
+    guard = word_guard()
+    app = echo(guard)
+    files = {"prompt": (None, words), "clip": ("a.mp4", mp4, kind)}
+    assert app.post(files=files).status_code == status
+    (request,) = guard.requests
+    assert [len(video.clip.frames) for video in request.videos] == [2]
+
+
+def test_a_video_in_a_chat_is_within_the_bodys_bound(echo, word_guard, mp4):
+    url = f"data:video/mp4;base64,{base64.b64encode(mp4).decode()}"
+    part = {"type": "video_url", "video_url": {"url": url}}
+    body = {"messages": [{"role": "user", "content": [part]}]}
+    assert echo(guard := word_guard()).post(json=body).status_code == 200
+    assert guard.requests[0].modality == "video"
+    assert echo(word_guard(), max_body_bytes=len(mp4)).post(json=body).status_code == 413
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,10 +20,12 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
+from langchain_core.messages.content import create_video_block
 from langchain_core.prompts import ChatPromptTemplate, PromptTemplate
 from PIL import Image
 
 from guardrail import Policy, UnsupportedContentError
+from guardrail.errors import UrlNotAllowedError, VideoDecodeError
 from guardrail.requests.messages import to_request
 from guardrail.types import ImagePart, TextPart
 
@@ -243,11 +246,49 @@ def test_plain_text_files_are_text():
     assert parts([HumanMessage([block])]) == ["notes"]
 
 
+def film() -> str:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "green")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=500)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+FILM = film()
+FILM_URL = f"data:image/gif;base64,{FILM}"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        create_video_block(base64=FILM, mime_type="image/gif"),
+        create_video_block(url=FILM_URL),
+        {"type": "video", "base64": FILM, "mime_type": "image/gif", "extras": {"detail": "low"}},
+        {"type": "video", "source_type": "base64", "data": FILM, "mime_type": "image/gif"},
+        {"type": "video", "source": {"type": "base64", "media_type": "image/gif", "data": FILM}},
+        {"type": "video_url", "video_url": {"url": FILM_URL}},
+        {"type": "input_video", "video_url": FILM_URL},
+    ],
+)
+@pytest.mark.parametrize("kind", [HumanMessage, partial(ToolMessage, tool_call_id="c1")])
+def test_a_video_arrives_in_every_form(block, kind):
+    (message,) = read([kind(["look: ", block])])
+    assert message.parts[0] == TextPart("look: ")
+    assert message.parts[1].clip.times == pytest.approx((0.0, 0.5, 1.0))
+
+
+def test_a_video_that_cannot_be_read_is_an_error():
+    with pytest.raises(UrlNotAllowedError, match=r"x\.invalid"):
+        read([HumanMessage([create_video_block(url="https://x.invalid/a.mp4")])])
+    with pytest.raises(VideoDecodeError, match="no video of a known format"):
+        read([HumanMessage([create_video_block(base64="AAAA", mime_type="video/mp4")])])
+
+
 @pytest.mark.parametrize(
     ("block", "named"),
     [
         ({"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}, "audio"),
-        ({"type": "video", "url": "https://x.invalid/a.mp4"}, "video"),
+        ({"type": "video", "file_id": "f1"}, "file_id"),
+        ({"type": "media", "mime_type": "video/mp4", "data": "AAAA"}, "media"),
         ({"type": "file", "base64": "AAAA", "mime_type": "application/pdf"}, "file"),
         ({"type": "document", "source": {"type": "url", "url": "https://x.invalid"}}, "file"),
         ({"type": "brand_new", "content": "x"}, "brand_new"),

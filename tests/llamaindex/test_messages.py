@@ -20,6 +20,7 @@ from llama_index.core.llms import (
 )
 from llama_index.core.schema import ImageDocument
 from llama_index.core.tools import FunctionTool
+from PIL import Image
 from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError, UrlNotAllowedError
@@ -110,13 +111,31 @@ def test_a_block_without_a_picture_is_an_error():
         to_messages([ChatMessage(blocks=[ImageBlock()])])
 
 
+def film():
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "green")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=500)
+    return buffer.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(types, "VideoBlock"), reason="a younger LlamaIndex has videos")
+def test_a_video_block_arrives_from_every_place(tmp_path):
+    (path := tmp_path / "v.gif").write_bytes(film())
+    url = f"data:image/gif;base64,{base64.b64encode(film()).decode()}"
+    for given in ({"video": film()}, {"video": io.BytesIO(film())}, {"path": path}, {"url": url}):
+        block = types.VideoBlock(**given, fps=1, detail="low")
+        chat = to_messages([ChatMessage(blocks=[TextBlock(text="look"), block])])
+        (message,) = to_request(chat, policy=Policy()).messages
+        assert message.parts[1].clip.times == pytest.approx((0.0, 0.5, 1.0))
+    with pytest.raises(UnsupportedContentError, match=r"blocks\[0\] holds no video"):
+        to_messages([ChatMessage(blocks=[types.VideoBlock()])])
+
+
 def _others():
     yield AudioBlock(audio=b"RIFF")
     yield DocumentBlock(data=b"%PDF", title="a")
     yield types.CitableBlock(title="a", source="b", content="c")
     yield types.CitationBlock(title="a", source="b", cited_content="c", additional_location_info={})
-    if hasattr(types, "VideoBlock"):
-        yield types.VideoBlock(video=b"1234")
     if hasattr(types, "ThinkingBlock"):
         yield types.ThinkingBlock(content="hm")
 

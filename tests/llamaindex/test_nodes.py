@@ -162,12 +162,8 @@ class Other(BaseNode):
             "'n7' has its audio_resource filled",
         ),
         (
-            Node(
-                id_="n7",
-                text_resource=MediaResource(text="a"),
-                video_resource=MediaResource(data=b"a"),
-            ),
-            "'n7' has its video_resource filled",
+            Node(id_="n7", video_resource=MediaResource()),
+            "'n7' holds no video",
         ),
         (Node(id_="n7", text_resource=MediaResource(data=b"a")), "text_resource without text"),
         (Node(id_="n7", image_resource=MediaResource()), "'n7' holds no picture"),

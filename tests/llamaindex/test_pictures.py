@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from guardrail_llamaindex.pictures import document_parts, node_pictures
+from guardrail_llamaindex.pictures import document_parts, node_pictures, node_videos
 from llama_index.core.llms import ImageBlock
 from llama_index.core.schema import (
     ImageDocument,
@@ -37,6 +37,20 @@ def test_a_text_node_has_no_picture():
 def test_an_image_resource_without_a_picture_is_an_error():
     with pytest.raises(UnsupportedContentError, match="it holds no picture"):
         node_pictures(Node(image_resource=MediaResource()), "it")
+
+
+def test_every_place_of_a_nodes_video_is_named(tmp_path):
+    (path := tmp_path / "b.mp4").touch()
+    resource = MediaResource(data=b"\0\0\0\x1cftyp", path=path, url="https://c.invalid/d.mp4")
+    found = node_videos(Node(video_resource=resource), "it")
+    assert [{k: str(v) for k, v in part.items() if k != "mime_type"} for part in found] == [
+        {"type": "video", "base64": base64.b64encode(b"\0\0\0\x1cftyp").decode()},
+        {"type": "video", "path": str(path)},
+        {"type": "video_url", "video_url": "https://c.invalid/d.mp4"},
+    ]
+    assert node_videos(TextNode(text="a"), "it") == []
+    with pytest.raises(UnsupportedContentError, match="it holds no video"):
+        node_videos(Node(video_resource=MediaResource()), "it")
 
 
 def test_image_documents_may_be_blocks_nodes_or_documents(png):

@@ -62,3 +62,26 @@ def test_no_two_different_requests_share_a_digest():
     ]
     for one, other in itertools.combinations(digests, 2):
         assert one != other
+
+
+def test_videos_are_told_apart_by_pixels_times_and_how_they_are_sampled(film):
+    def video(source, **more):
+        return {"role": "user", "content": [{"type": "video", "video": source, **more}]}
+
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    short, long, longer = film(8), film(100), film(101)
+    asked = [
+        video(frames),
+        video(frames, fps=2),
+        video(frames[::-1]),
+        video(short),
+        video(long),
+        video(longer),
+        {"role": "user", "content": [{"type": "image", "image": frames[0]}]},
+    ]
+    digests = [_digest(message) for message in asked]
+    assert len(set(digests)) == len(asked)
+    assert digests == [_digest(message) for message in asked]
+    request = to_request([video(long)], policy=Policy())
+    other = to_request([video(long)], policy=Policy(video={"window": 4}))
+    assert request_digest(request) != request_digest(other)

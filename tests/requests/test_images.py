@@ -7,6 +7,7 @@ import struct
 import threading
 import tracemalloc
 import zlib
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,8 @@ from guardrail.errors import (
     UrlNotAllowedError,
 )
 from guardrail.policy import Limits
-from guardrail.requests import fetch as fetch
-from guardrail.requests.formats import FORMATS
+from guardrail.requests import fetch, sources
+from guardrail.requests.formats import FORMATS, PICTURE
 from guardrail.requests.images import decode_image
 
 if TYPE_CHECKING:
@@ -566,7 +567,7 @@ def test_other_answers_are_errors(server: HTTPServer, path: str, says: str) -> N
 
 
 def test_a_slow_body_is_cut_off(server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "_TOTAL_S", -1.0)
+    monkeypatch.setattr(sources, "PICTURE", replace(PICTURE, fetch_s=-1.0))
     with pytest.raises(ImageDecodeError, match="not fetched within"):
         remote(server, "picture")
 

@@ -9,8 +9,8 @@ import pytest
 
 from guardrail.errors import LimitExceededError, UnsupportedContentError
 from guardrail.policy import Limits, Policy
+from guardrail.requests.budget import Budget
 from guardrail.requests.messages import to_request
-from guardrail.requests.parts import Budget
 from guardrail.requests.tools import call_text, read_tool_call, read_tools
 
 SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}}}

@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import io
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guardrail.errors import (
+    InputError,
+    LimitExceededError,
+    MissingExtraError,
+    UnsupportedContentError,
+    VideoDecodeError,
+)
+from guardrail.policy import Limits
+from guardrail.requests import video_decoding
+from guardrail.requests.video_decoding import decoded
+from guardrail.requests.video_formats import sniffed_video
+
+av = pytest.importorskip("av")
+
+
+def shots(data: bytes, name: str | None = None, **limits: Any) -> list[Any]:
+    return list(decoded(io.BytesIO(data), name or sniffed_video(data), Limits(**limits), "it"))
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [
+        ("mp4", "mpeg4"),
+        ("mp4", "libx264"),
+        ("mov", "mpeg4"),
+        ("matroska", "ffv1"),
+        ("webm", "libvpx-vp9"),
+        ("avi", "mpeg4"),
+        ("mpegts", "mpeg2video"),
+        ("mpeg", "mpeg2video"),
+        ("ogg", "libvpx"),
+    ],
+)
+def test_every_frame_comes_in_order_at_its_time(container, codec, film, number_of):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg cannot write {codec}")
+    found = shots(film(30, fps=25, container=container, codec=codec))
+    assert [number_of(shot.picture()) for shot in found] == list(range(30))
+    assert [shot.time for shot in found] == pytest.approx([i / 25 for i in range(30)], abs=2e-3)
+
+
+def test_frames_of_uneven_lengths_keep_their_times(film):
+    times = [0, 40, 1000, 1040, 5000]
+    found = shots(film(5, times=times, container="matroska", codec="ffv1"))
+    assert [shot.time for shot in found] == pytest.approx([t / 1000 for t in times])
+
+
+def test_time_begins_with_the_first_frame(film):
+    times = [3_600_000, 3_600_500]
+    found = shots(film(2, times=times, container="matroska", codec="ffv1"))
+    assert [shot.time for shot in found] == pytest.approx([0, 0.5])
+
+
+def corner(picture: Any) -> tuple[bool, bool]:
+    """Whether the white quarter is in the lower half, and in the right half."""
+    grey = np.asarray(picture.convert("L")).astype(int)
+    row, column = np.unravel_index(np.argmax(grey[4::8, 4::8]), grey[4::8, 4::8].shape)
+    return bool(row * 8 + 4 > grey.shape[0] // 2), bool(column * 8 + 4 > grey.shape[1] // 2)
+
+
+@pytest.mark.parametrize(
+    ("turned", "mirrored", "size", "white"),
+    [
+        (None, False, (64, 48), (False, False)),
+        (90, False, (48, 64), (True, False)),  # against the clock
+        (180, False, (64, 48), (True, True)),
+        (270, False, (48, 64), (False, True)),
+        (0, True, (64, 48), (False, True)),
+        (90, True, (48, 64), (True, True)),
+        (270, True, (48, 64), (False, False)),
+    ],
+)
+def test_a_video_is_turned_as_players_turn_it(turned, mirrored, size, white, film):
+    array = np.zeros((48, 64, 3), np.uint8)
+    array[:24, :32] = 255  # above, on the left
+    (shot,) = shots(film([array], turned=turned, mirrored=mirrored))
+    picture = shot.picture()
+    assert picture.size == size
+    assert corner(picture) == white
+
+
+def test_a_thumbnail_is_the_small_grey_picture(film):
+    array = np.zeros((48, 64, 3), np.uint8)
+    array[:, 32:] = 200
+    (shot,) = shots(film([array]))
+    small = shot.thumbnail()
+    assert small.shape == (32, 32)
+    assert small[:, :15].mean() < 20
+    assert 180 < small[:, 17:].mean() < 220
+
+
+def test_a_stamp_that_goes_back_follows_at_the_usual_rate(film, number_of):
+    one, two = (film(8, container="mpegts", codec="mpeg2video") for _ in range(2))
+    times = [shot.time for shot in shots(one + two)]  # the second begins at 0 again
+    assert len(times) == 16
+    assert times == pytest.approx([i / 8 for i in range(16)], abs=0.15)
+    assert all(b > a for a, b in itertools.pairwise(times))
+
+
+def test_sound_is_not_heard(film, number_of):
+    found = shots(film(8, more="audio"))
+    assert [number_of(shot.picture()) for shot in found] == list(range(8))
+
+
+def test_two_videos_in_one_file_are_refused(film):
+    with pytest.raises(UnsupportedContentError, match="it holds 2 videos"):
+        shots(film(8, more="video"))
+
+
+def sound_with_cover() -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as out:
+        sound = out.add_stream("aac", rate=8000, layout="mono")
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        out.mux(cover.encode(frame.reformat(format="yuvj420p")))
+        out.mux(cover.encode())
+        silence = av.AudioFrame.from_ndarray(
+            np.zeros((1, 8000), np.float32), format="fltp", layout="mono"
+        )
+        silence.sample_rate = 8000
+        out.mux(sound.encode(silence))
+        out.mux(sound.encode())
+    return buffer.getvalue()
+
+
+def test_sound_with_a_cover_is_no_video():
+    with pytest.raises(VideoDecodeError, match="no video, only sound"):
+        shots(sound_with_cover())
+
+
+def test_pixels_are_checked_before_a_frame_is_decoded(film, monkeypatch):
+    monkeypatch.setattr("guardrail.requests.video_decoding._Clock", None)  # nothing gets so far
+    with pytest.raises(LimitExceededError) as caught:
+        shots(film(2, codec="libx264"), image_pixels=3000)
+    assert (caught.value.limit, caught.value.found) == ("image_pixels", 64 * 48)
+    for container, codec in (("mp4", "mpeg4"), ("matroska", "ffv1"), ("webm", "libvpx-vp9")):
+        with pytest.raises(InputError, match="image_pixels"):
+            shots(film(2, container=container, codec=codec), image_pixels=3000)
+
+
+def test_a_size_that_grows_on_the_way_is_refused():
+    """A transport stream whose second half is larger; the header knows only the first."""
+    parts = []
+    for side in (48, 96):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="mpegts") as out:
+            stream = out.add_stream("mpeg2video", rate=8)
+            stream.width = stream.height = side
+            stream.pix_fmt = "yuv420p"
+            array = np.zeros((side, side, 3), np.uint8)
+            for _ in range(6):
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+            out.mux(stream.encode())
+        parts.append(buffer.getvalue())
+    assert {shot.picture().size for shot in shots(b"".join(parts))} == {(48, 48), (96, 96)}
+    with pytest.raises(InputError):
+        shots(b"".join(parts), image_pixels=48 * 48)
+
+
+def test_too_many_frames_a_second_are_refused(film):
+    frames = [np.zeros((16, 16, 3), np.uint8)] * 600
+    flood = film(frames, times=list(range(600)), container="matroska", codec="ffv1")
+    with pytest.raises(VideoDecodeError, match="more than 300 frames a second"):
+        shots(flood)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi", "mpegts"])
+def test_damage_is_an_error_of_ours_or_ends_the_video(container, film):
+    codec = {"matroska": "ffv1", "mpegts": "mpeg2video"}.get(container, "mpeg4")
+    whole = film(24, container=container, codec=codec)
+    name = sniffed_video(whole)
+    random = np.random.default_rng(0)
+    for cut in range(0, len(whole), max(1, len(whole) // 40)):
+        broken = bytearray(whole)
+        broken[cut : cut + 16] = random.bytes(16)
+        for data in (whole[:cut], bytes(broken)):
+            try:
+                found = shots(data, name)
+            except InputError:
+                continue
+            assert len(found) <= 300
+
+
+LISTS = {
+    "concat": "ffconcat version 1.0\nfile {path}\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{path}\n#EXT-X-ENDLIST\n",
+}
+
+
+@pytest.mark.parametrize("kind", list(LISTS))
+def test_a_list_of_files_is_no_video(kind, tmp_path, film):
+    (path := tmp_path / "secret.ts").write_bytes(film(4, container="mpegts", codec="mpeg2video"))
+    words = LISTS[kind].format(path=path).encode()
+    assert sniffed_video(words) is None
+    for name in ("MP4", "Matroska", "AVI", "MPEG-TS", "MPEG", "Ogg"):
+        with pytest.raises(InputError):
+            shots(words, name)
+
+
+@pytest.mark.parametrize("kind", list(LISTS))
+def test_no_other_file_would_be_opened_even_for_a_list(kind, tmp_path, film, monkeypatch):
+    (path := tmp_path / "secret.ts").write_bytes(film(4, container="mpegts", codec="mpeg2video"))
+    words = LISTS[kind].format(path=path).encode()
+    loose = {"safe": "0", "protocol_whitelist": "file"} if kind == "concat" else {}
+    with av.open(io.BytesIO(words), format=kind, container_options=loose) as other:
+        assert len(list(other.decode(video=0))) == 4  # FFmpeg as it is follows the list
+
+    monkeypatch.setattr(video_decoding, "DEMUXERS", {"list": kind, "MPEG-TS": "mpegts"})
+    asked: list[str] = []
+
+    def refuse(url: str, *_: Any) -> None:
+        asked.append(url)
+        raise PermissionError
+
+    for opening in (video_decoding._refuse_to_open, refuse):
+        monkeypatch.setattr(video_decoding, "_refuse_to_open", opening)
+        with pytest.raises(InputError):
+            shots(words, "list")
+    assert all(str(path) in url for url in asked)
+
+
+def test_without_the_extra_the_error_names_it(film, monkeypatch):
+    data = film(2)
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(MissingExtraError, match=r"guardrail-vlm\[video\]"):
+        shots(data)

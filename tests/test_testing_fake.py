@@ -1,0 +1,55 @@
+"""The guard without a model reads videos as a guard does."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from guardrail.errors import LimitExceededError, VideoDecodeError
+from guardrail.policy import Limits, Policy, VideoSampling
+from guardrail.testing import FakeGuard
+from guardrail.types import Action, Modality
+
+EVERY = VideoSampling(fps=2, scenes=False, window=4)
+
+
+def film(frames: int) -> bytes:
+    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(frames)]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=500)
+    return buffer.getvalue()
+
+
+def chat(source: object, words: str = "look") -> list[dict[str, object]]:
+    parts = [{"type": "video", "video": source}, {"type": "text", "text": words}]
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.mark.parametrize("frames", [3, 9])
+def test_the_words_beside_a_video_are_judged_and_the_modality_is_the_requests(frames):
+    guard = FakeGuard(policy=Policy(video=EVERY))
+    fine, bad = guard.check(chat(film(frames))), guard.check(chat(film(frames), "bad"))
+    assert (fine.action, bad.action) == (Action.PASS, Action.FLAG)
+    assert fine.modality is bad.modality is Modality.VIDEO
+    assert guard.check("text").modality is Modality.TEXT
+    assert guard.check(Image.new("RGB", (4, 4))).modality is Modality.IMAGE
+
+
+def test_what_is_wrong_at_a_long_videos_end_is_found():
+    guard = FakeGuard(policy=Policy(video=EVERY, limits=Limits(video_frames=8)))
+    guard.check(chat(film(8)))
+    with pytest.raises(LimitExceededError, match="video_frames 9"):
+        guard.check(chat(film(9)))
+    with pytest.raises(VideoDecodeError):
+        guard.check(chat(b"no video"))
+
+
+def test_an_open_file_may_be_asked_about(tmp_path):
+    (path := tmp_path / "v.gif").write_bytes(film(3))
+    with path.open("rb") as file:
+        asked = chat(file)
+        guard = FakeGuard()
+        assert guard.check(asked).action is Action.PASS
+        assert guard.seen == [asked]
