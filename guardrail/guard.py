@@ -11,6 +11,7 @@ from guardrail.model.load import LoadedModel, load_model, wrap_model
 from guardrail.online.asking import Asking, AskOptions, GenerateOptions
 from guardrail.online.engine import Audit, Engine
 from guardrail.online.matching import find_artefact, mismatch
+from guardrail.online.reading import finished
 from guardrail.online.streams import AsyncGuardStream, GuardStream
 from guardrail.policy import Policy
 
@@ -148,7 +149,7 @@ class Guard:
         self.close()
 
     def generate(self, value: Any, /, **options: Unpack[GenerateOptions]) -> Result:
-        """Answer a prompt, a picture or a chat.
+        """Answer a prompt, a picture or a chat, in which there may be videos.
 
         `tools` are function schemas in the OpenAI form; calls come in the result's `tool_calls`.
 
@@ -166,9 +167,12 @@ class Guard:
         return self._asking.wait(self._asking.verdict(value, **options))
 
     def stream(self, value: Any, /, **options: Unpack[GenerateOptions]) -> GuardStream:
-        """Answer in chunks; none comes before the verdict. Close the stream to stop early."""
+        """Answer in chunks; none comes before the verdict. Close the stream to stop early.
+
+        A long video is judged in this call, but for the frames that it is answered from.
+        """
         ask = partial(self._asking.answer, value, options)
-        return GuardStream(lambda emit: ask(emit=emit), self._give_up)
+        return GuardStream(lambda emit: finished(ask(emit=emit)), self._give_up)
 
     def astream(self, value: Any, /, **options: Unpack[GenerateOptions]) -> AsyncGuardStream:
         """`stream` for `async for`; the request starts with the first chunk asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from guardrail.decide.gate import action_for
-from guardrail.decide.projection import projections, refusal_scores, wide
-from guardrail.decide.trust_region import bounded_strength
-from guardrail.errors import ConfigurationError, DetectorError
+from guardrail.decide.linear import Readout as Readout
+from guardrail.decide.linear import Steering as Steering
+from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
 from guardrail.types import Action, Modality, Verdict
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = ("text", "image", "images")
+KINDS = ("text", "image", "images", "video")
+NO_FLOOR = -math.inf
+_MODALITIES = {"text": Modality.TEXT, "video": Modality.VIDEO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,57 +42,6 @@ class Decision:
     failed: list[bool]
 
 
-@dataclass(frozen=True)
-class Readout:
-    """A linear detector over k layers; see `projection.refusal_scores` for the formula."""
-
-    layers: tuple[int, ...]
-    weight: Tensor
-    zero: Tensor
-    gap: Tensor
-    offsets: dict[str, Tensor]
-
-    def scores(self, residuals: Tensor, kinds: Sequence[str]) -> Tensor:
-        """(rows, k, d_model) and the offset kind of each row -> (rows,) float64."""
-        offset = torch.stack([self.offsets[kind] for kind in kinds])
-        return refusal_scores(
-            residuals, weight=self.weight, zero=self.zero, gap=self.gap, offset=offset
-        )
-
-
-@dataclass(frozen=True)
-class Steering:
-    """The edit: a unit direction at one layer, how far along it, and for how many tokens."""
-
-    layer: int
-    direction: Tensor
-    zero: float
-    gap: float
-    offsets: dict[str, float]
-    gain: float
-    a_max: float
-    region_max: float
-    tokens: int
-
-    def edits(
-        self, scores: Tensor, residual: Tensor, gates: Tensor, kinds: Sequence[str]
-    ) -> Tensor:
-        """(rows, d_model) at the steering layer -> what to add, (rows, d_model) float32.
-
-        Not finite where the residual or the score is not; zero beyond the trust region.
-        """
-        offset = torch.tensor([self.offsets[kind] for kind in kinds], dtype=torch.float64)
-        read = projections(residual[:, None], self.direction[None])[:, 0].cpu().double()
-        local = (read - offset - self.zero) / self.gap
-        move = bounded_strength(
-            scores, local, gate=gates, gain=self.gain, a_max=self.a_max, region_max=self.region_max
-        )
-        away = move * self.gap
-        direction = wide(self.direction.to(residual.device))
-        edit: Tensor = (away.to(residual.device, direction.dtype)[:, None] * direction).float()
-        return edit
-
-
 class Detector:
     """Reads, decides and edits for one artefact under one policy; holds no request's state."""
 
@@ -102,11 +54,6 @@ class Detector:
         policy: Policy,
         artefact_id: str,
     ) -> None:
-        if steering is not None and steering.layer < readout.layers[-1]:
-            raise ConfigurationError(
-                f"the steering layer {steering.layer} lies before the readout layer "
-                f"{readout.layers[-1]}; the edit would come before the decision"
-            )
         self.readout, self.steering = readout, steering
         self.thresholds, self.policy, self.artefact_id = thresholds, policy, artefact_id
 
@@ -115,11 +62,14 @@ class Detector:
         """The detector an artefact describes, at the thresholds the policy asks for.
 
         Raises:
-            CalibrationError: the policy's rates are beyond what the calibration data supports.
+            CalibrationError: the policy's rates are beyond what the calibration data supports, for
+                texts or pictures; a guard without thresholds for videos refuses those alone.
         """
         tensors, header = artefact.tensors, artefact.header
         weight = tensors["readout_weight"]
-        offsets = {kind: tensors[f"readout_offset_{kind}"] for kind in KINDS[1:]}
+        # Artefacts made before there were videos have no offset for them.
+        kinds = [kind for kind in KINDS[1:] if f"readout_offset_{kind}" in tensors]
+        offsets = {kind: tensors[f"readout_offset_{kind}"] for kind in kinds}
         readout = Readout(
             layers=tuple(header.readout.layers),
             weight=weight,
@@ -138,16 +88,26 @@ class Detector:
                 zero=float(safe.double() @ direction.double()),
                 gap=float(difference.norm()),
                 offsets={"text": 0.0}
-                | {kind: float(tensors[f"steer_offset_{kind}"]) for kind in KINDS[1:]},
+                | {kind: float(tensors[f"steer_offset_{kind}"]) for kind in kinds},
                 gain=s.gain,
                 a_max=s.a_max,
                 region_max=s.region_max,
                 tokens=s.steer_tokens,
             )
-        both = {m: artefact.thresholds(m, policy) for m in (Modality.TEXT, Modality.IMAGE)}
+        points = {m: artefact.thresholds(m, policy) for m in (Modality.TEXT, Modality.IMAGE)}
+        if "video" in kinds:
+            try:
+                points[Modality.VIDEO] = artefact.thresholds(Modality.VIDEO, policy)
+            except CalibrationError as error:  # of no matter to who never asks about a video
+                log.warning("videos will be refused: %s", error)
         return cls(
-            readout, steering, thresholds=both, policy=policy, artefact_id=header.artefact_id
+            readout, steering, thresholds=points, policy=policy, artefact_id=header.artefact_id
         )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The offset kinds that can be judged; `video` is not always among them."""
+        return tuple(kind for kind in self.readout.offsets if _modality(kind) in self.thresholds)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -166,22 +126,46 @@ class Detector:
 
     def thresholds_for(self, kind: str) -> Thresholds:
         """The thresholds of a row, by its offset kind."""
-        return self.thresholds[Modality.TEXT if kind == "text" else Modality.IMAGE]
+        return self.thresholds[_modality(kind)]
 
-    def decide(self, residuals: Tensor, kinds: Sequence[str]) -> Decision:
-        """Scores and actions of a batch: (rows, k, d_model) and each row's offset kind."""
+    def decide(
+        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
+    ) -> Decision:
+        """Scores and actions of a batch: (rows, k, d_model) and each row's offset kind.
+
+        A row's score is at least its floor, what another part of the same request scored before;
+        `NO_FLOOR` is none, and NaN says that the detector failed there.
+        """
         scores = self.readout.scores(residuals, kinds)
+        if floors is not None:
+            scores = self._raised(scores, torch.tensor(list(floors), dtype=torch.float64), kinds)
         failed = (~torch.isfinite(scores)).tolist()
         on_failure = Action.FLAG if self.policy.fail == "closed" else Action.PASS
         actions = [
-            on_failure if bad else self._allowed(float(score), kind)
+            on_failure if bad else self.action_for(float(score), kind)
             for score, kind, bad in zip(scores, kinds, failed, strict=True)
         ]
         if any(failed):
             log.error("%d of %d rows have no finite score", sum(failed), len(failed))
         return Decision(scores, actions, failed)
 
-    def _allowed(self, score: float, kind: str) -> Action:
+    def _raised(self, scores: Tensor, floors: Tensor, kinds: Sequence[str]) -> Tensor:
+        """(rows,) float64 scores lifted to their floors; an outage on either side is NaN.
+
+        Where outages pass, they do not hide what the rest of the request was found to be.
+        """
+        raised = torch.maximum(scores, floors)
+        if self.policy.fail == "closed":
+            return raised
+        rest = torch.fmax(scores, floors)
+        found = [
+            bool(s.isfinite()) and self.action_for(float(s), kind) is not Action.PASS
+            for s, kind in zip(rest, kinds, strict=True)
+        ]
+        return torch.where(torch.tensor(found), rest, raised)
+
+    def action_for(self, score: float, kind: str) -> Action:
+        """What the policy lets a finite score of an offset kind lead to."""
         action = action_for(score, self.thresholds_for(kind), self.policy.actions)
         instead = self.policy.unsteerable == "flag" and Action.FLAG in self.policy.actions
         if action is Action.STEER and self.steering is None and instead:
@@ -219,10 +203,14 @@ class Detector:
             tau_steer=thresholds.steer,
             tau_flag=thresholds.flag,
             layers=self.layers,
-            modality=Modality.TEXT if kind == "text" else Modality.IMAGE,
+            modality=_modality(kind),
             artefact_id=self.artefact_id,
             strength=strength,
             steering_layer=self.steering_layer,
             mode=self.policy.mode,
             reason="detector_failed" if failed else "score",
         )
+
+
+def _modality(kind: str) -> Modality:
+    return _MODALITIES.get(kind, Modality.IMAGE)

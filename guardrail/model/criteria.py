@@ -18,7 +18,8 @@ from transformers import StoppingCriteria
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from guardrail.model.calls import PromptCall, Ruling
+    from guardrail.model.calls import PromptCall
+    from guardrail.model.rulings import Ruling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,13 @@ class Row:
             self.end("stop")
         elif len(self._tokens) >= self._max_tokens:
             self.end("length")
+
+    def replay(self, ids: Sequence[int]) -> None:
+        """The best beam's tokens; one shorter than the longest is filled up with -1 or eos."""
+        for token in ids:
+            if token < 0 or self.outcome is not None:
+                return
+            self.take(token)
 
     def end(self, finish: str) -> RowOutcome:
         """Close the row; the first reason stands."""

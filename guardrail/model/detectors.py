@@ -36,14 +36,16 @@ class DetectorLike(Protocol[D]):
 
     @property
     def steering_layer(self) -> int | None:
-        """Where the edit is added, at or after the last readout layer; None = detect only."""
+        """Where the edit is added; None = detect only."""
 
     @property
     def steer_tokens(self) -> int:
         """How many generated tokens are edited beside the last prompt position."""
 
-    def decide(self, residuals: Tensor, kinds: Sequence[str]) -> D:
-        """Judge residuals (rows, k, d_model), float32."""
+    def decide(
+        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
+    ) -> D:
+        """Judge residuals (rows, k, d_model), float32; no row's score lies below its floor."""
 
     def edit(self, decision: D, residual: Tensor, kinds: Sequence[str]) -> Tensor:
         """What to add to the residual (rows, d_model), float32; zero rows where nothing is."""

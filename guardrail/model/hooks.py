@@ -11,11 +11,12 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from guardrail.errors import ConfigurationError
 from guardrail.model.caches import passed_cache
 from guardrail.model.decoder import decoder_layers, decoder_module, self_attention_layers
+from guardrail.model.residuals import hidden_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +45,9 @@ class PromptHooks:
             decoder_module(model).register_forward_pre_hook(self._enter, with_kwargs=True)
         ]
         for layer in self.layers:
-            self._handles.append(stack[layer].register_forward_hook(self._after(layer)))
+            before, after = self._before(layer), self._after(layer)
+            self._handles.append(stack[layer].register_forward_pre_hook(before, with_kwargs=True))
+            self._handles.append(stack[layer].register_forward_hook(after))
 
     def remove(self) -> None:
         """Take the hooks off the model; safe to call twice."""
@@ -78,6 +81,18 @@ class PromptHooks:
         past = 0 if cache is None else int(cache.get_seq_length())
         call.enter(past, 0 if tokens is None else tokens.shape[1])
 
+    def _before(
+        self, layer: int
+    ) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            if torch.compiler.is_compiling():
+                return
+            call = self._call()
+            if call is not None and not call.finished:
+                call.before(layer, module, args, kwargs)
+
+        return hook
+
     def _after(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
             if torch.compiler.is_compiling():
@@ -85,8 +100,7 @@ class PromptHooks:
             call = self._call()
             if call is None or call.finished:
                 return None
-            hidden: Tensor = output[0] if isinstance(output, tuple) else output
-            edited = call.see(layer, hidden)
+            edited = call.see(layer, hidden_of(output))
             if edited is None or not isinstance(output, tuple):
                 return edited
             return (edited, *output[1:])
@@ -105,23 +119,23 @@ def prompt_hooks(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[Prom
 
 
 def check_layers(detector: AnyDetector, model: PreTrainedModel) -> tuple[int, ...]:
-    """The layers a detector needs hooks on; refuses those that cannot work in one pass."""
+    """The layers a detector needs hooks on; refuses those that this model does not always run.
+
+    Where the edit lies before the last readout, all layers between them run again for a steered
+    row, and need hooks too.
+    """
     layers, steering = detector.layers, detector.steering_layer
     if not layers or list(layers) != sorted(set(layers)):
         raise ConfigurationError(f"readout layers must ascend; got {layers}")
-    if steering is not None and steering < layers[-1]:
-        raise ConfigurationError(
-            f"the steering layer ({steering}) must not lie before the last readout layer "
-            f"({layers[-1]}): the decision would come too late; fit again"
-        )
-    needed = (*layers, *(() if steering is None or steering in layers else (steering,)))
+    named = sorted({*layers, *(() if steering is None else (steering,))})
     count = len(decoder_layers(model))
-    if needed[0] < 0 or needed[-1] >= count:
-        raise ConfigurationError(f"layers {needed} do not fit a model with {count} layers")
-    skipped = sorted(set(needed) - set(self_attention_layers(model)))
+    if named[0] < 0 or named[-1] >= count:
+        raise ConfigurationError(f"layers {named} do not fit a model with {count} layers")
+    skipped = sorted(set(named) - set(self_attention_layers(model)))
     if skipped:
         raise ConfigurationError(
             f"layers {skipped} of this model are cross-attention layers, which do not run for a "
             "prompt without a picture; use an artefact that reads and steers at other layers"
         )
-    return needed
+    between = range(layers[-1] if steering is None else steering, layers[-1] + 1)
+    return tuple(sorted({*named, *between}))

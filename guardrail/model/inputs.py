@@ -5,21 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from guardrail.errors import UnsupportedContentError, UnsupportedModelError
 from guardrail.model.controls import ControlTokens
+from guardrail.model.refusals import REFUSALS, refusal
 from guardrail.model.template import reads, template_text
+from guardrail.model.videos import (
+    clip_options,
+    own_template,
+    shown_clip,
+    video_as,
+    video_turn_part,
+)
 from guardrail.requests.tools import call_text
-from guardrail.types import ImagePart, Message, Request, TextPart
+from guardrail.types import ImagePart, Message, Request, TextPart, VideoPart, VideoStream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from guardrail.model.load import LoadedModel
-    from guardrail.types import ToolCall
+    from guardrail.model.videos import VideoAs
+    from guardrail.types import Clip, Part, ToolCall
+
+TEXT_ONLY = "this model reads text only; remove the pictures and videos, or load a vision model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +61,20 @@ class Encoder:
         self._controls = ControlTokens(self._tokenizer, self._processor, template)
         self.supports_tools = reads(template, "tools")
         self._reads_calls = "tool_calls" in template
+        self._video_as = video_as(loaded.processor) if self._multimodal else None
 
     @property
     def can_batch(self) -> bool:
         """Whether rows of unequal length can share a batch."""
         return self._tokenizer.pad_token_id is not None
+
+    @property
+    def video_as(self) -> VideoAs | None:
+        """How the model is shown a clip: as a `video`, or its frames as `images`; None for texts.
+
+        One that knows no videos is shown the frames as pictures, in the place of the video.
+        """
+        return self._video_as
 
     def encode(self, requests: Sequence[Request]) -> Encoded:
         """Tokens, masks and pictures of a batch, on the CPU: input_ids (rows, prompt_len).
@@ -63,7 +82,8 @@ class Encoder:
         The rows of a batch have the same tools.
         """
         chats = [[self._turn(message) for message in r.messages] for r in requests]
-        batch = self._apply(chats, self._tools(requests))
+        clips = [video.clip for r in requests for video in r.videos if isinstance(video, VideoPart)]
+        batch = self._apply(requests, chats, self._tools(requests), clips)
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         lengths = [ids.shape[1]] * len(chats) if mask is None else mask.sum(dim=1).tolist()
         return Encoded(
@@ -84,12 +104,24 @@ class Encoder:
             )
         return [self._controls.neutralised(tool) for tool in tools] or None
 
-    def _apply(self, chats: list[list[dict[str, Any]]], tools: list[Any] | None) -> dict[str, Any]:
+    def _apply(
+        self,
+        requests: Sequence[Request],
+        chats: list[list[dict[str, Any]]],
+        tools: list[Any] | None,
+        clips: list[Clip],
+    ) -> dict[str, Any]:
         """The chat template and the processor, padding on the left for this call only."""
         padding: dict[str, Any] = {"padding_side": "left"}
         options: dict[str, Any] = {} if tools is None else {"tools": tools}
         if self._multimodal:
-            options["processor_kwargs"] = padding | {"padding": self.can_batch}
+            # A processor cuts where its tokenizer's files say so, unless it is told not to.
+            whole = {"padding": self.can_batch, "truncation": False, "max_length": None}
+            options["processor_kwargs"] = padding | whole
+            if clips and self._video_as == "video":
+                shown = [shown_clip(self._processor, clip) for clip in clips]
+                options["processor_kwargs"] |= clip_options(shown)
+                options |= own_template(self._processor)
         else:
             options |= {"tokenizer_kwargs": padding, "padding": self.can_batch}
         try:
@@ -101,10 +133,8 @@ class Encoder:
                 add_generation_prompt=True,
                 **options,
             )
-        except jinja2.TemplateError as error:
-            raise UnsupportedContentError(
-                f"the model's chat template refuses this chat: {error}"
-            ) from error
+        except REFUSALS as error:
+            raise refusal(self._processor, requests, error) from error
         return dict(batch)
 
     def _turn(self, message: Message) -> dict[str, Any]:
@@ -115,17 +145,10 @@ class Encoder:
         safe = iter(self._controls.neutralise(texts))
         turn: dict[str, Any] = {"role": message.role}
         if self._multimodal:
-            turn["content"] = [
-                {"type": "image", "image": part.image}
-                if isinstance(part, ImagePart)
-                else {"type": "text", "text": next(safe)}
-                for part in message.parts
-            ]
+            turn["content"] = [shown for part in message.parts for shown in self._shown(part, safe)]
         else:
             if len(texts) != len(message.parts):
-                raise UnsupportedContentError(
-                    "this model reads text only; remove the pictures or load a vision model"
-                )
+                raise UnsupportedContentError(TEXT_ONLY)
             turn["content"] = "\n".join(safe)
         for key in ("name", "tool_call_id"):
             value = getattr(message, key)
@@ -134,6 +157,20 @@ class Encoder:
         if message.tool_calls:
             turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
         return turn
+
+    def _shown(self, part: Part, texts: Iterator[str]) -> list[dict[str, Any]]:
+        """A part in the form that chat templates read; a clip may be several pictures."""
+        match part:
+            case TextPart():
+                return [{"type": "text", "text": next(texts)}]
+            case ImagePart(image):
+                return [{"type": "image", "image": image}]
+            case VideoPart(clip) if self._video_as == "video":
+                return [video_turn_part(shown_clip(self._processor, clip))]
+            case VideoPart(clip):
+                return [{"type": "image", "image": frame} for frame in clip.frames]
+            case VideoStream():
+                raise TypeError("a long video is shown window by window, not as a whole")
 
     def _call(self, call: ToolCall) -> Any:
         about = {"id": call.id} if call.id else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,7 +22,9 @@ from transformers.models.auto.modeling_auto import (
 
 from guardrail.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
 from guardrail.hub import with_retries
-from guardrail.model.source import locate, reason
+from guardrail.model.adapters import adapter_at, without_peft_shell
+from guardrail.model.loaded import IN_MEMORY, LoadedModel
+from guardrail.model.source import Source, locate, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,54 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-IN_MEMORY = "in memory"
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in eval mode with what feeds it; `revision` is the commit, when the Hub gave one."""
-
-    model: PreTrainedModel
-    processor: ProcessorMixin | PreTrainedTokenizerBase
-    source: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    @property
-    def name(self) -> str:
-        """What to call the model: where it came from, or its class if it was made in memory."""
-        return type(self.model).__name__ if self.source == IN_MEMORY else self.source
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The processor's tokenizer, or the processor itself when it is one."""
-        tokenizer: Any = getattr(self.processor, "tokenizer", self.processor)
-        result: PreTrainedTokenizerBase = tokenizer
-        return result
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs belong: the device on which the token embeddings run."""
-        embeddings: Any = self.model.get_input_embeddings()
-        hook = getattr(embeddings, "_hf_hook", None)
-        # offloaded weights wait on `meta`; accelerate's hook knows where they will run
-        place = getattr(hook, "execution_device", None)
-        return torch.device(embeddings.weight.device if place is None else place)
-
-    @property
-    def layer_count(self) -> int:
-        """How many decoder layers there are."""
-        return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
-
-    @property
-    def d_model(self) -> int:
-        """The width of the residual stream."""
-        return int(self.model.config.get_text_config(decoder=True).hidden_size)
-
-    @property
-    def is_multimodal(self) -> bool:
-        """Whether the processor takes pictures."""
-        return getattr(self.processor, "image_processor", None) is not None
+__all__ = ["IN_MEMORY", "LoadedModel", "load_model", "wrap_model"]
 
 
 def load_model(
@@ -90,6 +44,8 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device | None = None,
     device_map: str | dict[str, Any] | None = None,
+    max_memory: dict[int | str, int | str] | None = None,
+    offload_folder: str | Path | None = None,
     quantization_config: Any = None,
     trust_remote_code: bool = False,
     local_files_only: bool = False,
@@ -97,17 +53,23 @@ def load_model(
     """Load a folder or a Hub repository for guarding, in eval mode.
 
     Vision-language models are preferred; a text-only configuration gives a causal language model
-    and its tokenizer. All files come from one commit of the repository. `device` defaults to the
-    GPU if there is one; `device_map` spreads a model over several (give one or the other).
+    and its tokenizer. All files come from one commit of the repository. A folder that holds a LoRA
+    adapter alone is loaded with the base model it names.
+
+    `device` defaults to the GPU if there is one; `device_map` spreads a model over several devices
+    and, within `max_memory`, over the CPU and `offload_folder` (give `device` or `device_map`).
     `trust_remote_code` runs Python code out of the repository: only for sources you trust.
 
     Raises:
         ModelLoadError: the message says what is missing and what to do.
-        ConfigurationError: `device` and `device_map` are both given.
+        ConfigurationError: `device` and `device_map` are both given, or there is nothing to spread.
     """
-    if device is not None and device_map is not None:
-        raise ConfigurationError("give `device` or `device_map`, not both")
-    place = locate(source, revision=revision, local_files_only=local_files_only)
+    spread = _spread(device, device_map, max_memory, offload_folder)
+    adapter = adapter_at(source)
+    if adapter is None:
+        place = locate(source, revision=revision, local_files_only=local_files_only)
+    else:
+        place = adapter.locate_base(revision, local_files_only=local_files_only)
     common: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
         "local_files_only": local_files_only,
@@ -115,20 +77,17 @@ def load_model(
     }
     config = _attempt("configuration", place.name, AutoConfig.from_pretrained, **common)
     kind, multimodal = _auto_class(config, place.name)
-    weights = {"config": config, "dtype": dtype, "output_loading_info": True, **common}
-    weights |= {"device_map": device_map} if device_map is not None else {}
-    weights |= {"quantization_config": quantization_config} if quantization_config else {}
-    model, info = _attempt("weights", place.name, kind.from_pretrained, **weights)
-    own_code = bool(getattr(config, "auto_map", None)) and not trust_remote_code
-    _require_all_weights(info, place.name, own_code=own_code)
-    processor_class: Any = AutoProcessor if multimodal else AutoTokenizer
-    processor = _attempt("processor", place.name, processor_class.from_pretrained, **common)
-    _require_processor(processor, place.name, multimodal=multimodal)
-    quantised = getattr(model.config, "quantization_config", None) is not None
-    if device_map is None and not quantised:
-        default = "cuda" if torch.cuda.is_available() else "cpu"
-        model = model.to(device if device is not None else default)
-    return LoadedModel(model.eval(), processor, place.name, place.revision, trust_remote_code)
+    if quantization_config:
+        common["quantization_config"] = quantization_config
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = _model(kind, config, place, spread=spread, target=target, dtype=dtype, **common)
+    common.pop("quantization_config", None)
+    name = processor_from = place.name
+    if adapter is not None:
+        model, name = adapter.put_on(model), str(adapter.folder)
+        processor_from = name if adapter.has_processor else place.name
+    processor = _processor(processor_from, multimodal, common)
+    return LoadedModel(model.eval(), processor, name, place.revision, trust_remote_code)
 
 
 def wrap_model(model: Any, processor: Any, *, source: str = IN_MEMORY) -> LoadedModel:
@@ -141,7 +100,7 @@ def wrap_model(model: Any, processor: Any, *, source: str = IN_MEMORY) -> Loaded
         TypeError: not a transformers model, or not a processor or tokenizer.
         UnsupportedModelError: the model cannot generate, or prepends virtual prompt tokens.
     """
-    model = _without_peft_shell(model)
+    model = without_peft_shell(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
             f"model must be a transformers PreTrainedModel; got {type(model).__name__} "
@@ -162,6 +121,22 @@ def wrap_model(model: Any, processor: Any, *, source: str = IN_MEMORY) -> Loaded
     return LoadedModel(model, processor, source, None, remote)
 
 
+def _spread(
+    device: object, device_map: object, max_memory: object, offload_folder: str | Path | None
+) -> dict[str, Any]:
+    """Keywords for a model on several devices; none for a model on one."""
+    if device is not None and device_map is not None:
+        raise ConfigurationError("give `device` or `device_map`, not both")
+    if device_map is None:
+        if max_memory is not None or offload_folder is not None:
+            raise ConfigurationError(
+                "`max_memory` and `offload_folder` say how to spread a model: add device_map='auto'"
+            )
+        return {}
+    options = {"max_memory": max_memory, "offload_folder": offload_folder}
+    return {"device_map": device_map} | {k: v for k, v in options.items() if v is not None}
+
+
 def _attempt(what: str, source: str, load: Callable[..., T], **options: Any) -> T:
     """One part of the model, with retries; every failure becomes a ModelLoadError."""
     from safetensors import SafetensorError
@@ -179,6 +154,36 @@ def _attempt(what: str, source: str, load: Callable[..., T], **options: Any) -> 
         SafetensorError,
     ) as error:
         raise ModelLoadError(reason(what, source, error)) from error
+
+
+def _model(
+    kind: Any,
+    config: PreTrainedConfig,
+    place: Source,
+    *,
+    spread: dict[str, Any],
+    target: torch.device,
+    **options: Any,
+) -> Any:
+    """The model with all its weights, on `target` or spread."""
+    given = options.get("quantization_config")
+    quantised = given or getattr(config, "quantization_config", None)
+    if quantised and not spread:  # such a model is better not moved once it is there
+        spread = {"device_map": {"": target}}
+    what = "quantised weights" if quantised else "weights"
+    options |= {"config": config, "output_loading_info": True, **spread}
+    model, info = _attempt(what, place.name, kind.from_pretrained, **options)
+    own_code = getattr(config, "auto_map", None) and not options["trust_remote_code"]
+    _require_all_weights(info, place.name, own_code=bool(own_code))
+    return model if spread else model.to(target)
+
+
+def _processor(source: str, multimodal: bool, options: dict[str, Any]) -> Any:
+    """The processor, or the tokenizer of a model that reads text only."""
+    kind: Any = AutoProcessor if multimodal else AutoTokenizer
+    processor = _attempt("processor", source, kind.from_pretrained, **options)
+    _require_processor(processor, source, multimodal=multimodal)
+    return processor
 
 
 def _auto_class(config: PreTrainedConfig, source: str) -> tuple[Any, bool]:
@@ -227,15 +232,3 @@ def _require_processor(processor: object, source: str, *, multimodal: bool) -> N
             f"{source} has no tokenizer (found {type(processor).__name__}); "
             "save it beside the weights: tokenizer.save_pretrained(folder)"
         )
-
-
-def _without_peft_shell(model: Any) -> Any:
-    """The transformers model inside a PEFT model, adapters included."""
-    if not type(model).__module__.startswith("peft."):
-        return model
-    if model.active_peft_config.is_prompt_learning:
-        raise UnsupportedModelError(
-            "this PEFT model prepends virtual tokens to the prompt; a guard reads the prompt's own "
-            "last position, so only adapters inside the layers (LoRA and the like) are supported"
-        )
-    return model.get_base_model()

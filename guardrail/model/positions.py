@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from guardrail.model.calls import Ruling
     from guardrail.model.detectors import AnyDetector
     from guardrail.model.inputs import Encoded
     from guardrail.model.load import LoadedModel
+    from guardrail.model.rulings import Ruling
     from guardrail.policy import Policy
 
     Reduce = Callable[[int, Tensor], Tensor]

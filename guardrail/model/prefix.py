@@ -16,12 +16,14 @@ from torch import Tensor
 
 from guardrail.model.caches import cache_argument
 from guardrail.model.calls import PrefillDoneError, PromptCall
-from guardrail.model.decoder import decoder_layers
+from guardrail.model.decoder import decoder_layers, self_attention_layers
 from guardrail.model.generate import last_residuals
 from guardrail.model.hooks import prompt_hooks
 from guardrail.types import Message, Request, TextPart
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from guardrail.model.inputs import Encoded, Encoder
     from guardrail.model.load import LoadedModel
 
@@ -30,25 +32,42 @@ log = logging.getLogger(__name__)
 PLAIN_INPUTS = {"input_ids", "attention_mask"}
 TOLERANCE = 1e-3  # largest difference in a layer, relative to its residuals' mean length
 WORTH_IT = 8  # shared tokens below which the short cut saves nothing
+# What their prompts share comes before a user's first word, whatever it is.
+_ANY = tuple(
+    Request((Message(role="user", parts=(TextPart(text),)),)) for text in ("a", "7", "The")
+)
 
 
 class SharedPrefix:
     """Residuals of text prompts whose first tokens are the same; falls back where that fails."""
 
-    def __init__(self, loaded: LoadedModel, encoder: Encoder) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        encoder: Encoder,
+        *,
+        alike: Sequence[Request] = (),
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        """Share what `alike` have in common at their start; by default the template's own words.
+
+        `layers` ascend; None reads all of them.
+        """
         self._loaded = loaded
-        self._layers = tuple(range(len(decoder_layers(loaded.model))))
-        self._tokens = _template_start(encoder)
+        count = len(decoder_layers(loaded.model))
+        self._layers = tuple(range(count)) if layers is None else tuple(layers)
+        self._tokens = _common_start(encoder, alike or _ANY)
         self._cache: Any = None
-        self._state = "new"  # new | checked | off
+        # Where layers do not always run, prompts are read whole.
+        self._state = "new" if len(self_attention_layers(loaded.model)) == count else "off"
 
     def residuals(self, encoded: Encoded) -> Tensor:
-        """As `last_residuals` over all layers: (rows, L, d_model) float32 on the CPU."""
+        """As `last_residuals` over the layers: (rows, k, d_model) float32 on the CPU."""
         if self._state == "off" or set(encoded.inputs) != PLAIN_INPUTS:
-            return last_residuals(self._loaded, encoded)
+            return last_residuals(self._loaded, encoded, self._layers)
         if self._state == "checked" and self._fits(encoded):
             return self._tail(encoded)
-        plain = last_residuals(self._loaded, encoded)
+        plain = last_residuals(self._loaded, encoded, self._layers)
         if self._state == "new":
             self._state = "checked" if self._works(encoded, plain) else "off"
         return plain
@@ -77,7 +96,7 @@ class SharedPrefix:
     @torch.no_grad()
     def _prefilled(self, tokens: list[int]) -> Any:
         model: Any = self._loaded.model
-        ids = torch.tensor([tokens], device=model.device)
+        ids = torch.tensor([tokens], device=self._loaded.device)
         output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
         return getattr(output, cache_argument(model))
 
@@ -104,9 +123,9 @@ class SharedPrefix:
         with prompt_hooks(self._loaded.model, self._layers) as hooks, hooks.active(call):
             try:
                 model(
-                    input_ids=ids.to(model.device),
-                    attention_mask=mask.to(model.device),
-                    position_ids=positions.to(model.device),
+                    input_ids=ids.to(self._loaded.device),
+                    attention_mask=mask.to(self._loaded.device),
+                    position_ids=positions.to(self._loaded.device),
                     use_cache=True,
                     logits_to_keep=1,
                     **{cache_argument(model): cache},
@@ -121,11 +140,8 @@ def _unpadded(encoded: Encoded, row: int) -> list[int]:
     return ids[len(ids) - encoded.lengths[row] :]
 
 
-def _template_start(encoder: Encoder) -> list[int]:
-    """The tokens that come before a user's first word, whatever it is."""
-    requests = [
-        Request((Message(role="user", parts=(TextPart(text),)),)) for text in ("a", "7", "The")
-    ]
+def _common_start(encoder: Encoder, requests: Sequence[Request]) -> list[int]:
+    """The tokens that all of these requests begin with."""
     return _common([_unpadded(encoder.encode([request]), 0) for request in requests])
 
 

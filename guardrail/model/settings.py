@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from transformers.generation.configuration_utils import GenerationMode
 
 from guardrail.errors import UnsupportedModelError
@@ -19,6 +19,20 @@ _MODES = {
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
 }
+# What each of them asks for emits tokens that no step of the guard has seen.
+_ASKS_FOR = {
+    "prompt_lookup_num_tokens": "assisted decoding",
+    "assistant_early_exit": "assisted decoding",
+    "use_mtp": "assisted decoding",
+    "dola_layers": "DoLa decoding",
+    "penalty_alpha": "contrastive search",
+    "constraints": "constrained beam search",
+    "force_words_ids": "constrained beam search",
+}
+_ASK_AGAIN = (
+    "a guard gives one answer to a request; for several, ask several times: "
+    "guard.batch([messages] * 3, temperature=0.8)"
+)
 # Settings that end rows or feed the model behind the guard's back.
 _REFUSED: dict[str, tuple[object, ...]] = {
     "stop_strings": (None,),
@@ -47,6 +61,14 @@ class Settings(BaseModel):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     num_beams: int = Field(default=1, gt=0)
+    num_return_sequences: int = 1  # to say why another number is none
+
+    @field_validator("num_return_sequences")
+    @classmethod
+    def _one_answer(cls, count: int) -> int:
+        if count != 1:
+            raise ValueError(_ASK_AGAIN)
+        return count
 
     def samples(self, model: PreTrainedModel) -> bool:
         """Whether tokens are drawn at random."""
@@ -59,7 +81,12 @@ class Settings(BaseModel):
 
 
 def generation_config(model: PreTrainedModel, settings: Settings) -> GenerationConfig:
-    """A copy of the model's own config with `settings` in it; the model's stays as it is."""
+    """A copy of the model's own config with `settings` in it; the model's stays as it is.
+
+    Raises:
+        UnsupportedModelError: the model's config asks for something a guard cannot work with.
+    """
+    _refuse_unguardable(model.generation_config)
     config: Any = copy.deepcopy(model.generation_config)
     sampling = settings.samples(model)
     wanted: dict[str, Any] = {
@@ -80,7 +107,7 @@ def generation_config(model: PreTrainedModel, settings: Settings) -> GenerationC
     if not sampling:
         wanted |= {"temperature": 1.0, "top_p": 1.0, "top_k": 50}  # neutral: no warning
     config.update(**wanted)
-    _refuse_unguardable(config)
+    _refuse_mode(config)
     result: GenerationConfig = config
     return result
 
@@ -94,6 +121,31 @@ def _refuse_unguardable(config: GenerationConfig) -> None:
                 f"the model's generation_config sets {name}={value!r}, which a guard cannot work "
                 "with; unset it (stop strings: pass `stop=`)"
             )
+    count = getattr(config, "num_return_sequences", None)
+    if count not in (None, 1):
+        raise UnsupportedModelError(
+            f"the model's generation_config sets num_return_sequences={count}; unset it: "
+            + _ASK_AGAIN
+        )
+    if config.use_cache is False and config.prefill_chunk_size is not None:
+        raise UnsupportedModelError(
+            "the model's generation_config sets prefill_chunk_size and use_cache=False; chunks "
+            "need a cache: unset one of them"
+        )
+
+
+def _refuse_mode(config: GenerationConfig) -> None:
+    """A mode is named by the settings that ask for it."""
+    asked = {name: getattr(config, name, None) for name in _ASKS_FOR}
+    given = {name: value for name, value in asked.items() if value not in (None, False)}
+    # Contrastive search gives way to sampling and beams; the other settings never go unheard.
+    if given.keys() == {"penalty_alpha"} and config.get_generation_mode() in _MODES:
+        return
+    for name, value in given.items():
+        raise UnsupportedModelError(
+            f"the model's generation_config sets {name}={value!r} and so asks for "
+            f"{_ASKS_FOR[name]}; a guard supports greedy search, sampling and beam search: unset it"
+        )
     mode = config.get_generation_mode()
     if mode not in _MODES:
         raise UnsupportedModelError(

@@ -59,6 +59,8 @@ def _advice(what: str, error: BaseException, said: str) -> str:
     return {
         "configuration": "its config.json is missing, damaged, or newer than this transformers",
         "weights": "its weight files are missing or damaged; download or save them again",
+        "quantised weights": "they could not be quantised or read: see whether the method works on "
+        "this device, for the sizes of this model, and with the packages installed",
         "processor": "its processor or tokenizer files are missing or damaged; save them beside "
         "the weights with processor.save_pretrained(folder)",
     }[what]
@@ -72,11 +74,6 @@ def _looks_local(source: str) -> bool:
 def _require_model_folder(path: Path) -> None:
     if (path / "config.json").is_file():
         return
-    if (path / "adapter_config.json").is_file():
-        raise ModelLoadError(
-            f"{path} holds a PEFT adapter without its base model; load both yourself and pass the "
-            "model and processor to the guard, or merge the adapter into the weights"
-        )
     raise ModelLoadError(
         f"{path} holds no config.json; give the folder that model.save_pretrained wrote"
     )

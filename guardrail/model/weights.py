@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from guardrail.errors import UnsupportedModelError
+from guardrail.model.packed import four_bit_parts, is_four_bit, own_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from transformers import PreTrainedModel
 
@@ -63,15 +64,37 @@ def weights_digest(model: PreTrainedModel) -> str:
 
 def _entries(model: PreTrainedModel) -> Iterator[tuple[str, object]]:
     """Every parameter and buffer of the state dict once, unpacked, from wherever it lies."""
+    stored = _stored(model)
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     seen: set[int] = set()
-    for name, value in model.state_dict(keep_vars=True).items():
-        if id(value) in seen:
+    for name, value in stored.items():
+        if id(value) in seen or _is_copy(model, stored, name, tied.get(name)):
             continue
         seen.add(id(value))
-        if isinstance(value, Tensor):
+        if is_four_bit(value):
+            yield from four_bit_parts(name, value)
+        elif isinstance(value, Tensor):
             yield from _plain(name, _at_hand(model, name, value).detach())
         else:
             yield name, value
+
+
+def _stored(model: nn.Module) -> dict[str, Any]:
+    """As `model.state_dict(keep_vars=True)`, which would change 4-bit weights that have run."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        found |= own_tensors(module, f"{path}." if path else "")
+    return found
+
+
+def _is_copy(model: nn.Module, stored: Mapping[str, Any], name: str, source: str | None) -> bool:
+    """Whether a tied weight still equals its source: offloading makes two tensors of them."""
+    if source is None or not all(isinstance(stored.get(n), Tensor) for n in (name, source)):
+        return False
+    one, other = (_at_hand(model, n, stored[n]).detach() for n in (name, source))
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return _values(source, one) == _values(source, other)
 
 
 def _plain(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -14,14 +14,16 @@ from guardrail.errors import (
 )
 from guardrail.model.criteria import RowControl, RowOutcome
 from guardrail.model.jobs import Job
+from guardrail.online.floors import Floor
 from guardrail.online.text import AnswerText
 from guardrail.types import Request, Result, ToolCall, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from guardrail.model.calls import Ruling
+    from guardrail.model.rulings import Ruling
     from guardrail.model.settings import Settings
+    from guardrail.online.scanning import Scan
     from guardrail.online.tool_calls import CallReader
     from guardrail.policy import Policy
 
@@ -34,6 +36,7 @@ class AnswerJob(Job[Result]):
 
     request: Request
     settings: Settings
+    floor: Floor = field(default_factory=Floor)
     emit: Callable[[Item], None] | None = None
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     verdict: Verdict | None = None
@@ -47,9 +50,11 @@ class AnswerJob(Job[Result]):
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class CheckJob(Job[Verdict]):
-    """A request for a verdict alone."""
+    """A request for a verdict alone; `scan` when it is a window of another request's video."""
 
     request: Request
+    floor: Floor = field(default_factory=Floor)
+    scan: Scan | None = None
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
@@ -66,7 +71,7 @@ class Judge(Protocol):
     def call_reader(self, request: Request) -> CallReader | None:
         """What reads tool calls in the answer to a request that offers tools."""
 
-    def verdict(self, request: Request, ruling: Ruling) -> Verdict:
+    def verdict(self, job: AnswerJob, ruling: Ruling) -> Verdict:
         """What people are told of a ruling."""
 
     def record(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
@@ -106,7 +111,7 @@ class Answering:
             self._job.fail(result)
 
     def _rule(self, ruling: Ruling) -> None:
-        verdict = self._judge.verdict(self._job.request, ruling)
+        verdict = self._judge.verdict(self._job, ruling)
         if self._job.verdict is None:  # else a batch failed later, and this one was on record
             facts = {"event": "verdict", "request_id": self._job.request_id}
             self._judge.record(verdict, facts)

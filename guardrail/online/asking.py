@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from pydantic import ValidationError
 
 from guardrail.errors import ConfigurationError, LimitExceededError, RequestTimeoutError
+from guardrail.model.jobs import Job
 from guardrail.model.settings import Settings
-from guardrail.requests.messages import Tools, to_request
+from guardrail.online.reading import Begun, Caller, Reading, finished, in_own_thread
+from guardrail.online.scanning import LATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from guardrail.model.jobs import Job
     from guardrail.online.answering import AnswerJob, CheckJob, Item
     from guardrail.online.engine import Engine
+    from guardrail.online.floors import Floor
     from guardrail.policy import Limits
+    from guardrail.requests.messages import Tools
+    from guardrail.types import Request
 
 T = TypeVar("T")
-J = TypeVar("J")
+J = TypeVar("J", bound=Job[Any])
 
 
 class AskOptions(TypedDict, total=False):
@@ -54,7 +58,7 @@ class Asking:
     """Submits requests to an engine and waits for them, in threads and in event loops."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine, self._reading = engine, Reading(engine)
 
     def answer(
         self,
@@ -64,22 +68,18 @@ class Asking:
         emit: Callable[[Item], None] | None = None,
         cancelled: threading.Event | None = None,
         wait: bool = False,
-    ) -> AnswerJob:
+    ) -> Begun[AnswerJob]:
         """Queue a request for an answer; its pictures are decoded here, on the caller's thread."""
-        policy = self._engine.policy
+        engine, limits = self._engine, self._engine.policy.limits
         how = dict(options)
         tools, timeout = how.pop("tools", None), how.pop("timeout", None)
-        settings = _settings(how, policy.limits)
-        deadline = _deadline(timeout, policy.limits)
-        job = self._engine.answer_job(
-            to_request(value, policy=policy, tools=tools),
-            settings,
-            emit=emit,
-            deadline=deadline,
-            cancelled=cancelled or threading.Event(),
-        )
-        self._engine.worker.submit(job, wait=wait)
-        return job
+        settings = _settings(how, limits)
+        caller = Caller(_deadline(timeout, limits), cancelled or threading.Event(), wait)
+
+        def job(request: Request, floor: Floor) -> AnswerJob:
+            return engine.answer_job(request, settings, emit=emit, floor=floor, **caller.of_job)
+
+        return self._reading.begin(value, tools, caller, job)
 
     def verdict(
         self,
@@ -89,24 +89,23 @@ class Asking:
         timeout: float | None = None,
         cancelled: threading.Event | None = None,
         wait: bool = False,
-    ) -> CheckJob:
+    ) -> Begun[CheckJob]:
         """Queue a request for a verdict."""
-        policy = self._engine.policy
-        deadline = _deadline(timeout, policy.limits)
-        job = self._engine.check_job(
-            to_request(value, policy=policy, tools=tools),
-            deadline=deadline,
-            cancelled=cancelled or threading.Event(),
-        )
-        self._engine.worker.submit(job, wait=wait)
-        return job
+        engine, limits = self._engine, self._engine.policy.limits
+        caller = Caller(_deadline(timeout, limits), cancelled or threading.Event(), wait)
+
+        def job(request: Request, floor: Floor) -> CheckJob:
+            return engine.check_job(request, floor=floor, **caller.of_job)
+
+        return self._reading.begin(value, tools, caller, job)
 
     def give_up(self, job: Job[Any]) -> None:
         """Nobody waits for this job any more."""
         self._engine.worker.cancel(job)
 
-    def wait(self, job: Job[T]) -> T:
+    def wait(self, begun: Begun[Job[T]]) -> T:
         """Block until a job is settled, its time is over, or the wait is interrupted."""
+        job = finished(begun)
         try:
             return job.future.result(timeout=_left(job))
         except TimeoutError:
@@ -121,15 +120,19 @@ class Asking:
     def wait_all(
         self,
         values: Iterable[Any],
-        ask: Callable[[Any], Job[T]],
+        ask: Callable[[Any], Begun[Job[T]]],
         *,
         return_exceptions: bool,
     ) -> list[T | Exception]:
         """Ask everything, then wait in order; the first error ends all, unless it is wanted."""
+
+        def asked(value: Any) -> Job[T]:
+            return finished(ask(value))
+
         jobs: list[Job[T] | Exception] = []
         try:
             for value in values:
-                jobs.append(_caught(ask, value) if return_exceptions else ask(value))
+                jobs.append(_caught(asked, value) if return_exceptions else asked(value))
             outcomes: list[T | Exception] = []
             for job in jobs:
                 if isinstance(job, Exception):
@@ -145,16 +148,17 @@ class Asking:
                     self.give_up(job)
             raise
 
-    async def submitted(self, ask: Callable[..., J]) -> J:
-        """Ask from an event loop; pictures are decoded in another thread."""
+    async def submitted(self, ask: Callable[..., Begun[J]]) -> J:
+        """Ask from an event loop; pictures are decoded and videos are judged in other threads."""
         cancelled = threading.Event()
         try:
-            return await asyncio.to_thread(ask, cancelled=cancelled)
+            begun = await asyncio.to_thread(ask, cancelled=cancelled)
+            return begun if isinstance(begun, Job) else await in_own_thread(begun)
         except asyncio.CancelledError:
             cancelled.set()  # the thread may still queue the job; it will be dropped there
             raise
 
-    async def wait_async(self, ask: Callable[..., Job[T]]) -> T:
+    async def wait_async(self, ask: Callable[..., Begun[Job[T]]]) -> T:
         """Ask and wait in an event loop."""
         job = await self.submitted(ask)
         try:
@@ -207,4 +211,4 @@ def _left(job: Job[Any]) -> float | None:
 
 
 def _late() -> RequestTimeoutError:
-    return RequestTimeoutError("the time was over before the answer was complete")
+    return RequestTimeoutError(LATE)

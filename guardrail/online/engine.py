@@ -8,23 +8,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from guardrail.decide.detector import Detector
+from guardrail.decide.detector import NO_FLOOR, Detector
+from guardrail.errors import UnsupportedContentError
 from guardrail.model.decoder import context_length
 from guardrail.model.generate import check_rows, generate_rows
 from guardrail.model.hooks import PromptHooks, check_layers
-from guardrail.model.inputs import Encoded, Encoder
+from guardrail.model.inputs import TEXT_ONLY, Encoded, Encoder
 from guardrail.model.worker import WorkerLease
 from guardrail.monitor.monitor import Monitor
 from guardrail.online.answering import Answering, AnswerJob, CheckJob
 from guardrail.online.tool_calls import CallReader
 from guardrail.online.verdicts import require_room, verdict_of
-from guardrail.types import Modality, Request, Verdict
+from guardrail.types import Action, Modality, Request, Verdict
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
-    from guardrail.model.calls import Ruling
     from guardrail.model.load import LoadedModel
+    from guardrail.model.rulings import Ruling
     from guardrail.model.settings import Settings
+    from guardrail.online.scanning import Scan
     from guardrail.policy import Policy, Thresholds
 
 log = logging.getLogger("guardrail")
@@ -77,6 +79,42 @@ class Engine:
             **options,
         )
 
+    def window_job(self, request: Request, scan: Scan) -> CheckJob:
+        """A job for the score of one window of a long video; it goes on no record."""
+        return self.check_job(request, scan=scan, deadline=scan.deadline, cancelled=scan.cancelled)
+
+    def require_readable(self, request: Request) -> None:
+        """Refuse, before the model runs, a video that this model or artefact cannot judge.
+
+        Raises:
+            UnsupportedContentError: the model reads no videos, or none were fitted.
+            CalibrationError: the policy's rates are beyond what the calibration data supports.
+        """
+        if not request.videos:
+            return
+        if self.encoder.video_as is None:
+            raise UnsupportedContentError(TEXT_ONLY)
+        if not self.artefact.reads_videos:
+            raise UnsupportedContentError(
+                f"{self.artefact.artefact_id} was fitted without video, so there is no score for "
+                "one; fit again (`guardrail fit`) with this release"
+            )
+        if "video" not in self._detector.kinds:
+            self.artefact.thresholds(Modality.VIDEO, self.policy)  # says why there are none
+
+    def acts_on(self, score: float) -> bool:
+        """Whether a finite score of a video leads to anything but a pass."""
+        return self._detector.action_for(score, "video") is not Action.PASS
+
+    def ends_scan(self, score: float | None) -> bool:
+        """Whether a video with this score, or an outage (None), gets no answer in any case."""
+        if self.policy.mode == "shadow":
+            return False
+        if score is None:
+            return self.policy.fail == "closed"
+        flags = self._detector.action_for(score, "video") is Action.FLAG
+        return flags and self.policy.on_flag != "annotate"
+
     @property
     def thresholds(self) -> dict[Modality, Thresholds]:
         """The operating point of each modality."""
@@ -103,7 +141,7 @@ class Engine:
         if not self.encoder.can_batch:
             return None
         tools = json.dumps(request.tools) if request.tools else None
-        return (id(self), settings, len(request.images), tools)
+        return (id(self), settings, request.shape, tools)
 
     def _answer(self, jobs: Sequence[AnswerJob]) -> None:
         """Answer a batch; of several jobs each is settled as soon as its own row has ended."""
@@ -123,6 +161,7 @@ class Engine:
                 controls,
                 policy=self.policy,
                 hooks=self._hooks,
+                floors=_floors(jobs),
             )
         if not early:
             answers[0].end(outcomes[0])
@@ -134,7 +173,7 @@ class Engine:
             yield
         except Exception:  # whatever broke, the detector or the model under it
             judged = any(isinstance(job, AnswerJob) and job.verdict is not None for job in jobs)
-            if len(jobs) == 1 and not judged:
+            if len(jobs) == 1 and not judged and _first_outage(jobs[0]):
                 self.record(None, {"event": "outage", "request_id": jobs[0].request_id})
             raise
 
@@ -146,11 +185,17 @@ class Engine:
         encoded = self._encode(jobs, new_tokens=0)
         with self._outages(jobs):
             rulings = check_rows(
-                self.loaded, encoded, self._detector, policy=self.policy, hooks=self._hooks
+                self.loaded,
+                encoded,
+                self._detector,
+                policy=self.policy,
+                hooks=self._hooks,
+                floors=_floors(jobs),
             )
         for job, ruling in zip(jobs, rulings, strict=True):
-            verdict = self.verdict(job.request, ruling)
-            self.record(verdict, {"event": "verdict", "request_id": job.request_id})
+            verdict = self.verdict(job, ruling)
+            if job.scan is None:  # the request that a window is of goes on record as a whole
+                self.record(verdict, {"event": "verdict", "request_id": job.request_id})
             job.settle(verdict)
 
     def _encode(self, jobs: Sequence[AnswerJob | CheckJob], *, new_tokens: int) -> Encoded:
@@ -170,6 +215,17 @@ class Engine:
         """What reads tool calls in the answer to a request that offers tools."""
         return CallReader(self.loaded.tokenizer, request.tools) if request.tools else None
 
-    def verdict(self, request: Request, ruling: Ruling) -> Verdict:
+    def verdict(self, job: AnswerJob | CheckJob, ruling: Ruling) -> Verdict:
         """What people are told of a ruling."""
-        return verdict_of(self._detector, request, ruling)
+        return verdict_of(self._detector, job.request, ruling, job.floor)
+
+
+def _floors(jobs: Sequence[AnswerJob | CheckJob]) -> tuple[float, ...]:
+    """The rows' floors; none at all where no row has any, as in every request without video."""
+    scores = tuple(job.floor.score for job in jobs)
+    return () if all(score == NO_FLOOR for score in scores) else scores
+
+
+def _first_outage(job: AnswerJob | CheckJob) -> bool:
+    """Whether an outage of this job is to go on record; of a long video's windows one does."""
+    return not isinstance(job, CheckJob) or job.scan is None or job.scan.first_outage()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from guardrail.errors import RequestTimeoutError
+from guardrail.online.scanning import LATE
 from guardrail.types import Verdict
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from guardrail.types import Result
 
 Start = Callable[[Callable[["Item"], None]], "AnswerJob"]
-_LATE = "the time was over before the answer was complete"
 
 
 class GuardStream(Iterator[str]):
@@ -87,7 +87,7 @@ class GuardStream(Iterator[str]):
             return self._items.get(timeout=timeout)
         except queue.Empty:
             self.close()
-            raise RequestTimeoutError(_LATE) from None
+            raise RequestTimeoutError(LATE) from None
         except BaseException:  # an interrupted wait, for example Ctrl-C
             self.close()
             raise
@@ -166,7 +166,7 @@ class AsyncGuardStream(AsyncIterator[str]):
                 return await self._items.get()
         except TimeoutError:
             self._close()
-            raise RequestTimeoutError(_LATE) from None
+            raise RequestTimeoutError(LATE) from None
         except BaseException:  # cancelled tasks too: nobody reads the rest
             self._close()
             raise

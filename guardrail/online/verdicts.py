@@ -6,18 +6,28 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import LimitExceededError
+from guardrail.online.floors import Floor
 from guardrail.types import Action, Verdict
 
 if TYPE_CHECKING:
     from guardrail.decide.detector import Detector
-    from guardrail.model.calls import Ruling
     from guardrail.model.inputs import Encoded
+    from guardrail.model.rulings import Ruling
     from guardrail.policy import Limits
     from guardrail.types import Request
 
+NO_WINDOWS = Floor()
 
-def verdict_of(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
-    """The detector's words, corrected by what was really done."""
+
+def verdict_of(
+    detector: Detector, request: Request, ruling: Ruling, floor: Floor = NO_WINDOWS
+) -> Verdict:
+    """The detector's words, corrected by what was really done; `floor` is what it was judged by."""
+    verdict = _verdict(detector, request, ruling)
+    return replace(verdict, window=floor.window_of(request, verdict.score))
+
+
+def _verdict(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
     if ruling.decision is None:
         return _outage(detector, request, ruling)
     decision: Any = ruling.decision
@@ -41,6 +51,9 @@ def require_room(
         allowed = context - new_tokens
         what = f"the prompt (for a model of {context} positions)"
     longest = max(encoded.lengths)
+    if longest > allowed and "video" in encoded.kinds:
+        smaller = "smaller `video.window` and `video.answer_frames`, or frames of fewer pixels"
+        what += f", with a video in it ({smaller} help),"
     if longest > allowed:
         raise LimitExceededError(limit="prompt_tokens", allowed=allowed, found=longest, what=what)
 

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
 
-KINDS = ("text", "image", "images")
+KINDS = ("text", "image", "images", "video")
 TEXT, IMAGE = Thresholds(steer=0.5, flag=1.0), Thresholds(steer=0.75, flag=2.0)
+VIDEO = Thresholds(steer=1.0, flag=3.0)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +45,8 @@ def detector(artefact: Artefact) -> Callable[..., Detector]:
     """`detector(mode="shadow")`: with the thresholds above unless others are given."""
 
     def make(made_from: Artefact = artefact, **policy: Any) -> Detector:
-        policy.setdefault("thresholds", {Modality.TEXT: TEXT, Modality.IMAGE: IMAGE})
+        own = {Modality.TEXT: TEXT, Modality.IMAGE: IMAGE, Modality.VIDEO: VIDEO}
+        policy.setdefault("thresholds", own)
         return Detector.from_artefact(made_from, Policy(**policy))
 
     return make
@@ -91,13 +93,14 @@ def test_scores_are_those_of_the_fit(
     unsafe = 0.3 + torch.randn(20, 4, 32, generator=generator)
     single = [readout(estimator, layer, [unsafe], [safe]) for layer in layers]
     made = averaged([one for one in single if one is not None])
-    offsets = torch.randn(2, len(layers), generator=generator)
+    offsets = torch.randn(3, len(layers), generator=generator)
     tensors = {
         "readout_weight": made.weight,
         "readout_zero": made.zero,
         "readout_gap": made.gap,
         "readout_offset_image": offsets[0],
         "readout_offset_images": offsets[1],
+        "readout_offset_video": offsets[2],
     }
     header = artefact.header
     steering = header.steering.model_copy(update={"layer": max(layers)})
@@ -106,7 +109,7 @@ def test_scores_are_those_of_the_fit(
         readout=header.readout.model_copy(update={"layers": made.layers}),
         steering=steering,
     )
-    rows = torch.randn(3, 4, 32, generator=generator)
+    rows = torch.randn(len(KINDS), 4, 32, generator=generator)
     online = detector(fitted)
     found = online.decide(rows[:, list(online.layers)], KINDS).scores
     for row, offset in enumerate([torch.zeros(len(layers)), *offsets]):
@@ -116,12 +119,16 @@ def test_scores_are_those_of_the_fit(
 
 def test_every_row_is_judged_by_the_thresholds_of_its_kind(detector: Any) -> None:
     guard = detector()
-    scores, kinds = [0.6, 0.6, 0.8, 1.5, 1.5, 2.5], ["text", "image", "images"] * 2
+    scores = [0.6, 0.6, 0.8, 0.6, 1.5, 1.5, 2.5, 4.0]
+    kinds = list(KINDS) * 2
     decision = guard.decide(rows_scoring(guard, scores, kinds), kinds)
     assert decision.scores.tolist() == pytest.approx(scores)
     steer, flag, skip = Action.STEER, Action.FLAG, Action.PASS
-    assert decision.actions == [steer, skip, steer, flag, steer, flag]
-    assert decision.failed == [False] * 6
+    assert decision.actions == [steer, skip, steer, skip, flag, steer, flag, flag]
+    assert decision.failed == [False] * 8
+    verdict = guard.verdict(decision, 7, "video")
+    assert verdict.modality is Modality.VIDEO
+    assert (verdict.tau_steer, verdict.tau_flag) == (VIDEO.steer, VIDEO.flag)
 
 
 def test_a_score_equal_to_its_threshold_passes(detector: Any) -> None:
@@ -195,6 +202,65 @@ def test_a_detect_only_artefact_has_no_edit(detector: Any, detect_only: Artefact
         guard.edit(decision, torch.zeros(1, 32), ["text"])
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    own=st.floats(-2, 5),
+    floor=st.just(-math.inf) | st.floats(-2, 5),
+    kind=st.sampled_from(KINDS),
+    allowed=st.sets(st.sampled_from([Action.STEER, Action.FLAG])),
+)
+def test_a_row_with_a_floor_is_treated_as_one_that_scores_the_higher_of_both(
+    detector: Any, own: float, floor: float, kind: str, allowed: set[Action]
+) -> None:
+    guard = detector(actions=allowed)
+    rows = rows_scoring(guard, [own, 0.0], [kind, "text"])
+    own = float(guard.decide(rows, [kind, "text"]).scores[0])
+    found = guard.decide(rows, [kind, "text"], [floor, -math.inf])
+    wanted = max(own, floor)
+    assert float(found.scores[0]) == wanted
+    assert found.actions == [guard.action_for(wanted, kind), Action.PASS]
+    assert found.failed == [False, False]
+    if found.actions[0] is Action.STEER:
+        kinds, there = [kind, "text"], at_steering_layer(guard, [0.0, 0.0], [kind, "text"])
+        edit = float(guard.edit(found, there, kinds)[0].norm()) / guard.steering.gap
+        gate = guard.thresholds_for(kind).steer
+        assert edit == pytest.approx(min(wanted - gate, 2.0), abs=1e-4)  # the ramp, gain 1
+
+
+@pytest.mark.parametrize(
+    ("fail", "own", "floor", "action", "score"),
+    [
+        ("closed", 0.2, math.nan, Action.FLAG, None),
+        ("closed", 5.0, math.nan, Action.FLAG, None),
+        ("closed", math.nan, 5.0, Action.FLAG, None),
+        ("open", 0.2, math.nan, Action.PASS, None),
+        ("open", math.nan, 0.2, Action.PASS, None),
+        ("open", math.nan, math.nan, Action.PASS, None),
+        ("open", 2.0, math.nan, Action.STEER, 2.0),
+        ("open", math.nan, 5.0, Action.FLAG, 5.0),
+    ],
+)
+def test_an_outage_in_a_part_is_one_of_the_whole_but_hides_no_finding_where_it_passes(
+    detector: Any, fail: str, own: float, floor: float, action: Action, score: float | None
+) -> None:
+    guard = detector(fail=fail)
+    decision = guard.decide(rows_scoring(guard, [own], ["video"]), ["video"], [floor])
+    assert decision.actions == [action]
+    assert decision.failed == [score is None]
+    found = guard.verdict(decision, 0, "video").score
+    assert found == (None if score is None else pytest.approx(score))
+
+
+def test_an_artefact_without_videos_knows_three_kinds_and_no_thresholds_for_them(
+    llava: Any, detector: Any
+) -> None:
+    guard = detector(tiny_artefact(llava.model, llava.processor, video=False))
+    assert guard.kinds == ("text", "image", "images")
+    assert set(guard.thresholds) == {Modality.TEXT, Modality.IMAGE}
+    assert guard.decide(rows_scoring(guard, [0.6], ["image"]), ["image"]).actions == [Action.PASS]
+    assert detector().kinds == KINDS
+
+
 def test_only_steered_rows_are_edited(detector: Any) -> None:
     guard = detector()
     scores = [0.2, 0.9, 1.2, math.nan, 1.5, 0.7]
@@ -260,7 +326,7 @@ def test_a_moved_row_stays_inside_the_trust_region(
     region_max: float,
 ) -> None:
     both = Thresholds(steer=0.0, flag=100.0)
-    guard = detector(thresholds={Modality.TEXT: both, Modality.IMAGE: both})
+    guard = detector(thresholds=dict.fromkeys(Modality, both))
     guard.steering = replace(guard.steering, gain=gain, a_max=a_max, region_max=region_max)
     residual = at_steering_layer(guard, [local], [kind])
     before = float(local_scores(guard, residual, [kind]))
@@ -323,13 +389,14 @@ def test_a_rate_beyond_the_calibration_data_is_refused(detector: Any) -> None:
         detector(thresholds={}, flag_rate=0.001)
 
 
-def test_an_edit_before_the_decision_is_refused(detector: Any) -> None:
+def test_an_edit_may_lie_before_the_readout(detector: Any) -> None:
+    """The model's side runs the layers between again; here it is the same arithmetic."""
     guard = detector()
-    with pytest.raises(ConfigurationError, match="steering layer 1 lies before"):
-        Detector(
-            guard.readout,
-            replace(guard.steering, layer=1),
-            thresholds=guard.thresholds,
-            policy=guard.policy,
-            artefact_id="guard-0",
-        )
+    early = Detector(
+        guard.readout,
+        replace(guard.steering, layer=0),
+        thresholds=guard.thresholds,
+        policy=guard.policy,
+        artefact_id=guard.artefact_id,
+    )
+    assert early.steering_layer == 0 < early.layers[-1]

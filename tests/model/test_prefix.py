@@ -81,3 +81,22 @@ def test_a_model_with_more_inputs_than_tokens_is_read_whole():
     for _ in range(2):
         batch = encoder.encode(chats("What is this?", "Tell me a story."))
         torch.testing.assert_close(prefix.residuals(batch), last_residuals(loaded, batch))
+
+
+def test_earlier_turns_that_some_prompts_share_are_run_once_for_those(loaded):
+    def after(*texts: str) -> list[Request]:
+        (asked,), (said,) = chats("Tell me about cats."), chats("Cats sleep.", role="assistant")
+        turns = (*asked.messages, *said.messages)
+        return [Request((*turns, *one.messages)) for one in chats(*texts)]
+
+    encoder = Encoder(loaded)
+    prefix = SharedPrefix(loaded, encoder, alike=after("No.", "Why?", "And dogs?"), layers=(1, 3))
+    prefix.residuals(encoder.encode(after("No.", "Why?")))
+    later = encoder.encode(after("Where do they sleep?", "How long?"))
+    seen, handle = counting(loaded.model)
+    quick = prefix.residuals(later)
+    handle.remove()
+    assert max(seen) < later.prompt_len - len(loaded.tokenizer.encode("Tell me about cats."))
+    torch.testing.assert_close(quick, last_residuals(loaded, later, (1, 3)), atol=1e-5, rtol=1e-4)
+    other = encoder.encode(chats("Where do they sleep?"))  # begins otherwise: read whole
+    torch.testing.assert_close(prefix.residuals(other), last_residuals(loaded, other, (1, 3)))

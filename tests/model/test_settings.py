@@ -5,7 +5,11 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
+from guardrail.errors import ConfigurationError, UnsupportedModelError
+from guardrail.guard import Guard
+from guardrail.model.load import wrap_model
 from guardrail.model.settings import Settings, generation_config
+from guardrail.testing import tiny_artefact
 
 
 def model(do_sample: bool):
@@ -36,3 +40,57 @@ def test_temperature_zero_never_reaches_the_library(llama):
     assert generation_config(llama.model, Settings(temperature=0.3)).temperature == 0.3
     with pytest.raises(ValidationError):
         Settings(temperature=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("prompt_lookup_num_tokens", 3, "assisted decoding"),
+        ("assistant_early_exit", 2, "assisted decoding"),
+        ("use_mtp", True, "assisted decoding"),
+        ("dola_layers", "low", "DoLa decoding"),
+        ("penalty_alpha", 0.6, "contrastive search"),
+        ("constraints", [object()], "constrained beam search"),
+        ("force_words_ids", [[1]], "constrained beam search"),
+    ],
+)
+@pytest.mark.parametrize("beams", [1, 2])
+def test_ways_of_generating_that_emit_tokens_unseen_are_refused_by_name(
+    llama, monkeypatch, name, value, what, beams
+):
+    monkeypatch.setattr(llama.model.generation_config, name, value, raising=False)
+    if name == "penalty_alpha" and beams > 1:  # transformers does not listen to it then
+        generation_config(llama.model, Settings(num_beams=beams))
+        return
+    with pytest.raises(UnsupportedModelError, match=f"{name}=.* asks for {what}.*unset it"):
+        generation_config(llama.model, Settings(num_beams=beams))
+
+
+def test_groups_of_beams_are_refused(llama, monkeypatch):
+    monkeypatch.setattr(llama.model.generation_config, "num_beam_groups", 2, raising=False)
+    with pytest.raises(UnsupportedModelError, match="group_beam_search"):
+        generation_config(llama.model, Settings(num_beams=2))
+
+
+def test_several_answers_to_one_request_are_refused_with_the_way_to_get_them():
+    with pytest.raises(ValidationError, match=r"guard\.batch\(\[messages\] \* 3, temperature"):
+        Settings(num_return_sequences=2)
+    assert Settings(num_return_sequences=1) == Settings()
+
+
+def test_a_model_that_wants_to_return_several_answers_is_refused_not_overruled(llama, monkeypatch):
+    config = llama.model.generation_config
+    monkeypatch.setattr(config, "num_return_sequences", 3)
+    with pytest.raises(UnsupportedModelError, match=r"num_return_sequences=3; unset it.*batch"):
+        generation_config(llama.model, Settings(num_beams=4))
+    monkeypatch.setattr(config, "num_return_sequences", 1)
+    assert generation_config(llama.model, Settings(num_beams=4)).num_beams == 4
+
+
+def test_a_guard_says_so_too(llama):
+    artefact = tiny_artefact(llama.model, llama.processor)
+    with Guard(wrap_model(llama.model, llama.processor), artefact) as guard:
+        with pytest.raises(ConfigurationError, match=r"num_return_sequences: .*guard\.batch"):
+            guard.generate("hello", num_return_sequences=2)
+        answers = guard.batch(["hello"] * 2, temperature=5.0, max_new_tokens=8)
+    assert len({answer.text for answer in answers}) == 2

@@ -15,7 +15,7 @@ from guardrail.model.decoder import decoder_layers
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import wrap_model
 from guardrail.policy import Policy, Thresholds
-from guardrail.types import Action, Modality
+from guardrail.types import Action, Clip, Modality
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,9 @@ FORCED = {
 }
 
 
-def random_artefact(tiny: Any, *, steering: bool = True, steer_tokens: int = 0) -> Artefact:
+def random_artefact(
+    tiny: Any, *, steering: bool = True, steer_tokens: int = 0, video: bool = True
+) -> Artefact:
     """Random unit directions; a steered row is moved by 30 text gaps."""
     generator = torch.Generator().manual_seed(5)
     direction = torch.randn(LAYERS, WIDTH, generator=generator)
@@ -46,12 +48,16 @@ def random_artefact(tiny: Any, *, steering: bool = True, steer_tokens: int = 0) 
         "readout_offset_image": torch.tensor([0.5, -0.25]),
         "readout_offset_images": torch.tensor([0.75, 0.0]),
     }
+    if video:
+        tensors["readout_offset_video"] = torch.tensor([-0.5, 1.25])
     how = None
     if steering:
         tensors |= {
             "steer_offset_image": torch.tensor(0.1),
             "steer_offset_images": torch.tensor(0.2),
         }
+        if video:
+            tensors["steer_offset_video"] = torch.tensor(0.3)
         how = Steering(layer=2, gain=FAR, a_max=30, region_max=FAR, steer_tokens=steer_tokens)
     header = Header(
         fingerprint=fingerprint(wrap_model(tiny.model, tiny.processor)),
@@ -71,8 +77,7 @@ def forcing() -> Callable[..., Policy]:
     """`forcing(Action.STEER, mode="shadow")`: a policy whose thresholds leave no choice."""
 
     def make(action: Action, **options: Any) -> Policy:
-        both = dict.fromkeys((Modality.TEXT, Modality.IMAGE), FORCED[action])
-        return Policy(thresholds=both, **options)
+        return Policy(thresholds=dict.fromkeys(Modality, FORCED[action]), **options)
 
     return make
 
@@ -88,10 +93,11 @@ def guard_on(forcing: Callable[..., Policy]) -> Iterator[Callable[..., Guard]]:
         *,
         steering: bool = True,
         steer_tokens: int = 0,
+        video: bool = True,
         audit: Any = None,
         **policy: Any,
     ) -> Guard:
-        artefact = random_artefact(tiny, steering=steering, steer_tokens=steer_tokens)
+        artefact = random_artefact(tiny, steering=steering, steer_tokens=steer_tokens, video=video)
         guard = Guard(
             (tiny.model, tiny.processor),
             artefact,
@@ -104,6 +110,17 @@ def guard_on(forcing: Callable[..., Policy]) -> Iterator[Callable[..., Guard]]:
     yield make
     for guard in guards:
         guard.close()
+
+
+@pytest.fixture(scope="session")
+def clip(picture: Callable[..., Any]) -> Callable[..., Clip]:
+    """`clip(seed, 2, start=4.0)`: noise, a frame a second."""
+
+    def make(seed: int = 0, count: int = 2, *, start: float = 0.0) -> Clip:
+        frames = tuple(picture(1000 + 10 * seed + i) for i in range(count))
+        return Clip(frames, tuple(start + i for i in range(count)))
+
+    return make
 
 
 @pytest.fixture

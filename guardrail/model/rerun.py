@@ -1,0 +1,197 @@
+"""Running some layers a second time, with an edit that was decided too late for the first time.
+
+Where the edit layer lies before the readout, its output is remembered, and the layers between them
+run again once a row is to be steered: with the arguments they had, on the cache as it was, over
+all positions of the pass. So nothing has to be known about masks, positions or kinds of cache; a
+pass in which nobody is steered only keeps a few references.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from guardrail.errors import DetectorError
+from guardrail.model.caches import LayerState, passed_cache
+from guardrail.model.residuals import hidden_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# How far a repeated residual may be from the first one, relative; the second is for half precision.
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+HALF_TOLERANCE = 3e-2
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A layer as it ran. `added` is what the decoder put between it and the layer before."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    added: Tensor | None
+
+    def again(self, hidden: Tensor) -> Tensor:
+        given = hidden if self.added is None else hidden + self.added
+        if self.args:
+            return hidden_of(self.module(given, *self.args[1:], **self.kwargs))
+        return hidden_of(self.module(**{**self.kwargs, "hidden_states": given}))
+
+
+class Span:
+    """The layers after the edit up to the last readout, as they ran in one forward pass."""
+
+    def __init__(self, index: int, *, empty: bool) -> None:
+        """`index` is the edited position's; `empty`: the cache held nothing before this pass."""
+        self._index, self._empty = index, empty
+        self._start: Tensor | None = None
+        self._seen_at_start: Tensor | None = None
+        self._runs: dict[int, _Run] = {}
+        self._before: dict[int, LayerState] = {}
+        self._caches: dict[int, Any] = {}
+        self._latest: tuple[int, Tensor] | None = None
+        self._trouble = "the steering layer never ran"
+
+    @property
+    def residual(self) -> Tensor | None:
+        """What the edit layer gave at the position, (rows, d_model); None if it never ran."""
+        return self._seen_at_start
+
+    @property
+    def start(self) -> Tensor:
+        """What the edit layer gave, (rows, length, d_model).
+
+        Raises:
+            DetectorError: it never ran.
+        """
+        if self._start is None:
+            raise DetectorError(self._trouble)
+        return self._start
+
+    def begin(self, layer: int, hidden: Tensor) -> None:
+        """The edit layer gave `hidden` (rows, length, d_model)."""
+        self._start, self._seen_at_start = hidden, hidden[:, self._index].detach().clone()
+        self._latest, self._trouble = (layer, hidden), ""
+
+    def entered(
+        self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """A later layer is about to run: note its arguments and what its cache holds."""
+        if self._latest is None:
+            return
+        before, output = self._latest
+        given: Tensor = args[0] if args else kwargs["hidden_states"]
+        added = None
+        if given is not output:
+            if before != layer - 1:
+                self._trouble = f"layers between {before} and {layer} ran where no hook runs"
+                return
+            added = given - output
+        self._runs[layer] = _Run(module, args, kwargs, added)
+        cache = passed_cache((*args, *kwargs.values()))
+        if cache is not None:
+            self._remember(layer, cache)
+
+    def left(self, layer: int, hidden: Tensor) -> None:
+        """That layer has run and gave `hidden`."""
+        if self._latest is not None:
+            self._latest = (layer, hidden)
+
+    def again(self, edited: Tensor, steered: Tensor) -> Tensor:
+        """Run the layers again from `edited`: (rows, length, d_model); what the last one gives.
+
+        Rows that are not `steered` (rows,) bool keep what they had. The run is checked: what the
+        edit cannot reach must come out as before. Where that shows nothing (positions that see
+        later ones, or a prompt of a single token), a run without the edit must repeat the first.
+
+        Raises:
+            DetectorError: the layers do not repeat themselves. The cache is as the first pass left
+                it then.
+        """
+        start, first = self.start, self._checked()
+        after = [LayerState(_layer(cache, i), empty=False) for i, cache in self._caches.items()]
+        rows = steered.to(first.device)
+        try:
+            new = self._run(edited)
+            if not self._is_repeated(new, first, rows):
+                if not _close(self._run(start), first):
+                    raise DetectorError("layers of this model give something else when run again")
+                new = self._run(edited)
+                if not bool(rows.all()) and not _close(new[~rows], first[~rows]):
+                    raise DetectorError("an edit of one row of this model changes other rows")
+            if not bool(new[rows, self._index].isfinite().all()):
+                raise DetectorError("the edit leaves no finite residual at the readout layer")
+        except Exception:
+            for state in after:
+                state.put_back()
+            raise
+        return torch.where(rows[:, None, None], new, first)
+
+    def _checked(self) -> Tensor:
+        """What the last layer gave, if the run can be repeated at all."""
+        if self._trouble or self._latest is None or self._seen_at_start is None:
+            raise DetectorError(self._trouble)
+        seen = self.start[:, self._index].nan_to_num()
+        if not torch.equal(seen, self._seen_at_start.nan_to_num()):
+            raise DetectorError("the model writes over what its steering layer gave")
+        for layer, run in self._runs.items():
+            if run.added is not None and bool(run.added[:, self._index].any()):
+                raise DetectorError(f"the model changes the residual stream before layer {layer}")
+        return self._latest[1]
+
+    def _run(self, hidden: Tensor) -> Tensor:
+        lengths = {i: _length(_layer(cache, i)) for i, cache in self._caches.items()}
+        for state in self._before.values():
+            state.put_back()
+        for layer in sorted(self._runs):
+            hidden = self._runs[layer].again(hidden)
+        for i, cache in self._caches.items():
+            if _length(_layer(cache, i)) != lengths[i]:
+                raise DetectorError(f"the cache of layer {i} cannot be taken back")
+        return hidden
+
+    def _is_repeated(self, new: Tensor, first: Tensor, rows: Tensor) -> bool:
+        """Whether all that the edit cannot reach is as before; false if that is nothing."""
+        if self._index == 0 and bool(rows.all()):
+            return False
+        earlier = _close(new[:, : self._index], first[:, : self._index])
+        return earlier and (bool(rows.all()) or _close(new[~rows], first[~rows]))
+
+    def _remember(self, layer: int, cache: Any) -> None:
+        layers = getattr(cache, "layers", None)
+        if not isinstance(layers, list) or layer >= len(layers):
+            self._trouble = f"the cache ({type(cache).__name__}) has no part of layer {layer} yet"
+            return
+        self._caches[layer] = cache
+        self._before[layer] = LayerState(layers[layer], empty=self._empty)
+
+
+def _layer(cache: Any, layer: int) -> Any:
+    return cache.layers[layer]
+
+
+def _length(layer: Any) -> int | None:
+    """Positions in a layer of a cache; None where it counts none."""
+    count = getattr(layer, "get_seq_length", None)
+    return None if count is None else int(count())
+
+
+def _close(new: Tensor, old: Tensor) -> bool:
+    """Whether every residual is the same but for rounding; what is not finite must stay so.
+
+    A position's own length is the measure, or the usual one of its row where that is larger.
+    """
+    if old.numel() == 0 or torch.equal(new, old):
+        return True
+    if not torch.equal(new.isfinite(), old.isfinite()):
+        return False
+    was, now = (x.nan_to_num(0.0, 0.0, 0.0).float() for x in (old, new))
+    length = was.norm(dim=-1)
+    allowed = TOLERANCE.get(old.dtype, HALF_TOLERANCE) * length.maximum(
+        length.median(dim=-1, keepdim=True).values
+    )
+    return bool(((now - was).norm(dim=-1) <= allowed).all())

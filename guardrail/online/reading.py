@@ -1,0 +1,130 @@
+"""From a value to a queued job; the long videos in it are judged on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from guardrail.errors import QueueFullError, RequestTimeoutError
+from guardrail.model.jobs import Job
+from guardrail.online.floors import Floor
+from guardrail.online.scanning import LATE, Scan
+from guardrail.requests.messages import Tools, to_request
+from guardrail.types import VideoStream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+
+    from guardrail.online.engine import Engine
+    from guardrail.types import Request
+
+J = TypeVar("J", bound=Job[Any])
+
+Begun: TypeAlias = J | Callable[[], J]
+"""A queued job, or what takes long to become one: the caller says in which thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who waits for a request: until when, and, in a list of requests, for a place too."""
+
+    deadline: float | None
+    cancelled: threading.Event
+    wait: bool
+
+    @property
+    def of_job(self) -> dict[str, Any]:
+        """What the job is told of its caller."""
+        return {"deadline": self.deadline, "cancelled": self.cancelled}
+
+
+class Reading:
+    """Reads values for one engine; as many long videos at once as may wait for the model."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._places = threading.BoundedSemaphore(engine.policy.limits.queue)
+
+    def begin(
+        self,
+        value: Any,
+        tools: Tools | None,
+        caller: Caller,
+        job: Callable[[Request, Floor], J],
+    ) -> Begun[J]:
+        """Queue the job for a value; with a long video, what is left to do until then.
+
+        Raises:
+            InputError: the value cannot be read, or the model cannot be shown it.
+        """
+        request = to_request(value, policy=self._engine.policy, tools=tools)
+        self._engine.require_readable(request)
+        if any(isinstance(video, VideoStream) for video in request.videos):
+            return partial(self._through_videos, request, caller, job)
+        return self._queued(job(request, Floor()), wait=caller.wait)
+
+    def _through_videos(
+        self, request: Request, caller: Caller, job: Callable[[Request, Floor], J]
+    ) -> J:
+        worker = self._engine.worker
+        scan = Scan(
+            self._engine,
+            partial(worker.submit, wait=True),
+            worker.cancel,
+            deadline=caller.deadline,
+            cancelled=caller.cancelled,
+        )
+        with self._place(caller):
+            shown, floor = scan.run(request)
+        return self._queued(job(shown, floor), wait=True)
+
+    def _queued(self, job: J, *, wait: bool) -> J:
+        self._engine.worker.submit(job, wait=wait)
+        return job
+
+    @contextmanager
+    def _place(self, caller: Caller) -> Iterator[None]:
+        """One of the long videos that are judged at once; each takes memory of its own."""
+        left = None if caller.deadline is None else max(caller.deadline - time.monotonic(), 0)
+        if not self._places.acquire(caller.wait, left if caller.wait else None):
+            if caller.wait:
+                raise RequestTimeoutError(LATE)
+            raise QueueFullError(
+                f"{self._engine.policy.limits.queue} long videos are being judged, as many as the "
+                "policy allows; try again later or raise `limits.queue`"
+            )
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+def finished(begun: Begun[J]) -> J:
+    """The queued job, after all that was left to do, in this thread."""
+    return begun if isinstance(begun, Job) else begun()
+
+
+def in_own_thread(work: Callable[[], J]) -> Awaitable[J]:
+    """Run what takes long beside the few threads that an event loop's users share."""
+    future: Future[J] = Future()
+
+    def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except BaseException as error:  # the border of the thread; the waiting task gets it
+            future.set_exception(error)
+
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="guardrail-video")
+    thread.daemon = True  # the interpreter's end does not wait for a video
+    thread.start()
+    return asyncio.wrap_future(future)

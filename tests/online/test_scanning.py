@@ -1,0 +1,628 @@
+"""Long videos: judged window by window, answered once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from guardrail.errors import (
+    GuardrailViolation,
+    LimitExceededError,
+    QueueFullError,
+    RequestTimeoutError,
+    UnsupportedContentError,
+    VideoDecodeError,
+)
+from guardrail.guard import Guard
+from guardrail.model.decoder import decoder_layers
+from guardrail.online.scanning import Scan
+from guardrail.online.thinning import Thinner
+from guardrail.policy import REFUSAL, Limits, Policy, Thresholds, VideoSampling
+from guardrail.types import (
+    Action,
+    Clip,
+    Message,
+    Modality,
+    Request,
+    TextPart,
+    VideoPart,
+    VideoStream,
+    Window,
+)
+
+PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
+SAMPLING = VideoSampling(window=3, answer_frames=3)  # what is answered could be a window, too
+WAIT = 10.0
+
+
+class Clips:
+    """Windows that count how often, and how far, they are gone through."""
+
+    digest = "0" * 64
+
+    def __init__(self, clips):
+        self.clips, self.passes, self.given = clips, 0, 0
+
+    def __iter__(self):
+        self.passes += 1
+        for one in self.clips:
+            self.given += 1
+            yield one() if callable(one) else one
+
+
+@pytest.fixture(params=["qwen2_5_vl", "llava"])
+def shown(request, tiny_of):
+    """A model that is shown videos, and one that is shown pictures."""
+    return tiny_of(request.param)
+
+
+@pytest.fixture
+def clips(clip):
+    """`clips(5, seed=1)`: windows of two frames, one after another."""
+
+    def make(count, seed=1):
+        return [clip(10 * seed + n, 2, start=2.0 * n) for n in range(count)]
+
+    return make
+
+
+def ask(text, *videos):
+    parts = (v if isinstance(v, VideoPart) else VideoStream(v) for v in videos)
+    return Request((Message(role="user", parts=(*parts, TextPart(text))),))
+
+
+def answered(clips):
+    """The frames from which a long video is answered."""
+    thinner = Thinner(SAMPLING.answer_frames)
+    for one in clips:
+        thinner.add(one)
+    return VideoPart(thinner.clip())
+
+
+def under(guard, **policy):
+    """The same guard under other rules."""
+    return guard.with_policy(guard.policy.model_copy(update=policy))
+
+
+def at(steer, flag):
+    return {"thresholds": dict.fromkeys(Modality, Thresholds(steer=steer, flag=flag))}
+
+
+class Judged:
+    """A long video whose highest window scores more than the frames it is answered from."""
+
+    def __init__(self, guard, clips_of, text="what is this?"):
+        for seed in range(20):
+            self.clips = clips_of(5, seed)
+            self.scores = [guard.check(ask(text, VideoPart(one))).score for one in self.clips]
+            self.final = ask(text, answered(self.clips))
+            self.own = guard.check(self.final).score
+            self.best = max(range(5), key=lambda n: self.scores[n])
+            self.most = self.scores[self.best]
+            if self.most > self.own + 0.1 and self.best not in (0, 4):
+                break
+        else:
+            raise AssertionError("no such video; draw others")
+        self.request = ask(text, Clips(self.clips))
+        self.between = (self.own + self.most) / 2
+
+
+@pytest.fixture
+def judged(shown, guard_on, clips):
+    guard = under(guard_on(shown), video=SAMPLING)
+    yield guard, Judged(guard, clips)
+    guard.close()
+
+
+def test_the_score_is_the_most_of_the_windows_checked_one_by_one(judged):
+    guard, video = judged
+    verdict = guard.check(video.request)
+    assert verdict.score == pytest.approx(video.most, abs=1e-4)
+    assert verdict.modality is Modality.VIDEO
+    assert verdict.window == Window(
+        number=video.best, of=5, start_s=2.0 * video.best, end_s=2.0 * video.best + 1, frames=2
+    )
+    result = guard.generate(video.request, max_new_tokens=5)
+    assert result.verdict.score == pytest.approx(video.most, abs=1e-4)
+    assert result.verdict.window == verdict.window
+    plain = guard.generate(video.final, max_new_tokens=5)
+    assert result.token_ids == plain.token_ids
+
+
+def test_the_frames_that_are_answered_count_as_one_more_window(shown, guard_on, clips):
+    guard = under(guard_on(shown), video=SAMPLING)
+    for seed in range(20):
+        some = clips(4, seed)
+        most = max(guard.check(ask("hello", VideoPart(one))).score for one in some)
+        own = guard.check(ask("hello", answered(some))).score
+        if own > most + 0.01:
+            break
+    else:
+        raise AssertionError("no such video; draw others")
+    verdict = guard.check(ask("hello", Clips(some)))
+    assert verdict.score == pytest.approx(own, abs=1e-4)
+    assert verdict.window == Window(number=4, of=5, start_s=0, end_s=7, frames=3)
+    guard.close()
+
+
+def test_a_window_beyond_the_flag_threshold_refuses_the_whole(judged):
+    guard, video = judged
+    flags = under(guard, **at(video.own, video.between))
+    result = flags.generate(video.request, max_new_tokens=5)
+    assert (result.text, result.finish_reason) == (REFUSAL, "flag")
+    assert result.refused_by_guard
+    assert result.verdict.action is FLAG
+    assert result.verdict.score > video.between
+    assert flags.check(video.request) == result.verdict
+    raises = under(flags, on_flag="raise")
+    with pytest.raises(GuardrailViolation) as caught:
+        raises.generate(video.request, max_new_tokens=5)
+    assert caught.value.verdict == result.verdict
+    flags.close()
+    raises.close()
+
+
+def test_annotate_and_shadow_answer_as_if_nothing_was_found(judged):
+    guard, video = judged
+    plain = guard.generate(video.final, max_new_tokens=5)
+    for change, action in (({"on_flag": "annotate"}, FLAG), ({"mode": "shadow"}, PASS)):
+        other = under(guard, **at(video.own, video.between), **change)
+        result = other.generate(video.request, max_new_tokens=5)
+        assert (result.verdict.action, result.verdict.would_be) == (action, FLAG)
+        assert result.verdict.window.of == 5  # the whole video was judged
+        assert result.verdict.score == pytest.approx(video.most, abs=1e-4)
+        assert result.token_ids == plain.token_ids
+        other.close()
+
+
+def test_a_window_steers_the_answer_at_its_own_strength(shown, guard_on, clips):
+    plain = under(guard_on(shown), video=SAMPLING)
+    video = Judged(plain, clips)
+    artefact = plain.artefact.revised(
+        steering=plain.artefact.header.steering.model_copy(update={"gain": 1.0, "a_max": 1e9})
+    )
+    policy = Policy(video=SAMPLING, **at(video.own, math.inf))
+    with Guard((shown.model, shown.processor), artefact, policy=policy) as guard:
+        result = guard.generate(video.request, max_new_tokens=5)
+        assert guard.generate(video.final, max_new_tokens=5).verdict.action is PASS
+    assert result.verdict.action is STEER
+    gap = 2.0  # of the artefact's centroids
+    assert result.verdict.strength == pytest.approx((video.most - video.own) * gap, abs=1e-3)
+    plain.close()
+
+
+def test_nothing_is_looked_at_behind_a_window_that_is_refused_anyway(shown, guard_on, clips):
+    guard = under(guard_on(shown), video=SAMPLING, limits=Limits(batch=1))
+    some = clips(40)
+    scores = [guard.check(ask("hello", VideoPart(one))).score for one in some[:6]]
+    tau = (min(scores) + max(scores)) / 2
+    first = next(n for n, score in enumerate(scores) if score > tau)
+    flags = under(guard, **at(-1e9, tau))
+    windows = Clips(some)
+    verdict = flags.check(ask("hello", windows))
+    assert verdict.action is FLAG
+    # the frames that are refused are judged, too, and may score even more
+    assert (verdict.window.number, verdict.window.of) in [(n, n + 1) for n in (first, first + 1)]
+    assert windows.given <= first + 2
+    guard.close()
+    flags.close()
+
+
+def test_windows_share_batches_and_stay_off_the_record(qwen2_5_vl, guard_on, clips, monkeypatch):
+    told: list[object] = []
+    guard = guard_on(
+        qwen2_5_vl,
+        audit=lambda verdict, facts: told.append((verdict, facts["event"])),
+        limits=Limits(batch=4, batch_wait_s=0.2),
+    )
+    guard = under(guard, video=SAMPLING)
+    sizes: list[int] = []
+    encode = guard._engine.encoder.encode
+
+    def watched(requests):
+        sizes.append(len(requests))
+        return encode(requests)
+
+    monkeypatch.setattr(guard._engine.encoder, "encode", watched)
+    verdict = guard.check(ask("hello", Clips(clips(9))))
+    assert sum(sizes) == 10
+    assert max(sizes) > 1
+    assert told == [(verdict, "verdict")]
+    guard.generate(ask("hello", Clips(clips(9))), max_new_tokens=2)
+    assert len(told) == 2
+    snapshot = guard.monitor.snapshot()
+    assert snapshot.modalities[Modality.VIDEO].n == 2
+    guard.close()
+
+
+def test_a_video_of_a_thousand_windows_needs_no_more_memory_than_a_short_one(llava, guard_on):
+    limits = Limits(batch=4)
+    guard = under(guard_on(llava), video=SAMPLING, limits=limits)
+    alive: set[int] = set()
+    most = 0
+
+    def window(number):
+        def made():
+            nonlocal most
+            frame = Image.new("RGB", (28, 28), (number % 256, number // 256, 7))
+            alive.add(number)
+            weakref.finalize(frame, alive.discard, number)
+            most = max(most, len(alive))
+            return Clip((frame,), (float(number),))
+
+        return made
+
+    verdict = guard.check(ask("hi", Clips([window(n) for n in range(1000)])))
+    kept = 2 * SAMPLING.answer_frames + 2
+    # under way, in the batch that has just ended, and the one that is being decoded
+    assert most <= 2 * limits.batch + 1 + kept
+    assert verdict.window.of in (1000, 1001)
+    guard.close()
+
+
+def test_an_error_while_windows_are_read_ends_the_request(shown, guard_on, clips):
+    def damaged():
+        raise VideoDecodeError("the video is damaged behind 6 s")
+
+    guard = under(guard_on(shown), video=SAMPLING)
+    with pytest.raises(VideoDecodeError, match="damaged behind 6 s"):
+        guard.check(ask("hi", Clips([*clips(3), damaged])))
+    assert guard.check("hello").score is not None
+    guard.close()
+
+
+def test_an_error_of_a_window_names_it(qwen2_5_vl, guard_on, clips, picture):
+    guard = under(guard_on(qwen2_5_vl), video=SAMPLING)
+    mixed = Clip((picture(0), picture(1, width=84)), (4.0, 5.0))
+    windows = Clips([*clips(2), mixed, *clips(2)])
+    named = r"^window 3 of the video, 4.0 to 5.0 s: .*one size"
+    with pytest.raises(UnsupportedContentError, match=named):
+        guard.check(ask("hi", windows))
+    short = under(guard, limits=Limits(prompt_tokens=10))
+    named = r"^window 1 of the video.*`video.window`"
+    with pytest.raises(LimitExceededError, match=named) as caught:
+        short.generate(ask("hi", Clips(clips(3))))
+    assert caught.value.limit == "prompt_tokens"
+    assert guard.check("hello").score is not None
+    guard.close()
+    short.close()
+
+
+class Outage:
+    """A readout without a number for a score near one of these."""
+
+    def __init__(self, readout, bad):
+        self._readout, self._bad = readout, bad
+        self.layers, self.offsets = readout.layers, readout.offsets
+
+    def scores(self, residuals, kinds):
+        found = self._readout.scores(residuals, kinds)
+        for bad in self._bad:
+            found[(found - bad).abs() < 1e-3] = math.nan
+        return found
+
+
+@pytest.mark.parametrize("fail", ["closed", "open"])
+def test_an_outage_in_a_window_is_an_outage_of_the_request(judged, fail):
+    guard, video = judged
+    other = under(guard, fail=fail)
+    bad = video.scores[2]
+    other._engine._detector.readout = Outage(other._engine._detector.readout, [bad])
+    result = other.generate(video.request, max_new_tokens=4)
+    assert (result.verdict.score, result.verdict.reason) == (None, "detector_failed")
+    assert result.verdict.action is (FLAG if fail == "closed" else PASS)
+    assert result.refused_by_guard == (fail == "closed")
+    assert result.verdict.window.number == 2
+    assert other.check(video.request) == result.verdict
+    other.close()
+
+
+def test_where_outages_pass_one_hides_no_finding(judged):
+    guard, video = judged
+    other = under(guard, fail="open", **at(video.between, video.between))
+    detector = other._engine._detector
+    worst = min(range(5), key=lambda n: video.scores[n])
+    detector.readout = Outage(detector.readout, [video.scores[worst], video.own])
+    verdict = other.check(video.request)
+    assert verdict.action is FLAG
+    assert verdict.score > video.between
+    other.close()
+
+
+def test_a_model_that_breaks_is_one_outage_on_record(llava, guard_on, clips):
+    told: list[object] = []
+    guard = guard_on(llava, audit=lambda verdict, facts: told.append((verdict, facts["event"])))
+    guard = under(guard, video=SAMPLING)
+
+    def broken(*_):
+        raise ZeroDivisionError("no model today")
+
+    handle = decoder_layers(llava.model)[0].register_forward_pre_hook(broken)
+    try:
+        with pytest.raises(ZeroDivisionError) as caught:
+            guard.generate(ask("hi", Clips(clips(6))))
+    finally:
+        handle.remove()
+    assert "window 1 of the video" in caught.value.__notes__[0]
+    time.sleep(0.2)  # windows beside it have ended, too
+    assert told == [(None, "outage")]
+    guard.close()
+
+
+def test_the_time_of_a_request_covers_its_windows(llava, guard_on, clips, slow_layers):
+    guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=2))
+    slow_layers(llava.model, 0.05)
+    windows = Clips(clips(60))
+    with pytest.raises(RequestTimeoutError):
+        guard.generate(ask("hi", windows), timeout=0.4)
+    assert 0 < windows.given < 40
+    assert guard.check("hello").score is not None
+    assert guard._engine.worker._waiting == type(guard._engine.worker._waiting)()
+    guard.close()
+
+
+def test_windows_wait_for_places_in_a_full_queue(llava, guard_on, clips, slow_layers):
+    limits = Limits(batch=1, queue=1)
+    guard = under(guard_on(llava), video=SAMPLING, limits=limits)
+    expected = guard.check(ask("hi", Clips(clips(5))))
+    slow_layers(llava.model, 0.02)
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(guard.check_batch, [f"tell me {n}" for n in range(15)])
+        assert guard.check(ask("hi", Clips(clips(5)))) == expected
+        assert len(others.result(WAIT)) == 15
+    guard.close()
+
+
+def test_videos_asked_at_once_do_not_mix(shown, guard_on, clips):
+    guard = under(guard_on(shown), video=SAMPLING, limits=Limits(batch=4))
+    requests = [ask(f"tell me {n}", Clips(clips(4, seed))) for n, seed in enumerate(range(6))]
+    expected = [guard.generate(request, max_new_tokens=4) for request in requests]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda r: guard.generate(r, max_new_tokens=4), requests, timeout=60))
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.verdict.score == pytest.approx(other.verdict.score, abs=1e-4)
+        assert one.verdict.window == other.verdict.window
+    guard.close()
+
+
+def test_a_batch_holds_videos_beside_texts(shown, guard_on, clips):
+    guard = under(guard_on(shown), video=SAMPLING, limits=Limits(batch=4, queue=3))
+    values = ["hello", ask("hi", Clips(clips(4, 1))), "tell me", ask("hi", Clips(clips(3, 2)))]
+    alone = [guard.generate(value, max_new_tokens=4) for value in values]
+    together = guard.batch(values, max_new_tokens=4)
+    assert [r.token_ids for r in together] == [r.token_ids for r in alone]
+    for one, other in zip(guard.check_batch(values), alone, strict=True):
+        assert one.score == pytest.approx(other.verdict.score, abs=1e-4)
+        assert one.window == other.verdict.window
+    guard.close()
+
+
+def test_a_bad_video_takes_only_its_own_place_in_a_batch(llava, guard_on, clips):
+    def damaged():
+        raise VideoDecodeError("damaged")
+
+    guard = under(guard_on(llava), video=SAMPLING)
+    values = ["hello", ask("hi", Clips([*clips(2), damaged])), "tell me"]
+    first, bad, last = guard.batch(values, return_exceptions=True, max_new_tokens=2)
+    assert isinstance(bad, VideoDecodeError)
+    assert first.text
+    assert last.text
+    guard.close()
+
+
+def test_of_several_videos_each_is_judged_with_the_others_left_out(
+    shown, guard_on, clip, clips, monkeypatch
+):
+    guard = under(guard_on(shown), video=SAMPLING)
+    one, other, short = clips(3, 1), clips(4, 2), VideoPart(clip(99, 1))
+    scores = [
+        [guard.check(ask("compare", VideoPart(piece))).score for piece in video]
+        for video in (one, other)
+    ]
+    own = guard.check(ask("compare", answered(one), short, answered(other))).score
+    shapes: list[object] = []
+    encode = guard._engine.encoder.encode
+
+    def watched(requests):
+        shapes.extend(request.shape for request in requests)
+        return encode(requests)
+
+    monkeypatch.setattr(guard._engine.encoder, "encode", watched)
+    verdict = guard.check(ask("compare", Clips(one), short, Clips(other)))
+    assert shapes == [(0, (2,))] * 7 + [(0, (3, 1, 3))]
+    flat = [*scores[0], *scores[1]]
+    assert verdict.score == pytest.approx(max(*flat, own), abs=1e-4)
+    if max(flat) > own:
+        best = flat.index(max(flat))
+        assert verdict.window.number == best
+        assert verdict.window.video == (0 if best < 3 else 2)
+        assert verdict.window.start_s == 2.0 * (best if best < 3 else best - 3)
+    guard.close()
+
+
+def test_a_stream_gives_nothing_before_the_verdict_of_the_whole(judged):
+    guard, video = judged
+    with guard.stream(video.request, max_new_tokens=5) as stream:
+        chunks = list(stream)
+    assert stream.verdict.score == pytest.approx(video.most, abs=1e-4)
+    assert "".join(chunks) == guard.generate(video.request, max_new_tokens=5).text
+    flags = under(guard, **at(video.own, video.between))
+    with flags.stream(video.request, max_new_tokens=5) as stream:
+        assert list(stream) == [REFUSAL]
+    flags.close()
+
+
+async def test_the_loop_runs_on_while_a_video_is_judged(llava, guard_on, clips, slow_layers):
+    guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=1))
+    request = ask("hi", Clips(clips(6)))
+    expected = guard.generate(request, max_new_tokens=3)
+    slow_layers(llava.model, 0.02)
+
+    async def counted(awaitable):
+        task, ticks = asyncio.ensure_future(awaitable), 0
+        while not task.done():
+            await asyncio.sleep(0.005)
+            ticks += 1
+        return await task, ticks
+
+    async def read():
+        return [chunk async for chunk in guard.astream(request, max_new_tokens=3)]
+
+    result, ticks = await counted(guard.agenerate(request, max_new_tokens=3))
+    assert result == expected
+    assert ticks > 5
+    verdict, ticks = await counted(guard.acheck(request))
+    assert verdict == expected.verdict
+    assert ticks > 5
+    chunks, ticks = await counted(read())
+    assert "".join(chunks) == expected.text
+    assert ticks > 5
+    guard.close()
+
+
+async def test_cancelling_the_task_ends_the_windows(llava, guard_on, clips, slow_layers):
+    guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=2))
+    slow_layers(llava.model, 0.03)
+    windows = Clips(clips(200))
+    task = asyncio.create_task(guard.agenerate(ask("hi", windows)))
+    while windows.given < 4:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.3)
+    given = windows.given
+    await asyncio.sleep(0.3)
+    assert windows.given == given < 100
+    assert (await guard.acheck("hello")).score is not None
+    guard.close()
+
+
+def test_closing_the_guard_ends_a_video_that_is_being_judged(llava, guard_on, clips, slow_layers):
+    guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=2))
+    slow_layers(llava.model, 0.03)
+    windows = Clips(clips(200))
+    outcome: list[object] = []
+
+    def work():
+        try:
+            outcome.append(guard.check(ask("hi", windows)))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while windows.given < 4:
+        time.sleep(0.01)
+    guard.close()
+    thread.join(WAIT)
+    assert not thread.is_alive()
+    assert isinstance(outcome[0], Exception)
+    assert windows.given < 100
+
+
+def test_a_request_goes_through_each_video_once(llava, guard_on, clips):
+    guard = under(guard_on(llava), video=SAMPLING)
+    windows = Clips(clips(5))
+    guard.generate(ask("hi", windows), max_new_tokens=2)
+    assert windows.passes == 1
+    guard.close()
+
+
+def test_a_video_that_is_refused_keeps_the_next_from_being_opened(judged, clips):
+    guard, video = judged
+    flags = under(guard, **at(-1e9, video.between), limits=Limits(batch=1))
+    opened, unopened = Clips(video.clips), Clips(clips(3, 7))
+    result = flags.generate(ask("what is this?", opened, unopened), max_new_tokens=2)
+    assert result.refused_by_guard
+    assert result.verdict.window.video == 0
+    assert (opened.passes, unopened.passes) == (1, 0)
+    flags.close()
+
+
+async def test_videos_in_tasks_leave_the_threads_of_the_loop_to_others(
+    llava, guard_on, clips, slow_layers
+):
+    guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=1))
+    slow_layers(llava.model, 0.01)
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as only:
+        loop.set_default_executor(only)
+        videos = [
+            asyncio.create_task(guard.acheck(ask(f"hi {n}", Clips(clips(30, n))))) for n in range(3)
+        ]
+        await asyncio.sleep(0.1)
+        assert (await guard.acheck("hello")).modality is Modality.TEXT
+        assert not any(task.done() for task in videos)
+        for verdict in await asyncio.gather(*videos):
+            assert verdict.window.of >= 30
+    guard.close()
+
+
+def test_more_long_videos_at_once_than_may_wait_are_refused(llava, guard_on, clips, slow_layers):
+    guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=1, queue=1))
+    slow_layers(llava.model, 0.02)
+    windows = Clips(clips(30))
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(guard.check, ask("hi", windows))
+        while windows.given < 2:
+            time.sleep(0.005)
+        with pytest.raises(QueueFullError, match="1 long videos are being judged"):
+            guard.check(ask("hi", Clips(clips(3))))
+        (waited,) = guard.check_batch([ask("hi", Clips(clips(3)))])
+        assert waited.window.of in (3, 4)
+        assert first.result(WAIT).window.of in (30, 31)
+    assert guard.check(ask("hi", Clips(clips(3)))) == waited
+    guard.close()
+
+
+def test_every_beam_of_a_request_has_its_floor(judged):
+    guard, video = judged
+    beams = guard.generate(video.request, max_new_tokens=3, num_beams=2)
+    assert beams.verdict.score == pytest.approx(video.most, abs=1e-4)
+    plain = guard.generate(video.final, max_new_tokens=3, num_beams=2)
+    assert beams.token_ids == plain.token_ids
+    flags = under(guard, **at(video.own, video.between))
+    assert flags.generate(video.request, max_new_tokens=3, num_beams=2).refused_by_guard
+    flags.close()
+
+
+def test_a_list_of_frames_is_judged_in_windows_of_the_policy(shown, guard_on, clips):
+    guard = under(guard_on(shown), video=SAMPLING)
+    frames = [frame for one in clips(4) for frame in one.frames]
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "video", "video": frames}, {"type": "text", "text": "what?"}],
+        }
+    ]
+    windows = [frames[0:3], frames[3:6], frames[5:8]]
+    starts = [0, 3, 5]
+    scores = [
+        guard.check(ask("what?", VideoPart(Clip(tuple(some), (at, at + 1.0, at + 2.0))))).score
+        for some, at in zip(windows, starts, strict=True)
+    ]
+    spread = Clip((frames[0], frames[4], frames[7]), (0.0, 4.0, 7.0))
+    own = guard.check(ask("what?", VideoPart(spread))).score
+    verdict = guard.check(chat)
+    assert verdict.score == pytest.approx(max(*scores, own), abs=1e-4)
+    assert guard.generate(chat, max_new_tokens=3).verdict.window == verdict.window
+    assert verdict.window.frames == 3
+    guard.close()
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_windows_that_break_one_after_another_are_one_outage(llava, guard_on, given_up):
+    cancelled = threading.Event()
+    scan = Scan(guard_on(llava)._engine, print, print, deadline=None, cancelled=cancelled)
+    if given_up:
+        cancelled.set()  # what breaks now is no outage of a request that somebody waits for
+    assert [scan.first_outage() for _ in range(3)] == [not given_up, False, False]
