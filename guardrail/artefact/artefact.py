@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from pydantic import ValidationError
 
 from guardrail.artefact import file as artefact_file
 from guardrail.artefact import hub as artefact_hub
-from guardrail.artefact.check import check_tensors
+from guardrail.artefact.check import VIDEO_READOUT, check_tensors
 from guardrail.artefact.header import (
     Calibration,
     Fingerprint,
@@ -27,6 +26,7 @@ from guardrail.artefact.header import (
     identity,
 )
 from guardrail.artefact.hub import FILENAME
+from guardrail.artefact.summary import summary_of
 from guardrail.errors import (
     ArtefactError,
     ArtefactFormatError,
@@ -70,7 +70,8 @@ class Artefact:
 
     Tensors: `direction`, `mu_safe`, `mu_unsafe` (L, d); `readout_weight` (k, d); `readout_zero`,
     `readout_gap`, `readout_offset_image`, `readout_offset_images` (k,); and, if the header has
-    steering, `steer_offset_image` and `steer_offset_images` ().
+    steering, `steer_offset_image` and `steer_offset_images` (). One that was fitted with videos
+    also has `readout_offset_video` (k,) and, with steering, `steer_offset_video` ().
 
     A header without an `artefact_id` gets one from the content; one that has an id must fit it.
 
@@ -99,6 +100,11 @@ class Artefact:
     def artefact_id(self) -> str:
         """`guard-` and 16 hex digits over tensors and header."""
         return self.header.artefact_id
+
+    @property
+    def reads_videos(self) -> bool:
+        """Whether it was fitted with videos: without their offset no video can be scored."""
+        return VIDEO_READOUT in self.tensors
 
     def revised(self, *, tensors: dict[str, Tensor] | None = None, **changes: Any) -> Artefact:
         """A new artefact with other header fields or tensors, whose `parent` is this one."""
@@ -187,7 +193,8 @@ class Artefact:
     def thresholds(self, modality: Modality, policy: Policy) -> Thresholds:
         """The policy's fixed thresholds, or those its rates ask for, or the stored ones.
 
-        Without scores of its own kind, an image request is held to the text calibration.
+        Without scores of its own kind, an image request is held to the text calibration, and a
+        video request to that of images.
 
         Raises:
             CalibrationError: too few benign scores for a rate.
@@ -210,34 +217,7 @@ class Artefact:
 
     def summary(self) -> dict[str, Any]:
         """What people want to know first, as plain values ready for JSON."""
-        header = self.header
-        layers, width = self.tensors["direction"].shape
-        return {
-            "artefact_id": self.artefact_id,
-            "created": header.created,
-            "parent": header.parent,
-            "architecture": header.fingerprint.architecture,
-            "revision": header.fingerprint.revision,
-            "layers": layers,
-            "d_model": width,
-            "readout": header.readout.model_dump(mode="json"),
-            "steering": header.steering and header.steering.model_dump(mode="json"),
-            "offsets": {kind: row.size for kind, row in header.offsets.items()},
-            "calibration": self._calibrations(),
-            "data": header.data,
-            "packages": header.packages,
-            "warnings": list(header.warnings),
-        }
-
-    def _calibrations(self) -> dict[str, Any]:
-        """The thresholds of texts and images as stored, and whose calibration each comes from."""
-        rows: dict[str, Any] = {}
-        for modality in (Modality.TEXT, Modality.IMAGE):
-            with contextlib.suppress(CalibrationError):
-                used, row = self.calibration_for(modality)
-                kept = row.model_dump(mode="json", exclude={"scores", "intervals", "thresholds"})
-                rows[modality.value] = {"from": used.value, **kept, **row.thresholds.model_dump()}
-        return rows
+        return summary_of(self)
 
 
 def _at_rate(calibration: Calibration, rate: float | None, stored: float) -> float:

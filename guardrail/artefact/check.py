@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _PER_LAYER = ("direction", "mu_safe", "mu_unsafe")
 _PER_READOUT = ("readout_zero", "readout_gap", "readout_offset_image", "readout_offset_images")
 _STEERING = ("steer_offset_image", "steer_offset_images")
+# Only in artefacts that were fitted with videos; both where there is steering.
+VIDEO_READOUT, VIDEO_STEERING = "readout_offset_video", "steer_offset_video"
 
 
 def check_tensors(header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -53,6 +55,10 @@ def _expected_shapes(header: Header, tensors: Mapping[str, Tensor]) -> dict[str,
     shapes |= {"readout_weight": (read, width), **dict.fromkeys(_PER_READOUT, (read,))}
     if header.steering is not None:
         shapes |= dict.fromkeys(_STEERING, ())
+    if "video" in header.offsets or VIDEO_READOUT in tensors:
+        shapes[VIDEO_READOUT] = (read,)
+        if header.steering is not None:
+            shapes[VIDEO_STEERING] = ()
     return shapes
 
 

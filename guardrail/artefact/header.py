@@ -162,15 +162,6 @@ class Header(_Frozen):
     parent: str | None = None
     warnings: tuple[str, ...] = ()
 
-    @model_validator(mode="after")
-    def _layers_in_order(self) -> Self:
-        if self.steering is not None and self.steering.layer < self.readout.layers[-1]:
-            raise ValueError(
-                f"steering layer {self.steering.layer} lies before readout layer "
-                f"{self.readout.layers[-1]}: the score would not be known in time"
-            )
-        return self
-
     def canonical(self, *, identity: bool = True) -> bytes:
         """The header as sorted JSON; without `identity`, id and time of making are left out."""
         exclude = None if identity else {"artefact_id", "created"}

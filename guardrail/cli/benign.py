@@ -9,7 +9,7 @@ from typing import Any
 
 from guardrail.cli.requests import turn
 from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.requests.placing import picture_files, placed
+from guardrail.requests.placing import picture_files, placed, video_files
 from guardrail.requests.strict_json import strict_json
 
 _BENIGN = {"benign", "harmless", "safe"}
@@ -21,8 +21,8 @@ _ABOUT |= {"licence", "license", "question", "statement"}
 def benign_lines(path: Path) -> Iterator[tuple[str, object]]:
     """The requests of a JSONL file, in order, each with its place for errors to name.
 
-    A line is a string, a chat (a list of messages), or an object with `messages`, or with `text`
-    and `image` (one path or several); pictures are found relative to the file. Labels (id,
+    A line is a string, a chat (a list of messages), or an object with `messages`, or with `text`,
+    `image` and `video` (one path or several), which are found relative to the file. Labels (id,
     category, source, ...) are allowed and not read, except that a `label` must not say that the
     line is something else than benign; any other key is refused, since it would be lost.
 
@@ -37,21 +37,23 @@ def benign_lines(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def count_benign(path: Path) -> int:
-    """How many requests a JSONL file holds; every line and every picture's path is checked.
+    """How many requests a JSONL file holds; every line and every file it names is checked.
 
     Nothing is kept, so the file may be of any size.
 
     Raises:
         ConfigurationError: a pipe or device, which cannot be read twice.
-        DatasetError: a line that is no benign request, or a picture that is not there.
+        DatasetError: a line that is no benign request, or a picture or video that is not there.
     """
     if not path.is_file():
         raise ConfigurationError(f"{path} is no regular file and is read twice; save it first")
     count = 0
     for where, request in benign_lines(path):
-        for picture in picture_files(request if isinstance(request, list) else []):
-            if not os.path.isfile(picture):  # unlike Path.is_file, it bears any string
-                raise DatasetError(f"{where}: there is no picture file {picture[:80]!r}")
+        chat = request if isinstance(request, list) else []
+        for what, names in (("picture", picture_files(chat)), ("video", video_files(chat))):
+            for name in names:
+                if not os.path.isfile(name):  # unlike Path.is_file, it bears any string
+                    raise DatasetError(f"{where}: there is no {what} file {name[:80]!r}")
         count += 1
     return count
 
@@ -73,26 +75,34 @@ def _benign(line: bytes, *, folder: Path, where: str) -> object:
         case {"messages": list(messages)}:
             _refuse_others(row, {"messages"}, where)
             return placed(messages, folder)
-        case {"image": _} | {"text": _}:
-            _refuse_others(row, {"text", "image"}, where)
+        case {"image": _} | {"video": _} | {"text": _}:
+            _refuse_others(row, {"text", "image", "video"}, where)
     request = _described(row, folder, where)
     if request is None:
         raise DatasetError(
             f"{where}: expected a string, a list of messages, or an object with `messages`, or "
-            "with `text` and `image`"
+            "with `text`, `image` and `video`"
         )
     return request
 
 
 def _described(row: Any, folder: Path, where: str) -> object:
-    """The request that `text` and `image` describe, if they do."""
-    match row:
-        case {"image": str(image)}:
-            return turn(_text(row, where), [folder / image])
-        case {"image": list(images)} if all(isinstance(image, str) for image in images):
-            return turn(_text(row, where), [folder / image for image in images])
-        case {"text": str(text)} if "image" not in row:
-            return text
+    """The request that `text`, `image` and `video` describe, if they do."""
+    if not isinstance(row, dict):
+        return None
+    images, videos = (_paths(row.get(key, []), folder) for key in ("image", "video"))
+    if images is None or videos is None:
+        return None
+    return turn(_text(row, where), images, videos)
+
+
+def _paths(value: object, folder: Path) -> list[Path] | None:
+    """One file name or several, in the folder; None of anything else."""
+    match value:
+        case str(name):
+            return [folder / name]
+        case list(names) if all(isinstance(name, str) for name in names):
+            return [folder / name for name in names]
     return None
 
 
@@ -100,7 +110,8 @@ def _refuse_others(row: Mapping[str, object], read: set[str], where: str) -> Non
     if others := sorted(set(row) - read - _ABOUT):
         raise DatasetError(
             f"{where}: {', '.join(map(repr, others))} beside {' and '.join(sorted(read))} would "
-            f"not be read; a line has `messages`, or `text` and `image`, and labels such as `id`"
+            "not be read; a line has `messages`, or `text`, `image` and `video`, and labels such "
+            "as `id`"
         )
 
 

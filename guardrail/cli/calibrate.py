@@ -13,7 +13,13 @@ from guardrail.cli import options as o
 from guardrail.cli.benign import benign_lines, count_benign
 from guardrail.cli.output import progress, say, session
 from guardrail.cli.report import show_artefact
-from guardrail.cli.requests import open_guard, read_artefact, read_policy, ready_to_write
+from guardrail.cli.requests import (
+    open_guard,
+    read_artefact,
+    read_policy,
+    ready_to_write,
+    with_sampling,
+)
 from guardrail.cli.thresholds import show_thresholds
 
 
@@ -39,6 +45,8 @@ def calibrate(
         bool,
         typer.Option("--skip-errors", help="Leave out what cannot be scored, up to 1 %."),
     ] = False,
+    fps: o.Fps = None,
+    window: o.WindowFrames = None,
     policy: o.PolicyFile = None,
     device: o.Device = None,
     dtype: o.Dtype = "auto",
@@ -57,7 +65,7 @@ def calibrate(
         ready_to_write(out)
         total = count_benign(benign)  # a line that cannot be used ends this before a model loads
         say(f"{total} requests in {benign}")
-        fitted, rules = read_artefact(artefact), read_policy(policy)
+        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
 
         from guardrail.fit.calibrate import calibrate as run_calibrate
 

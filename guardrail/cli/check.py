@@ -6,7 +6,13 @@ import typer
 
 from guardrail.cli import options as o
 from guardrail.cli.output import exit_code, session, verdict_rows, write_json, write_rows
-from guardrail.cli.requests import open_guard, read_artefact, read_policy, read_request
+from guardrail.cli.requests import (
+    open_guard,
+    read_artefact,
+    read_policy,
+    read_request,
+    with_sampling,
+)
 
 
 def check(
@@ -14,7 +20,10 @@ def check(
     artefact: o.ArtefactName,
     text: o.Text = None,
     image: o.Images = None,
+    video: o.Videos = None,
     messages: o.Messages = None,
+    fps: o.Fps = None,
+    window: o.WindowFrames = None,
     policy: o.PolicyFile = None,
     strict: o.Strict = False,
     device: o.Device = None,
@@ -31,8 +40,8 @@ def check(
         device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
     with session(debug=debug) as stdout:
-        value = read_request(text, image, messages)
-        fitted, rules = read_artefact(artefact), read_policy(policy)
+        value = read_request(text, image, messages, video)
+        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
         with open_guard(
             model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=audit
         ) as guard:

@@ -18,13 +18,14 @@ from guardrail.cli.requests import (
     read_policy,
     ready_to_write,
     require_pages,
+    with_sampling,
 )
 
 if TYPE_CHECKING:
     from guardrail.evaluation.judge import Judge
     from guardrail.evaluation.schema import Report
 
-_FILE_OR_FOLDER = "Labelled inputs: JSONL, or a folder of JSONL or of pictures; repeatable."
+_FILE_OR_FOLDER = "Labelled inputs: JSONL, or a folder of JSONL, pictures or videos; repeatable."
 
 
 def evaluate(
@@ -35,7 +36,7 @@ def evaluate(
         typer.Option("--data", "-d", metavar="PATH", exists=True, help=_FILE_OR_FOLDER),
     ],
     prompt: Annotated[
-        str | None, typer.Option(help="What is asked about a folder's pictures without a .txt.")
+        str | None, typer.Option(help="What is asked about a folder's files without a .txt.")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Length of each answer.")] = 16,
     no_answers: Annotated[
@@ -86,6 +87,8 @@ def evaluate(
             help="Keep residuals and answers there (in plain); resumes.",
         ),
     ] = None,
+    fps: o.Fps = None,
+    window: o.WindowFrames = None,
     policy: o.PolicyFile = None,
     device: o.Device = None,
     dtype: o.Dtype = "auto",
@@ -117,7 +120,7 @@ def evaluate(
         items = load_items(data, prompt=prompt or DEFAULT_PROMPT)
         if judge_sample is not None:
             load_sample(judge_sample)  # a malformed line ends this before a model loads
-        fitted, rules = read_artefact(artefact), read_policy(policy)
+        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
         chosen = _judge(judge, judge_model, loading)
 
         from guardrail.evaluation.run import evaluate as run_evaluation

@@ -10,7 +10,13 @@ import typer
 
 from guardrail.cli import options as o
 from guardrail.cli.output import exit_code, say, session, verdict_rows, write_json, write_rows
-from guardrail.cli.requests import open_guard, read_artefact, read_policy, read_request
+from guardrail.cli.requests import (
+    open_guard,
+    read_artefact,
+    read_policy,
+    read_request,
+    with_sampling,
+)
 from guardrail.extras import require
 
 if TYPE_CHECKING:
@@ -30,6 +36,7 @@ def explain(
     artefact: o.ArtefactName,
     text: o.Text = None,
     image: o.Images = None,
+    video: o.Videos = None,
     messages: o.Messages = None,
     png: Annotated[
         Path | None,
@@ -45,6 +52,8 @@ def explain(
             help="Picture positions as a grid, or as a strip; auto: a grid where it is certain."
         ),
     ] = LayoutName.AUTO,
+    fps: o.Fps = None,
+    window: o.WindowFrames = None,
     policy: o.PolicyFile = None,
     device: o.Device = None,
     dtype: o.Dtype = "auto",
@@ -59,9 +68,9 @@ def explain(
         device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
     with session(debug=debug) as stdout:
-        value = read_request(text, image, messages)
+        value = read_request(text, image, messages, video)
         _require_extras(png, html)
-        fitted, rules = read_artefact(artefact), read_policy(policy)
+        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
         with open_guard(
             model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=None
         ) as guard:

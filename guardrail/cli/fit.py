@@ -34,6 +34,16 @@ def fit(
     per_kind: Annotated[
         int, typer.Option(min=0, help="Prompts of each kind to fit on; 0 reads all.")
     ] = 112,
+    video: Annotated[
+        bool | None,
+        typer.Option(
+            "--video/--no-video",
+            help="Measure what a video adds: 64 frames. Default: if the model takes them.",
+        ),
+    ] = None,
+    videos: Annotated[
+        int, typer.Option(min=0, help="Calibrate videos on so many drawn ones, 8 frames each.")
+    ] = 0,
     work_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Keep finished stages; resumes a fit."),
@@ -67,6 +77,8 @@ def fit(
                 flag_rate=flag_rate,
                 batch_size=batch_size,
                 per_kind=per_kind or None,
+                video=video,
+                videos=videos,
                 work_dir=work_dir,
                 progress=report,
             )

@@ -8,7 +8,13 @@ import typer
 
 from guardrail.cli import options as o
 from guardrail.cli.output import exit_code, say_verdict, session, write, write_json
-from guardrail.cli.requests import open_guard, read_artefact, read_policy, read_request
+from guardrail.cli.requests import (
+    open_guard,
+    read_artefact,
+    read_policy,
+    read_request,
+    with_sampling,
+)
 from guardrail.errors import DetectorError, GuardrailViolation
 
 if TYPE_CHECKING:
@@ -21,9 +27,12 @@ def generate(
     artefact: o.ArtefactName,
     text: o.Text = None,
     image: o.Images = None,
+    video: o.Videos = None,
     messages: o.Messages = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer.")] = 256,
     stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
+    fps: o.Fps = None,
+    window: o.WindowFrames = None,
     policy: o.PolicyFile = None,
     strict: o.Strict = False,
     device: o.Device = None,
@@ -42,8 +51,8 @@ def generate(
         device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
     with session(debug=debug) as stdout:
-        value = read_request(text, image, messages)
-        fitted, rules = read_artefact(artefact), read_policy(policy)
+        value = read_request(text, image, messages, video)
+        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
         with open_guard(
             model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=audit
         ) as guard:

@@ -18,14 +18,16 @@ from guardrail.report.heat import (
     picture_name,
     scale_for,
     shown,
+    video_name,
 )
 
 if TYPE_CHECKING:
-    from guardrail.evaluation.explanation import Explanation, Picture
+    from guardrail.evaluation.explanation import Explanation, Picture, Video
 
 _READABLE = 0.62  # how strong a colour may be under black text
 _NEAR = 0.25  # of the middle of the scale, with few colours
 _CELL = "  "
+_BAR = 30  # characters of the highest window's bar
 _UNREAD = "\N{MIDDLE DOT} "
 
 
@@ -41,6 +43,14 @@ def show_explanation(stdout: TextIO, explanation: Explanation) -> None:
         console.print(Text.assemble((picture_name(number, picture), "bold"), "  ", picture.note))
         if console.color_system is not None:
             console.print(*_cells(picture, paint, console.width), sep="\n")
+    for number, video in enumerate(explanation.videos, 1):
+        console.print()
+        console.print(Text.assemble((video_name(number, video), "bold"), "  ", video.note))
+        if video.frames:
+            console.print(_frames(video, paint, colours=console.color_system is not None))
+    if explanation.windows:
+        console.print()
+        console.print(_windows(explanation))
     console.print()
     console.print(_table(explanation))
     for note in explanation.notes:
@@ -97,6 +107,33 @@ def _row(scores: Sequence[float | None], paint: _Paint) -> Text:
             for score in scores
         )
     )
+
+
+def _frames(video: Video, paint: _Paint, *, colours: bool) -> Text:
+    """The score after each frame, in order."""
+    runs: list[str | tuple[str, str]] = ["score after the frame at"]
+    for frame in video.frames:
+        score = "none" if frame.score is None else f"{frame.score:.2f}"
+        runs.append(f"  {frame.time_s:.1f} s ")
+        runs.append(
+            (score, paint.style(frame.score)) if colours and frame.score is not None else score
+        )
+    return Text.assemble(*runs)
+
+
+def _windows(explanation: Explanation) -> Table:
+    """Every window's score as a bar between the lowest and the highest of all."""
+    scores = [window.score for window in explanation.windows]
+    low, high = min(scores), max(scores)
+    table = Table("window", "from", "to", "score", "", box=None, pad_edge=False)
+    for number, window in enumerate(explanation.windows, 1):
+        name = "answer frames" if window.video is None else str(number)
+        share = (window.score - low) / (high - low) if high > low else 0.0
+        mark = " highest" if window.score == high else ""
+        bar = "\N{FULL BLOCK}" * round(_BAR * share) + mark
+        times = f"{window.start_s:.1f} s", f"{window.end_s:.1f} s"
+        table.add_row(name, *times, f"{window.score:.2f}", bar)
+    return table
 
 
 def _table(explanation: Explanation) -> Table:

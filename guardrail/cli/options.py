@@ -36,6 +36,24 @@ Images = Annotated[
         "--image", "-i", metavar="FILE", exists=True, dir_okay=False, help="A picture; repeatable."
     ),
 ]
+Videos = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--video", metavar="FILE", exists=True, dir_okay=False, help="A video; repeatable."
+    ),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01, max=60, help="Frames judged a second of a video; the policy's if left out."
+    ),
+]
+WindowFrames = Annotated[
+    int | None,
+    typer.Option(
+        "--window", min=1, max=256, help="Frames judged together; the policy's if left out."
+    ),
+]
 Messages = Annotated[
     str | None,
     typer.Option("--messages", metavar="FILE|-", help="A chat as a JSON list; - reads stdin."),

@@ -98,6 +98,7 @@ def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("action", f"{verdict.action}{shadow}"),
         ("score", f"{score} ({thresholds})"),
         ("modality", verdict.modality),
+        *([] if verdict.window is None else [("window", str(verdict.window))]),
         ("layers", ", ".join(map(str, verdict.layers))),
         ("mode", verdict.mode),
         ("reason", verdict.reason),

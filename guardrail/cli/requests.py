@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,20 @@ def read_policy(path: Path | None) -> Policy:
     from guardrail.policy_io import load_policy, policy_from_env
 
     return policy_from_env() if path is None else load_policy(path)
+
+
+def with_sampling(policy: Policy, fps: float | None, window: int | None) -> Policy:
+    """The policy with the --fps and --window that were given.
+
+    A rate above the policy's `max_fps` raises that, too.
+    """
+    sampling = policy.video
+    if fps is not None:
+        highest = max(sampling.max_fps, fps)
+        sampling = sampling.model_copy(update={"fps": fps, "max_fps": highest})
+    if window is not None:
+        sampling = sampling.model_copy(update={"window": window})
+    return policy.model_copy(update={"video": sampling})
 
 
 def read_artefact(name: str) -> Artefact:
@@ -78,14 +92,24 @@ def _warn_of_mismatch(fields: object) -> None:
     say(f"warning: the artefact was fitted on another model ({shown})", style="yellow")
 
 
-def read_request(text: str | None, images: list[Path] | None, messages: str | None) -> object:
-    """The one request that --text, --image and --messages describe."""
+def read_request(
+    text: str | None,
+    images: list[Path] | None,
+    messages: str | None,
+    videos: list[Path] | None = None,
+) -> object:
+    """The one request that --text, --image, --video and --messages describe."""
+    shown = [*(images or []), *(videos or [])]
     if messages is None:
-        if text is None and not images:
-            raise typer.BadParameter("nothing to check: give --text, --image or --messages")
-        return turn(text, images or [])
-    if text is not None or images:
-        raise typer.BadParameter("--messages is a whole chat; leave --text and --image out")
+        if text is None and not shown:
+            raise typer.BadParameter(
+                "nothing to check: give --text, --image, --video or --messages"
+            )
+        return turn(text, images or [], videos or [])
+    if text is not None or shown:
+        raise typer.BadParameter(
+            "--messages is a whole chat; leave --text, --image and --video out"
+        )
     return _parsed(messages)
 
 
@@ -100,11 +124,12 @@ def _parsed(messages: str) -> object:
         raise UnsupportedContentError(f"{name} is not JSON: {error}") from error
 
 
-def turn(text: str | None, images: list[Path]) -> object:
-    """A prompt of text and pictures as a value that a guard takes."""
-    if not images:
+def turn(text: str | None, images: Sequence[Path], videos: Sequence[Path] = ()) -> object:
+    """A prompt of text, pictures and videos as a value that a guard takes."""
+    if not images and not videos:
         return text
     content: list[dict[str, str]] = [{"type": "image", "path": str(path)} for path in images]
+    content += [{"type": "video", "path": str(path)} for path in videos]
     if text is not None:
         content.append({"type": "text", "text": text})
     return [{"role": "user", "content": content}]

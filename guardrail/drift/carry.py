@@ -67,7 +67,7 @@ def transport(
     record = {"from": artefact.artefact_id, "how": "transported", **found.figures.model_dump()}
     made = transported(artefact, found.map, identity, record)
     if loaded.is_multimodal:
-        offsets = measure_offsets(collect)
+        offsets = measure_offsets(collect, video=artefact.reads_videos)
         _require_same_offsets(Fitted.of(made), offsets)
     return made, found.figures
 

@@ -22,12 +22,10 @@ if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.fit.reading import Readings
 
-KINDS = ("image", "images")
-PICTURE_FORMS = ("pictured", "drawn")  # re-centred with the offset of one picture
+# What the residuals of a form come re-centred with.
+OFFSET_OF = {"pictured": "image", "drawn": "image", "filmed": "video"}
 # An edit without its gate needs no calibration.
-_ANY_THRESHOLDS = Policy(
-    thresholds=dict.fromkeys((Modality.TEXT, Modality.IMAGE), Thresholds(steer=0.0, flag=0.0))
-)
+_ANY_THRESHOLDS = Policy(thresholds=dict.fromkeys(Modality, Thresholds(steer=0.0, flag=0.0)))
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,22 @@ class Fitted:
         found = self.artefact.header.data.get("per_kind", 112)
         return found if isinstance(found, int) else None
 
+    @property
+    def reads_videos(self) -> bool:
+        """Whether it was fitted with videos."""
+        return self.artefact.reads_videos
+
+    @property
+    def videos(self) -> int:
+        """How many safe prompts the fit read as drawn videos."""
+        found = self.artefact.header.data.get("videos", 0)
+        return found if isinstance(found, int) else 0
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of pictures that it has offsets for."""
+        return ("image", "images", "video") if self.reads_videos else ("image", "images")
+
     def offset(self, kind: str) -> Tensor:
         """What a kind of picture adds to each layer's projection at the fit, (k,) float64."""
         return self.artefact.tensors[f"readout_offset_{kind}"].double()
@@ -72,9 +86,10 @@ class Fitted:
             DetectorError: some are not finite.
         """
         shift: Tensor | float = 0.0
-        if form in PICTURE_FORMS:
-            now = readings.offsets["image"].along(self.readout.weight, self.readout.layers)
-            shift = self.offset("image") - now
+        kind = OFFSET_OF.get(form)
+        if kind is not None:
+            now = readings.offsets[kind].along(self.readout.weight, self.readout.layers)
+            shift = self.offset(kind) - now
         return require_finite(self.readout.scores(readings.forms[form].residuals, shift), form)
 
     def paired_scores(

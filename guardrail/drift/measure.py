@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from guardrail.drift.compared import separations
-from guardrail.drift.fitted import KINDS, require_finite
+from guardrail.drift.fitted import require_finite
 from guardrail.drift.rates import rate_drifts
 from guardrail.drift.schema import (
     Figures,
@@ -149,7 +149,7 @@ def offset_drifts(fitted: Fitted, offsets: Mapping[str, Offset]) -> Iterator[Off
         DetectorError: what it adds now is not finite.
     """
     readout = fitted.readout
-    for kind in KINDS:
+    for kind in fitted.kinds:
         now = offsets[kind].along(readout.weight, readout.layers)
         require_finite(now, f"re-centring, {kind}")
         yield OffsetDrift(

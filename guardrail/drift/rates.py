@@ -27,8 +27,8 @@ Action = Literal["steer", "flag"]
 ACTIONS: tuple[Action, ...] = ("steer", "flag")
 # A threshold is one prompt's own score; stored scores are rounded, and must not exceed it for that.
 TIE = 2 * 10.0**-DECIMALS
-# Unsafe prompts of the selection split: no threshold depends on them.
-UNSAFE_FORM = {Modality.TEXT: "plain", Modality.IMAGE: "pictured"}
+# Unsafe prompts of the selection split: no threshold depends on them. None is ever filmed.
+UNSAFE_FORM = {Modality.TEXT: "plain", Modality.IMAGE: "pictured", Modality.VIDEO: "filmed"}
 
 
 def rate_drifts(fitted: Fitted, readings: Readings) -> Iterator[RateDrift]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from guardrail.artefact import header as h
-from guardrail.drift.fitted import KINDS, Fitted
 from guardrail.errors import CalibrationError
 from guardrail.fit.calibrate import calibration
 from guardrail.fit.outcome import data_record
 from guardrail.fit.reference import reference_scores, to_header
 from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE
 from guardrail.fit.select import is_safe, scored
+from guardrail.fit.video_notes import NOTE, video_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from guardrail.artefact import Artefact
+    from guardrail.drift.fitted import Fitted
     from guardrail.fit.reading import Readings
     from guardrail.types import Modality
 
-_RENEWED = ("calibration: ", "re-centring ", "drift: ")
+_RENEWED = ("calibration: ", "re-centring ", "drift: ")  # and of videos, if it reads them
 _OF_TRAFFIC = ("calibration", "calibrated_from")  # what `guardrail calibrate` tells of its inputs
 
 
@@ -113,7 +114,7 @@ def _calibrations(fitted: Fitted, readings: Readings) -> dict[Modality, h.Calibr
 def _tensors(fitted: Fitted, readings: Readings) -> dict[str, Tensor]:
     tensors, readout = dict(fitted.artefact.tensors), fitted.readout
     steering = fitted.artefact.header.steering
-    for kind in KINDS:
+    for kind in fitted.kinds:
         offset = readings.offsets[kind]
         tensors[f"readout_offset_{kind}"] = offset.along(readout.weight, readout.layers).float()
         if steering is not None:
@@ -124,8 +125,10 @@ def _tensors(fitted: Fitted, readings: Readings) -> dict[str, Tensor]:
 
 
 def _warnings(old: Artefact, made: dict[Modality, h.Calibration]) -> Iterator[str]:
-    yield from (w for w in old.header.warnings if not w.startswith(_RENEWED))
+    renewed = (*_RENEWED, NOTE) if old.reads_videos else _RENEWED
+    yield from (w for w in old.header.warnings if not w.startswith(renewed))
     yield from _replaced(old, made)
+    yield from video_notes(made, reads_videos=old.reads_videos)
     yield "drift: the layers' figures are those of the parent, measured on its model"
     if old.header.steering is not None:
         yield "drift: the steering figures are those of the parent, measured on its model"

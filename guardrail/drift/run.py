@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from guardrail.artefact import Artefact
-    from guardrail.artefact.header import Fingerprint
+    from guardrail.artefact.header import Fingerprint, Rates
     from guardrail.fit.collect import Collector, Progress
+    from guardrail.fit.dataset import ContrastSet
     from guardrail.fit.select import Candidate
     from guardrail.model.load import LoadedModel
 
@@ -80,10 +81,10 @@ def check_drift(
     fitted, old_readings = Fitted.of(artefact), None
     if old_model is not None:
         collect = reader.collector(old_model, require_fitted_on(artefact, old_model))
-        old_readings = read_all(collect, contrast, rates, fitted.per_kind)
+        old_readings = _read(collect, contrast, rates, fitted)
         fitted = Fitted.of(artefact, reference_scores(old_readings, fitted.readout))
     collect = reader.collector(loaded, identity)
-    readings = read_all(collect, contrast, rates, fitted.per_kind)
+    readings = _read(collect, contrast, rates, fitted)
     check = _Check(fitted, identity, collect, readings, candidates_of(readings), old_readings)
     return check.run(fix=fix)
 
@@ -173,6 +174,18 @@ class _Check:
             "how": how,
             "reasons": list(judged.reasons),
         }
+
+
+def _read(collect: Collector, contrast: ContrastSet, rates: Rates, fitted: Fitted) -> Readings:
+    """What the fit read, on this model."""
+    return read_all(
+        collect,
+        contrast,
+        rates,
+        fitted.per_kind,
+        video=fitted.reads_videos,
+        videos=fitted.videos,
+    )
 
 
 def _changes(then: Fingerprint, now: Fingerprint) -> tuple[FieldChange, ...]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import DetectorError, GuardrailViolation
+from guardrail.evaluation.windows import answered_request
 from guardrail.model.criteria import RowControl
 from guardrail.model.decoder import context_length
 from guardrail.model.generate import generate_rows
@@ -73,10 +74,13 @@ class PlainAnswers:
         self._loaded = guard.loaded
         self._encoder = BoundedEncoder(guard.loaded, guard.policy.limits, new_tokens=1)
         self._settings = Settings(max_new_tokens=new_tokens, do_sample=False)
+        self._answer_frames = guard.policy.video.answer_frames
 
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers to a batch that may be run together."""
-        encoded = self._encoder.encode(requests)
+        """Answers to a batch that may be run together; of a long video the same frames are seen."""
+        encoded = self._encoder.encode(
+            [answered_request(request, self._answer_frames) for request in requests]
+        )
         context = self._encoder.context
         rows = [
             RowControl(max_tokens=None if context is None else context - length)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from guardrail.estimates import Estimate
-from guardrail.evaluation.groups import aurocs_alike, sides_of
+from guardrail.evaluation.groups import aurocs_alike, modalities_of, sides_of
 from guardrail.evaluation.matching import matched_pairs
 from guardrail.evaluation.schema import (
     Controls,
@@ -39,7 +39,7 @@ class TooFewError(ValueError):
 def controls(rows: Sequence[Row]) -> list[Controls]:
     """The controls of each modality that has both labels."""
     found = []
-    for modality in sorted({row.modality for row in rows}, reverse=True):
+    for modality in modalities_of(rows):
         harmful, harmless = sides_of([row for row in rows if row.modality == modality])
         if harmful and harmless:
             found.append(_controls(modality, harmful, harmless))

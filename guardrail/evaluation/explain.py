@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,10 +11,20 @@ from torch import Tensor
 from guardrail.decide.detector import Detector
 from guardrail.decide.projection import refusal_scores
 from guardrail.errors import GuardClosedError, UnsupportedContentError
-from guardrail.evaluation.explanation import Explanation, Kind, Picture, Position
+from guardrail.evaluation.explanation import Explanation, Frame, Kind, Picture, Position, Video
+from guardrail.evaluation.frames import (
+    UNTIED,
+    FrameSlots,
+    clips_of,
+    shown_as_pictures,
+    slots_of_pictures,
+    slots_of_videos,
+)
 from guardrail.evaluation.patches import Layout, Span, picture_spans
 from guardrail.evaluation.pieces import token_texts, written_spans
+from guardrail.evaluation.scanned import scanned
 from guardrail.evaluation.seen import seen_picture
+from guardrail.evaluation.windows import is_long, require_readable
 from guardrail.model.decoder import context_length
 from guardrail.model.inputs import Encoder
 from guardrail.model.positions import check_positions
@@ -28,7 +39,7 @@ if TYPE_CHECKING:
     from guardrail.model.inputs import Encoded
     from guardrail.model.load import LoadedModel
     from guardrail.policy import Policy
-    from guardrail.types import Request
+    from guardrail.types import Clip, Request
 
 _AT_ONCE = 1024  # positions that are in float64 at the same time
 _ROLES_UNKNOWN = (
@@ -52,8 +63,12 @@ def explain(
         tools: as in `guard.check`.
         layout: how picture positions are laid out; see `patches.picture_spans`.
 
+    Of a long video every window is read, and the positions are those of the highest; the guard
+    itself stops at one that is flagged.
+
     Raises:
         InputError: the request cannot be read, or is larger than the policy allows.
+        DetectorError: a window of a long video has no finite score.
         UnsupportedModelError: the model does not run one position per token of the prompt.
         ConfigurationError: `layout="grid"` for positions that fill no square.
         GuardClosedError: the guard is closed.
@@ -61,12 +76,22 @@ def explain(
     if guard.closed:
         raise GuardClosedError("the guard was closed; make another one to explain a request")
     request = to_request(value, policy=guard.policy, tools=tools)
+    require_readable(request, guard.artefact)
     detector = Detector.from_artefact(guard.artefact, guard.policy)
-    return run_in_turn(
-        guard.loaded.model,
-        lambda: _explained(guard.loaded, detector, guard.policy, request, layout),
-        guard.policy.limits,
-    )
+
+    def explained(shown: Request) -> Explanation:
+        return run_in_turn(
+            guard.loaded.model,
+            lambda: _explained(guard.loaded, detector, guard.policy, shown, layout),
+            guard.policy.limits,
+        )
+
+    if not is_long(request):
+        return explained(request)
+    scan = scanned(guard, detector, request)
+    note = f"the prompt is that of {scan.verdict.window}, the highest"
+    found = explained(scan.highest)
+    return replace(found, verdict=scan.verdict, windows=scan.windows, notes=(note, *found.notes))
 
 
 def _explained(
@@ -77,17 +102,45 @@ def _explained(
     encoded = encoder.encode([request])
     require_room(encoded, policy.limits, context_length(loaded.model))
     ids = encoded.inputs["input_ids"][0].tolist()
-    spans = picture_spans(loaded, encoded.inputs, ids, len(request.images), layout)
+    slots = _slots(loaded, encoder, encoded, request, layout)
     scores, attended, verdict = _read(loaded, encoded, detector, policy, request)
     lost = sum(score is None and seen for score, seen in zip(scores, attended, strict=True))
-    positions, told = _positions(loaded, request, encoder, ids, spans, scores)
+    positions, told = _positions(loaded, request, encoder, ids, slots, scores)
     return Explanation(
         model=loaded.name,
         verdict=verdict,
         positions=positions,
-        pictures=tuple(_picture(loaded, encoded, request, span, scores) for span in spans),
+        pictures=tuple(_picture(loaded, encoded, request, span, scores) for span in slots.pictures),
+        videos=tuple(
+            _video(clip, frames, scores)
+            for clip, frames in zip(clips_of(request), slots.frames, strict=True)
+        ),
         notes=(*told, *([_UNREADABLE.format(lost)] if lost else [])),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    """Which positions are pictures', and which are those of each video's frames."""
+
+    pictures: list[Span]
+    frames: list[list[FrameSlots]]
+
+    def kinds(self) -> dict[int, Kind]:
+        """By position."""
+        found: dict[int, Kind] = {at: "image" for span in self.pictures for at in span.positions}
+        return found | {at: "video" for v in self.frames for f in v for at in f.positions}
+
+
+def _slots(
+    loaded: LoadedModel, encoder: Encoder, encoded: Encoded, request: Request, layout: Layout
+) -> _Slots:
+    inputs, ids = encoded.inputs, encoded.inputs["input_ids"][0].tolist()
+    if encoder.video_as != "images" or not request.videos:
+        pictures = picture_spans(loaded, inputs, ids, len(request.images), layout)
+        return _Slots(pictures, slots_of_videos(loaded, inputs, ids, clips_of(request)))
+    shown = len(shown_as_pictures(request))
+    return _Slots(*slots_of_pictures(request, picture_spans(loaded, inputs, ids, shown, layout)))
 
 
 def _read(
@@ -125,7 +178,7 @@ def _positions(
     request: Request,
     encoder: Encoder,
     ids: Sequence[int],
-    spans: Sequence[Span],
+    slots: _Slots,
     scores: Sequence[float | None],
 ) -> tuple[tuple[Position, ...], list[str]]:
     """Every token with its text, origin and score, and what is not known about them."""
@@ -137,7 +190,7 @@ def _positions(
         )
     except UnsupportedContentError:  # the template refuses what stands for the texts
         written = None
-    slots = {position for span in spans for position in span.positions}
+    shown = slots.kinds()
     special = set(tokenizer.all_special_ids)
     everything = [(0, sum(map(len, texts)), None)]
     made, at = [], 0
@@ -147,7 +200,7 @@ def _positions(
         roles = [role for a, b, role in written or everything if a < end and b > at]
         kind: Kind = "text" if roles and token not in special else "template"
         who = roles[0] if kind == "text" else None
-        kind, who = ("image", None) if index in slots else (kind, who)
+        kind, who = (shown[index], None) if index in shown else (kind, who)
         made.append(Position(index=index, text=text, kind=kind, role=who, score=score))
         at += len(text)
     return tuple(made), [] if written is not None else [_ROLES_UNKNOWN]
@@ -170,3 +223,17 @@ def _picture(
         original=original,
         seen=None if number is None else seen_picture(loaded, encoded.inputs, request, number),
     )
+
+
+def _video(clip: Clip, frames: Sequence[FrameSlots], scores: Sequence[float | None]) -> Video:
+    made = [
+        Frame(
+            time_s=clip.times[slots.number],
+            position=slots.positions[-1],
+            score=scores[slots.positions[-1]],
+            image=clip.frames[slots.number],
+        )
+        for slots in frames
+    ]
+    positions = tuple(at for slots in frames for at in slots.positions)
+    return Video(positions=positions, frames=tuple(made), note="" if made else UNTIED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from guardrail.types import Verdict
 
-Kind = Literal["template", "text", "image"]
+Kind = Literal["template", "text", "image", "video"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,8 @@ class Position:
 
     `text` is what the token adds to the decoded prompt: "" for a token inside a character that a
     later one completes. `kind` is `text` for what somebody wrote in a turn of `role`, `template`
-    for what the chat template put around it (tools and turn marks), `image` for a picture's slots.
+    for what the chat template put around it (tools and turn marks), `image` and `video` for the
+    slots of pictures and videos.
     `score` is None where the model hides the position from attention, so that it has no part in
     the answer.
     """
@@ -50,6 +51,39 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """A frame of a video, and the score at its last position: after it, before the next.
+
+    Where several frames share their positions, it is the last of them.
+    """
+
+    time_s: float
+    position: int
+    score: float | None
+    image: Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Video:
+    """The frames of one video as the model got them; `note` says why there are none."""
+
+    positions: tuple[int, ...]
+    frames: tuple[Frame, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowScore:
+    """What one window of a long video scored; `video` is None for the frames that are answered."""
+
+    video: int | None
+    start_s: float
+    end_s: float
+    frames: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
     """What the guard read in one request, position by position.
 
@@ -60,6 +94,9 @@ class Explanation:
     illustration. They show where along the prompt the direction appears, not how much a word
     contributed to the verdict.
 
+    A long video is judged window by window; the verdict rests on the highest of `windows`, and that
+    one is what the positions are of.
+
     `notes` say what about this model is not known.
     """
 
@@ -67,6 +104,8 @@ class Explanation:
     verdict: Verdict
     positions: tuple[Position, ...]
     pictures: tuple[Picture, ...]
+    videos: tuple[Video, ...] = ()
+    windows: tuple[WindowScore, ...] = ()
     notes: tuple[str, ...] = ()
 
     def highest(self, count: int = 10) -> list[Position]:
@@ -92,5 +131,17 @@ class Explanation:
                 }
                 for picture in self.pictures
             ],
+            "videos": [
+                {
+                    "positions": list(video.positions),
+                    "frames": [
+                        {"time_s": f.time_s, "position": f.position, "score": f.score}
+                        for f in video.frames
+                    ],
+                    "note": video.note,
+                }
+                for video in self.videos
+            ],
+            "windows": [asdict(window) for window in self.windows],
             "notes": list(self.notes),
         }

@@ -1,11 +1,11 @@
-"""A folder of labelled inputs: JSONL files, or a folder per label with pictures and texts."""
+"""A folder of labelled inputs: JSONL files, or a folder per label with files and texts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from guardrail.errors import DatasetError
-from guardrail.evaluation.items import LABELS, EvalItem
+from guardrail.evaluation.items import DEFAULT_PROMPT, LABELS, VIDEO_PROMPT, EvalItem
 from guardrail.evaluation.lines import line_items
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_VIDEOS = frozenset({".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi"})
 _NOTES = frozenset({"readme", "license", "licence"})
 
 
@@ -55,26 +56,36 @@ def _of_label(place: Path, folder: Path, prompt: str) -> Iterator[EvalItem]:
 
 def _of_category(place: Path, folder: Path, category: str, prompt: str) -> Iterator[EvalItem]:
     files = [path for path in _shown(place) if path.is_file()]
-    pictures = [path for path in files if path.suffix.lower() in _PICTURES]
+    shown = [path for path in files if path.suffix.lower() in _PICTURES | _VIDEOS]
     prompts = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
-    unread = [path for path in files if path not in pictures and path not in prompts.values()]
+    unread = [path for path in files if path not in shown and path not in prompts.values()]
     if unread:
         raise DatasetError(
             f"{unread[0]} would be lost: a folder of a label holds pictures "
-            f"({', '.join(sorted(_PICTURES))}) and .txt files"
+            f"({', '.join(sorted(_PICTURES))}), videos ({', '.join(sorted(_VIDEOS))}) and .txt "
+            "files"
         )
-    beside = {path.stem for path in pictures}
+    beside = {path.stem for path in shown}
     for path in files:
-        if path in pictures:
-            text = _text(prompts[path.stem]) if path.stem in prompts else prompt
-            yield _item(path, folder, category, text, (str(path),))
+        if path in shown:
+            asked = _prompt_for(path, prompt)
+            text = _text(prompts[path.stem]) if path.stem in prompts else asked
+            yield _item(path, folder, category, text)
         elif path.stem not in beside:
-            yield _item(path, folder, category, _text(path), ())
+            yield _item(path, folder, category, _text(path))
 
 
-def _item(path: Path, folder: Path, category: str, text: str, images: tuple[str, ...]) -> EvalItem:
-    name = path.relative_to(folder)
+def _prompt_for(path: Path, prompt: str) -> str:
+    is_video = path.suffix.lower() in _VIDEOS
+    return VIDEO_PROMPT if is_video and prompt == DEFAULT_PROMPT else prompt
+
+
+def _item(path: Path, folder: Path, category: str, text: str) -> EvalItem:
+    name, ending = path.relative_to(folder), path.suffix.lower()
+    images = (str(path),) if ending in _PICTURES else ()
+    videos = (str(path),) if ending in _VIDEOS else ()
     content = [{"type": "image", "path": image} for image in images]
+    content += [{"type": "video", "path": video} for video in videos]
     return EvalItem(
         id=name.as_posix(),
         label=LABELS[name.parts[0].lower()],
@@ -83,6 +94,7 @@ def _item(path: Path, folder: Path, category: str, text: str, images: tuple[str,
         category=category,
         source=folder.absolute().name,
         images=images,
+        videos=videos,
     )
 
 
@@ -104,7 +116,7 @@ def _shown(folder: Path) -> list[Path]:
 
 
 def _is_note(path: Path) -> bool:
-    """Whether a file is about the data; a picture or a folder never is, whatever its name."""
-    if path.suffix.lower() in _PICTURES or path.is_dir():
+    """Whether a file is about the data; what is shown or a folder never is, whatever its name."""
+    if path.suffix.lower() in _PICTURES | _VIDEOS or path.is_dir():
         return False
     return path.stem.lower() in _NOTES or path.name.lower() == "thumbs.db"

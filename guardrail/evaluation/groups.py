@@ -15,7 +15,7 @@ from guardrail.metrics import (
     tpr_at_fpr,
     tpr_at_fpr_interval,
 )
-from guardrail.types import Action
+from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,12 +77,18 @@ def separation(harmful: Sequence[float], harmless: Sequence[float]) -> Separatio
 def groups(rows: Sequence[Row]) -> list[Group]:
     """Every slice there is: each modality, and in it each source and each category."""
     found = []
-    for modality in sorted({row.modality for row in rows}, reverse=True):  # text first
+    for modality in modalities_of(rows):
         whole = [row for row in rows if row.modality == modality]
         found.append(_group("modality", modality, whole, whole))
         found += _slices("source", whole, lambda row: row.input.item.source)
         found += _slices("category", whole, lambda row: row.input.item.category)
     return found
+
+
+def modalities_of(rows: Sequence[Row]) -> list[str]:
+    """Those that there are, plainer ones first."""
+    found = {row.modality for row in rows}
+    return [modality.value for modality in Modality if modality.value in found]
 
 
 def _slices(

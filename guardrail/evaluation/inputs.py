@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guardrail.errors import DatasetError, GuardrailError
+from guardrail.evaluation.windows import is_long, require_readable
 from guardrail.requests.digest import request_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from guardrail.artefact import Artefact
     from guardrail.evaluation.items import EvalItem
     from guardrail.fit.collect import Progress
     from guardrail.policy import Policy
-    from guardrail.types import Modality
+    from guardrail.types import Modality, Request
 
 # What may be wrong with one input alone. A tokenizer, a processor or a kernel has errors of its
 # own beside ours; everything here names the input, nothing is lost.
@@ -26,14 +28,15 @@ INPUT_ERRORS = (GuardrailError, RuntimeError, ValueError, IndexError, TypeError)
 class Input:
     """An item and what batching and the cache ask of it, without its pictures.
 
-    `group` is equal for inputs that may share a batch: pictures in each, and tools.
+    `group` is equal for inputs that may share a batch: pictures and frames in each, and tools. One
+    with a long video has a batch to itself.
     """
 
     item: EvalItem
     digest: str
     kind: str
     modality: Modality
-    group: tuple[int, str]
+    group: tuple[object, str]
 
     @property
     def length(self) -> int:
@@ -70,9 +73,15 @@ class Troubles:
 
 
 def read_inputs(
-    items: Sequence[EvalItem], policy: Policy, troubles: Troubles, progress: Progress
+    items: Sequence[EvalItem],
+    policy: Policy,
+    troubles: Troubles,
+    progress: Progress,
+    artefact: Artefact | None = None,
 ) -> list[Input]:
     """Every input read and named, one after another, so that few pictures are in memory.
+
+    With an `artefact`, videos that it cannot score are errors of their inputs.
 
     Raises:
         DatasetError: an input cannot be read, or its pictures and words exceed the limits.
@@ -81,17 +90,30 @@ def read_inputs(
     for done, item in enumerate(items, start=1):
         try:
             request = item.request(policy)
+            if artefact is not None:
+                require_readable(request, artefact)
+            digest = input_digest(request, policy)
         except INPUT_ERRORS as error:
             troubles.note(item, "reading", error)
         else:
             found.append(
                 Input(
                     item=item,
-                    digest=request_digest(request),
+                    digest=digest,
                     kind=request.offset_kind,
                     modality=request.modality,
-                    group=(len(request.images), json.dumps(request.tools)),
+                    group=_group(request, digest),
                 )
             )
         progress("reading inputs", done, len(items))
     return found
+
+
+def input_digest(request: Request, policy: Policy) -> str:
+    """Over everything in a request, and of a long video over what it is answered from, too."""
+    digest = request_digest(request)
+    return f"{digest} {policy.video.answer_frames}" if is_long(request) else digest
+
+
+def _group(request: Request, digest: str) -> tuple[object, str]:
+    return digest if is_long(request) else request.shape, json.dumps(request.tools)

@@ -1,4 +1,4 @@
-"""Labelled inputs of an evaluation, from JSONL files and from folders of pictures and texts."""
+"""Labelled inputs of an evaluation, from JSONL files and from folders of files and texts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PROMPT", "LABELS", "EvalItem", "load_items"]
 
 DEFAULT_PROMPT = "Describe this picture."
+VIDEO_PROMPT = "Describe this video."
+"""What is asked about a folder's videos where the prompt is left at its default."""
 LABELS: dict[str, Literal["harmful", "harmless"]] = {
     "harmful": "harmful",
     "unsafe": "harmful",
@@ -33,7 +35,8 @@ class EvalItem:
 
     `messages` is the chat in any form that a guard takes. `text` holds its words wherever they
     stand, in the chat or in a picture: what people read, what the text baseline and the length
-    controls see. `images` are the files of its pictures, where they are files.
+    controls see. `images` and `videos` are the files of its pictures and videos, where they are
+    files.
     """
 
     id: str
@@ -43,6 +46,7 @@ class EvalItem:
     category: str = ""
     source: str = ""
     images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -51,7 +55,8 @@ class EvalItem:
         Raises:
             DatasetError: a lone surrogate in a name or in the words.
         """
-        for name in (self.id, self.category, self.source, self.text, *self.images):
+        files = (*self.images, *self.videos)
+        for name in (self.id, self.category, self.source, self.text, *files):
             if not name.isascii() and any("\ud800" <= sign <= "\udfff" for sign in name):
                 raise DatasetError(
                     f"input {self.id!a}: {name[:80]!a} holds a lone surrogate, which is "
@@ -79,17 +84,17 @@ def load_items(paths: Sequence[str | Path], *, prompt: str = DEFAULT_PROMPT) -> 
     """The inputs of JSONL files and folders, in order, with unique ids.
 
     A line of a JSONL file has a `label` (harmful or unsafe; harmless, safe or benign) and `text`,
-    `image` (one path or several, relative to the file), or both, or a whole chat as `messages`
+    `image` and `video` (one path or several, relative to the file), or a whole chat as `messages`
     (with `tools`, if any). `statement` holds words that stand in the picture. `id`, `category` and
     `source` (else the file's name) name the input; other labels (licence, language, note, ...) are
     allowed and not read.
 
-    A folder holds either JSONL files (all are read), or a folder per label, in it pictures and
-    `.txt` files, directly or in one further level of folders, which name the category. A `.txt`
-    beside a picture of the same name is its prompt, else `prompt` is; alone it is a text input.
+    A folder holds either JSONL files (all are read), or a folder per label, in it pictures, videos
+    and `.txt` files, directly or in one further level of folders, which name the category. A `.txt`
+    beside a file of the same name is its prompt, else `prompt` is; alone it is a text input.
 
     Raises:
-        DatasetError: a malformed line or folder, a missing picture, a key that would be lost, or
+        DatasetError: a malformed line or folder, a missing file, a key that would be lost, or
             nothing at all; the message names the place.
     """
     from guardrail.evaluation.folders import folder_items

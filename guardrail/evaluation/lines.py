@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from guardrail.errors import DatasetError
 from guardrail.evaluation.items import LABELS, EvalItem
-from guardrail.requests.placing import picture_files, placed, words
+from guardrail.requests.placing import picture_files, placed, video_files, words
 from guardrail.requests.strict_json import strict_json
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class _Line(BaseModel):
     label: Literal["harmful", "harmless"]
     text: str | None = None
     image: list[str] = Field(default_factory=list)
+    video: list[str] = Field(default_factory=list)
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] = Field(default_factory=list)
     statement: list[str] = Field(default_factory=list)
@@ -54,7 +55,7 @@ class _Line(BaseModel):
             raise ValueError(f"{value!r} is none of {', '.join(LABELS)}")
         return found
 
-    @field_validator("image", "statement", mode="before")
+    @field_validator("image", "video", "statement", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
@@ -66,17 +67,19 @@ class _Line(BaseModel):
 
     @model_validator(mode="after")
     def _something_to_ask(self) -> _Line:
-        if self.messages is not None and (self.text is not None or self.image):
-            raise ValueError("`messages` is a whole chat; leave `text` and `image` out")
-        if self.messages is None and self.text is None and not self.image:
-            raise ValueError("a line has `text`, `image` or both, or `messages`")
+        shown = [*self.image, *self.video]
+        if self.messages is not None and (self.text is not None or shown):
+            raise ValueError("`messages` is a whole chat; leave `text`, `image` and `video` out")
+        if self.messages is None and self.text is None and not shown:
+            raise ValueError("a line has `text`, `image` or `video`, or `messages`")
         return self
 
     def chat(self, folder: Path) -> list[dict[str, Any]]:
-        """The messages, pictures before the text, with picture paths taken from `folder`."""
+        """The messages, pictures and videos before the text, with paths taken from `folder`."""
         if self.messages is not None:
             return placed(self.messages, folder)
         content = [{"type": "image", "image": name} for name in self.image]
+        content += [{"type": "video", "video": name} for name in self.video]
         if self.text is not None:
             content.append({"type": "text", "text": self.text})
         return placed([{"role": "user", "content": content}], folder)
@@ -86,8 +89,8 @@ def line_items(path: Path) -> Iterator[EvalItem]:
     """The inputs of one file, in order.
 
     Raises:
-        DatasetError: a line that is no labelled input, or a picture file that is not there; the
-            message names the line.
+        DatasetError: a line that is no labelled input, or a file that is not there; the message
+            names the line.
     """
     try:
         with path.open(encoding="utf-8-sig") as lines:
@@ -107,10 +110,11 @@ def _item(text: str, path: Path, number: int) -> EvalItem:
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: not JSON ({error})") from error
     chat = line.chat(path.parent)
-    files = picture_files(chat)
-    for file in files:
-        if not Path(file).is_file():
-            raise DatasetError(f"{where}: there is no picture {file}")
+    pictures, videos = picture_files(chat), video_files(chat)
+    for what, files in (("picture", pictures), ("video", videos)):
+        for file in files:
+            if not Path(file).is_file():
+                raise DatasetError(f"{where}: there is no {what} {file}")
     try:
         return EvalItem(
             id=line.id or f"{path.stem}-{number}",
@@ -119,7 +123,8 @@ def _item(text: str, path: Path, number: int) -> EvalItem:
             text="\n".join([*words(chat), *line.statement]),
             category=line.category,
             source=line.source or path.stem,
-            images=tuple(files),
+            images=tuple(pictures),
+            videos=tuple(videos),
             tools=tuple(line.tools),
         )
     except DatasetError as error:
@@ -131,7 +136,7 @@ def _problem(error: ValidationError) -> str:
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return (
-            f"{name!r} would be lost: a line has `text`, `image` or both, or `messages` (and "
+            f"{name!r} would be lost: a line has `text`, `image` or `video`, or `messages` (and "
             f"`tools`), a `label`, and may have {_KNOWN}"
         )
     said = first["msg"].removeprefix("Value error, ")

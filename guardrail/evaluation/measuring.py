@@ -15,6 +15,7 @@ from guardrail.evaluation.keys import Keys
 from guardrail.evaluation.rows import Row
 from guardrail.evaluation.schema import Timing
 from guardrail.evaluation.stage import Context, Stage, T, run_stage
+from guardrail.evaluation.windows import residuals_of
 from guardrail.fit.collect import Collector
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Measuring:
         found: dict[str, s.ItemScores] = {}
 
         def ask(requests: Sequence[Request]) -> list[Tensor]:
-            return list(collect(requests, "residuals"))
+            return residuals_of(collect, requests, self.guard.policy.video)
 
         def use(one: Input, residuals: Tensor) -> None:
             try:
@@ -113,12 +114,13 @@ class Measuring:
         found: dict[str, float] = {}
         loaded, limits = self.guard.loaded, self.guard.policy.limits
         encoder = a.BoundedEncoder(loaded, limits, new_tokens=1)
+        known = {row.input.digest: row.score for row in rows}
         self._run(
             Stage(
                 name="divergence",
                 batch=self.batch_size,
                 key=self.keys.kl,
-                ask=q.Divergence(loaded, encoder, self.scorer.detector),
+                ask=q.Divergence(loaded, encoder, self.scorer.detector, known),
                 pack=q.packed,
                 unpack=q.unpacked,
                 use=lambda one, value: found.update({one.item.id: value}),

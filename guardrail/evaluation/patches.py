@@ -43,9 +43,14 @@ class Span:
 
 
 def image_token(loaded: LoadedModel) -> int | None:
-    """The id that stands at a picture's positions; the config's before the processor's."""
+    """The id that stands at a picture's positions."""
+    return token_of(loaded, "image")
+
+
+def token_of(loaded: LoadedModel, what: Literal["image", "video"]) -> int | None:
+    """The id that stands at the positions of pictures or videos; the config's first."""
     for owner in (loaded.model.config, loaded.processor):
-        for name in ("image_token_id", "image_token_index"):
+        for name in (f"{what}_token_id", f"{what}_token_index"):
             value = getattr(owner, name, None)
             if isinstance(value, int):
                 return value
@@ -103,7 +108,7 @@ def _listed(loaded: LoadedModel, inputs: Mapping[str, Any]) -> list[Grid] | None
     grids = inputs.get("image_grid_thw")
     if grids is None:
         return None
-    merge = _merge(loaded)
+    merge = merge_size(loaded)
     rows = grids.tolist()
     if any(t != 1 or h % merge or w % merge for t, h, w in rows):
         return None
@@ -118,7 +123,7 @@ def _sized(loaded: LoadedModel, inputs: Mapping[str, Any]) -> list[Grid] | None:
     if sizes is None or patch is None or getattr(pixels, "ndim", 0) != 4:
         return None
     found = [tuple(map(int, size)) for size in sizes]
-    step = patch * _merge(loaded)
+    step = patch * merge_size(loaded)
     if (max(h for h, _ in found), max(w for _, w in found)) != tuple(pixels.shape[2:]):
         return None
     return [(h // step, w // step) for h, w in found]
@@ -159,7 +164,7 @@ def _sides(config: Any, side: int) -> set[int]:
     return sides
 
 
-def _merge(loaded: LoadedModel) -> int:
+def merge_size(loaded: LoadedModel) -> int:
     """How many patches a side are merged into one position."""
     config = loaded.model.config
     for owner in (getattr(config, "vision_config", None), config):

@@ -6,9 +6,12 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from guardrail.decide.detector import NO_FLOOR
 from guardrail.errors import DetectorError
 from guardrail.estimates import Share
+from guardrail.evaluation.inputs import input_digest
 from guardrail.evaluation.schema import Quality
+from guardrail.evaluation.windows import answered_request, is_long
 from guardrail.fit.causal import kl_divergence
 from guardrail.fit.forms import spread
 from guardrail.metrics import Rate
@@ -28,16 +31,32 @@ PASSED_MEASURED = 64
 
 
 class Divergence:
-    """KL(plain || guarded) of the first token, by the guard's own detector."""
+    """KL(plain || guarded) of the first token, by the guard's own detector.
 
-    def __init__(self, loaded: LoadedModel, encoder: Encoder, detector: Detector) -> None:
+    `known` are scores by the inputs' digests: of a long video the guard knows that of its windows
+    before it answers.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        encoder: Encoder,
+        detector: Detector,
+        known: Mapping[str, float] | None = None,
+    ) -> None:
         self._loaded, self._encoder, self._detector = loaded, encoder, detector
+        self._known = known or {}
 
     def __call__(self, requests: Sequence[Request]) -> list[float | Exception]:
         """In nats, for a batch that may be run together: two forward passes."""
-        encoded = self._encoder.encode(requests)
+        policy = self._detector.policy
+        frames = policy.video.answer_frames
+        encoded = self._encoder.encode([answered_request(r, frames) for r in requests])
+        floors = [
+            self._known[input_digest(r, policy)] if is_long(r) else NO_FLOOR for r in requests
+        ]
         plain = next_token_logits(self._loaded, encoded)
-        guarded = next_token_logits(self._loaded, encoded, self._detector)
+        guarded = next_token_logits(self._loaded, encoded, self._detector, floors)
         return [
             value if math.isfinite(value) else DetectorError(f"its divergence is {value}")
             for value in kl_divergence(plain, guarded).tolist()

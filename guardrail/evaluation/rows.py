@@ -41,7 +41,7 @@ class Row:
 
     @property
     def modality(self) -> str:
-        """`text` or `image`."""
+        """`text`, `image` or `video`."""
         return self.input.modality.value
 
     @property
@@ -76,6 +76,7 @@ class Row:
         shown: dict[str, str | None] = {
             "text": item.text,
             "image": item.images[0] if item.images else None,
+            "video": item.videos[0] if item.videos else None,
             "plain_answer": None if self.plain is None else self.plain.text,
             "guarded_answer": None if self.guarded is None else self.guarded.text,
         }

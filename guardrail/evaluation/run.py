@@ -78,7 +78,7 @@ def evaluate(
         context = Context(cache, guard.policy, troubles, report)
         measuring = Measuring(guard, context, batch_size)
         started = time.perf_counter()
-        inputs = read_inputs(items, guard.policy, troubles, report)
+        inputs = read_inputs(items, guard.policy, troubles, report, guard.artefact)
         measuring.timings.append(_timing("reading inputs", started, len(items)))
         rows = measuring.rows(inputs)
         cost, error = None, None

@@ -184,7 +184,10 @@ class JudgeFigures(Frozen):
 
 
 class ItemRow(Frozen):
-    """One input. `text` and `image` (a path) are None when the report was made without content."""
+    """One input. `text` and the paths are None when the report was made without content.
+
+    The score of a long video is the highest of its windows.
+    """
 
     id: str
     label: Label
@@ -196,6 +199,7 @@ class ItemRow(Frozen):
     length: int
     text: str | None = None
     image: str | None = None
+    video: str | None = None
     plain_refused: bool | None = None
     guarded_refused: bool | None = None
     plain_answer: str | None = None

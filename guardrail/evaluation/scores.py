@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from guardrail.decide.detector import Detector
+from guardrail.decide.detector import NO_FLOOR, Detector
 from guardrail.decide.projection import projections
 from guardrail.errors import DetectorError
 from guardrail.types import Action
@@ -28,7 +28,8 @@ class ItemScores:
 
     `score` is the guard's own; `action` what it does at the thresholds in force, or in shadow mode
     would do if it enforced them; `layers` (L,) float64, the projection on each layer's difference
-    of means; `random` (20,) float64, the score along random directions.
+    of means; `random` (20,) float64, the score along random directions. Of a long video each is the
+    highest of its windows, direction by direction.
     """
 
     score: float
@@ -53,18 +54,24 @@ class Scorer:
     def __call__(self, residuals: Tensor, kind: str) -> ItemScores:
         """Residuals of all layers (L, d_model) and the offset kind of one input.
 
+        Of a long video (windows, L, d_model), the last row that of the request which is answered.
+
         Raises:
-            DetectorError: its score is not finite.
+            DetectorError: a score is not finite.
         """
-        read = residuals[None, list(self.detector.layers)]
-        decision = self.detector.decide(read, [kind])
+        rows = residuals if residuals.ndim == 3 else residuals[None]
+        read = rows[:, list(self.detector.layers)]
+        scores = self.detector.readout.scores(read, [kind] * len(rows))
+        # The floor under the last one, as in the guard; NaN where one has failed.
+        floor = float(scores[:-1].max()) if len(rows) > 1 else NO_FLOOR
+        decision = self.detector.decide(read[-1:], [kind], [floor])
         if decision.failed[0]:
             raise DetectorError("the score is not finite: the detector failed on this input")
         return ItemScores(
             score=float(decision.scores[0]),
-            action=self._action(decision, residuals, kind),
-            layers=(residuals.double() * self._direction).sum(-1),
-            random=self._along_random(read),
+            action=self._action(decision, rows[-1], kind),
+            layers=(rows.double() * self._direction).sum(-1).amax(0),
+            random=self._along_random(read).amax(0),
         )
 
     def _action(self, decision: object, residuals: Tensor, kind: str) -> Action:
@@ -81,12 +88,12 @@ class Scorer:
         return Action.FLAG if Action.FLAG in policy.actions else Action.PASS
 
     def _along_random(self, read: Tensor) -> Tensor:
+        """(rows, k, d_model) -> (rows, seeds) float64."""
         readout = self.detector.readout
-        seeds = len(self._random)
         gap = readout.gap.double()
-        along = torch.stack([projections(read, weight)[0] for weight in self._random])
+        along = torch.stack([projections(read, weight) for weight in self._random], dim=1)
         scores: Tensor = ((along - readout.zero.double()) / gap).mean(-1)
-        return scores.reshape(seeds)
+        return scores
 
 
 def random_directions(weight: Tensor, seeds: int = RANDOM_SEEDS) -> Tensor:
@@ -110,12 +117,12 @@ def unpacked(data: bytes, shape: tuple[int, ...]) -> Tensor:
     """Residuals as they were kept, float32.
 
     Raises:
-        ValueError: the bytes are no residuals of this shape.
+        ValueError: the bytes are no residuals of this shape, nor windows of it.
     """
     try:
         residuals = load(data)["residuals"].float()
     except (SafetensorError, KeyError) as error:
         raise ValueError(str(error)) from error
-    if tuple(residuals.shape) != shape:
+    if tuple(residuals.shape[-2:]) != shape or residuals.ndim > 3 or not residuals.numel():
         raise ValueError(f"residuals of shape {tuple(residuals.shape)}, wanted {shape}")
     return residuals

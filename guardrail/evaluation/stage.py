@@ -104,7 +104,7 @@ def _known(stage: Stage[T], digests: Sequence[str], cache: Cache) -> Iterator[tu
 
 def _batches(inputs: Sequence[Input], size: int) -> Iterator[list[Input]]:
     """Inputs that may share a batch, sorted by length so that little is padded."""
-    groups: dict[tuple[int, str], list[Input]] = {}
+    groups: dict[tuple[object, str], list[Input]] = {}
     for one in inputs:
         groups.setdefault(one.group, []).append(one)
     for group in groups.values():

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.estimates import Share
 from guardrail.evaluation import controls, scores
-from guardrail.evaluation.groups import aurocs_alike, sides_of
+from guardrail.evaluation.groups import aurocs_alike, modalities_of, sides_of
 from guardrail.evaluation.schema import LayerPoint, StrengthPoint
 from guardrail.fit.collect import VERSIONS
 from guardrail.fit.dataset import packaged
 from guardrail.model.fingerprint import fingerprint
-from guardrail.types import Action
+from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from guardrail.evaluation.rows import Row
     from guardrail.evaluation.schema import Group
     from guardrail.guard import Guard
-    from guardrail.types import Modality
 
+_HIGHEST = ", although the score of a long video is the highest of its windows"
 _APART = 0.01  # of the text gap: more than batching and precision explain
 
 
@@ -32,10 +32,10 @@ def layer_points(artefact: Artefact, rows: Sequence[Row]) -> Iterator[LayerPoint
     """AUROC of every layer's difference of means, in each modality that has both labels.
 
     Offsets are left out, since most layers have none: inputs are compared with those that have one
-    picture, or several, as they do.
+    picture, several, or a video, as they do. Of a long video each layer's highest window counts.
     """
     each = {}
-    for modality in sorted({row.modality for row in rows}):
+    for modality in modalities_of(rows):
         both = sides_of([row for row in rows if row.modality == modality])
         if all(both):
             each[modality] = aurocs_alike(*both, lambda row: row.scores.layers)
@@ -156,7 +156,12 @@ def warnings(
             "shadow mode: guarded answers are the model's own; actions are what would have been "
             "done, and there are no figures of quality"
         )
-    apart = [abs(r.score - r.guarded.score) for r in rows if r.guarded is not None]
+    # Of a video the guard looks no further once a window is flagged.
+    apart = [
+        abs(r.score - r.guarded.score)
+        for r in rows
+        if r.guarded is not None and not (r.modality == Modality.VIDEO and r.guarded.flagged)
+    ]
     if apart and max(apart) > _APART:
         yield (
             f"scores of the evaluation and of the guard's own answers differ by up to "
@@ -188,7 +193,7 @@ def _borrowed(guard: Guard, modalities: set[Modality]) -> Iterator[str]:
         if used != modality:
             yield (
                 f"{modality}: the artefact has no calibration for these inputs; they are held to "
-                f"the thresholds of {used}"
+                f"the thresholds of {used}{_HIGHEST if modality is Modality.VIDEO else ''}"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,13 @@ from guardrail.artefact.header import Calibration, Rates
 from guardrail.errors import ArtefactMismatchError, CalibrationError, ConfigurationError
 from guardrail.fit.shift import ScoreShift, score_shift
 from guardrail.fit.traffic import score_traffic
+from guardrail.fit.video_notes import NOTE, TRAFFIC, video_notes
 from guardrail.metrics import conformal_threshold
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Header
@@ -116,7 +118,7 @@ def calibrate(
     warning says so. So does one when the scores differ from those calibrated on before. Requests
     are scored in chunks and at most `keep` scores of each modality are kept, a uniform sample
     (`Reservoir`), so `values` may be a stream of any length. `Placed` values are named by their
-    place when one cannot be scored.
+    place when one cannot be scored. Of a video the highest of all windows counts.
 
     `header.extra` tells under "calibration" what was seen and how it compares, by modality, and
     under "calibrated_from" the thresholds, targets, source and n of the artefact before.
@@ -135,7 +137,8 @@ def calibrate(
     differing = guard.artefact.header.fingerprint.differences(fingerprint(guard.loaded))
     if differing:
         raise ArtefactMismatchError(differing)
-    traffic = score_traffic(guard, values, keep=keep, seed=seed, skip_errors=skip_errors)
+    with _to_the_end(guard) as scorer:
+        traffic = score_traffic(scorer, values, keep=keep, seed=seed, skip_errors=skip_errors)
     made, problems = _calibrations(traffic.samples, rates)
     if not made:
         raise CalibrationError("; ".join(problems) or "there was no request to calibrate on")
@@ -145,6 +148,19 @@ def calibrate(
     problems += _left_out(traffic.failed, traffic.scored)
     told = {name: _seen(traffic.samples[name], shifts.get(name)) for name in made}
     return _revised(guard.artefact, made, told, [*problems, *_notable(shifts, guard.artefact)])
+
+
+@contextmanager
+def _to_the_end(guard: Guard) -> Iterator[Guard]:
+    """The guard in shadow mode: one that acts stops at a video's first window that is flagged.
+
+    The score that counts is the highest of all windows.
+    """
+    if guard.policy.mode == "shadow" or not guard.artefact.reads_videos:
+        yield guard
+        return
+    with guard.with_policy(guard.policy.model_copy(update={"mode": "shadow"})) as shadow:
+        yield shadow
 
 
 def _check_keep(keep: int, rates: Rates) -> None:
@@ -165,7 +181,7 @@ def _calibrations(
     made, problems = {}, []
     for modality, sample in samples.items():
         try:
-            made[modality] = calibration(sample.values, rates, source="benign traffic")
+            made[modality] = calibration(sample.values, rates, source=TRAFFIC)
         except CalibrationError as error:
             problems.append(f"{modality}: {error}")
     return made, problems
@@ -214,9 +230,12 @@ def _revised(
     earlier: Any = header.extra.get("calibration")
     facts = (earlier if isinstance(earlier, dict) else {}) | {m.value: t for m, t in told.items()}
     parent = {"artefact_id": header.artefact_id, "created": header.created, "calibration": before}
-    kept = [w for w in header.warnings if not w.startswith("calibration: ")]
+    now = {**header.calibration, **made}
+    renewed = ("calibration: ", NOTE) if old.reads_videos else ("calibration: ",)
+    kept = [w for w in header.warnings if not w.startswith(renewed)]
+    kept += video_notes(now, reads_videos=old.reads_videos)
     return old.revised(
-        calibration={**header.calibration, **made},
+        calibration=now,
         parent=header.artefact_id,
         warnings=(*kept, *(f"calibration: {problem}" for problem in problems)),
         extra={**header.extra, "calibration": facts, "calibrated_from": parent},

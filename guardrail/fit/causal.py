@@ -29,7 +29,9 @@ class Unconditional:
         self.steering_layer: int | None = steering.layer
         self.steer_tokens = steering.tokens
 
-    def decide(self, residuals: Tensor, kinds: Sequence[str]) -> Decision:
+    def decide(
+        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
+    ) -> Decision:
         """Steer, whatever was read: (rows, 1, d_model)."""
         rows = len(kinds)
         scores = torch.full((rows,), OPEN, dtype=torch.float64)

@@ -78,17 +78,21 @@ class Collector:
         return torch.stack(rows)
 
     def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Places of the requests, grouped by number of pictures, then by length of text."""
-        size = 1 if not self.encoder.can_batch else self.batch_size
+        """Places of the requests, grouped by pictures and frames, then by length of text.
+
+        Videos are fewer in a batch, so that it holds no more frames than `batch_size`.
+        """
+        most = 1 if not self.encoder.can_batch else self.batch_size
 
         def text_length(i: int) -> int:
             parts = (p for m in requests[i].messages for p in m.parts)
             return sum(len(p.text) for p in parts if isinstance(p, TextPart))
 
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for i, request in enumerate(requests):
-            groups.setdefault(len(request.images), []).append(i)
-        for places in groups.values():
+            groups.setdefault(request.shape, []).append(i)
+        for (_, frames), places in groups.items():
+            size = max(1, most // max(1, sum(frames)))
             places.sort(key=text_length)
             for start in range(0, len(places), size):
                 yield places[start : start + size]

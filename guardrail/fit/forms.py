@@ -13,6 +13,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from guardrail.fit.clips import clip_request, drawn_clip
 from guardrail.fit.collect import text_request
 from guardrail.fit.dataset import neutral_prompts
 from guardrail.fit.drawing import draw_text
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from guardrail.types import Request
 
 T = TypeVar("T")
-Form = Literal["plain", "carried", "pictured", "drawn"]
+Form = Literal["plain", "carried", "pictured", "drawn", "filmed"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,20 @@ def drawn(contrast: ContrastSet, per_kind: int) -> list[Sample]:
                 picture = draw_text(contrast.prompts[i].text, seed=i)
                 request = text_request(rng.choice(around), images=[picture])
                 samples.append(Sample(i, "drawn", request))
+    return samples
+
+
+def filmed(contrast: ContrastSet, count: int) -> list[Sample]:
+    """`count` safe prompts of the calibration split, each written on some frames of a clip.
+
+    Benign videos of one window, with neutral prompts beside. Fewer if there are fewer prompts.
+    """
+    around = neutral_prompts("held out")
+    rng = random.Random(2)
+    samples = []
+    for i in spread(contrast.indices("calibrate", labels=("safe",)), count):
+        clip = drawn_clip(contrast.prompts[i].text, seed=i)
+        samples.append(Sample(i, "filmed", clip_request(rng.choice(around), clip)))
     return samples
 
 

@@ -15,6 +15,7 @@ from guardrail.artefact import Artefact
 from guardrail.artefact import header as h
 from guardrail.fit.reference import reference_scores, to_header
 from guardrail.fit.select import Candidate, best_of_each
+from guardrail.fit.video_notes import NOTE, video_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,6 +42,7 @@ class Outcome:
     calibration: dict[Modality, h.Calibration]
     steering: SteeringFound
     prefixes: tuple[str, ...]
+    without_video: str | None = None
 
 
 def artefact_of(outcome: Outcome) -> Artefact:
@@ -78,6 +80,7 @@ def data_record(readings: Readings) -> dict[str, JsonValue]:
         "digest": contrast.digest,
         "counts": dict(contrast.counts),
         "per_kind": readings.per_kind,
+        **({"videos": readings.videos} if readings.videos else {}),
     }
 
 
@@ -143,10 +146,14 @@ def _warnings(outcome: Outcome, offsets: dict[str, h.Offset]) -> Iterator[str]:
     for kind, offset in offsets.items():
         widest = max(offset.spread_colours, offset.spread_prompts)
         if widest > WIDE_SPREAD:
+            own = "videos" if kind == "video" else "pictures"
             yield (
                 f"re-centring of kind {kind!r} varies by {widest:.2f} text gaps between colours or "
-                "prompts; calibrate on pictures of your own"
+                f"prompts; calibrate on {own} of your own"
             )
+    if outcome.without_video is not None:
+        yield f"{NOTE}no video can be scored: {outcome.without_video}"
+    yield from video_notes(outcome.calibration, reads_videos="video" in offsets)
 
 
 def _json(value: dict[str, object]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from guardrail.fit.direction import Directions, difference_of_means
-from guardrail.fit.forms import Sample, drawn, formed, plain
+from guardrail.fit.forms import Sample, drawn, filmed, formed, plain
 from guardrail.fit.layers import LayerScore, layer_scores
 from guardrail.fit.recentre import (
     Offset,
@@ -40,7 +40,8 @@ PICTURES = 8
 class Readings:
     """Residuals by form, offsets by kind, directions of the fit split, layer scores.
 
-    `per_kind` bounded the bare prompts (see `forms.plain`); None means that all were read.
+    `per_kind` bounded the bare prompts (see `forms.plain`); None means that all were read. `videos`
+    safe prompts were read as drawn videos.
     """
 
     contrast: ContrastSet
@@ -49,6 +50,7 @@ class Readings:
     directions: Directions
     layers: list[LayerScore]
     per_kind: int | None = None
+    videos: int = 0
 
     @property
     def usable(self) -> list[int]:
@@ -57,9 +59,18 @@ class Readings:
 
 
 def read_all(
-    collect: Collector, contrast: ContrastSet, rates: Rates, per_kind: int | None
+    collect: Collector,
+    contrast: ContrastSet,
+    rates: Rates,
+    per_kind: int | None,
+    *,
+    video: bool = False,
+    videos: int = 0,
 ) -> Readings:
-    """Ask the model everything: the prompts bare, some in the two other forms, and the offsets."""
+    """Ask the model everything: the prompts bare, some in the other forms, and the offsets.
+
+    With `video` that of clips, too, and `videos` safe prompts drawn as such.
+    """
     bare = plain(contrast, per_kind)
     residuals = collect([s.request for s in bare], "contrast prompts")
     carried = formed(contrast, "carried", limits=CARRIED)
@@ -71,21 +82,28 @@ def read_all(
     }
     offsets = no_offsets(*residuals.shape[1:])
     if collect.loaded.is_multimodal:
-        offsets = measure_offsets(collect)
+        offsets = measure_offsets(collect, video=video)
         forms["pictured"] = _pictured(collect, contrast, offsets["image"].mean)
         forms["drawn"] = _drawn(collect, contrast, rates, offsets["image"].mean)
+        if video and videos:
+            forms["filmed"] = _filmed(collect, contrast, videos, offsets["video"].mean)
     base = forms["plain"]
     directions = difference_of_means(base.rows("fit", is_unsafe), base.rows("fit", is_safe))
-    row = {sample.index: place for place, sample in enumerate(bare)}
-    pairs = [(row[i], row[j]) for i, j in contrast.pairs("select") if i in row and j in row]
-    differences = [residuals[i] - residuals[j] for i, j in pairs]
     scores = layer_scores(
         directions,
         base.rows("select", is_unsafe),
         base.rows("select", is_safe),
-        torch.stack(differences) if differences else None,
+        _pair_differences(contrast, base),
     )
-    return Readings(contrast, forms, offsets, directions, scores, per_kind)
+    return Readings(contrast, forms, offsets, directions, scores, per_kind, videos)
+
+
+def _pair_differences(contrast: ContrastSet, base: FormResiduals) -> Tensor | None:
+    """Unsafe minus matched safe prompt of the selection split, (pairs, L, d_model), if any."""
+    row = {sample.index: place for place, sample in enumerate(base.samples)}
+    pairs = [(row[i], row[j]) for i, j in contrast.pairs("select") if i in row and j in row]
+    differences = [base.residuals[i] - base.residuals[j] for i, j in pairs]
+    return torch.stack(differences) if differences else None
 
 
 def _pictured(collect: Collector, contrast: ContrastSet, offset: Tensor) -> FormResiduals:
@@ -107,6 +125,13 @@ def _drawn(
         limit += 1
     samples = drawn(contrast, limit)
     seen = collect([s.request for s in samples], "safe prompts as pictures")
+    return with_residuals(contrast, samples, seen - offset.float())
+
+
+def _filmed(collect: Collector, contrast: ContrastSet, count: int, offset: Tensor) -> FormResiduals:
+    """Safe prompts as videos, re-centred."""
+    samples = filmed(contrast, count)
+    seen = collect([s.request for s in samples], "safe prompts as videos")
     return with_residuals(contrast, samples, seen - offset.float())
 
 

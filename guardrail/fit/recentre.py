@@ -1,4 +1,4 @@
-"""What a meaningless picture adds to the residual stream, per modality."""
+"""What a meaningless picture or video adds to the residual stream, per modality."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from guardrail.fit.clips import clip_request, meaningless_clips
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import neutral_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from guardrail.types import Request
+
 PROMPTS = 8
 COLOURS = 4
+# Two pictures take twice the time of one, clips as many times as they have frames, and their
+# colours add little.
+FEW_PROMPTS = 2
 SIDE = 336  # pixels; processors resize it anyway
 
 
@@ -66,26 +72,35 @@ def meaningless_images(count: int, *, seed: int = 0) -> list[Image.Image]:
 
 
 def measure_offsets(
-    collect: Collector, *, prompts: Sequence[str] = (), colours: int = COLOURS
+    collect: Collector,
+    *,
+    prompts: Sequence[str] = (),
+    colours: int = COLOURS,
+    video: bool = False,
 ) -> dict[str, Offset]:
     """B = mean h(neutral prompt, meaningless picture) - mean h(same prompt alone), per kind.
 
     The re-centring of MARS (arXiv 2606.31876). Kinds: `image`, one picture, every colour with every
-    prompt; `images`, two pictures, each colour followed by the next.
+    prompt; `images`, two pictures, each colour followed by the next; with `video`, `video`, clips
+    of a whole window, `colours` of them.
     """
     prompts = prompts or neutral_prompts("fit")[:PROMPTS]
     pictures = meaningless_images(colours)
     alone = collect([text_request(prompt) for prompt in prompts], "neutral prompts").double()
+
+    def shown(kind: str, number: int, prompt: str) -> Request:
+        if kind == "video":
+            return clip_request(prompt, clips[number])
+        pair = [pictures[number], pictures[(number + 1) % colours]]
+        return text_request(prompt, images=pair[: 1 if kind == "image" else 2])
+
+    clips = meaningless_clips(colours) if video else []
     offsets = {}
-    for kind, groups in {
-        "image": [[picture] for picture in pictures],
-        "images": [[a, b] for a, b in zip(pictures, pictures[1:] + pictures[:1], strict=True)],
-    }.items():
-        # Two pictures take twice the time and their colours add little, so fewer prompts do.
-        used = prompts if kind == "image" else prompts[:2]
-        requests = [text_request(prompt, images=group) for group in groups for prompt in used]
+    for kind in ("image", "images", "video") if video else ("image", "images"):
+        used = prompts if kind == "image" else prompts[:FEW_PROMPTS]
+        requests = [shown(kind, number, prompt) for number in range(colours) for prompt in used]
         read = collect(requests, f"re-centring, {kind}").double()
-        shift = read.reshape(len(groups), len(used), *read.shape[1:]) - alone[: len(used)]
+        shift = read.reshape(colours, len(used), *read.shape[1:]) - alone[: len(used)]
         offsets[kind] = Offset(shift.mean((0, 1)), shift.mean(1), shift.mean(0))
     return offsets
 

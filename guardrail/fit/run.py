@@ -11,6 +11,7 @@ from guardrail.fit.outcome import Outcome, artefact_of
 from guardrail.fit.reading import Readings, read_all
 from guardrail.fit.select import Candidate, choose, compare, is_safe, readout_layers
 from guardrail.fit.steer_search import search
+from guardrail.fit.videos import unfit_for_fit
 from guardrail.model.fingerprint import fingerprint
 from guardrail.refusal import REFUSAL_PREFIXES
 from guardrail.types import Modality
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from guardrail.fit.forms import Form
     from guardrail.model.load import LoadedModel
 
-CALIBRATED_ON: dict[Modality, Form] = {Modality.TEXT: "plain", Modality.IMAGE: "drawn"}
+CALIBRATED_ON: dict[Modality, Form] = {
+    Modality.TEXT: "plain",
+    Modality.IMAGE: "drawn",
+    Modality.VIDEO: "filmed",
+}
 CONTRAST_SOURCE = "safe contrast prompts"
 
 
@@ -39,6 +44,8 @@ def fit(
     refusal_prefixes: Sequence[str] | None = None,
     batch_size: int = 16,
     per_kind: int | None = 112,
+    video: bool | None = None,
+    videos: int = 0,
     work_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Artefact:
@@ -54,10 +61,17 @@ def fit(
         batch_size: prompts in one forward pass.
         per_kind: prompts of each kind that the directions are fitted on (half as many select
             among them); None reads all. More is better, and slower.
+        video: measure what a video adds, without which no video can be scored. It takes 8 clips
+            of 8 frames, as many pictures as all other re-centring. None: if the model can be shown
+            one.
+        videos: calibrate the thresholds of videos on so many safe prompts, drawn on frames of clips
+            of one window; 8 frames each, at least 1 / flag_rate - 1 of them. With 0, videos are
+            held to the thresholds of pictures.
         work_dir: keep residuals there as they are read, so that an interrupted fit resumes.
         progress: called with a stage's name, what is done of it, and its total.
 
     Raises:
+        ConfigurationError: `video` or `videos` ask for what the model cannot be shown.
         DatasetError: the prompts cannot be used.
         NoUsableDirectionError: no layer separates unsafe from safe prompts.
         CalibrationError: too few prompts for the target rates.
@@ -72,7 +86,8 @@ def fit(
         key=identity.model_dump_json(),
         progress=progress,
     )
-    readings = read_all(collect, contrast, rates, per_kind)
+    unfit = unfit_for_fit(collect, rates, video=video, videos=videos)
+    readings = read_all(collect, contrast, rates, per_kind, video=unfit is None, videos=videos)
     return finish(
         collect,
         readings,
@@ -80,6 +95,7 @@ def fit(
         identity=identity,
         rates=rates,
         prefixes=tuple(refusal_prefixes or REFUSAL_PREFIXES),
+        without_video=unfit if video is None and loaded.is_multimodal else None,
     )
 
 
@@ -96,6 +112,7 @@ def finish(
     identity: Fingerprint,
     rates: Rates,
     prefixes: tuple[str, ...],
+    without_video: str | None = None,
 ) -> Artefact:
     """Decide everything on readings already made; only the steering asks the model again.
 
@@ -115,6 +132,7 @@ def finish(
             calibration=calibrated,
             steering=found,
             prefixes=prefixes,
+            without_video=without_video,
         )
     )
 
@@ -122,7 +140,7 @@ def finish(
 def calibrations(
     readings: Readings, readout: LinearReadout, rates: Rates
 ) -> dict[Modality, Calibration]:
-    """Thresholds of text from bare safe prompts, of pictures from safe prompts drawn as such."""
+    """Thresholds of text from bare safe prompts, of pictures and videos from drawn ones."""
     return {
         modality: calibration(
             readout.scores(readings.forms[form].rows("calibrate", is_safe)).tolist(),

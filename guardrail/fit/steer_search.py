@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from guardrail.fit.causal import CausalEffect, causal_effects, refusal_token_ids
 from guardrail.fit.forms import spread
-from guardrail.fit.select import LAST_DEPTH, is_safe, is_unsafe
-from guardrail.fit.steering import SteeringData, Trial, calibrate_steering, steering_at
+from guardrail.fit.select import FIRST_DEPTH, LAST_DEPTH, is_safe, is_unsafe
+from guardrail.fit.steering import SteeringData, Trial, calibrate_steering, preference, steering_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,13 +45,38 @@ def search(
     text: Calibration,
     prefixes: Sequence[str],
 ) -> SteeringFound:
-    """Find a steering layer at or after the readout, a strength and positions, all on text.
+    """Find a steering layer, a strength and positions, all on text.
 
-    Without a layer at which the direction raises the refusal log-odds of safe prompts, nothing is
-    tried further: the artefact will only detect.
+    Layers from the readout's deepest on come first: an edit there costs nothing. Only when none of
+    them is usable, layers before it are tried; a steered request then runs the layers between twice
+    (see `guardrail.model.rerun`). Of layers at which the direction does not raise the refusal
+    log-odds of safe prompts, nothing is tried further; without any other, the artefact will only
+    detect.
     """
+
+    def tried(places: list[int]) -> SteeringFound:
+        return _tried(collect, readings, readout, text, prefixes, places)
+
+    found = tried(_eligible(readings, readout))
+    if found.chosen is not None:
+        return found
+    earlier = tried(_eligible_before(readings, readout))
+    trials = sorted([*earlier.trials, *found.trials], key=preference)
+    return SteeringFound(found.effects | earlier.effects, trials)
+
+
+def _tried(
+    collect: Collector,
+    readings: Readings,
+    readout: LinearReadout,
+    text: Calibration,
+    prefixes: Sequence[str],
+    places: list[int],
+) -> SteeringFound:
+    """The causal effect at each of these layers, and trials at the best of them."""
+    if not places:
+        return SteeringFound({}, [])
     unsafe = readings.forms["plain"].rows("fit", is_unsafe)
-    places = _eligible(readings, readout)
     starts = {i: steering_at(readings.directions, i, unsafe) for i in places}
     measured = measured_effects(collect, readings, list(starts.values()), prefixes)
     effects = dict(zip(starts, measured, strict=True))
@@ -88,6 +113,13 @@ def _eligible(readings: Readings, readout: LinearReadout) -> list[int]:
     """Usable layers from the readout's deepest to the last fifth, evenly thinned."""
     end = int(LAST_DEPTH * len(readings.layers))
     allowed = [i for i in readings.usable if readout.layers[-1] <= i < end]
+    return spread(allowed, CANDIDATE_LAYERS)
+
+
+def _eligible_before(readings: Readings, readout: LinearReadout) -> list[int]:
+    """Usable layers before the readout's deepest, but for the first ones, evenly thinned."""
+    begin, end = (int(depth * len(readings.layers)) for depth in (FIRST_DEPTH, LAST_DEPTH))
+    allowed = [i for i in readings.usable if begin <= i < min(end, readout.layers[-1])]
     return spread(allowed, CANDIDATE_LAYERS)
 
 

@@ -159,7 +159,7 @@ def calibrate_steering(
 
     for start, tokens in product(starts, TOKENS):
         attempt(start, FACTORS[0], tokens)
-    last = min(trials, key=_preference)
+    last = min(trials, key=preference)
     begin = next(start for start in starts if start.layer == last.steering.layer)
     too_strong = not last.within_bounds
     for factor in WEAKER if too_strong else FACTORS[1:]:
@@ -167,10 +167,11 @@ def calibrate_steering(
             break
         last = attempt(begin, factor, last.steering.tokens)
     collect.progress("steering strength", total, total)
-    return sorted(trials, key=_preference)
+    return sorted(trials, key=preference)
 
 
-def _preference(trial: Trial) -> tuple[bool, float, float]:
+def preference(trial: Trial) -> tuple[bool, float, float]:
+    """What trials are sorted by: within bounds, induced refusal, then low KL."""
     return not trial.within_bounds, -trial.induced.value, trial.kl
 
 

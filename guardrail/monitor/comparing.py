@@ -14,6 +14,7 @@ from guardrail.monitor.stability import (
     index_by_chance,
     population_stability_index,
 )
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Calibration
     from guardrail.monitor.reference import Reference
     from guardrail.monitor.snapshot import ModalityCounts, MonitorSnapshot
-    from guardrail.types import Modality
 
     _Action = Literal["steer", "flag"]
 
@@ -62,7 +62,7 @@ def compare(
             f"the counts are of {snapshot.artefact_id}, not of {artefact.artefact_id}; give the "
             "artefact that the guard ran with"
         )
-    known = references(artefact, snapshot.bins)
+    known = _comparable(references(artefact, snapshot.bins))
     judged = [m for m, c in snapshot.modalities.items() if m in known and c.n >= least]
     tests = _TESTS_EACH * len(judged)
     rows = tuple(
@@ -85,6 +85,19 @@ def compare(
         tests=tests,
         modalities=rows,
     )
+
+
+def _comparable(known: dict[Modality, Reference]) -> dict[Modality, Reference]:
+    """The references that scores may be held against.
+
+    The score of a long video is the highest of its windows, and so lies higher than that of single
+    pictures without any shift: without a calibration of its own it is compared with nothing.
+    """
+    return {
+        modality: reference
+        for modality, reference in known.items()
+        if modality is not Modality.VIDEO or reference.modality is Modality.VIDEO
+    }
 
 
 def _check_limits(psi_limit: float, alpha: float, least: int) -> None:

@@ -26,7 +26,10 @@ TERMS = (
     ("At the fit", "The same figure of the same prompts on the model the artefact was fitted on."),
     ("New fit", "A readout fitted on this model's own activations."),
     ("p", "Exact McNemar test of whether the share of the same prompts has changed."),
-    ("Offset", "What a meaningless picture adds to the score; taken off before thresholds apply."),
+    (
+        "Offset",
+        "What a meaningless picture or video adds to the score; taken off before thresholds apply.",
+    ),
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from guardrail.report.heat import (
 )
 from guardrail.report.heat_map import heat_map
 from guardrail.report.page import render
+from guardrail.report.video_figures import video_parts, window_curve
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -63,6 +64,8 @@ def _context(explanation: Explanation) -> dict[str, Any]:
         "scale": scale,
         "ticks": _ticks(explanation, scale),
         "pictures": [_figures(n, p, scale) for n, p in enumerate(explanation.pictures, 1)],
+        "videos": video_parts(explanation),
+        "windows": window_curve(explanation),
         "highest": highest_rows(explanation),
     }
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from guardrail.evaluation.explanation import Explanation, Picture, Position
+    from guardrail.evaluation.explanation import Explanation, Picture, Position, Video
     from guardrail.types import Verdict
 
     RGB = tuple[int, int, int]
@@ -68,10 +68,11 @@ def bar_range(picture: Picture, scale: Scale) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A run of the prompt with one colour: a token, or all positions of a picture.
+    """A run of the prompt with one colour: a token, or all positions of a picture or video.
 
-    `decides` marks the last position. `number` counts pictures from 1. `after` are the line breaks
-    that `text` ends with; they show as arrows in `text`, and take the next run to a new line.
+    `decides` marks the last position. `number` counts pictures from 1, 0 for videos. `after` are
+    the line breaks that `text` ends with; they show as arrows in `text`, and take the next run to a
+    new line.
     """
 
     text: str
@@ -85,27 +86,48 @@ class Mark:
 
 
 def marks(explanation: Explanation) -> list[Mark]:
-    """The prompt in order, pictures as one mark each; tokens without text are left out."""
-    owner = {at: n for n, found in enumerate(explanation.pictures, 1) for at in found.positions}
+    """The prompt in order, pictures and videos as one mark each; empty tokens are left out.
+
+    A token between the frames of a video, such as its time, stands behind the video.
+    """
+    owner = _owners(explanation)
     last = len(explanation.positions) - 1
     made: list[Mark] = []
-    told: set[int] = set()
+    told: set[str] = set()
     for position in explanation.positions:
-        number = owner.get(position.index)
-        if number is None:
+        name, number = owner.get(position.index, ("", 0))
+        if not name:
             if position.text or position.index == last:
                 made.append(_token(position, decides=position.index == last))
-        elif number not in told:
-            told.add(number)
-            text = f"[{picture_name(number, explanation.pictures[number - 1])}]"
+        elif name not in told:
+            told.add(name)
+            text = f"[{name}]"
             made.append(Mark(text=text, kind="picture", position=position.index, number=number))
     return made
+
+
+def _owners(explanation: Explanation) -> dict[int, tuple[str, int]]:
+    """The name of the picture or video at a position, and the number of a picture."""
+    found: dict[int, tuple[str, int]] = {}
+    for number, picture in enumerate(explanation.pictures, 1):
+        name = picture_name(number, picture)
+        found |= dict.fromkeys(picture.positions, (name, number))
+    for number, video in enumerate(explanation.videos, 1):
+        found |= dict.fromkeys(video.positions, (video_name(number, video), 0))
+    return found
 
 
 def picture_name(number: int, picture: Picture) -> str:
     """What a picture is called: its number and how many positions it takes."""
     count = len(picture.positions)
     return f"picture {number}: {count} position{'' if count == 1 else 's'}"
+
+
+def video_name(number: int, video: Video) -> str:
+    """What a video is called: its number, how many positions it takes, and when."""
+    times = [frame.time_s for frame in video.frames]
+    span = f", {times[0]:.1f} to {times[-1]:.1f} s" if times else ""
+    return f"video {number}: {len(video.positions)} positions{span}"
 
 
 def shown(text: str) -> str:
@@ -130,6 +152,11 @@ def highest_rows(explanation: Explanation, count: int = 10) -> list[HighRow]:
         for n, found in enumerate(explanation.pictures, 1)
         for k, at in enumerate(found.positions, 1)
     }
+    for n, video in enumerate(explanation.videos, 1):
+        size = len(video.positions)
+        places |= {
+            at: (f"slot {k} of {size}", f"video {n}") for k, at in enumerate(video.positions, 1)
+        }
     rows = []
     for position in explanation.highest(count):
         word = shown(position.text).replace("\n", "").strip() or "(part of a character)"

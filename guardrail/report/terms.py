@@ -40,7 +40,11 @@ TERMS = (
         "the wider the interval. It says nothing of inputs of another kind.",
     ),
     ("n", "The number of inputs that a figure rests on."),
-    ("Modality", "The richest part of an input: text, or image if it holds at least one picture."),
+    (
+        "Modality",
+        "The richest part of an input: text, image if it holds at least one picture, or video. The "
+        "score of a long video is the highest of its windows, groups of frames judged together.",
+    ),
     (
         "Control",
         "A simpler explanation put to the same test. A guard that does no better than its controls "

@@ -16,7 +16,7 @@ import torch
 
 from guardrail.artefact.artefact import FILENAME, Artefact, Calibration, Header, Steering
 from guardrail.artefact.file import MAX_FILE, MAX_HEADER
-from guardrail.artefact.header import Fingerprint, LayerRow, Readout
+from guardrail.artefact.header import Fingerprint, LayerRow, Offset, Readout
 from guardrail.errors import (
     ArtefactError,
     ArtefactFormatError,
@@ -115,8 +115,13 @@ def test_a_revision_names_its_parent_and_leaves_the_original(artefact: Artefact)
     assert child.header.parent == artefact.artefact_id
     assert child.header.calibration[Modality.TEXT].n == 99
     assert artefact.header.calibration[Modality.TEXT].n == 199
-    with pytest.raises(ArtefactFormatError, match="steering layer 2 lies before readout layer 3"):
-        artefact.revised(readout=Readout(estimator="lda", layers=(1, 3)))
+
+
+def test_an_edit_may_lie_before_the_readout(artefact: Artefact, tmp_path: Path) -> None:
+    moved = artefact.revised(readout=Readout(estimator="lda", layers=(1, 3)))
+    again = Artefact.load(moved.save(tmp_path / "early.guard.safetensors"))
+    assert again.header.steering is not None
+    assert again.header.steering.layer == 2 < again.header.readout.layers[-1] == 3
 
 
 def test_a_header_with_a_foreign_id_is_refused(artefact: Artefact) -> None:
@@ -134,6 +139,45 @@ def test_a_detect_only_artefact_has_no_steering_tensors() -> None:
     assert Artefact(header(steering=None), given).header.steering is None
     with pytest.raises(ArtefactFormatError, match="missing: steer_offset_image, steer_offset_im"):
         Artefact(header(), given)
+
+
+def with_video(**changes: Any) -> Artefact:
+    """The toy artefact, fitted with videos."""
+    given = {
+        "readout_offset_video": torch.tensor([0.5, -0.5]),
+        "steer_offset_video": torch.ones(()),
+    }
+    offset = Offset(size=0.3, spread_colours=0.1, spread_prompts=0.05, n_colours=4, n_prompts=2)
+    return Artefact(header(offsets={"video": offset}, **changes), tensors() | given)
+
+
+def test_an_artefact_without_videos_keeps_the_id_it_had_before_there_were_any() -> None:
+    plain = {name: torch.ones_like(tensor) for name, tensor in tensors().items()}
+    plain["direction"] = torch.eye(8)[:4]  # no random numbers, which another machine may draw anew
+    old = Artefact(header(), plain)
+    assert old.artefact_id == "guard-95de799331809dcd"
+    assert not old.reads_videos
+    assert set(old.tensors) == set(tensors())
+
+
+def test_the_offset_of_videos_is_saved_and_loaded(tmp_path: Path) -> None:
+    again = Artefact.load(with_video().save(tmp_path / "video.guard.safetensors"))
+    assert again.reads_videos
+    assert again.tensors["readout_offset_video"].tolist() == [0.5, -0.5]
+    assert float(again.tensors["steer_offset_video"]) == 1.0
+
+
+@pytest.mark.parametrize("missing", ["readout_offset_video", "steer_offset_video"])
+def test_half_an_offset_of_videos_is_refused(missing: str) -> None:
+    whole = with_video()
+    given = {name: value for name, value in whole.tensors.items() if name != missing}
+    with pytest.raises(ArtefactFormatError, match=f"missing: {missing}"):
+        whole.revised(tensors=given)
+
+
+def test_a_detect_only_artefact_has_no_steering_offset_of_videos() -> None:
+    given = {n: t for n, t in with_video().tensors.items() if not n.startswith("steer_")}
+    assert Artefact(header(steering=None), given).reads_videos
 
 
 @pytest.mark.parametrize(
@@ -181,7 +225,6 @@ def test_layers_out_of_range_are_refused(change: dict[str, Any]) -> None:
         (lambda: LayerRow(layer=1, usable=True, norm=float("nan")), "finite"),
         (lambda: header(extra={"x": float("nan")}), "finite"),
         (lambda: calibration(steer=0.1, flag=float("inf")), "finite"),
-        (lambda: header(steering=Steering(layer=1, gain=1, a_max=1, region_max=1)), "lies before"),
         (lambda: header(surprise=1), "surprise"),
         (
             lambda: Calibration(
@@ -497,6 +540,24 @@ def test_the_summary_is_plain_json(artefact: Artefact) -> None:
     assert summary["steering"]["induced_refusal"] == {"hits": 30, "n": 40}
     assert summary["calibration"]["text"]["flag"] == 1.0
     assert summary["calibration"]["image"] == summary["calibration"]["text"] | {"from": "text"}
+
+
+def test_the_summary_tells_of_videos_where_they_are_read(artefact: Artefact) -> None:
+    assert "video" not in artefact.summary()["calibration"]
+    assert with_video().summary()["offsets"] == {"video": 0.3}
+    assert with_video().summary()["calibration"]["video"]["from"] == "text"
+    own = {modality: calibration(steer=i, flag=i) for i, modality in enumerate(Modality)}
+    found = with_video(calibration=own).summary()["calibration"]
+    assert {name: row["flag"] for name, row in found.items()} == {"text": 0, "image": 1, "video": 2}
+
+
+def test_videos_use_their_own_calibration_or_that_of_images_or_texts() -> None:
+    policy, made = Policy(), {Modality.TEXT: calibration()}
+    assert with_video(calibration=made).calibration_for(Modality.VIDEO)[0] == Modality.TEXT
+    made[Modality.IMAGE] = calibration(steer=2, flag=3)
+    assert with_video(calibration=made).thresholds(Modality.VIDEO, policy).flag == 3
+    made[Modality.VIDEO] = calibration(steer=4, flag=5)
+    assert with_video(calibration=made).thresholds(Modality.VIDEO, policy).flag == 5
 
 
 def test_importing_the_artefact_module_loads_no_torch() -> None:

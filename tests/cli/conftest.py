@@ -20,11 +20,15 @@ THRESHOLDS = {"pass": (1e6, 2e6), "steer": (-1e6, 1e6), "flag": (-2e6, -1e6)}
 
 
 class Saved(NamedTuple):
-    """A folder with a tiny model, an artefact per action, and a picture, all as paths."""
+    """A folder with a tiny model, an artefact per action, a picture and a video, all as paths.
+
+    The video is an animated GIF of 6 frames in 3 s.
+    """
 
     model: str
     artefact: dict[str, str]
     picture: str
+    video: str
     folder: Path
 
 
@@ -39,7 +43,11 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
         artefact = tiny_artefact(model, processor, tau_steer=steer, tau_flag=flag)
         artefacts[action] = str(artefact.save(folder / f"{action}.guard.safetensors"))
     Image.new("RGB", (40, 40), "red").save(folder / "red.png")
-    return Saved(str(folder / "model"), artefacts, str(folder / "red.png"), folder)
+    first, *others = (Image.new("RGB", (40, 40), (40 * i, 90, 200)) for i in range(6))
+    film = folder / "film.gif"
+    first.save(film, save_all=True, append_images=others, duration=500)
+    picture = str(folder / "red.png")
+    return Saved(str(folder / "model"), artefacts, picture, str(film), folder)
 
 
 @pytest.fixture

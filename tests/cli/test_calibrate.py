@@ -71,6 +71,7 @@ def _requests(tmp_path, *rows):
 def test_every_form_of_line_is_read(tmp_path):
     chat = [{"role": "user", "content": "c"}]
     picture = {"type": "image", "path": str(tmp_path / "p.png")}
+    video = {"type": "video", "path": str(tmp_path / "v.mp4")}
     text = {"type": "text", "text": "d"}
     assert _requests(
         tmp_path,
@@ -80,6 +81,8 @@ def test_every_form_of_line_is_read(tmp_path):
         {"messages": chat},
         {"text": "d", "image": "p.png"},
         {"image": [str(Path(tmp_path) / "p.png"), "p.png"], "label": "benign"},
+        {"text": "d", "video": "v.mp4", "image": "p.png"},
+        {"video": ["v.mp4", "v.mp4"], "label": "benign"},
     ) == [
         "a",
         "b",
@@ -87,6 +90,8 @@ def test_every_form_of_line_is_read(tmp_path):
         chat,
         [{"role": "user", "content": [picture, text]}],
         [{"role": "user", "content": [picture, picture]}],
+        [{"role": "user", "content": [picture, video, text]}],
+        [{"role": "user", "content": [video, video]}],
     ]
 
 
@@ -99,12 +104,16 @@ def test_every_form_of_line_is_read(tmp_path):
         ({"prompt": "a"}, "expected a string"),
         ({"text": "a", "image": 3}, "expected a string"),
         ({"text": 3, "image": "p.png"}, "`text` is a string"),
+        ({"text": 3, "video": "v.mp4"}, "`text` is a string"),
         ({"text": "a", "label": "harmful"}, "only benign inputs calibrate"),
         ({"text": "a", "label": ["benign"]}, "only benign inputs calibrate"),
         ({"image": []}, "expected a string"),
+        ({"video": []}, "expected a string"),
+        ({"text": "a", "video": 3}, "expected a string"),
+        ({"text": "a", "videos": ["v.mp4"]}, "'videos' beside image and text and video would"),
         ('{"text": "a", "text": "b"}', "stands twice"),
         ('{"text": "a", "id": NaN}', "not JSON"),
-        ({"text": "a", "images": ["p.png"]}, "'images' beside image and text would not be read"),
+        ({"text": "a", "images": ["p.png"]}, "'images' beside image and text and video would"),
         ({"image": "p.png", "prompt": "a"}, "'prompt' beside"),
         ({"messages": [{}], "image": "p.png"}, "'image' beside messages would not be read"),
         ({"messages": [{}], "text": "a", "system": "b"}, "'system', 'text' beside messages"),
@@ -252,3 +261,17 @@ def test_the_file_is_read_line_by_line(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300_000  # the file has 1.4 MB
+
+
+def test_videos_calibrate_too_and_must_be_there(run, saved, calibrated, tmp_path):
+    benign, out = saved.folder / "films.jsonl", tmp_path / "new.safetensors"
+    benign.write_text('{"text": "What is this?", "video": "film.gif"}\n')
+    words = ("--model", saved.model, "--benign", str(benign), "-o", str(out), "--window", "2")
+    done = run("calibrate", saved.artefact["pass"], *words)
+    assert done.exit_code == 0, done.stderr
+    ((verdicts, _),) = calibrated
+    assert [verdict.modality for verdict in verdicts] == ["video"]
+    assert verdicts[0].window.of in (3, 4)
+    benign.write_text('{"text": "What is this?", "video": "gone.mp4"}\n')
+    with pytest.raises(DatasetError, match=r"line 1: there is no video file '.*gone\.mp4'"):
+        count_benign(benign)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -139,3 +140,49 @@ def test_variables_of_other_programs_do_not_disturb(run, saved, monkeypatch):
     monkeypatch.setenv("GUARDRAIL_SERVICE_HOST", "10.0.0.1")
     done = run("check", saved.model, "-a", saved.artefact["pass"], "--text", "Hello")
     assert done.exit_code == 0, done.stderr
+
+
+def test_a_video_is_judged_as_the_guard_judges_it(run, saved):
+    words = ("--text", "What is this?", "--video", saved.video, "--json")
+    done = run("check", saved.model, "-a", saved.artefact["pass"], *words)
+    assert done.exit_code == 0, done.stderr
+    content = [{"type": "video", "path": saved.video}, {"type": "text", "text": "What is this?"}]
+    with Guard.from_pretrained(saved.model, saved.artefact["pass"]) as guard:
+        wanted = guard.check([{"role": "user", "content": content}]).to_dict()
+    found = json.loads(done.stdout)
+    assert found.pop("score") == pytest.approx(wanted.pop("score"), rel=1e-5)
+    assert found == wanted
+    assert found["modality"] == "video"
+    assert found["window"]["frames"] == 6
+
+
+def test_rate_and_window_of_a_video_can_be_given(run, saved, tmp_path):
+    (tmp_path / "policy.toml").write_text("[video]\nfps = 0.5\nmax_fps = 0.5\nwindow = 3\n")
+    words = ("check", saved.model, "-a", saved.artefact["pass"], "--video", saved.video)
+    few = run(*words, "--policy", str(tmp_path / "policy.toml"), "--json")
+    assert json.loads(few.stdout)["window"]["frames"] < 6
+    # a rate above the policy's highest one raises that, too
+    given = ("--fps", "2", "--window", "2")
+    many = run(*words, "--policy", str(tmp_path / "policy.toml"), *given)
+    assert many.exit_code == 0, many.stderr
+    row = next(line for line in many.stdout.splitlines() if line.startswith("window"))
+    assert re.fullmatch(r"window +window \d of [34], \d\.\d to \d\.\d s", row)
+    wrong = run(*words, "--window", "0")
+    assert wrong.exit_code == 2
+
+
+def test_the_audit_line_of_a_long_video_is_one_and_tells_its_window(run, saved, tmp_path):
+    log = tmp_path / "audit.jsonl"
+    words = ("--video", saved.video, "--window", "2", "--audit", str(log))
+    done = run("check", saved.model, "-a", saved.artefact["flag"], *words)
+    assert done.exit_code == 1, done.stderr
+    (line,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (line["event"], line["modality"]) == ("verdict", "video")
+    assert set(line["window"]) == {"number", "of", "start_s", "end_s", "frames", "video"}
+
+
+def test_a_chat_leaves_no_place_for_a_video(run, saved):
+    words = ("--messages", "-", "--video", saved.video)
+    done = run("check", saved.model, "-a", saved.artefact["pass"], *words, stdin="[]")
+    assert done.exit_code == 2
+    assert "leave --text, --image and" in done.stderr

@@ -232,3 +232,22 @@ def test_a_folder_of_pictures_is_evaluated_with_the_given_prompt(run, saved, tmp
         ("What is it?", "image", "harmful"),
         ("What is it?", "image", "harmless"),
     ]
+
+
+def test_videos_stand_in_the_tables_and_are_held_to_the_gates(evaluate, saved, data, tmp_path):
+    rows = [
+        {"text": f"What is {i}?", "video": saved.video, "label": label}
+        for i in range(2)
+        for label in ("safe", "harmful")
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = tmp_path / "page.html"
+    words = ("--no-answers", "--window", "2", "--html", str(page), "--explain", "1")
+    done = evaluate(*words, "--max-benign-flagged", "0", action="flag")
+    assert done.exit_code == 1, done.stderr
+    assert "missed: video: 1.000 of harmless inputs flagged (2/2)" in done.stderr
+    lines = done.stdout.splitlines()
+    rows = [line.split() for line in lines if line.lstrip().startswith("video ")]
+    assert ["2", "2"] in [row[1:3] for row in rows]  # harmful and harmless ones
+    assert "film.gif" in page.read_text("utf-8")
+    assert "window by window" in page.read_text("utf-8")

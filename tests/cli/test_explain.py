@@ -83,3 +83,33 @@ def test_a_terminal_gets_colours_and_nothing_of_the_prompts_own(explained, monke
     assert "\x1b[5m" not in text
     assert ("48;2;" in text) == (colours == "truecolor")
     assert "picture 1: 4 positions" in text
+
+
+def test_a_video_is_explained_frame_by_frame(run, saved, tmp_path):
+    page = tmp_path / "page.html"
+    words = ("--video", saved.video, "--html", str(page))
+    done = run("explain", saved.model, "-a", saved.artefact["pass"], *words)
+    assert done.exit_code == 0, done.stderr
+    assert "score after the frame at  0.0 s" in done.stdout
+    assert done.stdout.count(" s ") >= 6
+    html = page.read_text("utf-8")
+    assert html.count('alt="Frame at') == 6
+    assert "Scores of video 1, frame by frame" in html
+    assert "window by window" not in html
+
+
+def test_a_long_video_is_explained_window_by_window(run, saved, tmp_path):
+    page = tmp_path / "page.html"
+    words = ("explain", saved.model, "-a", saved.artefact["pass"], "--video", saved.video)
+    found = json.loads(run(*words, "--window", "2", "--json").stdout)
+    scores = [window["score"] for window in found["windows"]]
+    assert len(scores) == 4
+    assert found["verdict"]["score"] == pytest.approx(max(scores), abs=1e-6)
+    done = run(*words, "--window", "2", "--html", str(page))
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    rows = [row for row in lines if row.endswith(" highest") and not row.startswith("note")]
+    assert len(rows) == 1
+    assert f"{max(scores):.2f}" in rows[0]
+    assert "answer frames" in done.stdout
+    assert "Scores along the video, window by window" in page.read_text("utf-8")

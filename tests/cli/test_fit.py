@@ -57,6 +57,8 @@ def test_options_reach_the_fit(run, saved, fitted, tmp_path):
         "flag_rate": 0.02,
         "batch_size": 3,
         "per_kind": 112,
+        "video": None,
+        "videos": 0,
         "work_dir": tmp_path / "work",
     }
 

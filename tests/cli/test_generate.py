@@ -57,3 +57,15 @@ def test_a_violation_is_a_finding_and_no_error(run, saved, tmp_path, more):
 def test_stream_and_json_exclude_each_other(run, saved):
     done = run(*_words(saved, "pass", "--json", "--stream"))
     assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_an_answer_to_a_video_tells_the_window_it_rests_on(run, saved):
+    words = ("--video", saved.video, "--window", "2", "--max-new-tokens", "2")
+    done = run("generate", saved.model, "-a", saved.artefact["pass"], *words, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["completion_tokens"] == 2
+    assert found["verdict"]["modality"] == "video"
+    assert found["verdict"]["window"]["of"] in (3, 4)
+    shown = run("generate", saved.model, "-a", saved.artefact["pass"], *words)
+    assert "video (window " in shown.stderr

@@ -66,7 +66,8 @@ class Planted:
         collect = Collector(model)
         contrast = load_contrast(self.data, extend=False)
         text = self.artefact.calibration_for("text")[1]
-        readings = read_all(collect, contrast, text.targets, 112)
+        seeing = self.artefact.reads_videos
+        readings = read_all(collect, contrast, text.targets, 112, video=seeing)
         return Read(Fitted.of(self.artefact), collect, readings, candidates_of(readings))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from guardrail.artefact.header import Rates
+from guardrail.drift.fitted import Fitted
 from guardrail.drift.repair import recalibrated, renamed, targets
 from guardrail.errors import CalibrationError
 from guardrail.fit.reference import from_header
@@ -53,7 +55,7 @@ def test_recalibration_keeps_directions_and_measures_the_rest(
         assert torch.equal(made.tensors[name], old.tensors[name])
     layers, weight = made.header.readout.layers, made.tensors["readout_weight"]
     at = made.header.steering.layer
-    for kind in ("image", "images"):
+    for kind in ("image", "images", "video"):
         along = readings.offsets[kind].along(weight, layers)
         torch.testing.assert_close(made.tensors[f"readout_offset_{kind}"], along.float())
         edit = readings.offsets[kind].along(made.tensors["direction"][at][None], [at])[0]
@@ -78,6 +80,29 @@ def test_recalibrated_figures_are_of_the_new_model(made: Artefact, template: Any
     scores = template.fitted.readout.scores(template.readings.forms["drawn"].residuals)
     assert list(reference["drawn"].values()) == pytest.approx(scores.tolist(), abs=1e-6)
     assert any("steering figures are those of the parent" in w for w in made.header.warnings)
+    assert [w for w in made.header.warnings if w.startswith("video: ")] == [
+        w for w in template.fitted.artefact.header.warnings if w.startswith("video: ")
+    ]
+
+
+def test_an_artefact_without_videos_is_recalibrated_without(
+    pictures: Any, template: Any, changed: Any
+) -> None:
+    old = pictures.artefact
+    header = {
+        "offsets": {kind: row for kind, row in old.header.offsets.items() if kind != "video"},
+        "warnings": (),
+    }
+    tensors = {n: t for n, t in old.tensors.items() if not n.endswith("_video")}
+    fitted = Fitted.of(old.revised(tensors=tensors, **header))
+    readings = replace(
+        template.readings,
+        offsets={k: v for k, v in template.readings.offsets.items() if k != "video"},
+    )
+    made = recalibrated(fitted, readings, fingerprint(changed("llava", "template")), {})
+    assert not made.reads_videos
+    assert set(made.header.offsets) == {"image", "images"}
+    assert not [w for w in made.header.warnings if w.startswith("video")]
 
 
 def test_a_recalibrated_artefact_passes_the_next_check(

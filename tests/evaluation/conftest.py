@@ -135,3 +135,35 @@ def pictured(
         picture(number % 3).save(tmp_path / name)
         row["image"] = [name, "0.png"] if number >= 12 else name
     return write_items(rows, "pictured")
+
+
+def clip_parts(frames: int, seed: int = 0) -> dict[str, Any]:
+    """A video part of that many coloured frames."""
+    from PIL import Image
+
+    rng = random.Random(seed)
+    colours = [tuple(rng.randrange(256) for _ in range(3)) for _ in range(frames)]
+    return {"type": "video", "video": [Image.new("RGB", (56, 40), c) for c in colours]}
+
+
+@pytest.fixture
+def filmed() -> list[EvalItem]:
+    """14 labelled texts beside one video each: of 2 frames, or of 5."""
+    items = []
+    for number, row in enumerate(labelled_rows(7, seed=6)):
+        content = [
+            clip_parts((2, 5)[number // 2 % 2], number),
+            {"type": "text", "text": row["text"]},
+        ]
+        items.append(
+            EvalItem(
+                id=f"film-{number}",
+                label="harmful" if row["label"] == "harmful" else "harmless",
+                messages=[{"role": "user", "content": content}],
+                text=row["text"],
+                category=row["category"],
+                source="films",
+                videos=(f"film-{number}.mp4",),
+            )
+        )
+    return items

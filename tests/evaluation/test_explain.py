@@ -6,20 +6,27 @@ import importlib.util
 import json
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from PIL import Image
 
-from guardrail.errors import ConfigurationError, GuardClosedError, LimitExceededError
+from guardrail.errors import (
+    ConfigurationError,
+    GuardClosedError,
+    LimitExceededError,
+    UnsupportedContentError,
+)
 from guardrail.evaluation.explain import explain
 from guardrail.guard import Guard
 from guardrail.model.decoder import decoder_layers, decoder_module
 from guardrail.model.generate import last_residuals
 from guardrail.model.inputs import Encoder
 from guardrail.model.positions import position_residuals
-from guardrail.policy import Limits, Policy, Thresholds
+from guardrail.policy import Limits, Policy, Thresholds, VideoSampling
 from guardrail.requests.messages import to_request
 from guardrail.testing import tiny_artefact, tiny_model
 from guardrail.types import Action, Modality
@@ -44,7 +51,7 @@ def guard_on() -> Iterator[Callable[..., Guard]]:
         artefact: Artefact | None = None,
         **policy: Any,
     ) -> Guard:
-        both = dict.fromkeys((Modality.TEXT, Modality.IMAGE), Thresholds(steer=steer, flag=flag))
+        both = dict.fromkeys(Modality, Thresholds(steer=steer, flag=flag))
         fitted = artefact or tiny_artefact(tiny.model, tiny.processor)
         rules = Policy(thresholds=both, **policy)
         guards.append(Guard((tiny.model, tiny.processor), fitted, policy=rules))
@@ -337,3 +344,86 @@ def _contrast_artefact(loaded: Any) -> Artefact:
         "readout_gap": gap,
     }
     return made.revised(tensors=tensors)
+
+
+def film(frames: int, text: str = "what is this?", *, before: tuple[Any, ...] = ()) -> list[Any]:
+    """A chat with a video of that many coloured frames, one a second."""
+    shown = [Image.new("RGB", (56, 40), (30 * i % 256, 90, 200 - 20 * i)) for i in range(frames)]
+    pictures = [{"type": "image", "image": image} for image in before]
+    content = [*pictures, {"type": "video", "video": shown}, {"type": "text", "text": text}]
+    return [{"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_a_video_is_explained_after_each_of_its_frames(tiny_of, guard_on, family):
+    guard = guard_on(tiny_of(family))
+    found = explain(guard, film(4))
+    assert found.verdict == guard.check(film(4))
+    assert found.positions[-1].score == pytest.approx(found.verdict.score, abs=1e-9)
+    (video,) = found.videos
+    assert not found.pictures
+    times = [frame.time_s for frame in video.frames]
+    assert times == ([1.0, 3.0] if family == "qwen2_5_vl" else [0.0, 1.0, 2.0, 3.0])  # pairs
+    places = [frame.position for frame in video.frames]
+    assert places == sorted(set(places))
+    assert [frame.score for frame in video.frames] == [found.positions[at].score for at in places]
+    assert {found.positions[at].kind for at in video.positions} == {"video"}
+    assert sum(p.kind == "video" for p in found.positions) == len(video.positions)
+    # after frame k nothing of later frames is known: a video that goes on otherwise scores alike
+    if family != "gemma3":  # whose picture tokens see each other
+        other = film(4)
+        other[0]["content"][0]["video"][2:] = [Image.new("RGB", (56, 40), "white")] * 2
+        (changed,) = explain(guard, other).videos
+        same = [a.score == pytest.approx(b.score, abs=1e-5) for a, b in _pairs(video, changed)]
+        assert same == [time < 2 for time in times]
+
+
+def _pairs(first: Any, second: Any) -> Any:
+    return zip(first.frames, second.frames, strict=True)
+
+
+def test_pictures_beside_a_video_stay_apart_from_its_frames(tiny_of, guard_on, picture):
+    for family in ("llava", "qwen2_5_vl"):
+        found = explain(guard_on(tiny_of(family)), film(2, before=(picture(3),)))
+        (shown,), (video,) = found.pictures, found.videos
+        assert shown.original is not None
+        assert shown.original.tobytes() == picture(3).tobytes()
+        assert video.frames
+        assert max(shown.positions) < min(video.positions)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_long_video_is_explained_by_its_highest_window(tiny_of, guard_on, family):
+    tiny = tiny_of(family)
+    guard = guard_on(tiny, video=VideoSampling(window=2, answer_frames=2))
+    found, wanted = explain(guard, film(7)), guard.check(film(7))  # which reads windows in batches
+    assert found.verdict.score == pytest.approx(wanted.score, abs=1e-5)
+    assert replace(found.verdict, score=0.0) == replace(wanted, score=0.0)
+    assert [w.video for w in found.windows] == [0, 0, 0, 0, None]
+    assert [(w.start_s, w.end_s) for w in found.windows[:4]] == [(0, 1), (2, 3), (4, 5), (5, 6)]
+    assert (found.windows[4].start_s, found.windows[4].end_s) == (0, 6)
+    for window in found.windows:
+        chosen = [i for i in (0, 6) if window.video is None] or [*map(int, _ends(window))]
+        alone = film(7)
+        frames = alone[0]["content"][0]["video"]
+        alone[0]["content"][0] |= {"video": [frames[i] for i in chosen]}
+        if family == "llava":  # times are no part of what it is shown
+            assert guard.check(alone).score == pytest.approx(window.score, abs=1e-5)
+    highest = max(found.windows, key=lambda window: window.score)
+    assert found.verdict.score == pytest.approx(highest.score, abs=1e-9)
+    assert found.positions[-1].score == pytest.approx(highest.score, abs=1e-9)
+    assert {f.time_s for f in found.videos[0].frames} <= {highest.start_s, highest.end_s}
+    assert "the prompt is that of window" in found.notes[0]
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert plain["windows"][0]["score"] == found.windows[0].score
+    assert len(plain["videos"][0]["frames"]) == len(found.videos[0].frames)
+
+
+def _ends(window: Any) -> tuple[float, float]:
+    return window.start_s, window.end_s
+
+
+def test_a_video_needs_an_artefact_that_was_fitted_with_videos(llava, guard_on):
+    old = tiny_artefact(llava.model, llava.processor, video=False)
+    with pytest.raises(UnsupportedContentError, match="fitted without video"):
+        explain(guard_on(llava, artefact=old), film(2))

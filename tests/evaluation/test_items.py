@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guardrail.errors import DatasetError, InputError
-from guardrail.evaluation.items import DEFAULT_PROMPT, EvalItem, load_items
+from guardrail.evaluation.items import DEFAULT_PROMPT, VIDEO_PROMPT, EvalItem, load_items
 from guardrail.policy import Limits, Policy
 
 if TYPE_CHECKING:
@@ -130,15 +130,17 @@ def test_the_policys_limits_hold_for_an_item(tmp_path):
         ({"text": "a"}, "label"),
         ({"text": "a", "label": "bad"}, "'bad' is none of harmful"),
         ({"text": "a", "label": 1}, "1 is none of"),
-        ({"label": "safe"}, "`text`, `image` or both"),
+        ({"label": "safe"}, "`text`, `image` or `video`"),
         ({"text": 3, "label": "safe"}, "text"),
-        ({"text": "a", "label": "safe", "video": "v.mp4"}, "'video' would be lost"),
+        ({"text": "a", "label": "safe", "audio": "a.mp3"}, "'audio' would be lost"),
+        ({"text": "a", "label": "safe", "video": "v.mp4"}, "there is no video"),
+        ({"text": "a", "label": "safe", "video": ["a.png", 3]}, "video"),
         ({"text": "a", "label": "safe", "system": "s"}, "'system' would be lost"),
         ({"image": "none.png", "label": "safe"}, "there is no picture"),
         ({"question": "What?", "image": "a.png", "label": "safe"}, "`question` is not shown"),
         (
             {"messages": [{"role": "user", "content": "a"}], "text": "b", "label": "safe"},
-            "leave `text` and `image` out",
+            "leave `text`, `image` and `video` out",
         ),
         ({"messages": "a", "label": "safe"}, "messages"),
     ],
@@ -198,7 +200,7 @@ def test_a_folder_of_labels_gives_pictures_with_prompts_and_texts(labelled):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        ("benign/film.mp4", "film.mp4 would be lost"),
+        ("benign/sound.mp3", "sound.mp3 would be lost"),
         ("benign/empty.txt", "is empty"),
         ("other/x.txt", "'other' beside them"),
         ("benign/a/b/c.txt", "one level of categories"),
@@ -211,6 +213,49 @@ def test_a_folder_with_something_nobody_reads_is_refused(labelled, make, reason)
     path.write_text("")
     with pytest.raises(DatasetError, match=reason):
         load_items([labelled])
+
+
+@pytest.fixture
+def film(tmp_path, picture):
+    """`film(path)`: an animated GIF of three pictures, which is a video by its content."""
+
+    def make(path: Path) -> Path:
+        first, *others = (picture(seed) for seed in range(3))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        first.save(path, format="GIF", save_all=True, append_images=others, duration=500)
+        return path
+
+    return make
+
+
+def test_videos_are_found_beside_the_file_and_in_chats(tmp_path, film):
+    film(tmp_path / "v.mp4")
+    part = {"type": "video_url", "video_url": {"url": "v.mp4"}}
+    path = write(
+        tmp_path / "set.jsonl",
+        {"text": "Look", "video": "v.mp4", "label": "safe"},
+        {"messages": [{"role": "user", "content": [part]}], "label": "unsafe"},
+    )
+    for item in load_items([path]):
+        assert item.videos == (str(tmp_path / "v.mp4"),)
+        assert item.images == ()
+        request = item.request(Policy(local_files=False))
+        assert request.modality == "video"
+        (video,) = request.videos
+        assert video.clip.times == (0.0, 0.5, 1.0)
+
+
+def test_a_folder_of_labels_may_hold_videos_with_their_prompts(labelled, film):
+    film(labelled / "benign/4.MOV")
+    film(labelled / "Harmful/5.mp4")
+    (labelled / "Harmful/5.txt").write_text("Do what it says.")
+    found = {item.id: item for item in load_items([labelled])}
+    plain, asked = found["benign/4.MOV"], found["Harmful/5.mp4"]
+    assert (plain.text, asked.text) == (VIDEO_PROMPT, "Do what it says.")
+    assert plain.videos == (str(labelled / "benign/4.MOV"),)
+    assert asked.request(Policy()).modality == "video"
+    named = {item.id: item.text for item in load_items([labelled], prompt="Look")}
+    assert named["benign/4.MOV"] == "Look"
 
 
 def test_no_input_is_an_error(tmp_path):

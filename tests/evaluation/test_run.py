@@ -6,14 +6,20 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from guardrail.errors import ConfigurationError, DatasetError
 from guardrail.evaluation import measuring
-from guardrail.evaluation.cache import FILENAME
+from guardrail.evaluation.cache import FILENAME, Cache
+from guardrail.evaluation.inputs import Troubles, read_inputs
 from guardrail.evaluation.run import evaluate
 from guardrail.evaluation.schema import Report
+from guardrail.evaluation.scores import Scorer
+from guardrail.evaluation.stage import Context
+from guardrail.evaluation.windows import judged_requests
+from guardrail.fit.collect import Collector
 from guardrail.guard import Guard
-from guardrail.policy import Limits, Policy
+from guardrail.policy import Limits, Policy, VideoSampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -469,3 +475,91 @@ def test_prompts_a_guard_may_have_been_fitted_on_are_said(guard, texts):
     known = replace(texts[0], id="known", text=packaged()[0].text)
     report = evaluate(guard, [*texts[:3], known], answers=False)
     assert any(w.endswith("which guards are fitted on: 1") for w in report.warnings)
+
+
+SAMPLED = VideoSampling(window=2, answer_frames=2)
+
+
+def test_videos_are_measured_as_the_guard_judges_them(fitted_of: Callable[[str], Fitted], filmed):
+    policy = Policy(video=SAMPLED)
+    with fitted_of("llava").guard(policy) as guard:
+        report = evaluate(guard, filmed, new_tokens=2)
+        for row, item in zip(report.items, filmed, strict=True):
+            verdict = guard.check(item.messages)
+            assert (row.modality, row.action) == ("video", verdict.action.value)
+            assert row.video == item.videos[0]
+            assert row.image is None
+            if verdict.action != "flag":  # the guard looks no further then
+                assert row.score == pytest.approx(verdict.score, abs=1e-4)
+    found = group_of(report, "modality", "video")
+    assert (found.n_harmful, found.n_harmless) == (7, 7)
+    assert found.refusals["harmful"].guarded.n == 7
+    assert all(point.auroc.keys() == {"video"} for point in report.layers)
+    (control,) = report.controls
+    assert control.modality == "video"
+    assert len(control.random_directions.aurocs) == 20
+    assert any("video: the artefact has no calibration" in w for w in report.warnings)
+    assert not any("differ by up to" in w for w in report.warnings)
+
+
+def test_random_directions_of_long_videos_take_their_highest_window_too(
+    fitted_of: Callable[[str], Fitted], filmed
+):
+    long = next(item for item in filmed if len(item.messages[0]["content"][0]["video"]) == 5)
+    with fitted_of("llava").guard(Policy(video=SAMPLED)) as guard:
+        scorer = Scorer(guard.artefact, guard.policy)
+        collect = Collector(guard.loaded)
+        parts = [shown for shown, _ in judged_requests(long.request(guard.policy), 2)]
+        assert len(parts) == 4
+        alone = torch.stack([scorer(r, "video").random for r in collect(parts, "alone")])
+        troubles = Troubles()
+        inputs = read_inputs([long], guard.policy, troubles, lambda *_: None, guard.artefact)
+        measuring_ = measuring.Measuring(
+            guard, Context(Cache(), guard.policy, troubles, lambda *_: None), 4
+        )
+        (row,) = measuring_.rows(inputs)
+    assert torch.allclose(row.scores.random, alone.amax(0), atol=1e-4)
+
+
+def test_a_second_run_over_videos_asks_the_model_nothing(
+    fitted_of: Callable[[str], Fitted], filmed, tmp_path, passes
+):
+    with fitted_of("llava").guard(Policy(video=SAMPLED)) as guard:
+        first = evaluate(guard, filmed[:6], new_tokens=2, work_dir=tmp_path)
+        passes.clear()
+        second = evaluate(guard, filmed[:6], new_tokens=2, work_dir=tmp_path)
+        assert passes == []
+        assert without_times(first) == without_times(second)
+    more = SAMPLED.model_copy(update={"answer_frames": 3})
+    with fitted_of("llava").guard(Policy(video=more)) as guard:
+        evaluate(guard, filmed[2:4], answers=False, work_dir=tmp_path)
+    assert passes  # what is answered from other frames is another input
+
+
+def test_the_divergence_of_a_steered_video_is_that_of_its_steered_answer(
+    fitted_of: Callable[[str], Fitted], filmed
+):
+    """At these thresholds all are steered, but for those out of reach."""
+    low = {"video": {"steer": -1e6, "flag": 1e6}}
+    policy = Policy.model_validate({"thresholds": low, "video": SAMPLED.model_dump()})
+    with fitted_of("llava").guard(policy) as guard:
+        report = evaluate(guard, filmed[:8], new_tokens=2)
+    assert report.quality is not None
+    assert report.quality.n_steered + report.quality.n_flagged == 4
+    assert report.quality.n_steered > 0
+    assert report.quality.kl_steered > 0
+
+
+def test_an_artefact_without_videos_cannot_measure_them(
+    fitted_of: Callable[[str], Fitted], filmed, pictured
+):
+    fitted = fitted_of("llava")
+    tensors = {n: t for n, t in fitted.artefact.tensors.items() if not n.endswith("_video")}
+    offsets = {k: v for k, v in fitted.artefact.header.offsets.items() if k != "video"}
+    old = fitted.artefact.revised(tensors=tensors, offsets=offsets)
+    with Guard(fitted.loaded, old) as guard:
+        with pytest.raises(DatasetError, match=r"film-0.*fitted without video.*fit again"):
+            evaluate(guard, [*pictured, *filmed], answers=False)
+        report = evaluate(guard, [*pictured, *filmed], answers=False, skip_errors=True)
+    assert len(report.items) == len(pictured)
+    assert len(report.data["skipped"]) == len(filmed)

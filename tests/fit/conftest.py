@@ -54,7 +54,8 @@ def plant(loaded: LoadedModel, *, strength: float = 12.0, answer: float = 1.5) -
         embeddings[trigger[0], 0] = 8.0
         layers: Any = decoder_layers(loaded.model)
         for layer in layers:  # what is planted stands out of what the other weights make of it
-            layer.self_attn.o_proj.weight.mul_(QUIET)
+            attention = layer.self_attn if hasattr(layer, "self_attn") else layer.cross_attn
+            attention.o_proj.weight.mul_(QUIET)
             layer.mlp.down_proj.weight.mul_(QUIET)
         attention = layers[0].self_attn
         attention.q_proj.weight.zero_()

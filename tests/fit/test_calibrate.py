@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import tracemalloc
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 from scipy.stats import beta, ks_2samp
 
@@ -25,9 +27,10 @@ from guardrail.errors import (
 )
 from guardrail.fit.calibrate import calibrate, calibration, rate_interval
 from guardrail.fit.traffic import Placed
+from guardrail.guard import Guard
 from guardrail.metrics import Rate, conformal_threshold
 from guardrail.model.load import LoadedModel, wrap_model
-from guardrail.policy import Limits, Policy
+from guardrail.policy import Limits, Policy, VideoSampling
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, Modality, Verdict
 
@@ -47,6 +50,10 @@ class FakeGuard:
     loaded: LoadedModel
     policy: Policy = field(default_factory=lambda: Policy(limits=Limits(queue=64)))
     chunks: list[int] = field(default_factory=list)
+
+    def with_policy(self, policy: Policy) -> Any:
+        """Itself: a fake has no windows to stop at."""
+        return nullcontext(self)
 
     def check_batch(
         self, values: Sequence[Any], *, return_exceptions: bool
@@ -72,7 +79,7 @@ class FakeGuard:
 
 @pytest.fixture(scope="module")
 def artefact(llava: Any) -> Artefact:
-    made = tiny_artefact(llava.model, llava.processor)
+    made = tiny_artefact(llava.model, llava.processor, video=False)
     both = {m: made.header.calibration[Modality.TEXT] for m in (Modality.TEXT, Modality.IMAGE)}
     return made.revised(calibration=both, warnings=("kept", "calibration: old"))
 
@@ -380,3 +387,42 @@ def test_errors_that_are_not_a_requests_own_are_never_left_out(guard: FakeGuard)
     values: list[Any] = [*(i / 300 for i in range(300)), MemoryError()]
     with pytest.raises(MemoryError):
         calibrate(guard, values, skip_errors=True)
+
+
+def film(colours: Sequence[int]) -> list[dict[str, Any]]:
+    frames = [Image.new("RGB", (40, 40), (c, 255 - c, c // 2)) for c in colours]
+    content = [{"type": "video", "video": frames}, {"type": "text", "text": "what is this"}]
+    return [{"role": "user", "content": content}]
+
+
+def test_videos_are_calibrated_on_the_highest_of_all_their_windows(llava: Any) -> None:
+    """Also under thresholds at which a guard that acts would stop at the first window."""
+    made = tiny_artefact(llava.model, llava.processor, tau_steer=-2e6, tau_flag=-1e6)
+    films = [film([(37 * i + 50 * j) % 256 for j in range(5)]) for i in range(19)]
+    policy = Policy(video=VideoSampling(window=2, answer_frames=2))
+    with Guard((llava.model, llava.processor), made, policy=policy) as guard:
+        assert guard.check(films[0]).window.of == 1  # it stops there
+        found = calibrate(guard, [*films, *["text"] * 3], steer_rate=0.1, flag_rate=0.05)
+    shadow = policy.model_copy(update={"mode": "shadow"})
+    with Guard((llava.model, llava.processor), made, policy=shadow) as guard:
+        verdicts = [guard.check(value) for value in films]
+    assert {verdict.window.of for verdict in verdicts} <= {3, 4}  # the answer's frames make 4
+    row = found.header.calibration[Modality.VIDEO]
+    wanted = sorted(verdict.score for verdict in verdicts)
+    assert row.scores == pytest.approx(wanted, abs=1e-4)
+    assert row.source == "benign traffic"
+    assert not [w for w in found.header.warnings if w.startswith("video: ")]
+
+
+def test_a_calibration_without_videos_still_says_whose_thresholds_they_have(
+    llava: Any, guard: FakeGuard
+) -> None:
+    fitted = tiny_artefact(llava.model, llava.processor)
+    both = {m: fitted.header.calibration[Modality.TEXT] for m in (Modality.TEXT, Modality.IMAGE)}
+    fitted = fitted.revised(calibration=both)
+    made = calibrate(FakeGuard(fitted, guard.loaded), [i / 200 for i in range(150)])
+    notes = [w for w in made.header.warnings if w.startswith("video: ")]
+    assert len(notes) == 1
+    assert "thresholds of image inputs" in notes[0]
+    again = calibrate(FakeGuard(made, guard.loaded), [i / 200 for i in range(150)])
+    assert [w for w in again.header.warnings if w.startswith("video: ")] == notes

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from guardrail.fit.clips import clip_request, meaningless_clips
 from guardrail.fit.collect import Collector, text_request
 from guardrail.model.decoder import decoder_layers
 from guardrail.types import Message, Request, TextPart
@@ -102,6 +103,21 @@ def test_batches_hold_requests_of_like_length_and_equal_pictures(
     lengths = [[len(texts[i]) for i in batch] for batch in batches]
     assert lengths == [[5, 7], [8, 9], [1, 2], [3]]
     assert all(len({i % 2 for i in batch}) == 1 for batch in batches)
+
+
+def test_a_batch_of_videos_holds_no_more_frames_than_it_would_pictures(
+    llava_loaded: LoadedModel,
+) -> None:
+    eight, two = (meaningless_clips(1, frames=n)[0] for n in (8, 2))
+    requests = [clip_request("what", clip) for clip in (eight, two) for _ in range(5)]
+    requests.append(text_request("what"))
+    batches = list(Collector(llava_loaded, batch_size=5).batches(requests))
+    assert [len(batch) for batch in batches] == [1, 1, 1, 1, 1, 2, 2, 1, 1]
+    assert [len(b) for b in Collector(llava_loaded, batch_size=16).batches(requests[:5])] == [
+        2,
+        2,
+        1,
+    ]
 
 
 def test_a_tokenizer_that_cannot_pad_gets_batches_of_one(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -140,3 +141,20 @@ def test_an_offset_as_wide_as_the_text_gap_is_a_warning(outcome_of: Any) -> None
     row = made.header.offsets["image"]
     assert (row.spread_colours, row.n_colours) == (pytest.approx(math.sqrt(2), abs=1e-4), 2)
     assert row.spread_prompts == pytest.approx(0.1 * math.sqrt(2), abs=1e-4)
+
+
+def test_the_offset_of_videos_is_kept_with_a_note_on_their_thresholds(outcome_of: Any) -> None:
+    shift = torch.full((LAYERS, WIDTH), 0.01)
+    made = artefact_of(outcome_of(kls=(0.01,), video=Offset(shift, shift[None], shift[None])))
+    weight, direction = made.tensors["readout_weight"], made.tensors["direction"][1]
+    assert made.reads_videos
+    torch.testing.assert_close(made.tensors["readout_offset_video"], (weight * 0.01).sum(-1))
+    torch.testing.assert_close(made.tensors["steer_offset_video"], (direction * 0.01).sum())
+    (warning,) = made.header.warnings
+    assert warning.startswith("video: held to the thresholds of text inputs")
+
+
+def test_why_no_video_can_be_scored_is_in_the_artefact(outcome_of: Any) -> None:
+    made = artefact_of(replace(outcome_of(kls=(0.01,)), without_video="too small"))
+    assert made.header.warnings == ("video: no video can be scored: too small",)
+    assert not made.reads_videos

@@ -66,3 +66,17 @@ def test_there_are_enough_prompts_with_pictures_for_the_rates(
 def test_no_more_prompts_are_asked_for_than_there_are() -> None:
     found = reading._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.001), torch.zeros(2, 3))
     assert max(Counter(zip(found.splits, found.kinds, strict=True)).values()) == 60
+
+
+def filmed(requests: Sequence[Request], _stage: str) -> torch.Tensor:
+    assert all(request.offset_kind == "video" for request in requests)
+    return torch.ones(len(requests), 2, 3)
+
+
+def test_only_safe_prompts_are_filmed_and_what_a_video_adds_is_taken_off() -> None:
+    offset = torch.arange(6.0).reshape(2, 3).double()
+    found = reading._filmed(filmed, contrast("near", "ordinary"), 10, offset)
+    assert set(found.kinds) == {"near", "ordinary"}
+    assert set(found.splits) == {"calibrate"}
+    assert len({sample.index for sample in found.samples}) == 10
+    torch.testing.assert_close(found.residuals[0], (1 - offset).float())

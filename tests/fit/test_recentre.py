@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from guardrail.fit.clips import clip_request, meaningless_clips
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import neutral_prompts
 from guardrail.fit.recentre import (
@@ -38,7 +39,8 @@ class Additive:
         for request in requests:
             text = request.messages[0].parts[-1].text
             row = torch.full((LAYERS, WIDTH), float(len(text)))
-            for image in request.images:
+            frames = [frame for video in request.videos for frame in video.clip.frames]
+            for image in (*request.images, *frames):
                 row = row + torch.tensor([*image.getpixel((0, 0)), 1.0])
             rows.append(row)
         return torch.stack(rows)
@@ -61,6 +63,20 @@ def test_prompts_are_read_once_without_a_picture() -> None:
     collect = Additive()
     measure_offsets(collect, colours=2)
     assert collect.stages == ["neutral prompts", "re-centring, image", "re-centring, images"]
+
+
+def test_clips_are_read_only_when_asked_for_and_with_few_prompts() -> None:
+    collect = Additive()
+    offsets = measure_offsets(collect, colours=4, video=True)
+    assert collect.stages[-1] == "re-centring, video"
+    clips = [
+        sum(torch.tensor([*frame.getpixel((0, 0)), 1.0]).double() for frame in clip.frames)
+        for clip in meaningless_clips(4)
+    ]
+    torch.testing.assert_close(offsets["video"].colours[:, 0], torch.stack(clips))
+    torch.testing.assert_close(offsets["video"].mean[0], torch.stack(clips).mean(0))
+    assert len(offsets["video"].prompts) == 2
+    assert set(measure_offsets(Additive(), colours=2)) == {"image", "images"}
 
 
 def test_an_offset_is_projected_layer_by_layer() -> None:
@@ -117,3 +133,18 @@ def test_offsets_of_a_model_are_differences_of_its_own_means(llava_loaded: Loade
         float(expected[1:].norm(dim=-1).min()), rel=1e-3
     )
     assert found["image"].mean.norm() > 0.1
+
+
+def test_the_offset_of_videos_is_the_difference_of_the_models_own_means(
+    llava_loaded: LoadedModel,
+) -> None:
+    prompts, collect = neutral_prompts("fit")[:2], Collector(llava_loaded)
+    found = measure_offsets(collect, prompts=prompts, colours=2, video=True)["video"]
+    slow = []
+    for prompt in prompts:
+        alone = collect([text_request(prompt)], "")[0]
+        for clip in meaningless_clips(2):
+            slow.append(collect([clip_request(prompt, clip)], "")[0] - alone)
+    expected = torch.stack(slow).double().mean(0)
+    torch.testing.assert_close(found.mean, expected, atol=1e-5, rtol=1e-4)
+    assert found.mean.norm() > 0.1

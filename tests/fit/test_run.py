@@ -16,20 +16,25 @@ from guardrail.errors import (
     DatasetError,
     NoUsableDirectionError,
 )
-from guardrail.fit.causal import refusal_log_odds, refusal_token_ids
+from guardrail.fit import steer_search
+from guardrail.fit.calibrate import target_rates
+from guardrail.fit.causal import CausalEffect, refusal_log_odds, refusal_token_ids
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import load_contrast
-from guardrail.fit.run import fit
+from guardrail.fit.forms import filmed
+from guardrail.fit.reading import read_all
+from guardrail.fit.run import candidates_of, finish, fit
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import next_token_logits
-from guardrail.policy import Policy
+from guardrail.policy import Policy, Thresholds
 from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from guardrail.artefact.header import Rates
     from guardrail.model.load import LoadedModel
 
 RATES = {"steer_rate": 0.1, "flag_rate": 0.05}
@@ -134,6 +139,49 @@ def test_every_layer_is_recorded_and_candidates_have_a_causal_effect(any_fit: Fi
         assert all(figure is not None for figure in figures) is row.usable
         assert (row.causal is not None) is (first <= row.layer < 3)
     assert rows[first].separability > 0.95
+
+
+def test_a_model_that_takes_pictures_is_fitted_with_videos(any_fit: Fitted) -> None:
+    header, seeing = any_fit.artefact.header, any_fit.loaded.is_multimodal
+    assert any_fit.artefact.reads_videos is seeing
+    assert ("re-centring, video" in {stage for stage, _, _ in any_fit.progress}) is seeing
+    assert ("video" in header.offsets) is seeing
+    assert [w for w in header.warnings if "video: held to the thresholds of image" in w] == [
+        w for w in header.warnings if w.startswith("video: ")
+    ]
+    assert any(w.startswith("video: ") for w in header.warnings) is seeing
+
+
+def test_drawn_videos_calibrate_videos(
+    plant_in: Any, prefixes: tuple[str, ...], contrast_file: Any
+) -> None:
+    loaded = plant_in("llava")
+    data = contrast_file()
+    made = fit(loaded, data=data, extend=False, refusal_prefixes=prefixes, videos=19, **RATES)
+    row = made.header.calibration[Modality.VIDEO]
+    assert (row.n, row.source) == (19, "safe contrast prompts, filmed")
+    assert made.header.data["videos"] == 19
+    contrast = load_contrast(data, extend=False)
+    stored = made.header.extra["reference"]["filmed"]
+    assert all(contrast.prompts[i].label == "safe" for i in stored["index"])
+    assert sorted(stored["score"]) == pytest.approx(list(row.scores), abs=1e-5)
+    (note,) = [w for w in made.header.warnings if w.startswith("video: ")]
+    assert "videos of one window" in note
+    with Guard(loaded, made) as guard:
+        requests = [sample.request for sample in filmed(contrast, 19)]
+        scores = [verdict.score for verdict in guard.check_batch(requests)]
+    assert sorted(scores) == pytest.approx(list(row.scores), abs=1e-3)
+
+
+def test_without_videos_the_artefact_is_as_it_was_before_there_were_any(
+    plant_in: Any, prefixes: tuple[str, ...], contrast_file: Any
+) -> None:
+    options = {"data": contrast_file(), "extend": False, "refusal_prefixes": prefixes, **RATES}
+    made = fit(plant_in("llava"), video=False, **options)
+    assert not made.reads_videos
+    assert not [w for w in made.header.warnings if "video" in w]
+    with pytest.raises(ConfigurationError, match="takes no pictures"):
+        fit(plant_in("llama"), video=True, **options)
 
 
 def test_the_planted_direction_is_found(any_fit: Fitted, planted_direction: Any) -> None:
@@ -267,6 +315,7 @@ def test_every_stage_reports_how_far_it_is(any_fit: Fitted) -> None:
     expected = ["contrast prompts", "prompts with words around"]
     if any_fit.loaded.is_multimodal:
         expected += ["neutral prompts", "re-centring, image", "re-centring, images"]
+        expected += ["re-centring, video"]
         expected += ["prompts beside a picture", "safe prompts as pictures"]
     assert stages == [*expected, "causal effect", "steering strength"]
     for stage in stages:
@@ -372,3 +421,77 @@ def test_prompts_without_kinds_are_enough(
     assert artefact.header.layers[2].consistency is None  # there are no pairs
     modality = Modality.IMAGE if fitted.loaded.is_multimodal else Modality.TEXT
     assert artefact.header.calibration[modality].n >= 20
+
+
+def only_read_at(layer: int, readings: Any) -> list[Any]:
+    return [c for c in candidates_of(readings) if c.readout.layers == (layer,)]
+
+
+def read_again(fitted: Fitted) -> tuple[Collector, Any, Rates]:
+    rates = target_rates(**RATES)
+    collect = Collector(fitted.loaded, key="again")
+    contrast = load_contrast(fitted.data, extend=False)
+    return collect, read_all(collect, contrast, rates, 112), rates
+
+
+@pytest.mark.parametrize("shift", [None, -1.0], ids=["as it is", "no effect from there on"])
+def test_layers_before_the_readout_are_edited_only_if_no_later_one_will_do(
+    text_fit: Fitted, prefixes: tuple[str, ...], monkeypatch: Any, shift: float | None
+) -> None:
+    collect, readings, rates = read_again(text_fit)
+    asked: list[list[int]] = []
+    real = steer_search.measured_effects
+
+    def measured(collect: Any, readings: Any, edits: Any, prefixes: Any) -> Any:
+        asked.append([edit.layer for edit in edits])
+        found = real(collect, readings, edits, prefixes)
+        late = shift is not None and len(asked) == 1
+        return [CausalEffect(shift, 0.0) for _ in found] if late and shift is not None else found
+
+    monkeypatch.setattr(steer_search, "measured_effects", measured)
+    artefact = finish(
+        collect,
+        readings,
+        only_read_at(2, readings),
+        identity=fingerprint(text_fit.loaded),
+        rates=rates,
+        prefixes=prefixes,
+    )
+    steering, rows = artefact.header.steering, artefact.header.layers
+    assert steering is not None
+    if shift is None:
+        assert (asked, steering.layer) == ([[2]], 2)
+        return
+    assert (asked, steering.layer) == ([[2], [1]], 1)
+    assert (rows[2].causal, (rows[1].causal or 0.0) > 0) == (-1.0, True)
+    assert steering.induced_refusal is not None
+    assert steering.induced_refusal.hits > 0
+    policy = Policy(thresholds={Modality.TEXT: Thresholds(steer=0.5, flag=50.0)})
+    with Guard(text_fit.loaded, artefact, policy=policy) as guard:
+        dirty, clean = (guard.generate(text, max_new_tokens=4) for text in (DIRTY, CLEAN))
+    assert (dirty.verdict.action, clean.verdict.action) == (Action.STEER, Action.PASS)
+    assert "sorry" in dirty.text
+    assert "sorry" not in clean.text
+
+
+def test_a_model_with_cross_attention_is_fitted_on_its_other_layers(
+    fitted_of: Callable[[str], Fitted], tmp_path: Path, picture: Any
+) -> None:
+    """Layer 1 of the four runs for pictures only."""
+    fitted = fitted_of("mllama")
+    header = fitted.artefact.header
+    assert [row.usable for row in header.layers] == [True, False, True, True]
+    assert header.readout.layers == (2,)
+    assert header.steering is not None
+    assert header.steering.layer != 1
+    assert header.readout.figures["auroc"] > 0.95
+    assert {"text", "image"} <= {str(m.value) for m in header.calibration}
+    assert set(header.readout.figures["auroc_by_form"]) == {"plain", "carried", "pictured"}
+    artefact = Artefact.load(fitted.artefact.save(tmp_path / "mllama.guard.safetensors"))
+    with Guard(fitted.loaded, artefact) as guard:
+        assert guard.check(DIRTY).score > guard.check(CLEAN).score + 0.5
+        both = [guard.check([{"role": "user", "content": [
+            {"type": "image", "image": picture()}, {"type": "text", "text": text}]}])
+            for text in (DIRTY, CLEAN)]  # fmt: skip
+    assert [verdict.modality for verdict in both] == [Modality.IMAGE] * 2
+    assert both[0].score > both[1].score + 0.5

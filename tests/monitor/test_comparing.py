@@ -155,3 +155,18 @@ def test_what_cannot_be_compared_is_refused(artefact, artefact_with):
     edited = snapshot.model_copy(update={"modalities": {Modality.TEXT: moved}})
     with pytest.raises(ConfigurationError, match="edited"):
         compare(edited, artefact)
+
+
+def test_videos_are_compared_with_videos_and_with_nothing_else(artefact_with):
+    """The highest of several windows lies higher than single pictures, without any shift."""
+    rng = np.random.default_rng(8)
+    windows = rng.normal(0, 0.5, (500, 10)).max(axis=1)
+    pictures = {name: rng.normal(0, 0.5, 500) for name in ("text", "image")}
+    borrowed = artefact_with(**pictures)
+    (row,) = compare(_counted(borrowed, video=windows), borrowed).modalities
+    assert (row.modality, row.finding, row.n) == ("video", "no calibration", 500)
+    own = artefact_with(**pictures, video=rng.normal(0, 0.5, (500, 10)).max(axis=1))
+    (row,) = compare(_counted(own, video=windows), own).modalities
+    assert (row.finding, row.reference) == ("no alarm", "video")
+    (row,) = compare(_counted(own, video=windows + 1), own).modalities
+    assert row.finding == "alarm"

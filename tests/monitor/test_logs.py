@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -14,7 +15,7 @@ from guardrail.errors import DatasetError
 from guardrail.monitor import Monitor
 from guardrail.monitor import logs as logs_module
 from guardrail.monitor.logs import LogReader
-from guardrail.types import Modality
+from guardrail.types import Modality, Window
 
 TIMES = {"since", "until"}
 
@@ -163,3 +164,22 @@ def test_memory_does_not_grow_with_the_log(artefact, line_of, tmp_path):
         return used
 
     assert peak(8_000) < peak(1_000) + 20_000
+
+
+def test_a_line_of_a_video_counts_for_videos_whatever_window_it_names(
+    artefact, tmp_path, verdict_of
+):
+    window = Window(number=2, of=9, start_s=8.0, end_s=11.5, frames=8)
+    verdict = replace(verdict_of(artefact, 0.4, Modality.VIDEO), window=window)
+    with AuditLog(tmp_path / "a") as log:
+        log(verdict, {"event": "verdict", "request_id": "r"})
+    assert json.loads((tmp_path / "a").read_text())["window"] == {
+        "number": 2,
+        "of": 9,
+        "start_s": 8.0,
+        "end_s": 11.5,
+        "frames": 8,
+        "video": 0,
+    }
+    found, facts = _read(artefact, tmp_path / "a")
+    assert (facts.counted, found.modalities[Modality.VIDEO].n) == (1, 1)

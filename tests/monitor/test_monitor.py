@@ -10,6 +10,7 @@ import pytest
 
 from guardrail.errors import ConfigurationError
 from guardrail.monitor import Monitor, MonitorSnapshot
+from guardrail.monitor.reference import bin_edges
 from guardrail.types import Action, Modality
 
 
@@ -117,3 +118,18 @@ def test_what_cannot_be_counted_is_refused(artefact, verdict_of):
     with pytest.raises(ValueError, match="finite"):
         monitor.add(Modality.TEXT, Action.PASS, float("nan"))
     assert monitor.snapshot().n == 0
+
+
+def test_videos_are_counted_apart_by_their_own_calibration(artefact_with, verdict_of):
+    artefact = artefact_with(
+        text=[i / 500 for i in range(200)], video=[i / 100 for i in range(200)]
+    )
+    monitor = Monitor(artefact)
+    for score in (0.1, 1.5, 5.0):
+        monitor.record(verdict_of(artefact, score, Modality.VIDEO))
+    found = monitor.snapshot().modalities
+    assert set(found) == {Modality.VIDEO}
+    video, row = found[Modality.VIDEO], artefact.header.calibration[Modality.VIDEO]
+    assert video.n == 3
+    assert video.beyond_flag == sum(score > row.thresholds.flag for score in (0.1, 1.5, 5.0)) == 1
+    assert video.edges == bin_edges(row.scores, 10)

@@ -312,3 +312,19 @@ def test_ten_thousand_inputs_stay_a_small_page(report):
 def test_anything_else_is_no_report(wrong):
     with pytest.raises(ConfigurationError, match="guardrail evaluate"):
         evaluation_page(wrong)
+
+
+def test_a_video_is_named_where_a_picture_would_be_shown(report):
+    made = lean(report(30, ("image",)))
+    for item in made["items"]:
+        item |= {"modality": "video", "image": None, "video": "films/<b>1</b>.mp4"}
+    for row in (*made["groups"], *made["controls"]):
+        row["modality"] = "video"
+        row["name"] = "video" if row.get("by") == "modality" else row.get("name")
+    made["thresholds"] = {"video": made["thresholds"]["image"]}
+    html = evaluation_page(made)
+    assert "<b>1</b>" not in html
+    shown = words(html)
+    assert "video films/<b>1</b>.mp4" in shown
+    assert "no picture" not in shown
+    assert "Scores, video" in html
