@@ -9,6 +9,7 @@ import typer
 from guardrail import __version__
 from guardrail.cli.calibrate import calibrate
 from guardrail.cli.check import check
+from guardrail.cli.conform import conform
 from guardrail.cli.drift import drift
 from guardrail.cli.evaluate import evaluate
 from guardrail.cli.explain import explain
@@ -38,6 +39,7 @@ for _command in (
     monitor,
     drift,
     transport,
+    conform,
 ):
     app.command()(_command)
 

@@ -1,0 +1,56 @@
+"""`guardrail conform`: does a guard work inside this model?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from guardrail.cli import options as o
+from guardrail.cli.output import FINDING, progress, session, write, write_json
+
+if TYPE_CHECKING:
+    from guardrail.conformance import Report
+
+
+def conform(
+    model: o.ModelName,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="CHECK", help="This check; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random directions.")] = 0,
+    device: o.Device = None,
+    dtype: o.Dtype = "auto",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.AsJson = False,
+    debug: o.Debug = False,
+) -> None:
+    """Check the guard against slow references on a model; exits with 1 when a result is wrong.
+
+    A `no` is the guard's own clear refusal, and no finding; `n/a` is what the model cannot do.
+    """
+    loading = o.Loading(
+        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    )
+    with session(debug=debug) as stdout:
+        from guardrail.conformance import check_model
+        from guardrail.model.load import load_model
+
+        with progress() as step:
+            loaded = load_model(model, **loading.keywords())
+            report = check_model(loaded, names=only, seed=seed, progress=step)
+        if as_json:
+            write_json(stdout, report.model_dump(mode="json"))
+        else:
+            _show(stdout, report)
+    raise typer.Exit(0 if report.ok else FINDING)
+
+
+def _show(stdout: TextIO, report: Report) -> None:
+    """One line a check, with the reason of everything but a `yes`."""
+    packages = ", ".join(f"{name} {number}" for name, number in report.packages.items())
+    write(stdout, f"{report.architecture}: {report.layers} layers, {report.dtype} ({packages})")
+    for check in report.checks:
+        reason = f"  {check.reason}" if check.reason else ""
+        write(stdout, f"{check.name:<12} {check.outcome:<7} {check.title}{reason}")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+
+from guardrail.conformance import Report
+from guardrail.decide.detector import Detector
+
+
+def test_each_check_has_a_line_and_a_reason(run, saved):
+    done = run("conform", saved.model, "--only", "score", "--only", "assisted")
+    assert done.exit_code == 0
+    head, *lines = done.stdout.splitlines()
+    assert head.startswith("LlavaForConditionalGeneration: 4 layers, float32 (guardrail-vlm ")
+    assert [line.split()[:2] for line in lines] == [["score", "yes"], ["assisted", "no"]]
+    assert "assisted decoding" in lines[1]
+
+
+def test_the_document_is_the_report(run, saved):
+    done = run("conform", saved.model, "--only", "check", "--json")
+    report = Report.model_validate(json.loads(done.stdout))
+    assert report.source == saved.model
+    assert report["check"].outcome == "yes"
+
+
+def test_a_wrong_result_is_a_finding(run, saved, monkeypatch):
+    real = Detector.edit
+    monkeypatch.setattr(Detector, "edit", lambda self, *args: 2 * real(self, *args))
+    done = run("conform", saved.model, "--only", "steering")
+    assert done.exit_code == 1
+    assert "steering     FAILED" in done.stdout
+
+
+def test_a_check_nobody_knows_is_an_error(run, saved):
+    done = run("conform", saved.model, "--only", "nonsense")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no checks named nonsense" in done.stderr
+
+
+def test_a_model_that_is_not_there_is_an_error(run, tmp_path):
+    done = run("conform", str(tmp_path / "gone"))
+    assert (done.exit_code, done.stdout) == (2, "")

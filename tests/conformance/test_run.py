@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from guardrail.conformance import CHECKS, Outcome, check_model
+from guardrail.conformance import run as running
+from guardrail.conformance.outcomes import DoesNotApplyError, WrongResultError
+from guardrail.conformance.run import Definition
+from guardrail.errors import (
+    ConfigurationError,
+    DetectorError,
+    GuardClosedError,
+    UnsupportedModelError,
+)
+from guardrail.testing import tiny_model
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return tiny_model("llama")
+
+
+def ended(error: Exception, *, mode: bool, model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def check(_subject: object) -> Any:
+        raise error
+
+    monkeypatch.setattr(running, "CHECKS", (Definition("x", "X", check, mode=mode),))
+    return check_model(*model)["x"]
+
+
+@pytest.mark.parametrize(
+    ("error", "in_a_mode", "always"),
+    [
+        (UnsupportedModelError("not here"), "no", "no"),
+        (ConfigurationError("not so"), "no", "no"),
+        (DetectorError("fails closed"), "no", "FAILED"),
+        (GuardClosedError("closed"), "FAILED", "FAILED"),
+        (WrongResultError("1 is not 2"), "FAILED", "FAILED"),
+        (DoesNotApplyError("it has none"), "n/a", "n/a"),
+        (RuntimeError("shapes differ"), "FAILED", "FAILED"),
+    ],
+)
+def test_only_a_clear_refusal_is_a_no(
+    error: Exception, in_a_mode: str, always: str, llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for mode, outcome in ((True, in_a_mode), (False, always)):
+        check = ended(error, mode=mode, model=llama, monkeypatch=monkeypatch)
+        assert check.outcome == outcome
+        assert str(error) in (check.reason or "")
+
+
+def test_a_chosen_check_is_run_alone_and_steps_are_told(llama: Any) -> None:
+    steps: list[tuple[str, int, int]] = []
+    report = check_model(
+        *llama, names=["score", "check"], progress=lambda *step: steps.append(step)
+    )
+    assert [check.name for check in report.checks] == ["score", "check"]
+    assert steps == [("checks", 0, 2), ("checks", 1, 2), ("checks", 2, 2)]
+
+
+def test_an_unknown_check_is_named_beside_the_known_ones(llama: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"no checks named nonsense; known: .*score"):
+        check_model(*llama, names=["nonsense"])
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_one_others(llama: Any) -> None:
+    first, again = (check_model(*llama, names=["steering", "score"]) for _ in range(2))
+    assert first == again
+    assert check_model(*llama, names=["score"], seed=1)["score"] != first["score"]
+
+
+def test_the_model_and_the_random_state_are_left_as_they_were() -> None:
+    model, tokenizer = tiny_model("llama")
+    # transformers leaves hooks of its own when hidden states are asked for
+    model(input_ids=torch.tensor([[1]]), output_hidden_states=True)
+    config = model.generation_config.to_dict()
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    state = torch.random.get_rng_state()
+    check_model(model, tokenizer)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.generation_config.to_dict() == config
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    assert "_compiled_call" not in vars(model)
+
+
+def test_half_precision_has_a_tolerance_of_its_own() -> None:
+    model, processor = tiny_model("llava")
+    names = {definition.name for definition in CHECKS} - {"compiled"}
+    report = check_model(model.to(torch.bfloat16), processor, names=names)
+    assert report.dtype == "bfloat16"
+    assert report.failed == ()
+    assert report["unsteered"].figures["text"] == 0
+
+
+def test_a_model_that_no_guard_can_work_in_is_a_no_throughout() -> None:
+    report = check_model(*tiny_model("blip2"))
+    assert {check.outcome for check in report.checks} == {Outcome.NO}
+    assert all("generate()" in (check.reason or "") for check in report.checks)
+    assert len(report.checks) == len(CHECKS)
