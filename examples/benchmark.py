@@ -62,6 +62,10 @@ class Benchmark:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return found
 
+    def lines(self, name: str) -> list[str]:
+        """The lines of a table that another example wrote."""
+        return (self.out / name).read_text("utf-8").splitlines()
+
     def calibrated(self, benign: Path) -> Path:
         """The artefact with thresholds of benign traffic."""
         own = self.out / "own.guard.safetensors"
@@ -89,7 +93,7 @@ def main(
     out: Annotated[Path, typer.Option(help="where the artefact and the figures go")],
     data: Annotated[Path, typer.Option(help="a folder with text/ and vision/")],
     readme: Annotated[Path | None, typer.Option(help="whose tables are replaced")] = None,
-    only: Annotated[str, typer.Option(help="evaluate, drift or cost; all without it")] = "",
+    only: Annotated[str, typer.Option(help="evaluate, drift, robustness, cost; or all")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="keep what was measured before")] = False,
 ) -> None:
     """Measure, and write what was measured."""
@@ -105,7 +109,13 @@ def main(
             *("drift_cases.py", "--model", model, "--artefact", run.artefact),
             *("--out", run.out / "drift", *(["--resume"] if resume else [])),
         )
-        made["drift"] = (run.out / "drift/drift_cases.md").read_text("utf-8").splitlines()
+        made["drift"] = run.lines("drift/drift_cases.md")
+    if only in ("", "robustness"):
+        run.script(
+            *("robustness.py", "--model", model, "--artefact", run.artefact),
+            *("--out", run.out / "robustness", "--data", data),
+        )
+        made["robustness"] = run.lines("robustness/robustness.md")
     if only in ("", "cost"):
         if not (resume and (run.out / "bench.json").exists()):
             run.script("bench.py", "--model", model, "--out", out)

@@ -31,7 +31,7 @@ def prepare(data: Path, out: Path) -> dict[str, Path]:
     picture), `rest` the FigStep inputs that traffic leaves.
     """
     shutil.rmtree(out, ignore_errors=True)
-    texts = _texts(data)
+    texts = test_texts(data)
     figstep = _figstep(data, out / "all")
     _write(out / "all/texts.jsonl", texts)
     _write(out / "all/drawn.jsonl", _drawn(texts, out / "all"))
@@ -48,11 +48,11 @@ def prepare(data: Path, out: Path) -> dict[str, Path]:
     }
 
 
-def _texts(data: Path) -> list[Row]:
+def test_texts(data: Path) -> list[Row]:
     """Harmful and ordinary texts of the test splits, each label shuffled on its own."""
     found = []
     for label in ("harmful", "harmless"):
-        rows = _rows(data / f"text/{label}_test.jsonl")
+        rows = read_rows(data / f"text/{label}_test.jsonl")
         short = [row for row in rows if len(row["text"]) <= LONGEST]
         random.Random(20).shuffle(short)
         found += [_row(row, "texts") for row in short[:TEXTS]]
@@ -74,7 +74,7 @@ def _drawn(texts: Sequence[Row], folder: Path) -> list[Row]:
 
 def _look_alikes(data: Path) -> list[Row]:
     """XSTest: harmless texts that look harmful, and harmful ones like them."""
-    rows = _rows(data / "text/xstest_even.jsonl")
+    rows = read_rows(data / "text/xstest_even.jsonl")
     found = []
     for label in ("harmful", "harmless"):
         chosen = [row for row in rows if row["label"] == label]
@@ -88,7 +88,7 @@ def _figstep(data: Path, folder: Path) -> list[Row]:
     (folder / "figstep").mkdir(parents=True, exist_ok=True)
     found = []
     for name in ("figstep_tiny", "own_benign"):
-        for row in _rows(data / f"vision/{name}.jsonl"):
+        for row in read_rows(data / f"vision/{name}.jsonl"):
             picture = f"figstep/{row['id']}.png"
             shutil.copy(data / "vision" / row["image"], folder / picture)
             more = {"text": LIST, "image": picture, "statement": row["statement"]}
@@ -106,7 +106,8 @@ def _beside(rows: Sequence[Row]) -> list[Row]:
     return [row | {"image": f"../all/{row['image']}"} for row in rows]
 
 
-def _rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 

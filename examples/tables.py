@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from guardrail.metrics import Rate, auroc, auroc_interval
 
 Figures = Mapping[str, Any]
 
@@ -164,3 +167,74 @@ def costs(bench: Figures) -> Iterator[str]:
         if "ratio" in r
     ]
     return markdown(["comparison", "ratio", "runs"], rows)
+
+
+def robustness(report: Figures) -> Iterator[str]:
+    """What stands around a request, and what that does to its score."""
+
+    def shift(found: Figures) -> str:
+        return f"{found['median']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f})"
+
+    def rates(group: Figures) -> str:
+        return f"{group['flag']['rate']:.2f}, {group['steer']['rate']:.2f}"
+
+    head = [
+        *("around the request", "n", "tokens added", "shift, harmful", "shift, harmless", "AUROC"),
+        *("harmful flagged, steered", "harmless flagged, steered"),
+    ]
+    rows = [
+        [
+            row["name"],
+            f"{row['harmful']['n']} + {row['harmless']['n']}",
+            f"{row['tokens_added']:.0f}",
+            *(shift(row[label]["shift"]) for label in ("harmful", "harmless")),
+            estimate(row["auroc"]),
+            *(rates(row[label]) for label in ("harmful", "harmless")),
+        ]
+        for row in report["conditions"]
+    ]
+    return markdown(head, rows)
+
+
+def video(report: Figures) -> Iterator[str]:
+    """Videos by what is shown in them: what was sampled, flagged, and named."""
+
+    def rate(found: Sequence[bool]) -> str:
+        return share(Rate.of(found).to_dict() if found else None)
+
+    def cells(rows: Sequence[Figures]) -> list[str]:
+        harmful = rows[0]["label"] == "harmful"
+        seen = [row for row in rows if row["sampled"]]
+        flagged = [row for row in seen if row["action"] == "flag"]
+        return [
+            str(len(rows)),
+            f"{statistics.median(row['frames'] for row in rows):.0f}",
+            f"{statistics.median(row['windows'] for row in rows):.0f}",
+            rate([row["sampled_by_grid"] for row in rows]) if harmful else "-",
+            rate([row["sampled"] for row in rows]) if harmful else "-",
+            rate([row["action"] == "flag" for row in (seen if harmful else rows)]),
+            rate([row["action"] != "pass" for row in (seen if harmful else rows)]),
+            rate([row["named"] for row in flagged]) if harmful else "-",
+        ]
+
+    groups: dict[str, list[Figures]] = {}
+    for row in report["rows"]:
+        for name in (f"{row['label']}, {row['kind']}", f"{row['label']}, all"):
+            groups.setdefault(name, []).append(row)
+    scores = {
+        label: [row["score"] for row in groups[f"{label}, all"]]
+        for label in ("harmful", "harmless")
+    }
+    low, high = auroc_interval(scores["harmful"], scores["harmless"])
+    value = auroc(scores["harmful"], scores["harmless"])
+    head = [
+        *("videos", "n", "frames judged", "windows", "title sampled, grid alone"),
+        *("title sampled", "flagged", "flagged or steered", "window named rightly"),
+    ]
+    yield from markdown(head, [[name, *cells(rows)] for name, rows in sorted(groups.items())])
+    yield ""
+    yield (
+        f"Thresholds: {report['n_calibration']} other benign videos, flag rate "
+        f"{report['rates']['flag']:.2f}, steer rate {report['rates']['steer']:.2f}. AUROC of "
+        f"videos: {value:.3f} ({low:.3f}-{high:.3f})."
+    )

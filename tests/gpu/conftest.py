@@ -1,0 +1,53 @@
+"""A random model of a real size on the accelerator, once for all tests of this folder.
+
+`make test-gpu` runs them. `GUARDRAIL_SHAPE=tiny GUARDRAIL_DEVICE=cpu` runs their code anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where the tests run; they are skipped where there is no accelerator."""
+    asked = os.environ.get("GUARDRAIL_DEVICE")
+    if asked is None and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device; set GUARDRAIL_DEVICE to use another one")
+    return asked or "cuda"
+
+
+@pytest.fixture(scope="session")
+def shape_name() -> str:
+    return os.environ.get("GUARDRAIL_SHAPE", "7b")
+
+
+@pytest.fixture(scope="session")
+def shape_bench() -> Any:
+    """The module of the example, which does the measuring."""
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import shape_bench as module
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    return module
+
+
+@pytest.fixture(scope="session")
+def bench(shape_bench: Any, shape_name: str, device: str) -> Iterator[Any]:
+    """The model in bfloat16, with a guard that lets everything pass."""
+    shape = shape_bench.SHAPES[shape_name]
+    made = shape_bench.ShapeBench(shape, device=device, dtype=torch.bfloat16)
+    yield made
+    made.close()
