@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-slow test-lowest test-gpu bench-shape families test-families lint types check bench benchmark clean
+.PHONY: help setup demo examples test test-slow test-lowest test-gpu bench-shape bench-video families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench: $(TINY)/config.json  ## guarded against plain, side by side in one run
 
 benchmark: $(TINY)/config.json  ## measure everything on data in DATA=folder; write the README's tables
 	$(BIN)/python examples/benchmark.py --model $(TINY) --out .demo --data $(DATA) --readme README.md
+
+bench-video: $(TINY)/config.json  ## what is found in videos, on texts in DATA=folder; write the README's table
+	$(BIN)/python examples/video_bench.py --model $(TINY) --out .demo --data $(DATA) --readme README.md
 
 bench-shape: $(STAMP)  ## what the guard costs on a model of 300M parameters; write the README's table
 	$(BIN)/python examples/shape_bench.py --shape 300m --out .demo --readme README.md

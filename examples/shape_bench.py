@@ -117,10 +117,13 @@ def measure(
     for count in pictures:
         for batch in batches:
             about = {"batch": batch, "pictures": count}
+            fits = True
             try:
                 for row in _comparisons(bench, batch, count, repeats):
                     yield about | row
             except torch.OutOfMemoryError:
+                fits = False  # what the error holds on to is free once it is gone, below
+            if not fits:
                 torch.cuda.empty_cache()
                 yield about | {"what": "does not fit into memory"}
 

@@ -16,7 +16,7 @@ from guardrail.online.streams import AsyncGuardStream, GuardStream
 from guardrail.policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from typing import Unpack
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.model.jobs import Job
     from guardrail.monitor import Monitor
-    from guardrail.online.answering import AnswerJob, Item
     from guardrail.policy import Thresholds
     from guardrail.types import Modality, Result, Verdict
 
@@ -177,11 +176,10 @@ class Guard:
     def astream(self, value: Any, /, **options: Unpack[GenerateOptions]) -> AsyncGuardStream:
         """`stream` for `async for`; the request starts with the first chunk asked for."""
         ask = partial(self._asking.answer, value, options)
-
-        async def start(emit: Callable[[Item], None]) -> AnswerJob:
-            return await self._asking.submitted(partial(ask, emit=emit))
-
-        return AsyncGuardStream(start, self._give_up)
+        return AsyncGuardStream(
+            lambda emit, given_up: self._asking.submitted(partial(ask, emit=emit), given_up),
+            self._give_up,
+        )
 
     async def agenerate(self, value: Any, /, **options: Unpack[GenerateOptions]) -> Result:
         """`generate` without blocking the event loop; cancelling the task ends the request."""

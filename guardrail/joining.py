@@ -15,7 +15,8 @@ from guardrail.errors import UnsupportedContentError
 
 SYSTEM_NAMES = frozenset({"system", "system_prompt", "system_instruction", "instructions"})
 IMAGE_NAMES = frozenset({"image", "images", "image_url", "image_urls"})
-VIDEO_NAMES = frozenset({"video", "videos", "video_url", "video_urls"})
+FRAMES = "frames"  # always of one video
+VIDEO_NAMES = frozenset({"video", "videos", "video_url", "video_urls", FRAMES})
 MEDIA_NAMES = IMAGE_NAMES | VIDEO_NAMES
 
 Part = dict[str, object]
@@ -27,8 +28,9 @@ def joined(named: Sequence[tuple[str, object]]) -> list[object]:
     A list of messages is history; a text with one of SYSTEM_NAMES goes before everything; a
     picture, or whatever has one of IMAGE_NAMES, is an image part, and a video whatever has one of
     VIDEO_NAMES; other texts are text parts, a blank line between neighbours. A list of texts,
-    pictures or videos counts as several, but a list of decoded pictures with one of VIDEO_NAMES is
-    one video. What stands between two histories is one user message.
+    pictures or videos counts as several, but a list of decoded pictures with one of VIDEO_NAMES,
+    and any list that is named frames, is one video. What stands between two histories is one user
+    message.
 
     Raises:
         UnsupportedContentError: a value of another type; the message names the argument.
@@ -70,12 +72,9 @@ def _items(value: object) -> Sequence[object]:
 
 def _is_frames(name: str, value: object) -> bool:
     """Whether a list of pictures is one video."""
-    frames = isinstance(value, list | tuple) and bool(value)
-    return (
-        frames
-        and name in VIDEO_NAMES
-        and all(isinstance(item, Image.Image | np.ndarray) for item in _items(value))
-    )
+    if not isinstance(value, list | tuple) or not value or name not in VIDEO_NAMES:
+        return False
+    return name == FRAMES or all(isinstance(item, Image.Image | np.ndarray) for item in value)
 
 
 def _part(name: str, value: object) -> Part:

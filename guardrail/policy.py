@@ -29,7 +29,9 @@ class Limits(_Frozen):
         default=200, gt=0, description="longer side of one picture / its shorter side"
     )
     total_pixels: int = Field(
-        default=160_000_000, gt=0, description="width x height, summed over one request's pictures"
+        default=160_000_000,
+        gt=0,
+        description="width x height, summed over one request's pictures or one window of a video",
     )
     images: int = Field(default=16, ge=0, description="pictures in one request")
     frames: int = Field(default=512, gt=0, description="frames of one animated picture")
@@ -78,7 +80,7 @@ class VideoSampling(_Frozen):
     fps: float = Field(default=2.0, gt=0, le=60)
     max_fps: float = Field(default=8.0, gt=0, le=60)
     scenes: bool = True
-    window: int = Field(default=8, gt=0, le=256)
+    window: int = Field(default=4, gt=0, le=256)
     answer_frames: int = Field(default=8, gt=0, le=256)
 
     @model_validator(mode="after")

@@ -285,7 +285,7 @@ def test_further_positional_arguments_are_several():
     assert call.bound.args == ("a", "b")
 
 
-@pytest.mark.parametrize("name", ["video", "videos", "video_url", "video_urls"])
+@pytest.mark.parametrize("name", ["video", "videos", "video_url", "video_urls", "frames"])
 def test_a_video_beside_the_messages_would_go_unchecked_and_is_asked_for(name):
     names = {}
     exec(f"def fn(prompt, {name}=None): ...", names)

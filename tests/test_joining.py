@@ -82,7 +82,11 @@ def system(words):
             [("system", "Be brief."), ("messages", [system("Be kind."), *HISTORY])],
             [system("Be brief.\n\nBe kind."), *HISTORY],
         ),
-        ([("prompt", None), ("images", [])], []),
+        ([("prompt", None), ("images", []), ("frames", None)], []),
+        (
+            [("frames", ["a.png", "b.png"]), ("prompt", "what?")],
+            [user({"type": "video", "video": ["a.png", "b.png"]}, text("what?"))],
+        ),
     ],
 )
 def test_arguments_are_joined_in_order_into_one_chat(named, wanted):

@@ -38,11 +38,11 @@ def fit(
         bool | None,
         typer.Option(
             "--video/--no-video",
-            help="Measure what a video adds: 64 frames. Default: if the model takes them.",
+            help="Measure what a video adds: 8 clips of a window. Default: if the model takes it.",
         ),
     ] = None,
     videos: Annotated[
-        int, typer.Option(min=0, help="Calibrate videos on so many drawn ones, 8 frames each.")
+        int, typer.Option(min=0, help="Calibrate videos on so many drawn ones, a window each.")
     ] = 0,
     work_dir: Annotated[
         Path | None,

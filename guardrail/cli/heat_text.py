@@ -122,14 +122,19 @@ def _frames(video: Video, paint: _Paint, *, colours: bool) -> Text:
 
 
 def _windows(explanation: Explanation) -> Table:
-    """Every window's score as a bar between the lowest and the highest of all."""
+    """Every window's score as a bar between the lowest and the highest of all.
+
+    Of several that are highest the first one decides.
+    """
     scores = [window.score for window in explanation.windows]
     low, high = min(scores), max(scores)
+    several = len({window.video for window in explanation.windows} - {None}) > 1
     table = Table("window", "from", "to", "score", "", box=None, pad_edge=False)
     for number, window in enumerate(explanation.windows, 1):
-        name = "answer frames" if window.video is None else str(number)
+        of_video = f" (video {window.video + 1})" if several and window.video is not None else ""
+        name = "answer frames" if window.video is None else f"{number}{of_video}"
         share = (window.score - low) / (high - low) if high > low else 0.0
-        mark = " highest" if window.score == high else ""
+        mark = " highest" if number == scores.index(high) + 1 else ""
         bar = "\N{FULL BLOCK}" * round(_BAR * share) + mark
         times = f"{window.start_s:.1f} s", f"{window.end_s:.1f} s"
         table.add_row(name, *times, f"{window.score:.2f}", bar)

@@ -70,7 +70,11 @@ def monitor(
         for note in log_notes(facts):
             say(f"warning: {note}", style="yellow")
         if not any(one.finding in ("alarm", "no alarm") for one in found.modalities):
-            say(f"warning: nothing was judged; it takes {least} inputs of one kind", style="yellow")
+            say(
+                f"warning: nothing was judged; it takes {least} inputs of one kind, and a "
+                "calibration to hold them against",
+                style="yellow",
+            )
         if as_json:
             write_json(stdout, found.to_dict() | {"logs": asdict(facts)})
         else:

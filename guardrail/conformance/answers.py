@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardrail.conformance.subject import TOKENS
+from guardrail.conformance.subject import TOKENS, rules
 from guardrail.conformance.trace import Trace, traced
 from guardrail.errors import DetectorError
 from guardrail.model.generate import check_rows, generate_rows
@@ -88,6 +88,16 @@ def checked(subject: Subject, encoded: Encoded, detector: Detector) -> tuple[lis
     with traced(subject.model) as trace:
         rulings = check_rows(subject.loaded, encoded, detector, policy=detector.policy)
     return rulings, trace
+
+
+def probe(subject: Subject) -> None:
+    """Answer one request with one token.
+
+    Raises:
+        GuardrailError: a guard cannot work inside this model, whatever is asked of it.
+    """
+    detector = subject.detector(subject.directions.artefact(subject.layers.read), rules())
+    answered(subject, subject.encode(subject.texts[:1]), detector, tokens=1)
 
 
 def score_of(ruling: Ruling) -> float:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
 
 KINDS = ("image", "images", "video")
+FAR = 1e6  # a trust region without an end
+LEAST = 0.01  # of a residual's mean length: the smallest unit of a score
 REACH = 0.6  # length of the text gap at a layer, in units of its residuals' mean length
 
 
@@ -48,9 +50,10 @@ class Directions:
         steer: int | None = None,
         *,
         gain: float = 1.0,
+        region: float = FAR,
         steer_tokens: int = 0,
     ) -> Artefact:
-        """Scores of the texts have mean 0 and spread 1 at each readout layer.
+        """Scores of the texts have mean 0 and spread 1 (or less) at each readout layer.
 
         Raises:
             ArtefactFormatError: the guard takes no artefact with these layers.
@@ -66,33 +69,29 @@ class Directions:
             "mu_unsafe": safe + gaps[:, None] * self.direction,
             "readout_weight": self.direction[rows],
             "readout_zero": along.mean(dim=0),
-            "readout_gap": along.std(dim=0).clamp_min(1e-6),
+            # where texts end alike, as after a first short convolution, any error would be small
+            "readout_gap": along.std(dim=0).maximum(LEAST * lengths[rows]),
         }
         for number, kind in enumerate(KINDS, start=1):
             tensors[f"readout_offset_{kind}"] = 0.1 * number * tensors["readout_gap"]
             if steer is not None:
-                tensors[f"steer_offset_{kind}"] = torch.tensor(0.01 * number)
-        header = self._header(tuple(rows), steer, gain, steer_tokens)
+                tensors[f"steer_offset_{kind}"] = 0.1 * number * gaps[steer]
+        steering = {"gain": gain, "region_max": region, "steer_tokens": steer_tokens}
+        header = self._header(tuple(rows), None if steer is None else steering | {"layer": steer})
         return Artefact(header, {name: value.float() for name, value in tensors.items()})
 
-    def _header(
-        self, read: tuple[int, ...], steer: int | None, gain: float, steer_tokens: int
-    ) -> Header:
+    def _header(self, read: tuple[int, ...], steering: dict[str, Any] | None) -> Header:
         calibration = Calibration(
             scores=(),
             thresholds=Thresholds(steer=1e6, flag=1e6),
             source="made up for conformance checks",
             n=0,
         )
-        steering: dict[str, Any] | None = None
-        if steer is not None:
-            steering = {"layer": steer, "gain": gain, "a_max": 2.0, "region_max": 1e6}
-            steering["steer_tokens"] = steer_tokens
         try:
             return Header(
                 fingerprint=self._print,
                 readout=Readout(estimator="random", layers=read),
-                steering=None if steering is None else Steering(**steering),
+                steering=None if steering is None else Steering(a_max=2.0, **steering),
                 layers=tuple(LayerRow(layer=i, usable=True) for i in range(self._count)),
                 calibration={Modality.TEXT: calibration},
                 warnings=("random directions: for conformance checks only",),

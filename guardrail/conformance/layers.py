@@ -35,13 +35,26 @@ def choose_layers(model: PreTrainedModel) -> Layers:
         raise UnsupportedModelError(
             f"a decoder of {count} layers has none before the last one to read"
         )
-    middle = (len(usable) - 1) // 2
+    middle, entry = (len(usable) - 1) // 2, _pictures_come_in(model)
+    while usable[middle] < entry and middle + 1 < len(usable):
+        middle += 1  # in front of it, no picture would be read
     read = tuple(usable[max(middle - 1, 0) : middle + 1])
     after = usable[middle + 1] if middle + 1 < len(usable) else None
+    early, late = None, None
+    if after is not None:
+        early, late = usable[middle], after
+    elif middle:
+        early, late = usable[middle - 1], usable[middle]
     return Layers(
         count=count,
         read=read,
         steer=read[-1] if after is None else after,
-        early_steer=None if after is None else usable[middle],
-        late_read=after,
+        early_steer=early,
+        late_read=late,
     )
+
+
+def _pictures_come_in(model: PreTrainedModel) -> int:
+    """The first layer of cross-attention; 0 where pictures are part of the prompt."""
+    always = set(self_attention_layers(model))
+    return min(set(range(len(decoder_layers(model)))) - always, default=0)

@@ -1,21 +1,20 @@
-"""The slow reference: the processor, the model and the formulas, without any of the guard's code.
+"""The slow reference: the model and the formulas, without the guard's hooks or detector.
 
-Nothing here goes through the guard's encoder, hooks or detector; plain transformers calls only.
+Its inputs come from `plain`; the guard is only asked which layers the decoder has.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from guardrail.conformance.outcomes import DoesNotApplyError, WrongResultError, first_line
 from guardrail.conformance.trace import hidden_of, traced
 from guardrail.model.decoder import decoder_layers, self_attention_layers
-from guardrail.types import ImagePart, TextPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from guardrail.artefact import Artefact
-    from guardrail.model.load import LoadedModel
-    from guardrail.types import Request
+    from guardrail.artefact.artefact import Steering
 
 _GREEDY: dict[str, Any] = {
     "do_sample": False,
@@ -41,36 +39,6 @@ _GREEDY: dict[str, Any] = {
     "output_attentions": False,
     "disable_compile": True,
 }
-
-
-def plain_inputs(loaded: LoadedModel, request: Request) -> dict[str, Any]:
-    """One request's inputs as a user of transformers makes them, on the model's device."""
-    processor: Any = loaded.processor
-    texts_only = isinstance(processor, PreTrainedTokenizerBase)
-    chat = []
-    for message in request.messages:
-        content: Any = [_part(part) for part in message.parts]
-        if texts_only:
-            content = "\n".join(part["text"] for part in content)
-        chat.append({"role": message.role, "content": content})
-    batch = processor.apply_chat_template(
-        [chat], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-    )
-    return placed(loaded, batch)
-
-
-def placed(loaded: LoadedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs on the model's device; floating tensors in its dtype."""
-    dtype = loaded.model.dtype
-
-    def move(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.to(loaded.device, dtype if value.is_floating_point() else None)
-        if isinstance(value, list | tuple):
-            return type(value)(map(move, value))
-        return value
-
-    return {name: move(value) for name, value in inputs.items()}
 
 
 @torch.no_grad()
@@ -112,19 +80,33 @@ def score(artefact: Artefact, states: Tensor, kind: str) -> float:
 
 def edit(artefact: Artefact, states: Tensor, value: float, gate: float, kind: str) -> Tensor:
     """What steering should add for a score of `value`: (d_model,) float64."""
-    tensors, steering = artefact.tensors, artefact.header.steering
-    if steering is None:
-        raise ValueError("this artefact does not steer")
-    direction = tensors["direction"][steering.layer].double()
-    safe = tensors["mu_safe"][steering.layer].double()
-    gap = float((tensors["mu_unsafe"][steering.layer].double() - safe).norm())
-    here = float(states[steering.layer] @ direction)
-    here -= float(safe @ direction)
+    steering = _steering(artefact)
+    wanted = min(max(steering.gain * (value - gate), 0.0), steering.a_max)
+    move = min(wanted, max(steering.region_max - place(artefact, states, kind), 0.0))
+    direction = artefact.tensors["direction"][steering.layer].double()
+    return move * text_gap(artefact) * direction
+
+
+def place(artefact: Artefact, states: Tensor, kind: str) -> float:
+    """Where a request lies at the steering layer: 0 at safe texts, 1 at unsafe ones."""
+    tensors, layer = artefact.tensors, _steering(artefact).layer
+    direction = tensors["direction"][layer].double()
+    here = float(states[layer] @ direction) - float(tensors["mu_safe"][layer].double() @ direction)
     if kind != "text":
         here -= float(tensors[f"steer_offset_{kind}"])
-    wanted = min(max(steering.gain * (value - gate), 0.0), steering.a_max)
-    move = min(wanted, max(steering.region_max - here / gap, 0.0))
-    return move * gap * direction
+    return here / text_gap(artefact)
+
+
+def text_gap(artefact: Artefact) -> float:
+    """The length between the two means of texts at the steering layer."""
+    tensors, layer = artefact.tensors, _steering(artefact).layer
+    return float((tensors["mu_unsafe"][layer].double() - tensors["mu_safe"][layer].double()).norm())
+
+
+def _steering(artefact: Artefact) -> Steering:
+    if artefact.header.steering is None:
+        raise ValueError("this artefact does not steer")
+    return artefact.header.steering
 
 
 @torch.no_grad()
@@ -148,7 +130,7 @@ def generate_if_possible(
         return generate(model, inputs, tokens, **config)
     except Exception as error:  # a border: any failure of the unguarded model means the same
         raise DoesNotApplyError(
-            f"plain transformers fails so with this model, unguarded ({first_line(error)})"
+            f"without a guard, plain transformers fails here as well ({first_line(error)})"
         ) from error
 
 
@@ -176,19 +158,20 @@ def adding(layer: Any, rows: Tensor, first: int, last: int) -> Iterator[list[int
         handle.remove()
 
 
-@torch.no_grad()
 def steered_logits(
     model: PreTrainedModel, inputs: Mapping[str, Any], layer: int, rows: Tensor
 ) -> Tensor:
-    """The head's last-position output in a cacheless pass with `rows` added there.
+    """The head's last-position output in a prefill with `rows` added there.
+
+    By `generate`, which counts the positions of padded rows as an answer does: a forward pass alone
+    may count the padding, and models with learned positions do not overlook that.
 
     Raises:
         DoesNotApplyError: the model names no head.
     """
-    untyped: Any = model
     last = inputs["input_ids"].shape[1] - 1
     with adding(decoder_layers(model)[layer], rows, last, last), traced(model) as trace:
-        untyped(**inputs, use_cache=False)
+        generate(model, _at_every_position(model, inputs), 1)
     if not trace.logits:
         raise DoesNotApplyError("the model names no head whose logits could be compared")
     return trace.logits[-1]
@@ -212,21 +195,21 @@ def steered_tokens(
     stack = decoder_layers(model)
     with adding(stack[layer], rows, last, last + steer_tokens) as lengths:
         try:
-            answers = generate(model, inputs, tokens, use_cache=False, **config)
+            every = _at_every_position(model, inputs)
+            answers = generate(model, every, tokens, use_cache=False, **config)
         except Exception:  # a border: the reference is at the end of its wits, not the guard
             return None
     grown = list(range(last + 1, last + 1 + len(lengths)))
     return answers if lengths == grown else None
 
 
-def _part(part: object) -> dict[str, Any]:
-    match part:
-        case TextPart(text=text):
-            return {"type": "text", "text": text}
-        case ImagePart(image=image):
-            return {"type": "image", "image": image}
-        case _:
-            raise TypeError(f"the reference makes no input of a {type(part).__name__}")
+def _at_every_position(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`inputs` with which every layer runs at every position.
+
+    Some models run their last layers on the positions alone whose logits are wanted; 0 means all.
+    """
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {**inputs, "logits_to_keep": 0} if keeps else inputs
 
 
 def _ended(row: list[int], model: PreTrainedModel) -> list[int]:

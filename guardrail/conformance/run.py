@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from guardrail.conformance.answers import probe
 from guardrail.conformance.checks import acting, modes, passing, reading, serving, videos
 from guardrail.conformance.outcomes import (
     DoesNotApplyError,
@@ -91,10 +92,11 @@ def check_model(
     """
     loaded = model if isinstance(model, LoadedModel) else wrap_model(model, processor)
     chosen = _chosen(names)
-    subject: Subject | GuardrailError | WrongResultError
+    subject: Subject | Exception
     try:
         subject = Subject(loaded, seed=seed)
-    except (GuardrailError, WrongResultError) as error:  # then so does every check
+        probe(subject)
+    except Exception as error:  # a border: so does every check, and each says why
         subject = error
     checks = []
     for number, definition in enumerate(chosen):
@@ -116,7 +118,7 @@ def _chosen(names: Collection[str] | None) -> tuple[Definition, ...]:
     return tuple(d for d in CHECKS if names is None or d.name in names)
 
 
-def _ended(definition: Definition, subject: Subject | GuardrailError | WrongResultError) -> Check:
+def _ended(definition: Definition, subject: Subject | Exception) -> Check:
     """The border where errors become outcomes."""
     outcome, reason, figures = Outcome.YES, None, Figures()
     try:

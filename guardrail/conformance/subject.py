@@ -13,9 +13,11 @@ import torch
 from guardrail.conformance import reference
 from guardrail.conformance.directions import Directions
 from guardrail.conformance.layers import choose_layers
-from guardrail.conformance.outcomes import DoesNotApplyError, first_line
+from guardrail.conformance.outcomes import DoesNotApplyError, WrongResultError, first_line
+from guardrail.conformance.plain import plain_inputs
 from guardrail.conformance.prompts import TEXTS, picture_request, text_requests
 from guardrail.decide.detector import Detector
+from guardrail.errors import GuardrailError
 from guardrail.model.generate import last_residuals
 from guardrail.model.inputs import Encoder
 from guardrail.policy import Policy, Thresholds
@@ -65,23 +67,48 @@ class Subject:
         """Texts; beside a picture each where the model's own processor takes no text alone."""
         requests = text_requests()
         try:
-            reference.plain_inputs(self.loaded, requests[0])
+            plain_inputs(self.loaded, requests[0])
         except Exception as error:  # a border: a processor's refusal, whatever it raises
             if not self.loaded.is_multimodal:
                 raise
             self.text_trouble = first_line(error)
             requests = [picture_request(1, text, seed=n) for n, text in enumerate(TEXTS)]
-        last_residuals(self.loaded, self.encoder.encode(requests[:1]), self.layers.read)
+        try:
+            last_residuals(self.loaded, self.encoder.encode(requests[:1]), self.layers.read)
+        except GuardrailError:
+            raise
+        except Exception:  # a border: is it the guard that crashes, or the model by itself?
+            self.asked(requests[0])
+            raise
         return [self.asked(request) for request in requests]
 
     def asked(self, request: Request) -> Ask:
-        """A request with its slow reference."""
-        inputs = reference.plain_inputs(self.loaded, request)
-        return Ask(request, inputs, reference.residuals(self.model, inputs))
+        """A request with its slow reference.
+
+        Raises:
+            DoesNotApplyError: the unguarded model cannot be asked that.
+        """
+        try:
+            inputs = plain_inputs(self.loaded, request)
+            return Ask(request, inputs, reference.residuals(self.model, inputs))
+        except WrongResultError:
+            raise
+        except Exception as error:  # a border: any failure of the unguarded model means the same
+            raise DoesNotApplyError(
+                f"without a guard, plain transformers fails here as well ({first_line(error)})"
+            ) from error
 
     def encode(self, asks: Sequence[Ask]) -> Encoded:
         """The guard's own inputs of a batch."""
+        self._expect_padding(asks)
         return self.encoder.encode([ask.request for ask in asks])
+
+    def _expect_padding(self, asks: Sequence[Ask]) -> None:
+        if len(asks) > 1 and not self.encoder.can_batch:
+            raise DoesNotApplyError(
+                "the tokenizer has no padding token, so a guard answers requests one by one; set "
+                "tokenizer.pad_token to have batches checked"
+            )
 
     @cached_property
     def pictures(self) -> list[Ask]:
@@ -91,8 +118,8 @@ class Subject:
         found = [self.asked(picture_request(1))]
         try:
             found.append(self.asked(picture_request(2)))
-        except Exception as error:  # a border: the unguarded model's own limit, whatever it raises
-            self.one_picture_only = first_line(error)
+        except DoesNotApplyError as error:
+            self.one_picture_only = str(error)
         return found
 
     one_picture_only: str | None = None
@@ -112,10 +139,20 @@ class Subject:
         along = float(length.max()) / math.sqrt(self.loaded.d_model)
         return 4 * self.relative * along
 
+    def effect(self, artefact: Artefact, ask: Ask, other: Ask) -> float:
+        """How far apart the scores of two requests are that differ in their media alone.
+
+        In units of the tolerance: a comparison of scores sees no media below 1. A model that reads
+        letters alone may see nothing in noise.
+        """
+        one, two = self.scores(artefact, [ask, other])
+        return abs(one - two) / self.tolerance(artefact, ask.states)
+
     @cached_property
     def text_inputs(self) -> dict[str, Any]:
         """The texts as one batch for plain transformers."""
-        return reference.placed(self.loaded, self.encode(self.texts).inputs)
+        self._expect_padding(self.texts)
+        return plain_inputs(self.loaded, *(text.request for text in self.texts))
 
     def slow_tokens(
         self, vectors: Tensor, *, steer_tokens: int = 0, **config: Any
@@ -186,9 +223,14 @@ class Subject:
 
 
 def rules(
-    *, steer: float = NEVER, flag: float = NEVER, actions: frozenset[Action] | None = None
+    *,
+    steer: float = NEVER,
+    flag: float = NEVER,
+    actions: frozenset[Action] | None = None,
+    only: Modality | None = None,
 ) -> Policy:
-    """A policy with fixed thresholds, the same for all modalities."""
-    both = Thresholds(steer=min(steer, flag), flag=flag)
+    """A policy with fixed thresholds for all modalities, or for one that the others never reach."""
+    never, both = Thresholds(steer=NEVER, flag=NEVER), Thresholds(steer=min(steer, flag), flag=flag)
     allowed = frozenset({Action.STEER, Action.FLAG}) if actions is None else actions
-    return Policy(thresholds=dict.fromkeys(Modality, both), actions=allowed)
+    thresholds = {m: both if only in (None, m) else never for m in Modality}
+    return Policy(thresholds=thresholds, actions=allowed)

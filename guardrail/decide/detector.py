@@ -154,6 +154,7 @@ class Detector:
 
         Where outages pass, they do not hide what the rest of the request was found to be.
         """
+        scores = scores.where(scores.isfinite(), math.nan)  # -inf is no low score: it was not read
         raised = torch.maximum(scores, floors)
         if self.policy.fail == "closed":
             return raised

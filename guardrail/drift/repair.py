@@ -9,14 +9,14 @@ import torch
 from guardrail.artefact import header as h
 from guardrail.errors import CalibrationError
 from guardrail.fit.calibrate import calibration
-from guardrail.fit.outcome import data_record
+from guardrail.fit.outcome import data_record, spread_warnings
 from guardrail.fit.reference import reference_scores, to_header
 from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE
 from guardrail.fit.select import is_safe, scored
 from guardrail.fit.video_notes import NOTE, video_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pydantic import JsonValue
     from torch import Tensor
@@ -60,7 +60,7 @@ def recalibrated(
         data=data_record(readings),
         extra={name: value for name, value in old.header.extra.items() if name not in _OF_TRAFFIC}
         | {"reference": to_header(reference_scores(readings, readout)), "drift": record},
-        warnings=tuple(_warnings(old, made)),
+        warnings=tuple(_warnings(old, made, offsets)),
     )
 
 
@@ -88,12 +88,14 @@ def targets(artefact: Artefact) -> h.Rates:
     )
 
 
-def supported(rates: h.Rates, readings: Readings) -> h.Rates:
-    """The rates, raised to what the fewest benign prompts of a form can support.
+def supported(
+    rates: h.Rates, readings: Readings, wanted: Iterable[str] = tuple(CALIBRATED_ON.values())
+) -> h.Rates:
+    """The rates, raised to what the fewest benign prompts of a wanted form can support.
 
     Rates that were set on much traffic may be smaller than any the contrast prompts can give.
     """
-    forms = [readings.forms[name] for name in CALIBRATED_ON.values() if name in readings.forms]
+    forms = [readings.forms[name] for name in wanted if name in readings.forms]
     least = 1 / (min(len(form.rows("calibrate", is_safe)) for form in forms) + 1)
     return h.Rates(steer=max(rates.steer, least), flag=max(rates.flag, least))
 
@@ -105,7 +107,7 @@ def _calibrations(fitted: Fitted, readings: Readings) -> dict[Modality, h.Calibr
             before = fitted.artefact.header.calibration.get(modality)
             wanted = targets(fitted.artefact) if before is None else before.targets
             scores = fitted.readout.scores(readings.forms[form].rows("calibrate", is_safe))
-            rates = supported(wanted, readings)
+            rates = supported(wanted, readings, [form])
             source = f"{CONTRAST_SOURCE}, {form}"
             made[modality] = calibration(scores.tolist(), rates, source=source)
     return made
@@ -124,9 +126,12 @@ def _tensors(fitted: Fitted, readings: Readings) -> dict[str, Tensor]:
     return tensors
 
 
-def _warnings(old: Artefact, made: dict[Modality, h.Calibration]) -> Iterator[str]:
+def _warnings(
+    old: Artefact, made: dict[Modality, h.Calibration], offsets: Mapping[str, h.Offset]
+) -> Iterator[str]:
     renewed = (*_RENEWED, NOTE) if old.reads_videos else _RENEWED
     yield from (w for w in old.header.warnings if not w.startswith(renewed))
+    yield from spread_warnings(offsets)
     yield from _replaced(old, made)
     yield from video_notes(made, reads_videos=old.reads_videos)
     yield "drift: the layers' figures are those of the parent, measured on its model"

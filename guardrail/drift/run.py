@@ -155,8 +155,15 @@ class _Check:
             identity=self.identity,
             rates=supported(targets(old), self.readings),
             prefixes=old.header.refusal_prefixes or REFUSAL_PREFIXES,
+            without_video=self._without_video(),
         )
         return succeeding(made, old, self._record(judged, "refitted")), "refitted"
+
+    def _without_video(self) -> str | None:
+        """Why a new fit of a model that takes pictures reads no videos; None if it does."""
+        if self.fitted.reads_videos or not self.collect.loaded.is_multimodal:
+            return None
+        return "the artefact before it was fitted without them; run `guardrail fit` to read them"
 
     def _holds(self, carried: Artefact, warnings: list[str]) -> bool:
         """Whether a transported artefact passes the same check as the old one failed."""

@@ -6,6 +6,7 @@ import hashlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from guardrail.artefact.sampling import sampling_notes
 from guardrail.estimates import Share
 from guardrail.evaluation import controls, scores
 from guardrail.evaluation.groups import aurocs_alike, modalities_of, sides_of
@@ -150,7 +151,10 @@ def warnings(
         yield f"inputs left out because of errors: {len(troubles.found)} ({named}{more})"
     yield from _repeats([row.input for row in rows])
     yield from _thin(found)
-    yield from _borrowed(guard, {row.input.modality for row in rows})
+    modalities = {row.input.modality for row in rows}
+    yield from _borrowed(guard, modalities)
+    if Modality.VIDEO in modalities:
+        yield from sampling_notes(guard.artefact, guard.policy)
     if guard.policy.mode == "shadow":
         yield (
             "shadow mode: guarded answers are the model's own; actions are what would have been "

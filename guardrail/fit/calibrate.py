@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from guardrail.artefact.header import Calibration, Rates
+from guardrail.artefact.sampling import sampling_record
 from guardrail.errors import ArtefactMismatchError, CalibrationError, ConfigurationError
 from guardrail.fit.shift import ScoreShift, score_shift
 from guardrail.fit.traffic import score_traffic
@@ -16,6 +17,7 @@ from guardrail.fit.video_notes import NOTE, TRAFFIC, video_notes
 from guardrail.metrics import conformal_threshold
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Header
     from guardrail.fit.reservoir import Reservoir
     from guardrail.guard import Guard
-    from guardrail.types import Modality
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +121,8 @@ def calibrate(
     (`Reservoir`), so `values` may be a stream of any length. `Placed` values are named by their
     place when one cannot be scored. Of a video the highest of all windows counts.
 
-    `header.extra` tells under "calibration" what was seen and how it compares, by modality, and
-    under "calibrated_from" the thresholds, targets, source and n of the artefact before.
+    `header.extra` tells under "calibration" what was seen, how it compares, by modality, and how
+    videos were sampled; under "calibrated_from" the thresholds, targets, source and n of before.
 
     Raises:
         ConfigurationError: the rates are no shares, or the wrong way round, or `keep` scores could
@@ -147,6 +148,8 @@ def calibrate(
     shifts = _shifts(made, guard.artefact.header)
     problems += _left_out(traffic.failed, traffic.scored)
     told = {name: _seen(traffic.samples[name], shifts.get(name)) for name in made}
+    if Modality.VIDEO in told:
+        told[Modality.VIDEO] |= sampling_record(guard.policy)
     return _revised(guard.artefact, made, told, [*problems, *_notable(shifts, guard.artefact)])
 
 

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from guardrail.artefact import Artefact
 from guardrail.artefact import header as h
+from guardrail.artefact.sampling import WINDOW
+from guardrail.fit.clips import SAMPLING
 from guardrail.fit.reference import reference_scores, to_header
 from guardrail.fit.select import Candidate, best_of_each
 from guardrail.fit.video_notes import NOTE, video_notes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
 
@@ -80,6 +82,7 @@ def data_record(readings: Readings) -> dict[str, JsonValue]:
         "digest": contrast.digest,
         "counts": dict(contrast.counts),
         "per_kind": readings.per_kind,
+        **({WINDOW: SAMPLING.window} if "video" in readings.offsets else {}),
         **({"videos": readings.videos} if readings.videos else {}),
     }
 
@@ -143,6 +146,14 @@ def _warnings(outcome: Outcome, offsets: dict[str, h.Offset]) -> Iterator[str]:
             "detect only: no edit raises refusals within its bounds "
             f"({len(outcome.steering.effects)} layers measured, {tried} settings tried)"
         )
+    yield from spread_warnings(offsets)
+    if outcome.without_video is not None:
+        yield f"{NOTE}no video can be scored: {outcome.without_video}"
+    yield from video_notes(outcome.calibration, reads_videos="video" in offsets)
+
+
+def spread_warnings(offsets: Mapping[str, h.Offset]) -> Iterator[str]:
+    """A warning for each kind of picture whose offset is not the same for all."""
     for kind, offset in offsets.items():
         widest = max(offset.spread_colours, offset.spread_prompts)
         if widest > WIDE_SPREAD:
@@ -151,9 +162,6 @@ def _warnings(outcome: Outcome, offsets: dict[str, h.Offset]) -> Iterator[str]:
                 f"re-centring of kind {kind!r} varies by {widest:.2f} text gaps between colours or "
                 f"prompts; calibrate on {own} of your own"
             )
-    if outcome.without_video is not None:
-        yield f"{NOTE}no video can be scored: {outcome.without_video}"
-    yield from video_notes(outcome.calibration, reads_videos="video" in offsets)
 
 
 def _json(value: dict[str, object]) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def read_all(
         base.rows("select", is_safe),
         _pair_differences(contrast, base),
     )
-    return Readings(contrast, forms, offsets, directions, scores, per_kind, videos)
+    filmed_count = len(forms["filmed"].samples) if "filmed" in forms else 0
+    return Readings(contrast, forms, offsets, directions, scores, per_kind, filmed_count)
 
 
 def _pair_differences(contrast: ContrastSet, base: FormResiduals) -> Tensor | None:

@@ -62,11 +62,10 @@ def fit(
         per_kind: prompts of each kind that the directions are fitted on (half as many select
             among them); None reads all. More is better, and slower.
         video: measure what a video adds, without which no video can be scored. It takes 8 clips
-            of 8 frames, as many pictures as all other re-centring. None: if the model can be shown
-            one.
+            of one window each (`VideoSampling`). None: if the model can be shown one.
         videos: calibrate the thresholds of videos on so many safe prompts, drawn on frames of clips
-            of one window; 8 frames each, at least 1 / flag_rate - 1 of them. With 0, videos are
-            held to the thresholds of pictures.
+            of one window, at least 1 / flag_rate - 1 of them. With 0, videos are held to the
+            thresholds of pictures.
         work_dir: keep residuals there as they are read, so that an interrupted fit resumes.
         progress: called with a stage's name, what is done of it, and its total.
 

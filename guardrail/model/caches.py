@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import cache_utils
 
+from guardrail.errors import UnsupportedModelError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -33,6 +35,21 @@ def passed_cache(values: Iterable[Any]) -> Any | None:
     changed, took every later token for the first, and steered tokens that were not to be steered.
     """
     return next((value for value in values if hasattr(value, "get_seq_length")), None)
+
+
+def positions_in(cache: Any) -> int:
+    """How many positions a cache has seen.
+
+    Raises:
+        UnsupportedModelError: it does not count them; models without any attention have such ones.
+    """
+    try:
+        return int(cache.get_seq_length())
+    except ValueError as error:
+        raise UnsupportedModelError(
+            "the cache of this model counts no positions (it has no attention layer), so a guard "
+            f"cannot tell the prompt from the answer: {error}"
+        ) from error
 
 
 def cache_argument(model: PreTrainedModel) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guardrail.errors import DetectorError, UnsupportedModelError
 from guardrail.model.rerun import Span
-from guardrail.model.residuals import moved
+from guardrail.model.residuals import moved, require_length
 from guardrail.model.rulings import RowRulings, Ruling
 from guardrail.types import Action
 
@@ -51,6 +51,7 @@ class PromptCall:
     leave_after_readout: bool = False
     floors: tuple[float, ...] = ()
     residuals: dict[int, Tensor] = field(default_factory=dict)
+    _length: int = 0
     _index: int | None = None
     _edited: slice | None = None
     _rows: RowRulings | None = None
@@ -85,10 +86,12 @@ class PromptCall:
     def enter(self, past: int, length: int) -> None:
         """A forward pass over the absolute positions [past, past + length) begins."""
         last = self.prompt_len - 1
-        self._index = last - past if 0 <= last - past < length else None
+        # Counted from the end: some models run their last layers on the last positions alone.
+        self._length = length
+        self._index = last - past - length if 0 <= last - past < length else None
         tokens = self.detector.steer_tokens if self.detector is not None else 0
         first, end = max(last - past, 0), min(last + 1 + tokens - past, length)
-        self._edited = slice(first, end) if first < end else None
+        self._edited = slice(first - length, (end - length) or None) if first < end else None
         self._span = None
         if self._index is not None and not self.decided and self._edits_before_reading:
             self._span = Span(self._index, empty=past == 0)
@@ -102,6 +105,8 @@ class PromptCall:
 
     def see(self, layer: int, hidden: Tensor) -> Tensor | None:
         """Layer `layer` gave `hidden` (rows, length, d_model); returns its replacement, if any."""
+        if self._index is not None or self._edited is not None:
+            require_length(layer, hidden, self._length)
         span = self._span
         if span is not None and layer == self._steers_at:
             span.begin(layer, hidden)

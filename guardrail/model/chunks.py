@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from guardrail.errors import UnsupportedModelError
+from guardrail.errors import GuardrailError, UnsupportedModelError
 from guardrail.model.rerun import HALF_TOLERANCE, TOLERANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from transformers import PreTrainedModel
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
 
 _TYPES = ("token_type_ids", "mm_token_type_ids")  # what models make their masks from
-# Per model: kinds of batches and sizes of chunks that were read both ways and came out the same.
-_PROVEN: WeakKeyDictionary[PreTrainedModel, set[tuple[bool, int]]] = WeakKeyDictionary()
+# Per model: what was read both ways and came out the same.
+_PROVEN: WeakKeyDictionary[PreTrainedModel, set[Hashable]] = WeakKeyDictionary()
 
 
 def require_exact_chunks(
@@ -35,8 +35,8 @@ def require_exact_chunks(
 ) -> None:
     """Make sure that reading this batch in chunks of `size` gives what reading it whole gives.
 
-    The first batch with pictures, and the first without, is read both ways: `read(size)` gives
-    its residuals, (rows, k, d_model), and `read(None)` those of the prompt as a whole.
+    The first batch of each sort (see `_sort`) is read both ways: `read(size)` gives its residuals,
+    (rows, k, d_model), and `read(None)` those of the prompt as a whole.
 
     Raises:
         UnsupportedModelError: it does not; the message says what to unset.
@@ -45,18 +45,37 @@ def require_exact_chunks(
         return
     model, pictures = loaded.model, set(encoded.kinds) != {"text"}
     if pictures and getattr(model.config.get_text_config(), "cross_attention_layers", None):
-        _refuse(model, size, "a picture reaches its cross-attention layers as a whole")
+        raise _refusal(model, size, "a picture reaches its cross-attention layers as a whole")
     if _looks_ahead(model, encoded):
-        _refuse(model, size, "its positions see later ones of the same block")
-    proven = _PROVEN.setdefault(model, set())
-    if (pictures, size) not in proven:
-        if not _same(read(size), read(None), loaded.dtype):
-            _refuse(model, size, "its residuals come out differently in chunks")
-        proven.add((pictures, size))
+        raise _refusal(model, size, "its positions see later ones of the same block")
+    proven, sort = _PROVEN.setdefault(model, set()), _sort(model, encoded, size)
+    if sort not in proven:
+        if not _same(_in_chunks(model, size, read), read(None), loaded.dtype):
+            raise _refusal(model, size, "its residuals come out differently in chunks")
+        proven.add(sort)
 
 
-def _refuse(model: PreTrainedModel, size: int, why: str) -> None:
-    raise UnsupportedModelError(
+def _in_chunks(model: PreTrainedModel, size: int, read: Callable[[int | None], Tensor]) -> Tensor:
+    """What is read in chunks of that size; a model that fails so is refused, and says how."""
+    try:
+        return read(size)
+    except (GuardrailError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a border: whatever the model's own code trips over
+        said = f"it fails in chunks: {type(error).__name__}: {str(error)[:200]}"
+        raise _refusal(model, size, said) from error
+
+
+def _sort(model: PreTrainedModel, encoded: Encoded, size: int) -> Hashable:
+    """What decides which of a model's ways through a prompt a batch takes."""
+    padded = len(set(encoded.lengths)) > 1
+    attention = model.config.get_text_config()._attn_implementation
+    cache = model.generation_config.cache_implementation
+    return frozenset(encoded.kinds), padded, size, attention, cache
+
+
+def _refusal(model: PreTrainedModel, size: int, why: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
         f"the model's generation_config sets prefill_chunk_size={size}, which changes what "
         f"{type(model).__name__} reads in this prompt ({why}); unset it"
     )

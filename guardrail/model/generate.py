@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -216,7 +217,9 @@ def _generate(
     **options: Any,
 ) -> Any:
     model: Any = loaded.model
-    if type(model).generate is not GenerationMixin.generate:
+    # A repository's `custom_generate` is put on the model itself, as a `partial`.
+    custom = isinstance(vars(model).get("generate"), partial)
+    if custom or type(model).generate is not GenerationMixin.generate:
         raise UnsupportedModelError(
             f"{type(model).__name__} brings its own generate(); a guard cannot vouch for it"
         )

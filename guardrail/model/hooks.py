@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from guardrail.errors import ConfigurationError
-from guardrail.model.caches import passed_cache
+from guardrail.model.caches import passed_cache, positions_in
 from guardrail.model.decoder import decoder_layers, decoder_module, self_attention_layers
 from guardrail.model.residuals import hidden_of
 
@@ -78,7 +78,7 @@ class PromptHooks:
         if tokens is None:
             tokens = kwargs.get("input_ids", args[0] if args else None)
         cache = passed_cache((*args, *kwargs.values()))
-        past = 0 if cache is None else int(cache.get_seq_length())
+        past = 0 if cache is None else positions_in(cache)
         call.enter(past, 0 if tokens is None else tokens.shape[1])
 
     def _before(

@@ -58,7 +58,8 @@ def load_model(
 
     `device` defaults to the GPU if there is one; `device_map` spreads a model over several devices
     and, within `max_memory`, over the CPU and `offload_folder` (give `device` or `device_map`).
-    `trust_remote_code` runs Python code out of the repository: only for sources you trust.
+    `trust_remote_code` runs Python code out of the repository (and out of the one that an adapter
+    names as its base): only for sources you trust.
 
     Raises:
         ModelLoadError: the message says what is missing and what to do.

@@ -6,9 +6,10 @@ the residuals of all of its positions.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,7 +97,7 @@ def position_residuals(
         reduce=lambda _layer, hidden: hidden.float(),
     )
     with prompt_hooks(loaded.model, chosen) as hooks, hooks.active(call):
-        run_until_read(loaded, encoded)
+        run_until_read(loaded, _whole(loaded.model, encoded))
     return call.values()
 
 
@@ -133,11 +134,22 @@ def check_positions(
     )
     with prompt_hooks(loaded.model, layers) as hooks, _attention_masks(loaded.model) as masks:
         with hooks.active(call):
-            run_until_read(loaded, encoded)
+            run_until_read(loaded, _whole(loaded.model, encoded))
     call.settle()
     values = call.values()
     rulings = [call.ruling(number) for number in range(len(encoded.kinds))]
     return PositionsRead(values, _attended(masks, values), rulings)
+
+
+def _whole(model: PreTrainedModel, encoded: Encoded) -> Encoded:
+    """A batch all of whose positions run in every layer.
+
+    Some models run their last layers on the positions alone whose logits are asked for: generation
+    asks for one, and 0 means all. The pass ends before any logit is computed.
+    """
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return encoded
+    return replace(encoded, inputs={**encoded.inputs, "logits_to_keep": 0})
 
 
 @contextmanager

@@ -8,6 +8,7 @@ pass in which nobody is steered only keeps a few references.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,31 +29,42 @@ HALF_TOLERANCE = 3e-2
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A layer as it ran. `added` is what the decoder put between it and the layer before."""
+    """A layer as it ran, but for the residual stream: one per layer would fill the memory.
+
+    `added` is what the decoder put between it and the layer before; `args` None: all by name.
+    """
 
     module: nn.Module
-    args: tuple[Any, ...]
+    args: tuple[Any, ...] | None
     kwargs: Mapping[str, Any]
     added: Tensor | None
 
+    @property
+    def shared(self) -> list[MutableMapping[Any, Any]]:
+        """What layers tell later ones beside the cache (keys and values that several use)."""
+        return [value for value in self.kwargs.values() if isinstance(value, MutableMapping)]
+
     def again(self, hidden: Tensor) -> Tensor:
-        given = hidden if self.added is None else hidden + self.added
-        if self.args:
-            return hidden_of(self.module(given, *self.args[1:], **self.kwargs))
-        return hidden_of(self.module(**{**self.kwargs, "hidden_states": given}))
+        given = hidden
+        if self.added is not None:  # as long as what the layer was given, which may be less
+            given = hidden[:, -self.added.shape[1] :] + self.added
+        if self.args is None:
+            return hidden_of(self.module(hidden_states=given, **self.kwargs))
+        return hidden_of(self.module(given, *self.args, **self.kwargs))
 
 
 class Span:
     """The layers after the edit up to the last readout, as they ran in one forward pass."""
 
     def __init__(self, index: int, *, empty: bool) -> None:
-        """`index` is the edited position's; `empty`: the cache held nothing before this pass."""
+        """`index` is the edited position's, from the end; `empty`: the cache held nothing yet."""
         self._index, self._empty = index, empty
         self._start: Tensor | None = None
         self._seen_at_start: Tensor | None = None
         self._runs: dict[int, _Run] = {}
         self._before: dict[int, LayerState] = {}
         self._caches: dict[int, Any] = {}
+        self._lacking: dict[int, Any] = {}
         self._latest: tuple[int, Tensor] | None = None
         self._trouble = "the steering layer never ran"
 
@@ -84,15 +96,19 @@ class Span:
         if self._latest is None:
             return
         before, output = self._latest
-        given: Tensor = args[0] if args else kwargs["hidden_states"]
+        named = dict(kwargs)
+        given = args[0] if args else named.pop("hidden_states", None)
         added = None
         if given is not output:
             if before != layer - 1:
                 self._trouble = f"layers between {before} and {layer} ran where no hook runs"
                 return
-            added = given - output
-        self._runs[layer] = _Run(module, args, kwargs, added)
-        cache = passed_cache((*args, *kwargs.values()))
+            if not _comparable(given, output):
+                self._trouble = f"layer {layer} is not given what the layer before it gave"
+                return
+            added = given - output[:, -given.shape[1] :]
+        self._runs[layer] = _Run(module, args[1:] if args else None, named, added)
+        cache = passed_cache((*args, *named.values()))
         if cache is not None:
             self._remember(layer, cache)
 
@@ -114,6 +130,7 @@ class Span:
         """
         start, first = self.start, self._checked()
         after = [LayerState(_layer(cache, i), empty=False) for i, cache in self._caches.items()]
+        shared = [(said, dict(said)) for run in self._runs.values() for said in run.shared]
         rows = steered.to(first.device)
         try:
             new = self._run(edited)
@@ -128,6 +145,9 @@ class Span:
         except Exception:
             for state in after:
                 state.put_back()
+            for said, held in shared:
+                said.clear()
+                said.update(held)
             raise
         return torch.where(rows[:, None, None], new, first)
 
@@ -138,6 +158,9 @@ class Span:
         seen = self.start[:, self._index].nan_to_num()
         if not torch.equal(seen, self._seen_at_start.nan_to_num()):
             raise DetectorError("the model writes over what its steering layer gave")
+        for layer, cache in self._lacking.items():
+            if layer < len(cache.layers):
+                raise DetectorError(f"the cache had no part of layer {layer} before it ran")
         for layer, run in self._runs.items():
             if run.added is not None and bool(run.added[:, self._index].any()):
                 raise DetectorError(f"the model changes the residual stream before layer {layer}")
@@ -156,18 +179,32 @@ class Span:
 
     def _is_repeated(self, new: Tensor, first: Tensor, rows: Tensor) -> bool:
         """Whether all that the edit cannot reach is as before; false if that is nothing."""
-        if self._index == 0 and bool(rows.all()):
+        if new.shape[1] + self._index == 0 and bool(rows.all()):
             return False
         earlier = _close(new[:, : self._index], first[:, : self._index])
         return earlier and (bool(rows.all()) or _close(new[~rows], first[~rows]))
 
     def _remember(self, layer: int, cache: Any) -> None:
         layers = getattr(cache, "layers", None)
-        if not isinstance(layers, list) or layer >= len(layers):
-            self._trouble = f"the cache ({type(cache).__name__}) has no part of layer {layer} yet"
+        if not isinstance(layers, list):
+            self._trouble = f"the cache ({type(cache).__name__}) has no parts of layers"
+            return
+        if layer >= len(layers):  # the layer uses what another one keeps, or its part comes now
+            self._lacking[layer] = cache
             return
         self._caches[layer] = cache
         self._before[layer] = LayerState(layers[layer], empty=self._empty)
+
+
+def _comparable(given: Any, output: Tensor) -> bool:
+    """Whether `given` may be the last positions of `output` with something added to them."""
+    return (
+        isinstance(given, Tensor)
+        and given.dim() == 3
+        and 0 < given.shape[1] <= output.shape[1]
+        and given.shape[::2] == output.shape[::2]
+        and given.device == output.device
+    )
 
 
 def _layer(cache: Any, layer: int) -> Any:

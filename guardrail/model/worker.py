@@ -51,7 +51,9 @@ class ModelWorker:
         self._shared_at = -math.inf  # when the last batch of more than one job ended
 
     def submit(self, job: Job[T], *, wait: bool = False) -> None:
-        """Queue a job; with `wait`, until its deadline if the queue is full.
+        """Queue a job; with `wait`, until its deadline if none of the first half of places is free.
+
+        The rest is for those who would be refused while long lists and long videos wait.
 
         Raises:
             QueueFullError: no place is free.
@@ -61,9 +63,10 @@ class ModelWorker:
         """
         if threading.current_thread() is self._thread:
             raise RuntimeError("a guard's callback must not ask a guard on the same model")
+        places = (job.limits.queue + 1) // 2 if wait else job.limits.queue
         with self._changed:
             free = self._changed.wait_for(
-                lambda: self._refuses(job) or len(self._waiting) < job.limits.queue,
+                lambda: self._refuses(job) or len(self._waiting) < places,
                 timeout=_left(job.deadline) if wait else 0,
             )
             if self._refuses(job):
@@ -71,10 +74,8 @@ class ModelWorker:
             if not free and wait:
                 raise RequestTimeoutError("the time was over before the queue had a place")
             if not free:
-                raise QueueFullError(
-                    f"{len(self._waiting)} requests are waiting, the policy allows "
-                    f"{job.limits.queue}; try again later or raise `limits.queue`"
-                )
+                found = f"{len(self._waiting)} requests are waiting, the policy allows {places}"
+                raise QueueFullError(f"{found}; try again later or raise `limits.queue`")
             busy = any(not other.future.done() for other in self._running)
             self._met = self._met or wait or busy
             self._waiting.append(job)  # type: ignore[arg-type]  # a queue of jobs of any result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import reprlib
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
@@ -148,9 +149,11 @@ class Asking:
                     self.give_up(job)
             raise
 
-    async def submitted(self, ask: Callable[..., Begun[J]]) -> J:
+    async def submitted(
+        self, ask: Callable[..., Begun[J]], given_up: threading.Event | None = None
+    ) -> J:
         """Ask from an event loop; pictures are decoded and videos are judged in other threads."""
-        cancelled = threading.Event()
+        cancelled = given_up or threading.Event()
         try:
             begun = await asyncio.to_thread(ask, cancelled=cancelled)
             return begun if isinstance(begun, Job) else await in_own_thread(begun)
@@ -187,7 +190,7 @@ def _settings(options: Mapping[str, Any], limits: Limits) -> Settings:
         default = min(Settings.model_fields["max_new_tokens"].default, limits.new_tokens)
         settings = Settings(**({"max_new_tokens": default} | dict(options)))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(_problem(found) for found in error.errors())
         raise ConfigurationError(f"these generation settings cannot hold: {problems}") from error
     if settings.max_new_tokens > limits.new_tokens:
         raise LimitExceededError(
@@ -197,6 +200,13 @@ def _settings(options: Mapping[str, Any], limits: Limits) -> Settings:
             what="the answer asked for",
         )
     return settings
+
+
+def _problem(found: Any) -> str:
+    """A validation error in words; what the settings themselves raised says it all."""
+    own = found.get("ctx", {}).get("error")
+    named = f"{'.'.join(map(str, found['loc']))}={reprlib.repr(found['input'])}"
+    return f"{named}: {own or found['msg']}"
 
 
 def _deadline(timeout: float | None, limits: Limits) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from guardrail.artefact.sampling import sampling_notes
 from guardrail.decide.detector import NO_FLOOR, Detector
 from guardrail.errors import UnsupportedContentError
 from guardrail.model.decoder import context_length
@@ -43,6 +44,7 @@ class Engine:
         self.loaded, self.artefact, self.policy, self._audit = loaded, artefact, policy, audit
         self.encoder, self.monitor = Encoder(loaded), Monitor(artefact)
         self._detector = Detector.from_artefact(artefact, policy)
+        self._notes = tuple(sampling_notes(artefact, policy))  # told with the first video
         layers = check_layers(self._detector, loaded.model)
         self._context = context_length(loaded.model)
         self._hooks = PromptHooks(loaded.model, layers)
@@ -101,6 +103,9 @@ class Engine:
             )
         if "video" not in self._detector.kinds:
             self.artefact.thresholds(Modality.VIDEO, self.policy)  # says why there are none
+        notes, self._notes = self._notes, ()
+        for note in notes:
+            log.warning("%s", note)
 
     def acts_on(self, score: float) -> bool:
         """Whether a finite score of a video leads to anything but a pass."""

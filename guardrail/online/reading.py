@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from guardrail.errors import QueueFullError, RequestTimeoutError
+from guardrail.errors import QueueFullError, RequestCancelledError, RequestTimeoutError
 from guardrail.model.jobs import Job
 from guardrail.online.floors import Floor
 from guardrail.online.scanning import LATE, Scan
 from guardrail.requests.messages import Tools, to_request
+from guardrail.requests.patience import patience
 from guardrail.types import VideoStream
 
 if TYPE_CHECKING:
@@ -45,6 +46,18 @@ class Caller:
         """What the job is told of its caller."""
         return {"deadline": self.deadline, "cancelled": self.cancelled}
 
+    def still_waits(self) -> None:
+        """Do nothing while the caller waits.
+
+        Raises:
+            RequestCancelledError: the caller gave up.
+            RequestTimeoutError: the time is over.
+        """
+        if self.cancelled.is_set():
+            raise RequestCancelledError("the request was given up while its video was read")
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise RequestTimeoutError(LATE)
+
 
 class Reading:
     """Reads values for one engine; as many long videos at once as may wait for the model."""
@@ -65,7 +78,8 @@ class Reading:
         Raises:
             InputError: the value cannot be read, or the model cannot be shown it.
         """
-        request = to_request(value, policy=self._engine.policy, tools=tools)
+        with patience(caller.still_waits):
+            request = to_request(value, policy=self._engine.policy, tools=tools)
         self._engine.require_readable(request)
         if any(isinstance(video, VideoStream) for video in request.videos):
             return partial(self._through_videos, request, caller, job)
@@ -82,7 +96,7 @@ class Reading:
             deadline=caller.deadline,
             cancelled=caller.cancelled,
         )
-        with self._place(caller):
+        with self._place(caller), patience(caller.still_waits):
             shown, floor = scan.run(request)
         return self._queued(job(shown, floor), wait=True)
 

@@ -1,8 +1,9 @@
 """Long videos: each window is judged as the request would be with that window alone in its place.
 
-The caller's thread decodes and keeps up to a batch of windows under way, which share the model's
-batches with everybody's. What is left for the model is one request of ordinary size: some frames of
-the whole video, and the highest score so far as the floor of its own.
+The caller's thread decodes and keeps up to a batch of windows under way (fewer where their frames
+are large), which share the model's batches with everybody's. What is left for the model is one
+request of ordinary size: some frames of the whole video, and the highest score so far as the floor
+of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from guardrail.errors import (
 )
 from guardrail.online.floors import Floor
 from guardrail.online.thinning import Thinner
-from guardrail.types import Clip, Request, VideoPart, VideoStream, Window
+from guardrail.types import Clip, Request, TextPart, VideoPart, VideoStream, Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +59,7 @@ class _Asked:
 
     job: CheckJob
     window: Window
+    pixels: int
 
 
 class _Cancelled(threading.Event):
@@ -127,7 +129,8 @@ class Scan:
 
     def _ask(self, request: Request, number: int, clip: Clip) -> None:
         self._still_wanted()
-        if len(self._under_way) >= self._judge.policy.limits.batch:
+        pixels = sum(frame.width * frame.height for frame in clip.frames)
+        while not self._done and not self._room_for(pixels):
             self._take()
         if self._done:
             return
@@ -142,7 +145,13 @@ class Scan:
         job = self._judge.window_job(showing(request, {number: VideoPart(clip)}), self)
         with _named(window):
             self._submit(job)
-        self._under_way.append(_Asked(job, window))
+        self._under_way.append(_Asked(job, window, pixels))
+
+    def _room_for(self, pixels: int) -> bool:
+        """Whether one more window may be under way: they hold no more than pictures might."""
+        limits, held = self._judge.policy.limits, sum(asked.pixels for asked in self._under_way)
+        few = len(self._under_way) < limits.batch and held + pixels <= limits.total_pixels
+        return few or not self._under_way
 
     def _take(self) -> None:
         """Wait for the oldest window."""
@@ -186,7 +195,8 @@ class Scan:
 @contextmanager
 def _named(window: Window) -> Iterator[None]:
     """Say of which window an error is, unless it is about the waiting."""
-    where = f"window {window.number + 1} of the video, {window.start_s:.1f} to {window.end_s:.1f} s"
+    when = f"{window.start_s:.1f} to {window.end_s:.1f} s"
+    where = f"window {window.number + 1} (video {window.video + 1}, {when})"
     try:
         yield
     except (RequestTimeoutError, RequestCancelledError, GuardClosedError):
@@ -217,6 +227,9 @@ def showing(
             yield part
 
     def told(message: Message) -> Message:
-        return replace(message, parts=tuple(new for part in message.parts for new in shown(part)))
+        parts = tuple(new for part in message.parts for new in shown(part))
+        if message.parts and not parts:
+            parts = (TextPart(""),)  # some templates look at each turn's first part
+        return replace(message, parts=parts)
 
     return replace(request, messages=tuple(map(told, request.messages)))

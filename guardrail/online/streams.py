@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -98,13 +99,14 @@ class AsyncGuardStream(AsyncIterator[str]):
 
     def __init__(
         self,
-        start: Callable[[Callable[[Item], None]], Awaitable[AnswerJob]],
+        start: Callable[[Callable[[Item], None], threading.Event], Awaitable[AnswerJob]],
         cancel: Callable[[AnswerJob], None],
     ) -> None:
         self.verdict: Verdict | None = None
         self.result: Result | None = None
         self._start, self._cancel = start, cancel
         self._items: asyncio.Queue[Item | None] = asyncio.Queue()
+        self._given_up = threading.Event()  # the job's own, from before there is a job
         self._job: AnswerJob | None = None
         self._over = False
 
@@ -145,17 +147,19 @@ class AsyncGuardStream(AsyncIterator[str]):
 
     def __del__(self) -> None:
         """An abandoned stream ends its request."""
-        if not self._over and self._job is not None:
-            self._job.cancelled.set()
+        if not self._over:
+            self._given_up.set()
 
     def _close(self) -> None:
         over, self._over = self._over, True
-        if not over and self._job is not None:
-            self._cancel(self._job)
+        if not over:
+            self._given_up.set()
+            if self._job is not None:
+                self._cancel(self._job)
 
     async def _begin(self) -> AnswerJob:
         put = _sender(asyncio.get_running_loop(), self._items)
-        job = self._job = await self._start(put)
+        job = self._job = await self._start(put, self._given_up)
         job.future.add_done_callback(lambda _: put(None))
         return job
 

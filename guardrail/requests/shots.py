@@ -23,9 +23,10 @@ class Shot:
 
     time: float  # s since the first frame, ascending
     picture: Callable[[], PILImage]  # upright, RGB
-    thumbnail: Callable[[], NDArray[np.uint8]]  # grey, (SIDE, SIDE)
+    thumbnail: Callable[[], NDArray[np.uint8]]  # RGB, (SIDE, SIDE, 3)
+    lasts: float = 0.0  # s; as far as a video states it
 
 
-def small_grey(picture: PILImage) -> NDArray[np.uint8]:
-    """A picture's thumbnail, (SIDE, SIDE)."""
-    return np.asarray(picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
+def small(picture: PILImage) -> NDArray[np.uint8]:
+    """An RGB picture's thumbnail, (SIDE, SIDE, 3)."""
+    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))

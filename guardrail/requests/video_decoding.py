@@ -19,6 +19,7 @@ from PIL import Image
 from guardrail.errors import InputError, UnsupportedContentError, VideoDecodeError
 from guardrail.extras import require
 from guardrail.requests.formats import check_size
+from guardrail.requests.mp4_tables import check_tables
 from guardrail.requests.shots import SIDE, Shot
 from guardrail.requests.video_formats import DEMUXERS
 
@@ -58,7 +59,7 @@ def decoded(file: BinaryIO, name: str, limits: Limits, what: str) -> Generator[S
         LimitExceededError: frames are larger than the policy allows.
         MissingExtraError: the extra `video` is not installed.
     """
-    with _errors(what), _container(file, name, limits) as container:
+    with _errors(what), _container(file, name, limits, what) as container:
         stream = _only_video(container, limits, what)
         clock = _Clock(stream)
         for count, frame in enumerate(container.decode(stream)):
@@ -66,7 +67,10 @@ def decoded(file: BinaryIO, name: str, limits: Limits, what: str) -> Generator[S
             time = clock.at(frame.time)
             if count > _MAX_RATE * (time + 1):
                 raise VideoDecodeError(f"{what} has more than {_MAX_RATE:.0f} frames a second")
-            yield Shot(time, partial(_picture, frame, what), partial(_thumbnail, frame, what))
+            shown = float((frame.duration or 0) * (frame.time_base or 0))
+            yield Shot(
+                time, partial(_picture, frame, what), partial(_thumbnail, frame, what), shown
+            )
 
 
 @contextmanager
@@ -84,9 +88,11 @@ def _errors(what: str) -> Iterator[None]:
         raise VideoDecodeError(f"{what} is damaged or cut short: {reason}") from exc
 
 
-def _container(file: BinaryIO, name: str, limits: Limits) -> InputContainer:
+def _container(file: BinaryIO, name: str, limits: Limits, what: str) -> InputContainer:
     import av
 
+    if name == "MP4":
+        check_tables(file, what)
     # Each of these alone keeps a file from having another one opened.
     closed = {"protocol_whitelist": "none", "format_whitelist": ",".join(DEMUXERS.values())}
     return av.open(
@@ -169,7 +175,7 @@ def _picture(frame: VideoFrame, what: str) -> PILImage:
 
 def _thumbnail(frame: VideoFrame, what: str) -> NDArray[np.uint8]:
     with _errors(what):
-        small = frame.reformat(width=SIDE, height=SIDE, format="gray", interpolation="AREA")
+        small = frame.reformat(width=SIDE, height=SIDE, format="rgb24", interpolation="AREA")
         return small.to_ndarray().astype(np.uint8, copy=False)
 
 

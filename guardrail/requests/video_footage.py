@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from guardrail.errors import VideoDecodeError
 from guardrail.requests.files import opened
 from guardrail.requests.formats import loaded_picture, pillow_errors
 from guardrail.requests.images import decode_image, rgb_of
-from guardrail.requests.shots import Shot, small_grey
+from guardrail.requests.shots import Shot, small
 from guardrail.requests.video_decoding import decoded
 from guardrail.requests.video_formats import ANIMATIONS, HEAD_BYTES, VIDEO, sniffed_video
 
@@ -41,7 +41,7 @@ _SHORTEST_S = 0.011
 class Encoded:
     """A video file's bytes."""
 
-    data: bytes
+    data: bytes = field(repr=False)  # a log must not hold the video
     whole: ClassVar[bool] = False
 
     def shots(self, limits: Limits, what: str) -> Shots:
@@ -106,8 +106,8 @@ class LocalFile:
 class Frames:
     """Pictures that somebody took from a video, and when each is shown, in s."""
 
-    frames: tuple[Frame, ...]
-    times: tuple[float, ...]
+    frames: tuple[Frame, ...] = field(repr=False)
+    times: tuple[float, ...] = field(repr=False)
     whole: ClassVar[bool] = True  # somebody chose these frames already
 
     def shots(self, limits: Limits, what: str) -> Shots:
@@ -157,16 +157,17 @@ def _animated(data: bytes, limits: Limits, what: str) -> Shots:
             animation.seek(i)
             animation.load()
             picture = rgb_of(animation, what)
-        yield _shot(time, picture)
         shown = float(animation.info.get("duration") or 0) / 1000
-        time += shown if shown >= _SHORTEST_S else _USUAL_S
+        shown = shown if shown >= _SHORTEST_S else _USUAL_S
+        yield _shot(time, picture, shown)
+        time += shown
 
 
-def _shot(time: float, picture: Image.Image) -> Shot:
+def _shot(time: float, picture: Image.Image, lasts: float = 0.0) -> Shot:
     def thumbnail() -> NDArray[np.uint8]:
-        return small_grey(picture)
+        return small(picture)
 
-    return Shot(time, lambda: picture, thumbnail)
+    return Shot(time, lambda: picture, thumbnail, lasts)
 
 
 def _stamp(file: BinaryIO) -> tuple[int, ...]:

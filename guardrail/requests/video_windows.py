@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from guardrail.errors import LimitExceededError, VideoDecodeError
 from guardrail.requests.formats import check_size
+from guardrail.requests.patience import still_wanted
 from guardrail.requests.video_sampling import sampled
 from guardrail.types import Clip, VideoPart, VideoStream
 
@@ -80,22 +81,31 @@ class SampledVideo:
         """The sampled frames; each is counted before its colours are made."""
         shots = self._within(self.footage.shots(self.limits, self.what))
         chosen = shots if self.footage.whole else sampled(shots, self.sampling)
-        count = 0
+        count, held = 0, deque[int](maxlen=self.sampling.window)
         try:
             for count, shot in enumerate(chosen, start=1):
                 self.tally.count(self.number, count)
                 picture = shot.picture()
                 check_size(picture.size, self.limits, what=self.what)  # turning may enlarge it
+                held.append(picture.width * picture.height)
+                self._check_window(sum(held))
                 yield picture, shot.time
         finally:
             shots.close()
         if not count:
             raise VideoDecodeError(f"{self.what} has no frame that can be shown")
 
+    def _check_window(self, pixels: int) -> None:
+        """Refuse more pixels together in memory than a request's pictures may have."""
+        if pixels > (allowed := self.limits.total_pixels):
+            what = f"a window of {self.what}"
+            raise LimitExceededError(limit="total_pixels", allowed=allowed, found=pixels, what=what)
+
     def _within(self, shots: Generator[Shot, None, None]) -> Generator[Shot, None, None]:
         allowed, start = self.limits.video_seconds, None
         try:
             for shot in shots:
+                still_wanted()
                 start = shot.time if start is None else start
                 if shot.time - start > allowed:
                     found = round(shot.time - start, 1)

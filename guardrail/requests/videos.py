@@ -17,6 +17,8 @@ from guardrail.errors import (
     UnsupportedContentError,
     VideoDecodeError,
 )
+from guardrail.requests.formats import check_size
+from guardrail.requests.patience import still_wanted
 from guardrail.requests.sources import (
     Access,
     decoded_base64,
@@ -111,6 +113,7 @@ class VideoSource:
         fps, size = _rate(self.fps, self.what), 0
         frames: list[Frame] = []
         for i, frame in enumerate(self.source):
+            still_wanted()  # each may be a URL
             read = _frame(frame, policy, f"{self.what}[{i}]")
             if isinstance(read, bytes):
                 size += len(read)
@@ -121,7 +124,7 @@ class VideoSource:
 
 def _is_frames(source: object) -> bool:
     if isinstance(source, np.ndarray):
-        return True
+        return source.ndim > 0
     flat = str | bytes | bytearray | memoryview
     return isinstance(source, Sequence) and not isinstance(source, flat)
 
@@ -136,6 +139,7 @@ def _frame(frame: object, policy: Policy, what: str) -> Frame:
                 f"{what} is an array of {frame.dtype}, {frame.shape}; frames are uint8 of (height, "
                 "width, 3)"
             )
+        check_size((frame.shape[1], frame.shape[0]), policy.limits, what=what)  # a view costs none
         return frame
     return picture_bytes(frame, _access(policy), what)
 

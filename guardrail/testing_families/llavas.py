@@ -81,6 +81,32 @@ def _llava_onevision() -> tuple[Any, Any]:
     return config, processor
 
 
+def _llava_next_video() -> tuple[Any, Any]:
+    names = {"image_token": "<image>", "video_token": "<video>"}
+    words = tokenizer(names, "<image>\\n", "<video>\\n")
+    image, video = ids(words, names.values())
+    config = _hf.LlavaNextVideoConfig(
+        vision_config=vision("clip_vision_model", projection_dim=HIDDEN),
+        text_config=text(words, model_type="llama"),
+        image_token_index=image,
+        video_token_index=video,
+        image_seq_length=4,
+        image_grid_pinpoints=_GRID,
+        vision_feature_layer=-2,
+        tie_word_embeddings=False,
+    )
+    processor = _hf.LlavaNextVideoProcessor(
+        image_processor=_hf.LlavaNextImageProcessor(**_CROPPED, image_grid_pinpoints=_GRID),
+        tokenizer=words,
+        video_processor=_hf.LlavaNextVideoVideoProcessor(**_CROPPED),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=words.chat_template,
+    )
+    return config, processor
+
+
 def _pixtral() -> tuple[Any, Any]:
     names = {"image_token": "[IMG]", "break_token": "[IMG_BREAK]", "stop_token": "[IMG_END]"}
     words = tokenizer(names, "[IMG]")
@@ -126,6 +152,7 @@ FAMILIES = (
     Family("llava", _llava),
     Family("llava_next", _llava_next),
     Family("llava_onevision", _llava_onevision, video=True),
+    Family("llava_next_video", _llava_next_video, video=True),
     Family("pixtral", _pixtral),
     Family("mistral3", _mistral3),
 )

@@ -113,30 +113,54 @@ def linear_attention() -> dict[str, Any]:
 
 
 def _glm4v() -> tuple[Any, Any]:
-    names = {
-        "image_token": "<|image|>",
-        "video_token": "<|video|>",
-        "image_start_token": "<|begin_of_image|>",
-        "image_end_token": "<|end_of_image|>",
-        "video_start_token": "<|begin_of_video|>",
-        "video_end_token": "<|end_of_video|>",
+    words = _glm_words()
+    rope = {**MROPE, "partial_rotary_factor": 1.0}
+    return _glm_config("Glm4v", words, text(words, rope_parameters=rope)), _glm_processor(words)
+
+
+def _glm4v_moe() -> tuple[Any, Any]:
+    """One dense layer before those with experts."""
+    words = _glm_words()
+    experts = {
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": HIDDEN,
+        "first_k_dense_replace": 1,
     }
+    decoder = text(words, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}, **experts)
+    return _glm_config("Glm4vMoe", words, decoder), _glm_processor(words)
+
+
+_GLM = {
+    "image_token": "<|image|>",
+    "video_token": "<|video|>",
+    "image_start_token": "<|begin_of_image|>",
+    "image_end_token": "<|end_of_image|>",
+    "video_start_token": "<|begin_of_video|>",
+    "video_end_token": "<|end_of_video|>",
+}
+
+
+def _glm_words() -> Any:
     media = (f"<|begin_of_{kind}|><|{kind}|><|end_of_{kind}|>" for kind in ("image", "video"))
-    words = tokenizer(names, *media)
-    found = dict(zip(names, ids(words, names.values()), strict=True))
-    config = _hf.Glm4vConfig(
-        text_config=text(words, rope_parameters={**MROPE, "partial_rotary_factor": 1.0}),
+    return tokenizer(_GLM, *media)
+
+
+def _glm_config(kind: str, words: Any, decoder: dict[str, Any]) -> Any:
+    return getattr(_hf, f"{kind}Config")(
+        text_config=decoder,
         vision_config={**vision(), **_TOWER, "image_size": 2 * CELL},
-        image_token_id=found["image_token"],
-        video_token_id=found["video_token"],
-        image_start_token_id=found["image_start_token"],
-        image_end_token_id=found["image_end_token"],
-        video_start_token_id=found["video_start_token"],
-        video_end_token_id=found["video_end_token"],
         tie_word_embeddings=False,
+        **{
+            f"{name}_id": number
+            for name, number in zip(_GLM, ids(words, _GLM.values()), strict=True)
+        },
     )
+
+
+def _glm_processor(words: Any) -> Any:
     bounds = {"shortest_edge": 2 * CELL**2, "longest_edge": 8 * CELL**2}
-    processor = _hf.Glm4vProcessor(
+    return _hf.Glm4vProcessor(
         image_processor=_hf.Glm4vImageProcessor(size=bounds),
         tokenizer=words,
         video_processor=_hf.Glm4vVideoProcessor(
@@ -144,7 +168,6 @@ def _glm4v() -> tuple[Any, Any]:
         ),
         chat_template=words.chat_template,
     )
-    return config, processor
 
 
 FAMILIES = (
@@ -154,4 +177,5 @@ FAMILIES = (
     Family("qwen3_vl_moe", _qwen3_vl_moe, video=True),
     Family("qwen3_5", _qwen3_5, video=True),
     Family("glm4v", _glm4v, video=True, mixed_media=False),
+    Family("glm4v_moe", _glm4v_moe, video=True, mixed_media=False),
 )

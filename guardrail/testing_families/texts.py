@@ -35,6 +35,14 @@ def _mixtral() -> tuple[Any, Any]:
     return _hf.MixtralConfig(**text(words, sliding_window=None, **experts)), words
 
 
+def _gpt_oss() -> tuple[Any, Any]:
+    """Attention with sinks, in sliding windows in every other layer."""
+    words = tokenizer()
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    return _hf.GptOssConfig(**text(words, rope_parameters=rope, **SLIDING, **experts)), words
+
+
 def _qwen3_next() -> tuple[Any, Any]:
     words = tokenizer()
     experts = {
@@ -46,7 +54,22 @@ def _qwen3_next() -> tuple[Any, Any]:
     return _hf.Qwen3NextConfig(**text(words, **linear_attention(), **experts)), words
 
 
+def _granitemoehybrid() -> tuple[Any, Any]:
+    """Mamba layers, with a state that is no key and no value, between those with attention."""
+    words = tokenizer()
+    mixed = {
+        "layer_types": ["mamba", "attention"] * 2,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 2 * HIDDEN,
+    }
+    return _hf.GraniteMoeHybridConfig(**text(words, **mixed)), words
+
+
 FAMILIES = tuple(
     Family(build.__name__.removeprefix("_"), build, pictures=False, mixed_batch=False)
-    for build in (_llama, _qwen3, _gemma2, _mixtral, _qwen3_next)
+    for build in (_llama, _qwen3, _gemma2, _mixtral, _gpt_oss, _qwen3_next, _granitemoehybrid)
 )

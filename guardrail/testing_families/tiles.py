@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 
 from guardrail.testing_families.gemmas import SLIDING
-from guardrail.testing_families.parts import CELL, Family, square, text, vision
+from guardrail.testing_families.parts import CELL, HIDDEN, Family, ids, square, text, vision
 from guardrail.testing_families.tokens import tokenizer
 
 _hf: Any = transformers
@@ -64,6 +64,54 @@ def _aya_vision() -> tuple[Any, Any]:
         patch_size=7,
         img_size=CELL,
         downsample_factor=2,
+        chat_template=words.chat_template,
+    )
+    return config, processor
+
+
+def _cohere2_vision() -> tuple[Any, Any]:
+    names = {
+        "image_token": "<|IMG_PATCH|>",
+        "boi_token": "<|START_OF_IMG|>",
+        "eoi_token": "<|END_OF_IMG|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+    }
+    words = tokenizer(names, "<|IMG_PATCH|>")
+    config = _hf.Cohere2VisionConfig(
+        vision_config=vision("siglip_vision_model", patch_size=7, vision_use_head=False),
+        text_config=text(words, model_type="cohere2", **SLIDING),
+        image_token_id=words.convert_tokens_to_ids("<|IMG_PATCH|>"),
+        downsample_factor=2,
+        alignment_intermediate_size=2 * HIDDEN,
+        tie_word_embeddings=False,
+    )
+    # to this processor, a patch's side is that of a tile in tokens
+    images = _hf.Cohere2VisionImageProcessor(**_EACH_TILE, patch_size=2)
+    processor = _hf.Cohere2VisionProcessor(
+        image_processor=images, tokenizer=words, chat_template=words.chat_template
+    )
+    return config, processor
+
+
+def _ovis2() -> tuple[Any, Any]:
+    """A picture's tokens are mixtures of a vocabulary that pictures have to themselves."""
+    signs = ("IMG_START", "IMG_GRID", "IMG_COL", "IMG_ROW", "IMG_END")
+    marks = {f"{sign.lower()}_token": f"<{sign}>" for sign in signs}
+    words = tokenizer({"image_token": "<image>", "atom_token": "<IMG_ATOM>", **marks}, "<image>")
+    tower = vision(patch_size=7, vocab_size=64, hidden_stride=2, num_visual_indicator_tokens=5)
+    config = _hf.Ovis2Config(
+        vision_config=tower,
+        text_config=text(words, model_type="qwen2"),
+        image_token_id=words.convert_tokens_to_ids("<IMG_ATOM>"),
+        visual_indicator_token_ids=ids(words, marks.values()),
+        vocab_size=len(words),
+        hidden_size=HIDDEN,
+        tie_word_embeddings=False,
+    )
+    processor = _hf.Ovis2Processor(
+        image_processor=_hf.Ovis2ImageProcessor(**_EACH_TILE),
+        tokenizer=words,
+        image_seq_length=4,
         chat_template=words.chat_template,
     )
     return config, processor
@@ -127,6 +175,8 @@ def _smolvlm() -> tuple[Any, Any]:
 FAMILIES = (
     Family("internvl", _internvl, video=True),
     Family("aya_vision", _aya_vision),
+    Family("cohere2_vision", _cohere2_vision),
+    Family("ovis2", _ovis2),
     Family("idefics3", _idefics3),
     Family("smolvlm", _smolvlm, video=True, mixed_media=False),
 )

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from guardrail.guard import Guard
+from guardrail.policy import Policy, VideoSampling
 
 
 @pytest.mark.parametrize(
@@ -143,11 +144,12 @@ def test_variables_of_other_programs_do_not_disturb(run, saved, monkeypatch):
 
 
 def test_a_video_is_judged_as_the_guard_judges_it(run, saved):
-    words = ("--text", "What is this?", "--video", saved.video, "--json")
+    words = ("--text", "What is this?", "--video", saved.video, "--window", "8", "--json")
     done = run("check", saved.model, "-a", saved.artefact["pass"], *words)
     assert done.exit_code == 0, done.stderr
     content = [{"type": "video", "path": saved.video}, {"type": "text", "text": "What is this?"}]
-    with Guard.from_pretrained(saved.model, saved.artefact["pass"]) as guard:
+    policy = Policy(video=VideoSampling(window=8))
+    with Guard.from_pretrained(saved.model, saved.artefact["pass"], policy=policy) as guard:
         wanted = guard.check([{"role": "user", "content": content}]).to_dict()
     found = json.loads(done.stdout)
     assert found.pop("score") == pytest.approx(wanted.pop("score"), rel=1e-5)

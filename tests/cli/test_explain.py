@@ -87,7 +87,7 @@ def test_a_terminal_gets_colours_and_nothing_of_the_prompts_own(explained, monke
 
 def test_a_video_is_explained_frame_by_frame(run, saved, tmp_path):
     page = tmp_path / "page.html"
-    words = ("--video", saved.video, "--html", str(page))
+    words = ("--video", saved.video, "--window", "8", "--html", str(page))
     done = run("explain", saved.model, "-a", saved.artefact["pass"], *words)
     assert done.exit_code == 0, done.stderr
     assert "score after the frame at  0.0 s" in done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -24,7 +24,7 @@ ALWAYS = {
     *("stream", "concurrency"),
 }
 # Those that differ most in how they work; the others need `-m families`.
-CORE = {"llava", "qwen2_5_vl", "qwen3_5", "gemma3", "paligemma", "mllama", "blip2", "llama"}
+CORE = {"llava", "qwen3_5", "gemma3", "paligemma", "mllama", "blip2", "llama"}
 EVERY = [
     name if name in CORE else pytest.param(name, marks=pytest.mark.families) for name in FAMILIES
 ]
@@ -82,6 +82,18 @@ def test_what_a_guard_is_for_works_wherever_generation_is_transformers_own(
     name, report = found
     wanted = Outcome.NO if family(name).own_generate else Outcome.YES
     assert {report[check].outcome for check in ALWAYS} == {wanted}
+
+
+def test_scores_and_edits_are_held_against_what_they_depend_on(found: tuple[str, Report]) -> None:
+    name, report = found
+    if family(name).own_generate:
+        return
+    assert report["steering"].figures["reference_tokens"] == 4
+    for mode in ("static", "beams"):
+        assert report[mode].figures["steered_row"] == "equal"
+    if family(name).pictures:  # in units of what the checks let pass
+        assert cast("float", report["score"].figures["image_effect"]) > 10
+        assert cast("float", report["video"].figures["effect"]) > 10
 
 
 def test_the_readme_says_what_the_checks_find(

@@ -47,6 +47,13 @@ def test_layers_that_run_for_pictures_only_are_left_out() -> None:
     assert 1 not in {*chosen.read, chosen.steer, chosen.early_steer, chosen.late_read}
 
 
+def test_pictures_have_come_in_where_the_checks_read() -> None:
+    chosen = choose_layers(tiny_model("mllama")[0])
+    assert chosen.read[-1] > 1
+    assert chosen.early_steer is not None
+    assert chosen.late_read is not None
+
+
 def test_a_single_layer_is_too_few(of_depth: Callable[[int], Any]) -> None:
     with pytest.raises(UnsupportedModelError, match="none before the last"):
         choose_layers(of_depth(1))

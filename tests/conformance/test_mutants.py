@@ -9,9 +9,9 @@ import torch
 
 from guardrail.conformance import CHECKS, Outcome, check_model
 from guardrail.decide.detector import Detector
-from guardrail.decide.linear import Readout
+from guardrail.decide.linear import Readout, Steering
 from guardrail.guard import Guard
-from guardrail.model import calls, generate, hooks, inputs, settings
+from guardrail.model import calls, generate, hooks, settings
 from guardrail.online.answering import Answering
 from guardrail.online.engine import Engine
 from guardrail.testing import tiny_model
@@ -84,28 +84,6 @@ def the_layer_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks, "decoder_layers", shifted)
 
 
-def padding_is_attended_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = inputs.Encoder._apply
-
-    def apply(self: Any, *args: Any, **options: Any) -> Any:
-        batch = real(self, *args, **options)
-        return batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
-
-    monkeypatch.setattr(inputs.Encoder, "_apply", apply)
-
-
-def the_picture_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = inputs.Encoder._apply
-
-    def apply(self: Any, *args: Any, **options: Any) -> Any:
-        batch = real(self, *args, **options)
-        if "pixel_values" in batch:
-            batch["pixel_values"] = torch.zeros_like(batch["pixel_values"])
-        return batch
-
-    monkeypatch.setattr(inputs.Encoder, "_apply", apply)
-
-
 def no_early_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers behind the last one needed run on."""
 
@@ -123,6 +101,21 @@ def the_offset_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Readout.scores
     monkeypatch.setattr(
         Readout, "scores", lambda self, states, kinds: real(self, states, ["text"] * len(kinds))
+    )
+
+
+def the_thresholds_of_texts_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Detector.thresholds_for
+    monkeypatch.setattr(Detector, "thresholds_for", lambda self, _kind: real(self, "text"))
+
+
+def steered_from_where_texts_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trust region is measured without the offset of pictures."""
+    real = Steering.edits
+    monkeypatch.setattr(
+        Steering,
+        "edits",
+        lambda self, *args: real(self, *args[:-1], ["text"] * len(args[-1])),
     )
 
 
@@ -204,10 +197,10 @@ MUTANTS: list[tuple[Patch, set[str]]] = [
         {"unsteered", "steering", "early_edit", "flag", "prefill", "check", "stream"},
     ),
     (the_layer_before, {"layers", "score", "batch", *EDITS}),
-    (padding_is_attended_to, {"batch", "flag", "steering", "early_edit", "beams"}),
-    (the_picture_is_forgotten, {"layers", "score", "unsteered", "batch", "steering"}),
     (no_early_exit, {"flag", "check"}),
-    (the_offset_is_left_out, {"score", "batch", "steering"}),
+    (the_offset_is_left_out, {"score", "batch"}),
+    (the_thresholds_of_texts_for_all, {"score"}),
+    (steered_from_where_texts_lie, {"steering"}),
     (the_verdict_is_not_told, {"stream"}),
 ]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from guardrail.conformance import CHECKS, Outcome, check_model
 from guardrail.conformance import run as running
@@ -15,7 +16,8 @@ from guardrail.errors import (
     GuardClosedError,
     UnsupportedModelError,
 )
-from guardrail.testing import tiny_model
+from guardrail.testing import tiny_model, tiny_processor
+from guardrail.testing_families.weights import randomise
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,49 @@ def test_a_model_that_no_guard_can_work_in_is_a_no_throughout() -> None:
     assert {check.outcome for check in report.checks} == {Outcome.NO}
     assert all("generate()" in (check.reason or "") for check in report.checks)
     assert len(report.checks) == len(CHECKS)
+
+
+NAMES = ("layers", "score", "unsteered", "steering", "batch", "flag", "check", "stream")
+
+
+def test_a_tokenizer_without_padding_leaves_batches_unchecked() -> None:
+    model, tokenizer = tiny_model("llama")
+    tokenizer.pad_token = None
+    report = check_model(model, tokenizer, names=NAMES)
+    assert report.failed == ()
+    assert report["score"].outcome is Outcome.YES
+    assert report["batch"].outcome is Outcome.NOT_APPLICABLE
+    assert "no padding token" in (report["flag"].reason or "")
+
+
+def test_a_model_that_samples_by_itself_is_asked_for_its_likeliest_answer() -> None:
+    model, processor = tiny_model("llava")
+    model.generation_config.update(do_sample=True, temperature=1.5, repetition_penalty=1.1)
+    names = ("unsteered", "steering", "stream")
+    assert check_model(model, processor, names=names).failed == ()
+
+
+def test_learned_positions_are_counted_without_the_padding() -> None:
+    words = tiny_processor("llama")
+    config = GPT2Config(
+        vocab_size=len(words), n_embd=32, n_layer=4, n_head=4, n_positions=256, bos_token_id=None
+    )
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    randomise(model, words.all_special_ids, 0)
+    model.generation_config.update(pad_token_id=words.pad_token_id, eos_token_id=words.eos_token_id)
+    assert check_model(model, words, names=["steering", "early_edit"]).failed == ()
+
+
+def test_a_model_that_fails_without_a_guard_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("llama")
+
+    def forward(**_: Any) -> Any:
+        raise AttributeError("no image_outputs")
+
+    monkeypatch.setattr(model, "forward", forward)
+    report = check_model(model, tokenizer, names=NAMES)
+    assert {check.outcome for check in report.checks} == {Outcome.NOT_APPLICABLE}
+    assert all(
+        "fails here as well (AttributeError: no image" in (c.reason or "") for c in report.checks
+    )

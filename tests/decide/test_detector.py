@@ -233,11 +233,16 @@ def test_a_row_with_a_floor_is_treated_as_one_that_scores_the_higher_of_both(
         ("closed", 0.2, math.nan, Action.FLAG, None),
         ("closed", 5.0, math.nan, Action.FLAG, None),
         ("closed", math.nan, 5.0, Action.FLAG, None),
+        ("closed", -math.inf, 0.2, Action.FLAG, None),
+        ("closed", math.inf, 0.2, Action.FLAG, None),
+        ("closed", -math.inf, -math.inf, Action.FLAG, None),
         ("open", 0.2, math.nan, Action.PASS, None),
         ("open", math.nan, 0.2, Action.PASS, None),
         ("open", math.nan, math.nan, Action.PASS, None),
         ("open", 2.0, math.nan, Action.STEER, 2.0),
         ("open", math.nan, 5.0, Action.FLAG, 5.0),
+        ("open", -math.inf, 0.2, Action.PASS, None),
+        ("open", math.inf, 5.0, Action.FLAG, 5.0),
     ],
 )
 def test_an_outage_in_a_part_is_one_of_the_whole_but_hides_no_finding_where_it_passes(

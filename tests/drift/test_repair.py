@@ -12,8 +12,9 @@ from guardrail.artefact.header import Rates
 from guardrail.drift.fitted import Fitted
 from guardrail.drift.repair import recalibrated, renamed, targets
 from guardrail.errors import CalibrationError
+from guardrail.fit.outcome import WIDE_SPREAD
 from guardrail.fit.reference import from_header
-from guardrail.fit.select import is_safe
+from guardrail.fit.select import FormResiduals, is_safe
 from guardrail.guard import Guard
 from guardrail.metrics import conformal_threshold
 from guardrail.model.fingerprint import fingerprint
@@ -80,6 +81,10 @@ def test_recalibrated_figures_are_of_the_new_model(made: Artefact, template: Any
     scores = template.fitted.readout.scores(template.readings.forms["drawn"].residuals)
     assert list(reference["drawn"].values()) == pytest.approx(scores.tolist(), abs=1e-6)
     assert any("steering figures are those of the parent" in w for w in made.header.warnings)
+    wide = [k for k, row in made.header.offsets.items() if row.spread_colours > WIDE_SPREAD]
+    assert wide  # of meaningless pictures in a random model
+    for kind in wide:
+        assert any(w.startswith(f"re-centring of kind {kind!r} ") for w in made.header.warnings)
     assert [w for w in made.header.warnings if w.startswith("video: ")] == [
         w for w in template.fitted.artefact.header.warnings if w.startswith("video: ")
     ]
@@ -140,7 +145,7 @@ def test_thresholds_of_own_traffic_are_replaced_and_that_is_said(
     assert any("text thresholds from benign traffic were replaced" in w for w in warnings)
     assert "kept" in warnings
     assert set(made.header.extra) == {"reference", "drift"}
-    assert not any(w.startswith("re-centring") for w in warnings)
+    assert "re-centring of kind x" not in warnings  # those there are, are of the new model
 
 
 def with_traffic(old: Artefact, rate: float) -> Artefact:
@@ -166,6 +171,25 @@ def test_targets_beyond_the_prompts_are_raised_and_that_is_said(
     assert found.thresholds.flag == max(found.scores)
     (warning,) = (w for w in drift.artefact.header.warnings if w.startswith("calibration: "))
     assert "targets raised to 0.018 and 0.018; run `guardrail calibrate` again" in warning
+
+
+def test_few_videos_do_not_loosen_the_thresholds_of_texts(
+    pictures: Any, template: Any, changed: Any
+) -> None:
+    plain = template.readings.forms["plain"]
+    safe = [i for i, s in enumerate(plain.splits) if s == "calibrate" and is_safe(plain.kinds[i])]
+    texts, some = len(safe), safe[:5]
+    few = FormResiduals(
+        samples=[plain.samples[i] for i in some],
+        residuals=plain.residuals[some],
+        splits=[plain.splits[i] for i in some],
+        kinds=[plain.kinds[i] for i in some],
+    )
+    readings = replace(template.readings, forms={**template.readings.forms, "filmed": few})
+    fitted = Fitted.of(with_traffic(pictures.artefact, 1e-4))
+    made = recalibrated(fitted, readings, fingerprint(changed("llava", "template")), {})
+    assert made.header.calibration["text"].targets.flag == 1 / (texts + 1)
+    assert made.header.calibration["video"].targets.flag == 1 / 6
 
 
 def test_a_new_fit_is_the_successor_of_the_old_artefact(drifted: Any, text: Any) -> None:

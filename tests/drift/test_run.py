@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from guardrail.drift.run import _Check
 from guardrail.drift.schema import DriftReport
 from guardrail.errors import ArtefactMismatchError, DatasetError
 
@@ -34,6 +36,19 @@ def test_without_fix_nothing_is_made(text: Any, changed: Any) -> None:
     assert drift.artefact is None
     assert drift.report.repaired is None
     assert drift.report.transport.reason is None
+
+
+@pytest.mark.parametrize(
+    ("reads", "seeing", "told"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_a_refit_says_when_it_reads_no_videos_that_it_could(
+    reads: bool, seeing: bool, told: bool
+) -> None:
+    fitted: Any = SimpleNamespace(reads_videos=reads)
+    collect: Any = SimpleNamespace(loaded=SimpleNamespace(is_multimodal=seeing))
+    nothing: Any = None
+    check = _Check(fitted, nothing, collect, nothing, nothing, nothing)
+    assert (check._without_video() is not None) is told
 
 
 def test_transport_is_looked_for_only_where_the_direction_is_lost(drifted: Any) -> None:

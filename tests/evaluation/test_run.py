@@ -499,6 +499,7 @@ def test_videos_are_measured_as_the_guard_judges_them(fitted_of: Callable[[str],
     assert control.modality == "video"
     assert len(control.random_directions.aurocs) == 20
     assert any("video: the artefact has no calibration" in w for w in report.warnings)
+    assert any("windows of 2 frames" in w for w in report.warnings)
     assert not any("differ by up to" in w for w in report.warnings)
 
 

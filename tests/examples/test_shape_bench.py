@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +95,18 @@ def test_a_batch_that_does_not_fit_is_a_row_and_not_the_end(
     modules: Any, bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape_bench, _, _ = modules
+    held: list[Any] = []
+    freed: list[bool] = []
 
     def full(*_: Any) -> None:
+        big = type("Big", (), {})()
+        held.append(weakref.ref(big))
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(bench, "plain", full)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(held[-1]() is None))
     rows = list(shape_bench.measure(bench, batches=(1, 2), pictures=(1,), repeats=1))
+    assert freed == [True, True]  # an error that is being handled keeps everything alive
     assert [row["what"] for row in rows] == ["does not fit into memory"] * 2
     run = {"shape": "x", "parameters": 1e9, "dtype": "float32", "device": "y", "rows": rows}
     assert sum("does not fit" in line for line in shape_bench.table([run])) == 2

@@ -79,7 +79,7 @@ def test_every_table_of_the_readme_is_one_that_an_example_writes() -> None:
     names = [line.split()[2] for line in readme.splitlines() if line.startswith("<!-- table:")]
     assert names
     assert readme.count("<!-- end -->") == len(names)
-    ways = ('"{}":', 'made["{}"]', 'put(options.readme, "{}", ')
+    ways = ('"{}":', 'made["{}"]', 'put(options.readme, "{}", ', 'put(readme, "{}", ')
     assert all(any(way.format(name) in written for way in ways) for name in names)
 
 

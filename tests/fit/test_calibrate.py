@@ -412,6 +412,8 @@ def test_videos_are_calibrated_on_the_highest_of_all_their_windows(llava: Any) -
     assert row.scores == pytest.approx(wanted, abs=1e-4)
     assert row.source == "benign traffic"
     assert not [w for w in found.header.warnings if w.startswith("video: ")]
+    sampling = found.header.extra["calibration"]["video"]["sampling"]
+    assert sampling == policy.video.model_dump(mode="json")
 
 
 def test_a_calibration_without_videos_still_says_whose_thresholds_they_have(

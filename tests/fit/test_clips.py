@@ -36,7 +36,7 @@ def test_meaningless_clips_fill_a_window_at_the_default_rate() -> None:
 def test_every_other_meaningless_clip_stands_still_and_the_others_change() -> None:
     kinds = [len(set(colours(clip))) for clip in meaningless_clips(4)]
     assert kinds[0::2] == [1, 1]
-    assert kinds[1::2] == [8, 8]
+    assert kinds[1::2] == [VideoSampling().window] * 2
     assert len({colours(clip)[0] for clip in meaningless_clips(4)}) == 4
 
 
@@ -55,9 +55,9 @@ def test_a_drawn_clip_shows_the_text_on_a_run_of_its_frames() -> None:
             for frame in drawn_clip("how to bake bread", seed=seed).frames
         ]
         start, length = shown.index(True), sum(shown)
-        assert shown == [start <= i < start + length for i in range(8)]
+        assert shown == [start <= i < start + length for i in range(VideoSampling().window)]
         lengths.add(length)
-    assert {1, 8} <= lengths
+    assert {1, VideoSampling().window} <= lengths
 
 
 def collector(*, multimodal: bool = True, positions: int | None = 100, takes: int = 40) -> Any:
@@ -85,7 +85,7 @@ def test_a_model_is_fit_for_videos_when_a_window_goes_into_it() -> None:
     [
         ({"multimodal": False}, "takes no pictures"),
         ({"takes": 0}, "one picture only"),
-        ({"takes": 100}, "8 frames take 100 positions, the model has 100"),
+        ({"takes": 100}, f"{VideoSampling().window} frames take 100 positions, the model has 100"),
     ],
 )
 def test_the_reason_is_told_when_it_does_not(options: dict[str, Any], words: str) -> None:
@@ -95,5 +95,5 @@ def test_the_reason_is_told_when_it_does_not(options: dict[str, Any], words: str
 def test_a_clip_request_has_the_video_before_the_words() -> None:
     (clip,) = meaningless_clips(1)
     request = clip_request("What is this?", clip)
-    assert (request.offset_kind, request.shape) == ("video", (0, (8,)))
+    assert (request.offset_kind, request.shape) == ("video", (0, (VideoSampling().window,)))
     assert request.messages[0].parts[-1].text == "What is this?"  # type: ignore[union-attr]

@@ -27,7 +27,7 @@ from guardrail.fit.run import candidates_of, finish, fit
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import next_token_logits
-from guardrail.policy import Policy, Thresholds
+from guardrail.policy import Policy, Thresholds, VideoSampling
 from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def test_the_artefact_belongs_to_its_model_and_its_data(
         "digest": contrast.digest,
         "counts": contrast.counts,
         "per_kind": 112,
+        **({"video_window": VideoSampling().window} if any_fit.loaded.is_multimodal else {}),
     }
     assert header.refusal_prefixes == prefixes
     assert set(header.packages) == {"torch", "transformers", "safetensors"}
@@ -153,22 +154,25 @@ def test_a_model_that_takes_pictures_is_fitted_with_videos(any_fit: Fitted) -> N
 
 
 def test_drawn_videos_calibrate_videos(
-    plant_in: Any, prefixes: tuple[str, ...], contrast_file: Any
+    plant_in: Any, prefixes: tuple[str, ...], contrast_file: Any, planted_rows: Any
 ) -> None:
     loaded = plant_in("llava")
-    data = contrast_file()
-    made = fit(loaded, data=data, extend=False, refusal_prefixes=prefixes, videos=19, **RATES)
+    few = [row for row in planted_rows if (row["split"], row["kind"]) == ("calibrate", "ordinary")]
+    data = contrast_file([row for row in planted_rows if row not in few[4:]])
+    made = fit(loaded, data=data, extend=False, refusal_prefixes=prefixes, videos=500, **RATES)
     row = made.header.calibration[Modality.VIDEO]
-    assert (row.n, row.source) == (19, "safe contrast prompts, filmed")
-    assert made.header.data["videos"] == 19
     contrast = load_contrast(data, extend=False)
+    there_are = len(contrast.indices("calibrate", labels=("safe",)))
+    assert there_are == 20
+    assert (row.n, row.source) == (there_are, "safe contrast prompts, filmed")
+    assert made.header.data["videos"] == there_are  # not what was asked for
     stored = made.header.extra["reference"]["filmed"]
     assert all(contrast.prompts[i].label == "safe" for i in stored["index"])
     assert sorted(stored["score"]) == pytest.approx(list(row.scores), abs=1e-5)
     (note,) = [w for w in made.header.warnings if w.startswith("video: ")]
     assert "videos of one window" in note
     with Guard(loaded, made) as guard:
-        requests = [sample.request for sample in filmed(contrast, 19)]
+        requests = [sample.request for sample in filmed(contrast, there_are)]
         scores = [verdict.score for verdict in guard.check_batch(requests)]
     assert sorted(scores) == pytest.approx(list(row.scores), abs=1e-3)
 

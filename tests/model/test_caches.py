@@ -7,13 +7,24 @@ import pytest
 import torch
 from transformers import DynamicCache, cache_utils
 
-from guardrail.model.caches import LayerState, cache_argument, passed_cache
+from guardrail.errors import UnsupportedModelError
+from guardrail.model.caches import LayerState, cache_argument, passed_cache, positions_in
 
 
 def test_the_cache_is_found_under_any_name():
     cache = DynamicCache()
     assert passed_cache([None, "text", 3, cache]) is cache
     assert passed_cache([None, "text"]) is None
+
+
+def test_a_cache_that_counts_no_positions_is_refused():
+    class Recurrent:
+        def get_seq_length(self):
+            raise ValueError("only on Attention layers")
+
+    assert positions_in(DynamicCache()) == 0
+    with pytest.raises(UnsupportedModelError, match=r"counts no positions.*Attention layers"):
+        positions_in(Recurrent())
 
 
 @pytest.mark.parametrize(

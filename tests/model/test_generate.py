@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -461,19 +462,13 @@ def test_a_model_with_its_own_generate_is_refused(llava, loaded_of, two):
         generate_rows(loaded, two(loaded), None, SIX)
 
 
-def test_a_compiled_model_fails_closed(llama, loaded_of, two, fake):
+def test_a_generate_that_the_repository_brings_is_refused(llama, loaded_of, two):
+    """Transformers puts a `custom_generate` on the model, not on its class."""
     model, processor = tiny_model("llama")
     loaded = loaded_of(llama._replace(model=model, processor=processor))
-    encoded = two(loaded)
-    model.forward = torch.compile(model.forward, backend="eager")
-    seen: list[int] = []
-    controls = [RowControl(on_token=lambda token: bool(seen.append(token))) for _ in range(2)]
-    with pytest.raises(DetectorError, match="never saw"):
-        generate_rows(
-            loaded, encoded, fake([STEER, FLAG]), SIX, controls, policy=Policy(fail="open")
-        )
-    assert seen == []
-    torch.compiler.reset()
+    model.generate = partial(lambda **_: torch.zeros(2, 40, dtype=torch.long), model=model)
+    with pytest.raises(UnsupportedModelError, match=r"its own generate"):
+        generate_rows(loaded, two(loaded), None, SIX)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -440,3 +441,65 @@ def test_threads_with_different_early_edits_do_not_mix(tiny, loaded_of, two, fak
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(answer, jobs)) == serial
     assert [one[1][1] for one in serial[:3]] == [STEER, FLAG, PASS]
+
+
+def test_no_layer_between_keeps_the_residuals_of_the_others_alive(loaded_of, two, fake, llama):
+    """With many rows of many positions they would be the largest thing beside the weights."""
+    model, processor = tiny_model("llama")
+    encoded = two(loaded_of(llama._replace(model=model, processor=processor)))
+    layers, given = decoder_layers(model), []
+    alive: list[list[int]] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda _m, _a, output: given.append(weakref.ref(output)))
+    layers[3].register_forward_pre_hook(
+        lambda _m, _a: alive.append([i for i, kept in enumerate(given) if kept() is not None])
+    )
+    detector = fake([PASS, PASS], layers=(3,), steering_layer=0)
+    call = call_of(encoded, detector)
+    with torch.no_grad(), prompt_hooks(model, check_layers(detector, model)) as hooks:
+        with hooks.active(call):
+            model(**encoded.inputs)
+    assert alive == [[0, 2]]  # the edit layer's, and what the layer is given
+    assert all(kept() is None for kept in given)
+
+
+def test_keys_that_later_layers_share_are_put_back_after_a_failed_run(ask, fake, loaded_of, llama):
+    small, processor = tiny_model("gemma4")
+    small.config.get_text_config().num_kv_shared_layers = 2
+    torch.manual_seed(0)
+    model = type(small)(small.config).eval()
+    encoded = Encoder(loaded_of(llama._replace(model=model, processor=processor))).encode(
+        [ask("hello"), ask("tell me about the cat")]
+    )
+    detector = fake([PASS, STEER], layers=(2,), steering_layer=0)
+    expected, _ = logits_by_step(model, encoded)
+    runs: list[int] = []
+
+    def once(*_: Any) -> None:
+        runs.append(1)
+        if len(runs) == 2:
+            raise RuntimeError("once is enough")
+
+    decoder_layers(model)[2].register_forward_hook(once)
+    call = call_of(encoded, detector)
+    call.policy = Policy(fail="open")
+    with prompt_hooks(model, check_layers(detector, model)) as hooks, hooks.active(call):
+        found, _ = logits_by_step(model, encoded)
+    assert [call.ruling(row).failed for row in (0, 1)] == [False, True]
+    assert torch.equal(found, expected)
+
+
+def test_a_layer_that_is_given_something_else_fails_the_rows_to_be_steered_alone(
+    loaded_of, two, fake, llama
+):
+    model, processor = tiny_model("llama")
+    loaded = loaded_of(llama._replace(model=model, processor=processor))
+    encoded = two(loaded)
+    expected = plain(loaded, encoded)
+    layer = decoder_layers(model)[2]
+    usual = layer.forward
+    layer.forward = lambda packed, **kwargs: usual(packed["hidden"], **kwargs)
+    layer.register_forward_pre_hook(lambda _m, args: ({"hidden": args[0]}, *args[1:]))
+    outcomes = generate_rows(loaded, encoded, early(model, fake, [PASS, STEER]), SIX, policy=POLICY)
+    assert tokens(outcomes) == [expected[0], []]
+    assert outcomes[1].ruling.failed

@@ -5,12 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from guardrail.errors import UnsupportedModelError
 from guardrail.model.residuals import hidden_of, moved
 
 
 def test_the_residual_stream_is_the_first_of_what_a_layer_returns():
-    hidden = torch.zeros(1)
+    hidden = torch.zeros(1, 1, 1)
     assert hidden_of(hidden) is hidden_of((hidden, "cache")) is hidden
+
+
+def test_several_streams_at_once_are_refused():
+    with pytest.raises(UnsupportedModelError, match=r"shape \(4, 1, 7, 2\).*cannot be guarded"):
+        hidden_of(torch.zeros(4, 1, 7, 2))  # Gemma 3n: streams, rows, positions, width
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -90,7 +90,9 @@ def test_a_model_that_wants_to_return_several_answers_is_refused_not_overruled(l
 def test_a_guard_says_so_too(llama):
     artefact = tiny_artefact(llama.model, llama.processor)
     with Guard(wrap_model(llama.model, llama.processor), artefact) as guard:
-        with pytest.raises(ConfigurationError, match=r"num_return_sequences: .*guard\.batch"):
+        with pytest.raises(
+            ConfigurationError, match=r"hold: num_return_sequences=2: a guard gives.*guard\.batch"
+        ):
             guard.generate("hello", num_return_sequences=2)
         answers = guard.batch(["hello"] * 2, temperature=5.0, max_new_tokens=8)
     assert len({answer.text for answer in answers}) == 2

@@ -197,6 +197,19 @@ def test_a_full_queue_says_so_and_waiting_for_a_place_works(worker):
     thread.join(WAIT)
 
 
+def test_who_waits_leaves_the_rest_of_the_places_to_who_would_be_refused(worker):
+    gate = Gate(worker)
+    listed = [job(echo(), n) for n in range(2)]
+    for each in listed:
+        worker.submit(each, wait=True)
+    with pytest.raises(RequestTimeoutError, match="a place"):
+        worker.submit(job(echo(), deadline=time.monotonic() + 0.02), wait=True)
+    single = job(echo(), "single")
+    worker.submit(single)
+    gate.open.set()
+    assert [each.future.result(WAIT) for each in (*listed, single)] == [0, 1, "single"]
+
+
 def test_a_cancelled_job_leaves_the_queue_at_once(worker):
     gate = Gate(worker)
     jobs = [job(echo(), n) for n in range(3)]

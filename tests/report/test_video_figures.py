@@ -128,3 +128,16 @@ def test_frames_that_are_tied_to_no_position_are_admitted(explained: Explanation
 
 def test_a_figure_of_a_video_can_be_made(explained: Explanation) -> None:
     assert explanation_png(scanned(explained)).startswith(b"\x89PNG")
+
+
+def test_windows_that_tie_have_one_highest_and_name_their_video(explained: Explanation) -> None:
+    rows = [(0, 0.0, 3.5, 0.8), (1, 0.0, 3.5, 0.8), (None, 0.0, 3.5, 0.8)]
+    windows = tuple(
+        WindowScore(video=v, start_s=a, end_s=b, frames=8, score=s) for v, a, b, s in rows
+    )
+    out = StringIO()
+    show_explanation(out, replace(explained, windows=windows))
+    lines = out.getvalue().splitlines()
+    (highest,) = [line for line in lines if line.rstrip().endswith(" highest")]
+    assert highest.startswith("1 (video 1) ")  # the one that a verdict names
+    assert any(line.startswith("2 (video 2) ") for line in lines)

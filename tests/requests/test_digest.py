@@ -83,5 +83,5 @@ def test_videos_are_told_apart_by_pixels_times_and_how_they_are_sampled(film):
     assert len(set(digests)) == len(asked)
     assert digests == [_digest(message) for message in asked]
     request = to_request([video(long)], policy=Policy())
-    other = to_request([video(long)], policy=Policy(video={"window": 4}))
+    other = to_request([video(long)], policy=Policy(video={"window": 5}))
     assert request_digest(request) != request_digest(other)

@@ -417,7 +417,7 @@ MESSAGES = st.fixed_dictionaries(
 
 
 @given(VALUES | st.lists(MESSAGES, min_size=1, max_size=3))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_value_gives_a_request_or_an_input_error(value: Any) -> None:
     try:
         result = request(value)

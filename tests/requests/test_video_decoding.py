@@ -88,14 +88,26 @@ def test_a_video_is_turned_as_players_turn_it(turned, mirrored, size, white, fil
     assert corner(picture) == white
 
 
-def test_a_thumbnail_is_the_small_grey_picture(film):
+def test_a_thumbnail_is_the_small_picture(film):
     array = np.zeros((48, 64, 3), np.uint8)
     array[:, 32:] = 200
     (shot,) = shots(film([array]))
     small = shot.thumbnail()
-    assert small.shape == (32, 32)
+    assert small.shape == (32, 32, 3)
     assert small[:, :15].mean() < 20
     assert 180 < small[:, 17:].mean() < 220
+
+
+def test_colours_of_one_brightness_make_different_thumbnails(film):
+    red, green = np.full((2, 48, 64, 3), (255, 0, 0), np.uint8)
+    green[:] = (0, 130, 0)  # the grey of the red
+    one, two = (shot.thumbnail().astype(int) for shot in shots(film([red, green])))
+    assert np.abs(one - two).mean() > 64
+
+
+def test_a_last_frame_tells_how_long_it_stays(film):
+    data = film(3, times=[0, 100, 1100])
+    assert [shot.lasts for shot in shots(data)][:2] == pytest.approx([0.1, 1.0])
 
 
 def test_a_stamp_that_goes_back_follows_at_the_usual_rate(film, number_of):

@@ -117,3 +117,9 @@ def test_the_digest_of_frames_tells_pixels_sizes_and_times():
     found = {digest(tall, wide), digest(wide, tall), digest(tall, wide, times=(0.0, 2.0))}
     assert len(found) == 3
     assert digest(tall, wide) == digest(Image.fromarray(tall), wide)
+
+
+def test_a_log_of_a_request_holds_no_video(film, numbered):
+    data = film(12)
+    assert len(repr(Encoded(data))) < 50
+    assert len(repr(Frames((data,) * 99, (0.0,) * 99))) < 50

@@ -3,9 +3,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -58,13 +60,14 @@ def test_the_grid_is_the_first_frame_of_each_tick(rate, count, fps):
 
 @given(gaps=st.lists(st.floats(0.001, 3), min_size=1, max_size=80), fps=st.floats(0.2, 30))
 @settings(max_examples=150, deadline=None)
-def test_no_gap_is_longer_than_a_tick_and_a_frame(gaps, fps):
+def test_nothing_is_unseen_for_longer_than_a_tick_and_a_frame(gaps, fps):
     times = [0.0, *itertools.accumulate(gaps)]
     rules = VideoSampling(fps=fps, max_fps=60, scenes=False)
     found = [s.time for s in sampled([shot(t) for t in times], rules)]
     assert found[0] == 0.0
+    gone = dict(itertools.pairwise(times))  # when each frame makes room for the next
     for one, two in itertools.pairwise([*found, times[-1]]):
-        assert two - one <= 1 / fps + max(gaps) + 0.003
+        assert two - gone.get(one, one) <= 1 / fps + max(gaps) + 0.003
 
 
 def test_a_flash_of_one_frame_is_taken():
@@ -95,10 +98,38 @@ def test_a_still_picture_and_slow_change_are_left_to_the_grid():
         assert list(sampled(shots, rules)) == list(sampled(shots, plain))
 
 
-def test_flicker_is_not_taken_frame_by_frame():
-    shots = [shot(i / 24, C if i % 2 else A) for i in range(240)]
-    taken = list(sampled(shots, VideoSampling(fps=1, max_fps=30)))
-    assert len(taken) <= 10 + 2
+@pytest.mark.parametrize("cycle", [(A, C), (A, B, C)])
+def test_flicker_in_step_with_the_grid_hides_no_scene(cycle):
+    """At 24 a second each tick of 0.5 s meets the same scene."""
+    shots = [shot(i / 24, cycle[i % len(cycle)]) for i in range(240)]
+    taken = list(sampled(shots, VideoSampling()))
+    assert set(levels(taken)) == set(cycle)
+    assert len(taken) <= 10 * VideoSampling().max_fps + 1  # not frame by frame
+
+
+STAYS = [0.0, 0.4, 1.2, 1.25, 2.0, 2.1, 2.6, 2.8]  # 0.4, 1.25 and 2.1 are on for a tick and more
+
+
+@pytest.mark.parametrize("scenes", [False, True])
+def test_what_stays_for_a_tick_is_seen_wherever_it_begins(scenes):
+    shots = [shot(time, 10 * i) for i, time in enumerate(STAYS)]  # too alike for scenes
+    rules = VideoSampling(fps=2, max_fps=8, scenes=scenes)
+    assert [s.time for s in sampled(shots, rules)] == [0.0, 0.4, 1.25, 2.0, 2.1]
+    for lasts, seen in ((0.0, False), (0.4, False), (0.5, True)):
+        last = replace(shots[-1], lasts=lasts)
+        assert (last in sampled([*shots[:-1], last], rules)) is seen
+
+
+@given(gaps=st.lists(st.floats(0.001, 3), min_size=1, max_size=80), fps=st.floats(0.2, 30))
+@settings(max_examples=100, deadline=None)
+def test_irregular_frames_hide_nothing_that_stays_and_cost_a_frame_a_tick(gaps, fps):
+    times = [0.0, *itertools.accumulate(gaps)]
+    rules = VideoSampling(fps=fps, max_fps=60, scenes=False)
+    found = [s.time for s in sampled([shot(t) for t in times], rules)]
+    stay = [one for one, two in itertools.pairwise(times) if two - one >= 1 / fps]
+    assert set(stay) <= set(found)
+    assert found == sorted(set(found))
+    assert len(found) <= math.floor((times[-1] + 0.002) * fps) + 1
 
 
 @given(

@@ -5,13 +5,14 @@ import itertools
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardrail.errors import LimitExceededError, VideoDecodeError
 from guardrail.policy import Limits, VideoSampling
-from guardrail.requests.video_footage import Encoded
+from guardrail.requests.video_footage import Encoded, Frames
 from guardrail.requests.video_windows import SampledVideo, Tally, read_video, windows
 from guardrail.types import VideoPart, VideoStream
 
@@ -162,3 +163,16 @@ def test_a_video_without_a_frame_is_an_error():
     limits = Limits()
     with pytest.raises(VideoDecodeError, match="no frame"):
         read_video(SampledVideo(Empty(), EVERY, limits, Tally(limits), 0, "it"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("large", [3, 9])
+def test_a_window_may_not_have_more_pixels_than_a_request(large, numbered):
+    frames = [numbered(i) for i in range(12)]
+    frames[large] = np.zeros((400, 400, 3), np.uint8)
+    footage, bounds = Frames(tuple(frames), tuple(map(float, range(12)))), 64 * 48 * 4
+    whole = SampledVideo(footage, EVERY, Limits(), Tally(Limits()), 0, "it")
+    assert len(list(whole)) == 3
+    limits = Limits(total_pixels=bounds)
+    held = SampledVideo(footage, EVERY, limits, Tally(limits), 0, "it")
+    with pytest.raises(LimitExceededError, match="a window of it has total_pixels"):
+        list(held)

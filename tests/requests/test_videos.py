@@ -141,6 +141,8 @@ def test_a_file_object_stands_where_it_stood_and_text_files_are_refused(data, tm
         ({"video": 7}, "is a int; accepted: bytes"),
         ({"video": {"url": "x"}}, "is a dict"),
         ({"video": []}, "no frame"),
+        ({"video": np.array(5)}, "is a ndarray; accepted: bytes"),
+        ({"video": [np.broadcast_to(np.uint8(0), (9_000, 9_000, 3))]}, "image_pixels 81000000"),
         ({"video": [[0, 1]]}, "is a list"),
         ({"video": np.zeros((2, 4, 4, 3))}, "array of float64"),
         ({"video": np.zeros((2, 3, 4, 4), np.uint8)}, r"\(3, 4, 4\)"),

@@ -13,6 +13,7 @@ _BEHIND = r"vision_tower\.(encoder\.layers\.1|post_layernorm)\."  # what is read
 UNREAD = {
     "llava": _BEHIND,
     "llava_next": _BEHIND,
+    "llava_next_video": _BEHIND,
     "llava_onevision": r"vision_tower\.post_layernorm\.",
     "aya_vision": r"vision_tower\.post_layernorm\.",
     "instructblip": r"qformer\.encoder\.layer\.1\.(intermediate|output)\.",  # for the words alone

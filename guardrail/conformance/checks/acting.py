@@ -31,7 +31,7 @@ def steering(subject: Subject) -> Figures:
     for steer_tokens in (0, 2):
         artefact, top, gate = subject.steering(layers.read, layers.steer, steer_tokens=steer_tokens)
         vectors = wanted(subject, artefact, top, gate)
-        guarded, before, after = _between(subject, artefact, gate)
+        guarded, before, after = _between(subject, subject.texts, artefact, gate)
         # the vector's length follows the score, which is right within a tolerance
         scored = subject.tolerance(artefact, subject.texts[top].states)
         steer = artefact.header.steering
@@ -39,27 +39,24 @@ def steering(subject: Subject) -> Figures:
         _expect_edit(subject, before, after, vectors, steer_tokens, slack)
         figures |= _expect_answers(subject, guarded, artefact, vectors, steer_tokens)
     if subject.loaded.is_multimodal:
-        figures["image_logits_from_reference"] = _picture_steered(subject, subject.pictures[0])
+        figures["image_edit_from_reference"] = _picture_steered(subject, subject.pictures[0])
     return figures
 
 
 def _picture_steered(subject: Subject, ask: Ask) -> float:
-    """How far the first logits of a steered request with a picture are from the reference."""
-    layers = subject.layers
-    artefact = subject.directions.artefact(layers.read, layers.steer, gain=MOVE)
-    (score,) = subject.scores(artefact, [ask])
-    vector = reference.edit(artefact, ask.states, score, score - 1, ask.request.offset_kind)
-    logits = reference.steered_logits(subject.model, ask.inputs, layers.steer, vector[None])
-    detector = subject.detector(artefact, rules(steer=score - 1))
-    guarded = answered(subject, subject.encode([ask]), detector, tokens=1)
-    apart = float((guarded.trace.logits[0].double() - logits.double()).abs().max())
-    bound = min(50 * subject.relative, 0.1) * float(logits.abs().max())
-    expect(
-        apart <= bound,
-        f"a steered request with a picture has its first logits {apart:.2e} from the reference "
-        f"(bound {bound:.2e})",
-    )
-    return apart
+    """How far the edit of a request with a picture ends from the border of the trust region.
+
+    The region is set to end the edit, so that the offset of its kind has a part in its length.
+    """
+    layers, kind = subject.layers, ask.request.offset_kind
+    flat = subject.directions.artefact(layers.read, layers.steer)
+    (score,) = subject.scores(flat, [ask])
+    region = reference.place(flat, ask.states, kind) + MOVE
+    artefact = subject.directions.artefact(layers.read, layers.steer, gain=2 * MOVE, region=region)
+    vector = reference.edit(artefact, ask.states, score, score - 1, kind)[None]
+    _, before, after = _between(subject, [ask], artefact, score - 1)
+    slack = subject.relative * float(ask.states[layers.steer].norm())
+    return _expect_edit(subject, before, after, vector, 0, slack)
 
 
 def early(subject: Subject) -> Figures:
@@ -125,12 +122,12 @@ def wanted(subject: Subject, artefact: Artefact, top: int, gate: float) -> Tenso
 
 
 def _between(
-    subject: Subject, artefact: Artefact, gate: float
+    subject: Subject, asks: list[Ask], artefact: Artefact, gate: float
 ) -> tuple[Answers, list[Tensor], list[Tensor]]:
     """Answers, and the steering layer's output before and after the guard's own hook."""
     detector = subject.detector(artefact, rules(steer=gate))
     layer = decoder_layers(subject.model)[subject.layers.steer]
-    encoded = subject.encode(subject.texts)
+    encoded = subject.encode(asks)
     with (
         seen_at(layer) as before,
         registered(subject.model, detector) as hooks,
@@ -147,8 +144,12 @@ def _expect_edit(
     vectors: Tensor,
     steer_tokens: int,
     slack: float,
-) -> None:
-    """The difference is the vector at the last prompt position and `steer_tokens` later ones."""
+) -> float:
+    """The difference is the vector at the last prompt position and `steer_tokens` later ones.
+
+    Gives the largest distance from that.
+    """
+    worst = 0.0
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         moved = (new.double() - old.double()).cpu()
         should = torch.zeros_like(moved)
@@ -164,6 +165,8 @@ def _expect_edit(
             apart <= bound,
             f"the edit of pass {number} is {apart:.2e} from the wanted vector (bound {bound:.2e})",
         )
+        worst = max(worst, apart)
+    return worst
 
 
 def _expect_answers(

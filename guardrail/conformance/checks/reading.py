@@ -16,11 +16,18 @@ from guardrail.conformance.trace import seen_at, traced
 from guardrail.errors import GuardrailError
 from guardrail.model.decoder import decoder_layers, self_attention_layers
 from guardrail.model.generate import last_residuals
+from guardrail.types import Action
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.conformance.subject import Ask, Subject
     from guardrail.types import Request
+
+
+UNSEEN = (
+    "but to this model one {0} of noise scores like another (within the tolerance), so it was not "
+    "seen whether each is read"
+)
 
 
 def layers(subject: Subject) -> Figures:
@@ -77,6 +84,11 @@ def score(subject: Subject) -> Figures:
     if subject.loaded.is_multimodal:
         for name, ask in zip(("image", "images"), subject.pictures, strict=False):
             figures[name] = _apart(subject, artefact, ask)
+        other = subject.asked(picture_request(1, seed=100))
+        effect = subject.effect(artefact, subject.pictures[0], other)
+        figures["image_effect"] = effect
+        if effect <= 1:
+            figures["note"] = UNSEEN.format("picture")
         if subject.one_picture_only is not None:
             figures["note"] = f"not for two pictures: {subject.one_picture_only}"
     return figures
@@ -95,15 +107,19 @@ def _expect_refused(subject: Subject, request: Request) -> None:
 
 def _apart(subject: Subject, artefact: Artefact, ask: Ask) -> float:
     """How far the guard's score is from the reference."""
-    detector = subject.detector(artefact, rules())
-    rulings, _ = checked(subject, subject.encode([ask]), detector)
-    kind = ask.request.offset_kind
-    apart = abs(score_of(rulings[0]) - subject.scores(artefact, [ask])[0])
-    bound = subject.tolerance(artefact, ask.states)
+    (wanted,) = subject.scores(artefact, [ask])
+    kind, bound = ask.request.offset_kind, subject.tolerance(artefact, ask.states)
+    policy = rules(flag=wanted - 2 * bound, only=ask.request.modality)
+    rulings, _ = checked(subject, subject.encode([ask]), subject.detector(artefact, policy))
+    apart = abs(score_of(rulings[0]) - wanted)
     expect(
         apart <= bound,
         f"the score of a request of kind {kind!r} is {apart:.2e} from the reference "
         f"(bound {bound:.2e})",
+    )
+    expect(
+        rulings[0].action is Action.FLAG,
+        f"a request of kind {kind!r} is not held against the thresholds of its own modality",
     )
     return apart
 

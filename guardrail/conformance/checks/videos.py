@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from guardrail.conformance import reference
 from guardrail.conformance.answers import answered, checked, score_of
+from guardrail.conformance.checks.reading import UNSEEN
 from guardrail.conformance.outcomes import DoesNotApplyError, Figures, expect
+from guardrail.conformance.plain import placed
 from guardrail.conformance.prompts import as_pictures, video_request
 from guardrail.conformance.subject import TOKENS, rules
+from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:
-    from guardrail.conformance.subject import Subject
-    from guardrail.model.inputs import Encoded
+    from guardrail.conformance.subject import Ask, Subject
     from guardrail.types import Request
 
 
@@ -23,36 +26,38 @@ def video(subject: Subject) -> Figures:
     if not subject.loaded.is_multimodal:
         raise DoesNotApplyError("the model's processor takes no pictures")
     artefact = subject.directions.artefact(subject.layers.read)
-    detector = subject.detector(artefact, rules())
-    request, other = video_request(), video_request(seed=100)
+    request = video_request()
     encoded = subject.encoder.encode([request])
     expect(encoded.kinds == ("video",), f"a video is taken for {encoded.kinds}")
-    shown = "frames" if _as_frames(subject, request, encoded) else "native"
-    inputs = reference.placed(subject.loaded, encoded.inputs)
-    states = reference.residuals(subject.model, inputs)
-    rulings, _ = checked(subject, encoded, detector)
-    wanted, bound = reference.score(artefact, states, "video"), subject.tolerance(artefact, states)
-    apart = abs(score_of(rulings[0]) - wanted)
+    shown = "native" if subject.encoder.video_as == "video" else "frames"
+    ask, other = (_asked(subject, one, shown) for one in (request, video_request(seed=100)))
+    _expect_inputs(placed(subject.loaded, encoded.inputs), ask.inputs)
+    wanted = reference.score(artefact, ask.states, "video")
+    bound = subject.tolerance(artefact, ask.states)
+    policy = rules(flag=wanted - 2 * bound, only=Modality.VIDEO)
+    (ruling,), _ = checked(subject, encoded, subject.detector(artefact, policy))
+    apart = abs(score_of(ruling) - wanted)
     expect(apart <= bound, f"the score is {apart:.2e} from the reference (bound {bound:.2e})")
-    changed = reference.residuals(
-        subject.model, reference.placed(subject.loaded, subject.encoder.encode([other]).inputs)
-    )
-    seen = float((changed - states).norm() / states.norm())
-    expect(seen > subject.relative, "another video changes nothing: the model was not shown it")
-    answers = answered(subject, encoded, detector)
-    plain = reference.generate(subject.model, inputs, TOKENS)
+    expect(ruling.action is Action.FLAG, "a video is not held against the thresholds of videos")
+    effect = subject.effect(artefact, ask, other)
+    answers = answered(subject, encoded, subject.detector(artefact, rules()))
+    plain = reference.generate(subject.model, ask.inputs, TOKENS)
     expect(answers.tokens == plain, f"it gives {answers.tokens}, plainly {plain}")
-    return {"shown": shown, "score_from_reference": apart, "frames": 4, "effect": seen}
+    figures: Figures = {"shown": shown, "score_from_reference": apart, "frames": 4}
+    if effect <= 1:
+        figures["note"] = UNSEEN.format("video")
+    return figures | {"effect": effect}
 
 
-def _as_frames(subject: Subject, request: Request, encoded: Encoded) -> bool:
-    """Whether the frames as pictures give the very same inputs."""
-    try:
-        frames = subject.encoder.encode([as_pictures(request)]).inputs
-    except Exception:  # a border: a processor that takes no four pictures, whatever it raises
-        return False
-    return set(frames) == set(encoded.inputs) and all(
-        torch.equal(value, encoded.inputs[name])
-        for name, value in frames.items()
-        if isinstance(value, torch.Tensor)
-    )
+def _asked(subject: Subject, request: Request, shown: str) -> Ask:
+    """The slow reference of a video, with the media in the form in which they are shown."""
+    asked = subject.asked(request if shown == "native" else as_pictures(request))
+    return replace(asked, request=request)
+
+
+def _expect_inputs(found: dict[str, Any], plain: dict[str, Any]) -> None:
+    """The model is given what plain transformers makes of all frames, in order, at their times."""
+    expect(set(found) == set(plain), f"the inputs are {sorted(found)}, plainly {sorted(plain)}")
+    for name, value in plain.items():
+        same = torch.equal(found[name], value) if isinstance(value, torch.Tensor) else True
+        expect(same, f"the input {name!r} of a video is not what plain transformers makes of it")
