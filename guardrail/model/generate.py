@@ -17,6 +17,7 @@ from guardrail.model.criteria import Row, RowControl, RowOutcome, RowsCriterion
 from guardrail.model.decoder import decoder_layers, self_attention_layers
 from guardrail.model.hooks import PromptHooks, check_layers, prompt_hooks
 from guardrail.model.inputs import Encoded, on_device
+from guardrail.model.refusals import media_as_counted
 from guardrail.model.seeding import seeded
 from guardrail.model.settings import Settings, generation_config
 
@@ -236,7 +237,8 @@ def _generate(
     hooked = call is not None and (call.may_edit_tokens or chunk is not None)
     config.disable_compile = bool(config.disable_compile) or hooked
     inputs = on_device(encoded, loaded.device, loaded.dtype)
-    return model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
+    with media_as_counted():
+        return model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
 
 
 def _eos(model: PreTrainedModel) -> frozenset[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 # What templates and processors raise about what they are given; anything else is no refusal.
 REFUSALS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
+# How transformers' models say it (5.20 to 5.24: ", tokens: 6, features: 4" follows).
+_MISCOUNTED = re.compile(r"features? and \w+ tokens? do not match", re.IGNORECASE)
 _HARMLESS = (224, 224)  # pixels: what every image processor takes
 
 
@@ -40,6 +44,23 @@ def refusal(processor: Any, requests: Sequence[Request], error: Exception) -> Ex
         "the model's chat template or processor cannot take this chat: "
         f"{type(error).__name__}: {error}"
     )
+
+
+@contextmanager
+def media_as_counted() -> Iterator[None]:
+    """Turn a model's complaint that pictures do not fill their places into one of ours.
+
+    Some models that take pictures and take videos cannot take both in one prompt.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if _MISCOUNTED.search(str(error)) is None:
+            raise
+        raise UnsupportedContentError(
+            f"the model cannot be shown this request's pictures and videos together ({error}); "
+            "ask about them one by one"
+        ) from error
 
 
 def _pictures(requests: Sequence[Request]) -> Iterator[tuple[str, Image.Image]]:

@@ -10,6 +10,7 @@ from guardrail.model.decoder import decoder_layers
 from guardrail.model.inputs import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import REFUSAL, Limits
+from guardrail.testing import VIDEO_FAMILIES, family
 from guardrail.types import (
     Action,
     Clip,
@@ -188,3 +189,15 @@ def test_frames_that_differ_in_size_are_an_error_of_their_request_alone(
     )
     assert good.modality is Modality.VIDEO
     assert isinstance(bad, UnsupportedContentError)
+
+
+@pytest.mark.parametrize("name", [n for n in VIDEO_FAMILIES if not family(n).mixed_media])
+def test_a_picture_beside_a_video_is_a_clear_error_where_a_model_cannot_take_both(
+    tiny_of, guard_on, clip, picture, name
+):
+    guard = guard_on(tiny_of(name))
+    request = turn(ImagePart(picture()), VideoPart(clip(1, 4)), TextPart("And these?"))
+    for asked in (guard.check, guard.generate):
+        with pytest.raises(UnsupportedContentError, match=r"together|one by one|cannot take"):
+            asked(request)
+    assert guard.check("and alone?").score is not None
