@@ -26,9 +26,10 @@ def conform(
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
-    """Check the guard against slow references on a model; exits with 1 when a result is wrong.
+    """Check the guard against slow references on a model; exits with 1 when it does not work.
 
-    A `no` is the guard's own clear refusal, and no finding; `n/a` is what the model cannot do.
+    A `no` is the guard's own clear refusal, and a finding unless a guard can do without (compiled
+    decoding, beams, videos, ...); `n/a` is what the model itself cannot do.
     """
     loading = o.Loading(
         device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
@@ -44,7 +45,7 @@ def conform(
             write_json(stdout, report.model_dump(mode="json"))
         else:
             _show(stdout, report)
-    raise typer.Exit(0 if report.ok else FINDING)
+    raise typer.Exit(0 if report.works else FINDING)
 
 
 def _show(stdout: TextIO, report: Report) -> None:
@@ -54,3 +55,8 @@ def _show(stdout: TextIO, report: Report) -> None:
     for check in report.checks:
         reason = f"  {check.reason}" if check.reason else ""
         write(stdout, f"{check.name:<12} {check.outcome:<7} {check.title}{reason}")
+    if report.works:
+        write(stdout, "a guard works inside this model, as far as these checks say")
+    else:
+        wrong = ", ".join(check.name for check in report.failed)
+        write(stdout, f"a guard does not work inside this model{wrong and f'; wrong: {wrong}'}")

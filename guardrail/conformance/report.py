@@ -27,12 +27,14 @@ class Check(_Frozen):
     """One check: what it found, why, and the figures behind it.
 
     `reason` is there for everything but a `yes`, and for a `yes` that is restricted. `figures` are
-    plain values, each named for what it counts or measures.
+    plain values, each named for what it counts or measures. `mode` marks a way of generating, or a
+    kind of input, that a guard can do without.
     """
 
     name: str
     title: str
     outcome: Outcome
+    mode: bool = False
     reason: str | None = None
     figures: dict[str, JsonValue] = Field(default_factory=dict)
 
@@ -66,6 +68,12 @@ class Report(_Frozen):
     def ok(self) -> bool:
         """Whether nothing went wrong; a clear refusal is not wrong."""
         return not self.failed
+
+    @property
+    def works(self) -> bool:
+        """Whether a guard works inside the model: nothing wrong, and a `yes` beyond all modes."""
+        core = [check.outcome for check in self.checks if not check.mode]
+        return self.ok and all(outcome is Outcome.YES for outcome in core)
 
     def __getitem__(self, name: str) -> Check:
         """The check of that name; KeyError when it was not run."""

@@ -142,6 +142,7 @@ def _ended(definition: Definition, subject: Subject | Exception) -> Check:
         name=definition.name,
         title=definition.title,
         outcome=outcome,
+        mode=definition.mode,
         reason=reason,
         figures=figures,
     )

@@ -9,10 +9,11 @@ from guardrail.decide.detector import Detector
 def test_each_check_has_a_line_and_a_reason(run, saved):
     done = run("conform", saved.model, "--only", "score", "--only", "assisted")
     assert done.exit_code == 0
-    head, *lines = done.stdout.splitlines()
+    head, *lines, last = done.stdout.splitlines()
     assert head.startswith("LlavaForConditionalGeneration: 4 layers, float32 (guardrail-vlm ")
     assert [line.split()[:2] for line in lines] == [["score", "yes"], ["assisted", "no"]]
     assert "assisted decoding" in lines[1]
+    assert last == "a guard works inside this model, as far as these checks say"
 
 
 def test_the_document_is_the_report(run, saved):
@@ -28,6 +29,7 @@ def test_a_wrong_result_is_a_finding(run, saved, monkeypatch):
     done = run("conform", saved.model, "--only", "steering")
     assert done.exit_code == 1
     assert "steering     FAILED" in done.stdout
+    assert done.stdout.endswith("does not work inside this model; wrong: steering\n")
 
 
 def test_a_check_nobody_knows_is_an_error(run, saved):

@@ -56,3 +56,11 @@ def test_a_refusal_is_fine_and_a_wrong_result_is_not() -> None:
 def test_a_check_that_was_not_run_is_a_key_error() -> None:
     with pytest.raises(KeyError, match="zzz"):
         report()["zzz"]
+
+
+def test_a_guard_works_where_only_what_it_can_do_without_is_refused() -> None:
+    beams = check(Outcome.NO, "no", "beams").model_copy(update={"mode": True})
+    assert report(check(Outcome.YES), beams).works
+    assert not report(check(Outcome.NO, "no"), beams).works
+    assert not report(check(Outcome.NOT_APPLICABLE, "x")).works
+    assert not report(check(Outcome.FAILED, "wrong")).works
