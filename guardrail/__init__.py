@@ -43,8 +43,9 @@ if TYPE_CHECKING:
         VideoDecodeError,
     )
     from guardrail.guard import Guard
+    from guardrail.model.load import load_model
     from guardrail.monitor import Monitor, MonitorSnapshot
-    from guardrail.policy import Limits, Policy, Thresholds
+    from guardrail.policy import Limits, Policy, Thresholds, VideoSampling
     from guardrail.types import Action, Modality, Request, Result, ToolCall, Verdict
     from guardrail.wrap import guarded
 
@@ -87,8 +88,10 @@ __all__ = [
     "UrlNotAllowedError",
     "Verdict",
     "VideoDecodeError",
+    "VideoSampling",
     "__version__",
     "guarded",
+    "load_model",
 ]
 
 try:
@@ -100,8 +103,9 @@ _HOME = {
     "Artefact": "guardrail.artefact",
     "Guard": "guardrail.guard",
     "guarded": "guardrail.wrap",
+    "load_model": "guardrail.model.load",
     **dict.fromkeys(("Monitor", "MonitorSnapshot"), "guardrail.monitor"),
-    **dict.fromkeys(("Limits", "Policy", "Thresholds"), "guardrail.policy"),
+    **dict.fromkeys(("Limits", "Policy", "Thresholds", "VideoSampling"), "guardrail.policy"),
     **dict.fromkeys(
         ("Action", "Modality", "Request", "Result", "ToolCall", "Verdict"), "guardrail.types"
     ),

@@ -39,7 +39,7 @@ class Limits(_Frozen):
     video_bytes: int = Field(default=500_000_000, gt=0, description="encoded size of one video")
     video_seconds: float = Field(default=3_600, gt=0, description="length of one video, in s")
     video_frames: int = Field(
-        default=4_096, gt=0, description="frames judged, summed over one request's videos"
+        default=8_192, gt=0, description="frames judged, summed over one request's videos"
     )
     messages: int = Field(default=256, gt=0, description="turns in one chat")
     text_chars: int = Field(default=400_000, gt=0, description="characters of text in one request")
@@ -86,7 +86,9 @@ class VideoSampling(_Frozen):
     @model_validator(mode="after")
     def _rates(self) -> VideoSampling:
         if self.max_fps < self.fps:
-            raise ValueError(f"max_fps ({self.max_fps}) must not lie below fps ({self.fps})")
+            raise ValueError(
+                f"max_fps ({self.max_fps}) must not lie below fps ({self.fps}); raise it, too"
+            )
         return self
 
 

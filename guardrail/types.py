@@ -88,7 +88,8 @@ Part = TextPart | ImagePart | VideoPart | VideoStream
 class Window:
     """Which piece of which video a verdict rests on: from `start_s` to `end_s`, both inclusive.
 
-    `number` and `video` count from 0; `of` is how many windows of the request were judged.
+    `number` and `video` count from 0; `of` is how many windows of the request were judged. The
+    frames that the answer is made from are the last one; `video` is None where they are of several.
     """
 
     number: int
@@ -96,11 +97,15 @@ class Window:
     start_s: float
     end_s: float
     frames: int
-    video: int = 0
+    video: int | None = 0
 
     def __str__(self) -> str:
-        """As it stands in a verdict's summary."""
-        return f"window {self.number + 1} of {self.of}, {self.start_s:.1f} to {self.end_s:.1f} s"
+        """As it stands in a verdict's summary; the first of a request's videos needs no name."""
+        where = " of all videos" if self.video is None else f" of video {self.video + 1}"
+        return (
+            f"window {self.number + 1} of {self.of}, {self.start_s:.1f} to {self.end_s:.1f} s"
+            f"{where if self.video != 0 else ''}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +148,12 @@ class Request:
         """The videos of all messages, in order."""
         kinds = (VideoPart, VideoStream)
         return tuple(p for m in self.messages for p in m.parts if isinstance(p, kinds))
+
+    @property
+    def in_windows(self) -> bool:
+        """Whether its videos are judged one by one before the whole: long ones, and several."""
+        videos = self.videos
+        return len(videos) > 1 or any(isinstance(video, VideoStream) for video in videos)
 
     @property
     def modality(self) -> Modality:

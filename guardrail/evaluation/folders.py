@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-_VIDEOS = frozenset({".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi"})
+_VIDEOS = frozenset(
+    {".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".ogv"}
+)
 _NOTES = frozenset({"readme", "license", "licence"})
 
 

@@ -30,8 +30,8 @@ class Judged(NamedTuple):
 
 
 def is_long(request: Request) -> bool:
-    """Whether a video of the request takes several windows."""
-    return any(isinstance(video, VideoStream) for video in request.videos)
+    """Whether the request's videos take several windows."""
+    return request.in_windows
 
 
 def require_readable(request: Request, artefact: Artefact) -> None:
@@ -48,10 +48,10 @@ def require_readable(request: Request, artefact: Artefact) -> None:
 
 
 def judged_requests(request: Request, answer_frames: int) -> Iterator[Judged]:
-    """Each window of the long videos, other videos left out; last the request that is answered.
+    """Each window of the videos, other videos left out; last the request that is answered.
 
-    In that one `answer_frames` frames stand for each long video. A request without long videos is
-    its own last one. Windows are decoded as they are asked for.
+    In that one `answer_frames` frames stand for each long video. A request with one short video, or
+    none, is its own last one. Windows are decoded as they are asked for.
     """
     thinned = {}
     for number, video in enumerate(request.videos):
@@ -61,6 +61,8 @@ def judged_requests(request: Request, answer_frames: int) -> Iterator[Judged]:
                 thinner.add(clip)
                 yield Judged(showing(request, {number: VideoPart(clip)}), number)
             thinned[number] = VideoPart(thinner.clip())
+        elif request.in_windows:
+            yield Judged(showing(request, {number: video}), number)
     yield Judged(showing(request, thinned, beside_clips=True) if thinned else request, None)
 
 

@@ -37,6 +37,7 @@ class Floor:
             start_s=min(clip.times[0] for clip in clips),
             end_s=max(clip.times[-1] for clip in clips),
             frames=sum(len(clip.frames) for clip in clips),
+            video=0 if len(clips) == 1 else None,
         )
 
     def _holds(self, score: float | None) -> bool:

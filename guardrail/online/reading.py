@@ -19,7 +19,6 @@ from guardrail.online.floors import Floor
 from guardrail.online.scanning import LATE, Scan
 from guardrail.requests.messages import Tools, to_request
 from guardrail.requests.patience import patience
-from guardrail.types import VideoStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
@@ -81,7 +80,7 @@ class Reading:
         with patience(caller.still_waits):
             request = to_request(value, policy=self._engine.policy, tools=tools)
         self._engine.require_readable(request)
-        if any(isinstance(video, VideoStream) for video in request.videos):
+        if request.in_windows:
             return partial(self._through_videos, request, caller, job)
         return self._queued(job(request, Floor()), wait=caller.wait)
 

@@ -1,4 +1,4 @@
-"""Long videos: each window is judged as the request would be with that window alone in its place.
+"""Long videos, and several: each window is judged as the request would be with it alone.
 
 The caller's thread decodes and keeps up to a batch of windows under way (fewer where their frames
 are large), which share the model's batches with everybody's. What is left for the model is one
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from guardrail.policy import Policy
     from guardrail.types import Message, Part, Verdict
 
-LATE = "the time was over before the answer was complete"
+LATE = (
+    "the time was over before the request's videos were judged; sample fewer frames (`video.fps` "
+    "in the policy), or allow more time (`timeout`, `limits.timeout_s`)"
+)
 
 
 class Judge(Protocol):
@@ -101,8 +104,12 @@ class Scan:
         shown: dict[int, VideoPart] = {}
         try:
             for number, video in enumerate(request.videos):
-                if isinstance(video, VideoStream) and not self._done:
+                if self._done:
+                    break
+                if isinstance(video, VideoStream):
                     shown[number] = self._through(request, number, video)
+                elif request.in_windows:  # beside others a short one may be overlooked
+                    self._ask(request, number, video.clip)
             while self._under_way and not self._done:
                 self._take()
         finally:
@@ -196,7 +203,7 @@ class Scan:
 def _named(window: Window) -> Iterator[None]:
     """Say of which window an error is, unless it is about the waiting."""
     when = f"{window.start_s:.1f} to {window.end_s:.1f} s"
-    where = f"window {window.number + 1} (video {window.video + 1}, {when})"
+    where = f"window {window.number + 1} (video {(window.video or 0) + 1}, {when})"
     try:
         yield
     except (RequestTimeoutError, RequestCancelledError, GuardClosedError):

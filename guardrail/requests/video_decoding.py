@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from guardrail.errors import InputError, UnsupportedContentError, VideoDecodeError
+from guardrail.errors import (
+    InputError,
+    LimitExceededError,
+    UnsupportedContentError,
+    VideoDecodeError,
+)
 from guardrail.extras import require
 from guardrail.requests.formats import check_size
 from guardrail.requests.mp4_tables import check_tables
@@ -61,6 +66,7 @@ def decoded(file: BinaryIO, name: str, limits: Limits, what: str) -> Generator[S
     """
     with _errors(what), _container(file, name, limits, what) as container:
         stream = _only_video(container, limits, what)
+        _check_stated(container, limits, what)
         clock = _Clock(stream)
         for count, frame in enumerate(container.decode(stream)):
             check_size((frame.width, frame.height), limits, what=what)
@@ -138,6 +144,17 @@ def _only_video(container: InputContainer, limits: Limits, what: str) -> VideoSt
     check_size(size, limits, what=what)
     decoder.options = _bounded(limits)
     return shown[0]
+
+
+def _check_stated(container: InputContainer, limits: Limits, what: str) -> None:
+    """Refuse at once what says itself that it is too long; what says otherwise is not believed."""
+    import av
+
+    stated = (container.duration or 0) / av.time_base
+    if stated > limits.video_seconds + 1:  # sound may end a little later
+        raise LimitExceededError(
+            limit="video_seconds", allowed=limits.video_seconds, found=round(stated, 1), what=what
+        )
 
 
 class _Clock:

@@ -62,6 +62,7 @@ def test_every_window_is_judged_alone_and_last_what_is_answered() -> None:
         (0, [(0, 1)]),
         (0, [(2, 3)]),
         (0, [(4, 5)]),
+        (1, [(7,)]),
         (2, [(0, 1)]),
         (2, [(2, 3)]),
         (None, [(0, 2, 5), (7,), (0, 1, 3)]),

@@ -136,12 +136,20 @@ def test_only_requests_of_one_shape_share_a_batch(qwen2_5_vl, guard_on, clip, pi
     assert [v.modality for v in verdicts] == [Modality.VIDEO] * 4 + [Modality.IMAGE, Modality.VIDEO]
 
 
-def test_several_short_videos_are_judged_together(shown, guard_on, clip):
+def test_several_short_videos_are_judged_each_alone_and_together(shown, guard_on, clip):
     guard = guard_on(shown)
-    request = ask("compare", clip(1, 2, start=3), clip(2, 3))
-    verdict = guard.check(request)
-    assert verdict.score == pytest.approx(slow_score(shown, guard.artefact, request), abs=1e-4)
-    assert verdict.window == Window(number=0, of=1, start_s=0, end_s=4, frames=5)
+    first, second = clip(1, 2, start=3), clip(2, 3)
+    spans = [
+        Window(number=0, of=2, start_s=3, end_s=4, frames=2, video=0),
+        Window(number=1, of=2, start_s=0, end_s=2, frames=3, video=1),
+        Window(number=2, of=3, start_s=0, end_s=4, frames=5, video=None),
+    ]
+    requests = [ask("compare", first), ask("compare", second), ask("compare", first, second)]
+    scores = [slow_score(shown, guard.artefact, request) for request in requests]
+    verdict, answer = guard.check(requests[-1]), guard.generate(requests[-1], max_new_tokens=1)
+    assert verdict.score == pytest.approx(max(scores), abs=1e-4)
+    assert verdict.window == spans[scores.index(max(scores))]
+    assert answer.verdict.window == verdict.window
 
 
 def test_an_artefact_without_videos_refuses_them_before_the_model_runs(

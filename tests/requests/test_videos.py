@@ -246,13 +246,17 @@ def test_a_video_is_fetched_from_an_allowed_host_within_its_own_limit(server, da
             read(part)
 
 
+def test_a_video_that_says_it_is_too_long_is_refused_before_a_frame_is_judged(film):
+    with pytest.raises(InputError, match=r"video_seconds 8\.0, the policy allows 3"):
+        video({"type": "video", "video": film(64, container="avi")}, policy(video_seconds=3.0))
+
+
 def test_a_broken_end_is_found_when_it_is_judged(film):
     whole = film(64, container="avi")
-    rules = policy(video_seconds=3.0)
-    found = video({"type": "video", "video": whole}, rules)
+    found = video({"type": "video", "video": whole}, policy(video_frames=6))
     clips = iter(found.windows)
     next(clips)
-    with pytest.raises(InputError, match="video_seconds"):
+    with pytest.raises(InputError, match="video_frames"):
         list(clips)
     with pytest.raises(VideoDecodeError):
         read({"type": "video", "video": film(8)[:200]})
