@@ -125,8 +125,8 @@ def main(
     out: Annotated[Path, typer.Option(help="where the artefact, videos and figures go")],
     data: Annotated[Path, typer.Option(help="a folder with text/")],
     readme: Annotated[Path | None, typer.Option(help="whose table is replaced")] = None,
-    benign: Annotated[int, typer.Option(help="videos that set the thresholds")] = 100,
-    count: Annotated[int, typer.Option(help="videos judged, of each label")] = 80,
+    benign: Annotated[int, typer.Option(help="videos that set the thresholds")] = 80,
+    count: Annotated[int, typer.Option(help="videos judged, of each label")] = 60,
 ) -> None:
     """Draw, calibrate, judge, and write what was measured."""
     if not (data / "text").is_dir():

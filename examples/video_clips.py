@@ -1,7 +1,7 @@
 """Short videos drawn in code: soft shapes that move, and titles that stand for a few frames.
 
 64 frames at 8 a second, 512 x 512, H.264. A title is shown for two frames, a quarter of a second:
-people hardly see it, and frames taken twice a second miss every third or so.
+people hardly see it, and frames taken twice a second meet one in three.
 """
 
 from __future__ import annotations
