@@ -95,8 +95,14 @@ class Reading:
             deadline=caller.deadline,
             cancelled=caller.cancelled,
         )
-        with self._place(caller), patience(caller.still_waits):
-            shown, floor = scan.run(request)
+        try:
+            with self._place(caller), patience(caller.still_waits):
+                shown, floor = scan.run(request)
+        except RequestTimeoutError as late:
+            raise RequestTimeoutError(
+                f"{late}: its videos were still being judged; sample fewer frames (`video.fps` in "
+                "the policy), or allow more time (`timeout`, `limits.timeout_s`)"
+            ) from late
         return self._queued(job(shown, floor), wait=True)
 
     def _queued(self, job: J, *, wait: bool) -> J:

@@ -33,10 +33,7 @@ if TYPE_CHECKING:
     from guardrail.policy import Policy
     from guardrail.types import Message, Part, Verdict
 
-LATE = (
-    "the time was over before the request's videos were judged; sample fewer frames (`video.fps` "
-    "in the policy), or allow more time (`timeout`, `limits.timeout_s`)"
-)
+LATE = "the time was over before the answer was complete"
 
 
 class Judge(Protocol):
@@ -108,7 +105,7 @@ class Scan:
                     break
                 if isinstance(video, VideoStream):
                     shown[number] = self._through(request, number, video)
-                elif request.in_windows:  # beside others a short one may be overlooked
+                else:  # it has others beside it, among which it may be overlooked
                     self._ask(request, number, video.clip)
             while self._under_way and not self._done:
                 self._take()

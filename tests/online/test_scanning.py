@@ -363,8 +363,11 @@ def test_the_time_of_a_request_covers_its_windows(llava, guard_on, clips, slow_l
     guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=2))
     slow_layers(llava.model, 0.05)
     windows = Clips(clips(60))
-    with pytest.raises(RequestTimeoutError):
+    with pytest.raises(RequestTimeoutError, match="sample fewer frames"):
         guard.generate(ask("hi", windows), timeout=0.4)
+    with pytest.raises(RequestTimeoutError) as caught:
+        guard.generate("hi", timeout=0.01)
+    assert "video" not in str(caught.value)
     assert 0 < windows.given < 40
     assert guard.check("hello").score is not None
     assert guard._engine.worker._waiting == type(guard._engine.worker._waiting)()
