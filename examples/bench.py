@@ -8,17 +8,15 @@ Ratios are medians of paired runs; absolute times are this machine's.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from comparing import FOLLOW
 from demo import artefact_for
+from pairing import Job, cost, paired
 from rich.console import Console
 from rich.table import Table
 
@@ -48,32 +46,16 @@ def quiet() -> Policy:
     return Policy(thresholds=both)
 
 
-def seconds(job: Callable[[], object]) -> float:
-    """How long a job takes."""
-    started = time.perf_counter()
-    job()
-    return time.perf_counter() - started
-
-
-def paired(
-    one: Callable[[], object], other: Callable[[], object], repeats: int
-) -> dict[str, float]:
-    """Both jobs in turn, in changing order: median seconds of each and of their ratio."""
-    one(), other()  # warm up
-    times = []
-    for turn in range(repeats):
-        if turn % 2:
-            second, first = seconds(other), seconds(one)
-        else:
-            first, second = seconds(one), seconds(other)
-        times.append((first, second))
-    ratios = sorted(a / b for a, b in times)
+def clocked(one: Job, other: Job, repeats: int) -> dict[str, float]:
+    """Both jobs in turn: median seconds of each, and of their ratio with quartiles."""
+    found = paired(one, other, repeats=repeats, device="cpu")
+    wall = found["wall"]
     return {
-        "first_s": statistics.median(a for a, _ in times),
-        "second_s": statistics.median(b for _, b in times),
-        "ratio": statistics.median(ratios),
-        "ratio_low": ratios[len(ratios) // 4],
-        "ratio_high": ratios[-1 - len(ratios) // 4],
+        "first_s": found["first_s"],
+        "second_s": found["second_s"],
+        "ratio": wall["ratio"],
+        "ratio_low": wall["low"],
+        "ratio_high": wall["high"],
         "repeats": repeats,
     }
 
@@ -138,18 +120,18 @@ def main(
     with Guard(loaded, artefact, policy=quiet()) as guard:
         bench = Bench(loaded, guard)
         found = {
-            "guarded / plain, first token": paired(
+            "guarded / plain, first token": clocked(
                 lambda: bench.guarded(1), lambda: bench.plain(1), 2 * repeats
             ),
-            f"guarded / plain, {TOKENS} tokens": paired(
+            f"guarded / plain, {TOKENS} tokens": clocked(
                 lambda: bench.guarded(TOKENS), lambda: bench.plain(TOKENS), repeats
             ),
-            "check / prefill": paired(bench.check, bench.prefill, 2 * repeats),
-            f"{CALLERS} callers at once / in turn": paired(
+            "check / prefill": clocked(bench.check, bench.prefill, 2 * repeats),
+            f"{CALLERS} callers at once / in turn": clocked(
                 lambda: bench.callers(True), lambda: bench.callers(False), max(3, repeats // 3)
             ),
         }
-        fit_seconds = seconds(bench.collect)
+        fit_seconds = cost(bench.collect, "cpu").wall
     layers = len(artefact.tensors["direction"])
     deepest = artefact.header.readout.layers[-1]
     table = Table("comparison", "first, s", "second, s", "ratio (quartiles)", "runs")

@@ -47,7 +47,7 @@ def plain_inputs(loaded: LoadedModel, *requests: Request) -> dict[str, Any]:
 
 def placed(loaded: LoadedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs on the model's device; floating tensors in its dtype."""
-    dtype = loaded.model.dtype
+    dtype = loaded.dtype
 
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor):

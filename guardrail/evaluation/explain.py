@@ -24,12 +24,11 @@ from guardrail.evaluation.patches import Layout, Span, picture_spans
 from guardrail.evaluation.pieces import token_texts, written_spans
 from guardrail.evaluation.scanned import scanned
 from guardrail.evaluation.seen import seen_picture
-from guardrail.evaluation.windows import is_long, require_readable
 from guardrail.model.decoder import context_length
 from guardrail.model.inputs import Encoder
 from guardrail.model.positions import check_positions
 from guardrail.model.turns import run_in_turn
-from guardrail.online.verdicts import require_room, verdict_of
+from guardrail.online.verdicts import require_readable, require_room, verdict_of
 from guardrail.requests.messages import Tools, to_request
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def explain(
             guard.policy.limits,
         )
 
-    if not is_long(request):
+    if not request.in_windows:
         return explained(request)
     scan = scanned(guard, detector, request)
     note = f"the prompt is that of {scan.verdict.window}, the highest"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guardrail.errors import DatasetError, GuardrailError
-from guardrail.evaluation.windows import is_long, require_readable
+from guardrail.online.verdicts import require_readable
 from guardrail.requests.digest import request_digest
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def read_inputs(
 def input_digest(request: Request, policy: Policy) -> str:
     """Over everything in a request, and of a long video over what it is answered from, too."""
     digest = request_digest(request)
-    return f"{digest} {policy.video.answer_frames}" if is_long(request) else digest
+    return f"{digest} {policy.video.answer_frames}" if request.in_windows else digest
 
 
 def _group(request: Request, digest: str) -> tuple[object, str]:
-    return digest if is_long(request) else request.shape, json.dumps(request.tools)
+    return digest if request.in_windows else request.shape, json.dumps(request.tools)

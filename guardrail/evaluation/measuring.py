@@ -45,7 +45,7 @@ class Measuring:
 
     def rows(self, inputs: Sequence[Input]) -> list[Row]:
         """One prefill of each input: its scores. The residuals themselves are not kept here."""
-        loaded, dtype = self.guard.loaded, self.guard.loaded.model.dtype
+        loaded, dtype = self.guard.loaded, self.guard.loaded.dtype
         collect = Collector(loaded, batch_size=self.batch_size)
         collect.encoder = a.BoundedEncoder(loaded, self.guard.policy.limits)
         found: dict[str, s.ItemScores] = {}

@@ -11,7 +11,7 @@ from guardrail.errors import DetectorError
 from guardrail.estimates import Share
 from guardrail.evaluation.inputs import input_digest
 from guardrail.evaluation.schema import Quality
-from guardrail.evaluation.windows import answered_request, is_long
+from guardrail.evaluation.windows import answered_request
 from guardrail.fit.causal import kl_divergence
 from guardrail.fit.forms import spread
 from guardrail.metrics import Rate
@@ -53,7 +53,7 @@ class Divergence:
         frames = policy.video.answer_frames
         encoded = self._encoder.encode([answered_request(r, frames) for r in requests])
         floors = [
-            self._known[input_digest(r, policy)] if is_long(r) else NO_FLOOR for r in requests
+            self._known[input_digest(r, policy)] if r.in_windows else NO_FLOOR for r in requests
         ]
         plain = next_token_logits(self._loaded, encoded)
         guarded = next_token_logits(self._loaded, encoded, self._detector, floors)

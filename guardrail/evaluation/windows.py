@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from guardrail.errors import UnsupportedContentError
 from guardrail.online.scanning import showing
 from guardrail.online.thinning import Thinner
 from guardrail.types import Request, VideoPart, VideoStream
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from guardrail.artefact import Artefact
     from guardrail.fit.collect import Collector
     from guardrail.policy import VideoSampling
 
@@ -27,24 +25,6 @@ class Judged(NamedTuple):
 
     request: Request
     video: int | None
-
-
-def is_long(request: Request) -> bool:
-    """Whether the request's videos take several windows."""
-    return request.in_windows
-
-
-def require_readable(request: Request, artefact: Artefact) -> None:
-    """Refuse a video that the artefact has no offset for.
-
-    Raises:
-        UnsupportedContentError: saying what to do.
-    """
-    if request.videos and not artefact.reads_videos:
-        raise UnsupportedContentError(
-            f"{artefact.artefact_id} was fitted without video, so there is no score for one; fit "
-            "again (`guardrail fit`) with this release"
-        )
 
 
 def judged_requests(request: Request, answer_frames: int) -> Iterator[Judged]:
@@ -68,7 +48,7 @@ def judged_requests(request: Request, answer_frames: int) -> Iterator[Judged]:
 
 def answered_request(request: Request, answer_frames: int) -> Request:
     """The request as the model answers it, without long videos."""
-    if not is_long(request):
+    if not request.in_windows:
         return request
     (last,) = deque(judged_requests(request, answer_frames), maxlen=1)
     return last.request
@@ -81,7 +61,7 @@ def residuals_of(
 
     Of a long video memory holds as many windows as go into a batch, and the residuals of all.
     """
-    if not any(map(is_long, requests)):
+    if not any(request.in_windows for request in requests):
         return list(collect(requests, "residuals"))
     return [_residuals(collect, request, sampling) for request in requests]
 
@@ -95,4 +75,4 @@ def _residuals(collect: Collector, request: Request, sampling: VideoSampling) ->
             read.append(collect(waiting, "residuals"))
             waiting = []
     found = torch.cat(read)
-    return found if is_long(request) else found[0]
+    return found if request.in_windows else found[0]

@@ -19,7 +19,7 @@ from guardrail.model.worker import WorkerLease
 from guardrail.monitor.monitor import Monitor
 from guardrail.online.answering import Answering, AnswerJob, CheckJob
 from guardrail.online.tool_calls import CallReader
-from guardrail.online.verdicts import require_room, verdict_of
+from guardrail.online.verdicts import require_readable, require_room, verdict_of
 from guardrail.types import Action, Modality, Request, Verdict
 
 if TYPE_CHECKING:
@@ -96,11 +96,7 @@ class Engine:
             return
         if self.encoder.video_as is None:
             raise UnsupportedContentError(TEXT_ONLY)
-        if not self.artefact.reads_videos:
-            raise UnsupportedContentError(
-                f"{self.artefact.artefact_id} was fitted without video, so there is no score for "
-                "one; fit again (`guardrail fit`) with this release"
-            )
+        require_readable(request, self.artefact)
         if "video" not in self._detector.kinds:
             self.artefact.thresholds(Modality.VIDEO, self.policy)  # says why there are none
         notes, self._notes = self._notes, ()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from guardrail.errors import LimitExceededError
+from guardrail.errors import LimitExceededError, UnsupportedContentError
 from guardrail.online.floors import Floor
 from guardrail.types import Action, Verdict
 
 if TYPE_CHECKING:
+    from guardrail.artefact import Artefact
     from guardrail.decide.detector import Detector
     from guardrail.model.inputs import Encoded
     from guardrail.model.rulings import Ruling
@@ -36,6 +37,19 @@ def _verdict(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
     would_be = Action.FLAG if ruling.action is Action.FLAG else verdict.would_be
     reason = "detector_failed" if ruling.failed else verdict.reason
     return replace(verdict, action=ruling.action, would_be=would_be, reason=reason)
+
+
+def require_readable(request: Request, artefact: Artefact) -> None:
+    """Refuse a video that the artefact has no offset for.
+
+    Raises:
+        UnsupportedContentError: saying what to do.
+    """
+    if request.videos and not artefact.reads_videos:
+        raise UnsupportedContentError(
+            f"{artefact.artefact_id} was fitted without video, so there is no score for one; fit "
+            "again (`guardrail fit`) with this release"
+        )
 
 
 def require_room(

@@ -11,13 +11,12 @@ from PIL import Image
 from guardrail.errors import UnsupportedContentError
 from guardrail.evaluation.windows import (
     answered_request,
-    is_long,
     judged_requests,
-    require_readable,
     residuals_of,
 )
 from guardrail.fit.collect import Collector
 from guardrail.model.load import wrap_model
+from guardrail.online.verdicts import require_readable
 from guardrail.policy import VideoSampling
 from guardrail.testing import tiny_artefact
 from guardrail.types import Clip, Message, Request, TextPart, VideoPart, VideoStream
@@ -74,8 +73,8 @@ def test_a_request_of_one_window_is_judged_as_it_is() -> None:
     short = request(VideoPart(clip(0, 1)))
     assert list(judged_requests(short, 3)) == [(short, None)]
     assert answered_request(short, 3) is short
-    assert not is_long(short)
-    assert is_long(request(VideoPart(clip(0)), VideoStream(Windows(1))))
+    assert not short.in_windows
+    assert request(VideoPart(clip(0)), VideoStream(Windows(1))).in_windows
 
 
 def test_what_is_answered_holds_no_stream() -> None:

@@ -16,6 +16,7 @@ from guardrail.types import Action, ImagePart, Message, Request, TextPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 
 @dataclass
@@ -83,3 +84,21 @@ def two(
         return Encoder(loaded).encode(requests)
 
     return encode
+
+
+@pytest.fixture(scope="module")
+def saved(
+    tiny_of: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The folder of a family's saved model; not to be changed."""
+    folders: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in folders:
+            folders[family] = tmp_path_factory.mktemp(family)
+            tiny = tiny_of(family)
+            tiny.model.save_pretrained(folders[family])
+            tiny.processor.save_pretrained(folders[family])
+        return folders[family]
+
+    return get

@@ -22,24 +22,6 @@ if TYPE_CHECKING:
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.fixture(scope="module")
-def saved(
-    tiny_of: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """The folder of a family's saved model; not to be changed."""
-    folders: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in folders:
-            folders[family] = tmp_path_factory.mktemp(family)
-            tiny = tiny_of(family)
-            tiny.model.save_pretrained(folders[family])
-            tiny.processor.save_pretrained(folders[family])
-        return folders[family]
-
-    return get
-
-
 @pytest.fixture
 def folder(saved: Callable[[str], Path], tmp_path: Path) -> Path:
     """A LLaVA folder of one's own, to damage."""

@@ -32,33 +32,16 @@ families = pytest.mark.parametrize("family", FAMILIES)
 shares = pytest.mark.parametrize("share", [0.0, 0.6, 0.8])
 
 
-@pytest.fixture(scope="module")
-def folder(
-    tiny_of: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    """Where a family's model is saved."""
-    folders: dict[str, Path] = {}
-
-    def get(family: str) -> Path:
-        if family not in folders:
-            folders[family] = tmp_path_factory.mktemp(family)
-            tiny_of(family).model.save_pretrained(folders[family])
-            tiny_of(family).processor.save_pretrained(folders[family])
-        return folders[family]
-
-    return get
-
-
 @pytest.fixture
 def spread(
-    folder: Callable[[str], Path], tiny_of: Any, tmp_path: Path
+    saved: Callable[[str], Path], tiny_of: Any, tmp_path: Path
 ) -> Callable[[str, float], LoadedModel]:
     """`spread(family, share)`: that share of the weights in memory, the rest on disk."""
 
     def get(family: str, share: float) -> LoadedModel:
         size = sum(p.numel() * p.element_size() for p in tiny_of(family).model.parameters())
         loaded = load_model(
-            folder(family),
+            saved(family),
             device_map="auto",
             max_memory={"cpu": int(share * size)},
             offload_folder=tmp_path / "offload",
@@ -202,9 +185,9 @@ def test_a_tied_weight_that_was_changed_alone_counts() -> None:
 
 
 @pytest.mark.parametrize("option", [{"max_memory": {"cpu": "1GB"}}, {"offload_folder": "x"}])
-def test_memory_limits_need_a_device_map(folder: Any, option: Any) -> None:
+def test_memory_limits_need_a_device_map(saved: Any, option: Any) -> None:
     with pytest.raises(ConfigurationError, match="add device_map='auto'"):
-        load_model(folder("llama"), **option)
+        load_model(saved("llama"), **option)
 
 
 def test_weights_that_are_nowhere_are_still_refused() -> None:
