@@ -24,12 +24,13 @@ GuardrailError
 ├── QueueFullError                      more requests are waiting than the policy allows
 ├── RequestTimeoutError (TimeoutError)
 ├── RequestCancelledError
+├── ClusterError                        replicas could not do together what was asked
 └── GuardClosedError                    the guard was closed
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from guardrail.types import Verdict
@@ -148,7 +149,17 @@ class GuardrailViolation(GuardrailError):  # the public name users catch
 
 
 class QueueFullError(GuardrailError):
-    """More requests are waiting than `limits.queue` allows; try again later."""
+    """More requests are waiting than `limits.queue`, or than a client's share of it, allows.
+
+    `retry_after_s`, from 1 to 60, is when those that wait now should be answered, in s.
+    `whose` is "all" where nobody is let in, "client" where only this client has too many waiting.
+    """
+
+    def __init__(
+        self, *args: object, retry_after_s: float = 1.0, whose: Literal["all", "client"] = "all"
+    ) -> None:
+        self.retry_after_s, self.whose = retry_after_s, whose
+        super().__init__(*args)
 
 
 class RequestTimeoutError(GuardrailError, TimeoutError):
@@ -157,6 +168,10 @@ class RequestTimeoutError(GuardrailError, TimeoutError):
 
 class RequestCancelledError(GuardrailError):
     """The caller gave the request up."""
+
+
+class ClusterError(GuardrailError):
+    """Replicas of one deployment could not do together what was asked; all are as before."""
 
 
 class GuardClosedError(GuardrailError):

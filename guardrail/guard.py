@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from guardrail.model.load import LoadedModel, load_model, wrap_model
-from guardrail.online.asking import Asking, AskOptions, GenerateOptions
+from guardrail.observe import fan_out
+from guardrail.online.asking import Asking
 from guardrail.online.engine import Audit, Engine
 from guardrail.online.matching import find_artefact, mismatch
 from guardrail.online.reading import finished
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.model.jobs import Job
     from guardrail.monitor import Monitor
+    from guardrail.online.options import AskOptions, GenerateOptions
     from guardrail.policy import Thresholds
-    from guardrail.types import Modality, Result, Verdict
+    from guardrail.types import Load, Modality, Result, Verdict
 
     Model = LoadedModel | tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]
 
@@ -119,6 +121,11 @@ class Guard:
         return self._engine.monitor
 
     @property
+    def load(self) -> Load:
+        """How many requests wait for the model and run on it now, those of other guards too."""
+        return self._engine.load
+
+    @property
     def supports_tools(self) -> bool:
         """Whether the model's chat template renders tools."""
         return self._engine.encoder.supports_tools
@@ -128,10 +135,13 @@ class Guard:
         """Whether the guard takes no more requests."""
         return not self._finalizer.alive
 
-    def with_policy(self, policy: Policy) -> Guard:
-        """Another guard on the same model, artefact and queue, under other rules."""
+    def with_policy(self, policy: Policy, *, audit: Audit | None = None) -> Guard:
+        """Another guard on the same model, artefact and queue, under other rules.
+
+        Its verdicts go to this guard's `audit`, and to the one given here.
+        """
         other = Guard.__new__(Guard)
-        other._assemble(self.loaded, self.artefact, policy, self._audit)
+        other._assemble(self.loaded, self.artefact, policy, fan_out(self._audit, audit))
         return other
 
     def close(self) -> None:
@@ -163,7 +173,7 @@ class Guard:
 
     def check(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """The verdict alone: the pass ends after the readout layer. Never raises on a flag."""
-        return self._asking.wait(self._asking.verdict(value, **options))
+        return self._asking.wait(self._asking.verdict(value, options))
 
     def stream(self, value: Any, /, **options: Unpack[GenerateOptions]) -> GuardStream:
         """Answer in chunks; none comes before the verdict. Close the stream to stop early.
@@ -187,7 +197,7 @@ class Guard:
 
     async def acheck(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """`check` without blocking the event loop."""
-        return await self._asking.wait_async(partial(self._asking.verdict, value, **options))
+        return await self._asking.wait_async(partial(self._asking.verdict, value, options))
 
     @overload
     def batch(
@@ -219,8 +229,8 @@ class Guard:
         With `return_exceptions` a request's error takes its answer's place; otherwise the first
         one ends the rest and is raised.
         """
-        ask = partial(self._asking.answer, options=options, wait=True)
-        return self._asking.wait_all(values, ask, return_exceptions=return_exceptions)
+        ask = self._asking.answer
+        return self._asking.wait_all(values, ask, options, return_exceptions=return_exceptions)
 
     @overload
     def check_batch(
@@ -248,8 +258,8 @@ class Guard:
         **options: Unpack[AskOptions],
     ) -> list[Verdict] | list[Verdict | Exception]:
         """Verdicts in the order of `values`; see `batch`."""
-        ask = partial(self._asking.verdict, wait=True, **options)
-        return self._asking.wait_all(values, ask, return_exceptions=return_exceptions)
+        ask = self._asking.verdict
+        return self._asking.wait_all(values, ask, options, return_exceptions=return_exceptions)
 
     def _give_up(self, job: Job[Any]) -> None:
         # A bound method: a stream that holds it keeps the guard, and so its hooks, alive.

@@ -39,13 +39,22 @@ class FakeGuard:
         self.seen: list[Any] = []
         self._rules = {Action.FLAG: tuple(flag), Action.STEER: tuple(steer)}
 
-    def with_policy(self, policy: Policy) -> FakeGuard:
-        """The same words under other rules."""
+    def with_policy(self, policy: Policy, *, audit: Any = None) -> FakeGuard:
+        """The same words under other rules; `audit` is told nothing."""
         flag, steer = self._rules[Action.FLAG], self._rules[Action.STEER]
         return FakeGuard(flag, steer, policy=policy)
 
-    def check(self, value: Any, /, *, tools: Tools | None = None) -> Verdict:
-        """The verdict of one request."""
+    def check(
+        self,
+        value: Any,
+        /,
+        *,
+        tools: Tools | None = None,
+        timeout: float | None = None,
+        client: str | None = None,
+        request_id: str | None = None,
+    ) -> Verdict:
+        """The verdict of one request; the last three options have no effect."""
         request = to_request(value, policy=self.policy, tools=tools)  # refuses what a guard does
         _play(request)
         self.seen.append(_copied(value))
@@ -68,7 +77,16 @@ class FakeGuard:
         )
         return self._outage(verdict) if "outage" in text else verdict
 
-    async def acheck(self, value: Any, /, *, tools: Tools | None = None) -> Verdict:
+    async def acheck(
+        self,
+        value: Any,
+        /,
+        *,
+        tools: Tools | None = None,
+        timeout: float | None = None,
+        client: str | None = None,
+        request_id: str | None = None,
+    ) -> Verdict:
         """`check` for event loops."""
         return self.check(value, tools=tools)
 
@@ -78,6 +96,9 @@ class FakeGuard:
         *,
         return_exceptions: bool = False,
         tools: Tools | None = None,
+        timeout: float | None = None,
+        client: str | None = None,
+        request_id: str | None = None,
     ) -> list[Verdict]:
         """Verdicts in the order of `values`; nothing here raises."""
         return [self.check(value, tools=tools) for value in values]

@@ -238,7 +238,9 @@ class Result:
 
     `refused_by_guard` is true when `text` is the policy's refusal message, not the model's words.
     `tool_calls` are calls of the tools that came with the request; `text` is what stands beside
-    them.
+    them. `metadata` holds `request_id` and, in s, `queue_s` (waiting for the model), `verdict_s`
+    (from the start of the run to the verdict) and `total_s` (from asking to the end); it does not
+    count when results are compared.
     """
 
     text: str
@@ -249,4 +251,16 @@ class Result:
     token_ids: tuple[int, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     refused_by_guard: bool = False
-    metadata: Mapping[str, object] = field(default_factory=dict)
+    metadata: Mapping[str, object] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a guard's model is: requests waiting and running, of all guards on it.
+
+    `places` is how many may wait (the policy's `limits.queue`).
+    """
+
+    waiting: int
+    running: int
+    places: int

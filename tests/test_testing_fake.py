@@ -53,3 +53,11 @@ def test_an_open_file_may_be_asked_about(tmp_path):
         guard = FakeGuard()
         assert guard.check(asked).action is Action.PASS
         assert guard.seen == [asked]
+
+
+async def test_it_is_asked_with_the_options_of_a_guard():
+    guard = FakeGuard()
+    options = {"timeout": 1.0, "client": "a", "request_id": "r"}
+    verdicts = [guard.check("bad", **options), await guard.acheck("bad", **options)]
+    verdicts += guard.check_batch(["bad"], **options)
+    assert [verdict.action for verdict in verdicts] == [Action.FLAG] * 3

@@ -31,10 +31,26 @@ class Job(Generic[T]):
     owner: object
     limits: Limits
     key: Hashable | None = None
+    client: str | None = None  # requests of different clients take turns
+    quick: bool = False  # a verdict alone, not an answer; see `Lanes`
     deadline: float | None = None  # time.monotonic()
+    asked_at: float = field(default_factory=time.monotonic)
+    queued_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     future: Future[T] = field(default_factory=Future)
     begun: bool = False
+
+    @property
+    def queue_s(self) -> float:
+        """How long it waited for the model, in s; for one that was not begun, until now."""
+        until = time.monotonic() if self.started_at is None else self.started_at
+        return max(until - self.queued_at, 0.0)
+
+    @property
+    def running_s(self) -> float:
+        """How long ago its run began, in s; 0 before."""
+        return 0.0 if self.started_at is None else time.monotonic() - self.started_at
 
     def settle(self, value: T) -> None:
         """Hand the result to whoever waits; nobody does after a cancelled wait."""
@@ -52,4 +68,5 @@ class Job(Generic[T]):
             self.fail(RequestCancelledError("the request was given up before its turn came"))
         elif self.deadline is not None and time.monotonic() >= self.deadline:
             self.fail(RequestTimeoutError("the time was over before the request's turn came"))
+        self.started_at = time.monotonic()
         return not self.future.done()

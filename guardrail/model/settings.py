@@ -46,8 +46,7 @@ class Settings(BaseModel):
     """One request's generation settings. None: as the model's generation config says.
 
     Temperature 0 is greedy search; another one, `top_p` or `top_k` asks for sampling, unless
-    `do_sample` says otherwise. Rows of a batch share their settings; `seed` makes a sampled answer
-    repeatable.
+    `do_sample` says otherwise. `seed` makes a sampled answer repeatable.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +77,19 @@ class Settings(BaseModel):
             return self.do_sample
         given = (self.temperature, self.top_p, self.top_k)
         return any(v is not None for v in given) or bool(model.generation_config.do_sample)
+
+    def in_common(self, model: PreTrainedModel) -> Settings | None:
+        """What requests that share a batch have equal; None for one that is answered alone.
+
+        Lengths and stop strings are each row's own affair, and a greedy answer draws nothing.
+        Random draws and beams of one request would depend on who else is in the batch.
+        """
+        if self.samples(model) or self.num_beams > 1:
+            return None
+        common = Settings(do_sample=False, repetition_penalty=self.repetition_penalty)
+        if model.generation_config.forced_eos_token_id is None:
+            return common
+        return common.model_copy(update={"max_new_tokens": self.max_new_tokens})  # forced there
 
 
 def generation_config(model: PreTrainedModel, settings: Settings) -> GenerationConfig:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from guardrail.errors import RequestTimeoutError
 from guardrail.model.jobs import Job
-from guardrail.model.worker import WorkerLease
+from guardrail.model.leases import WorkerLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

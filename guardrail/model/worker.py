@@ -1,20 +1,17 @@
 """The one thread that may touch a model, and the queue in front of it.
 
-All guards on a model share its thread. Waiting requests of a like kind are answered together; an
-error in a batch is pinned on the request that causes it by running the others again alone.
+All guards on a model share its thread. Waiting requests of a like kind are answered together, and
+clients take turns.
 """
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import threading
 import time
-from collections import deque
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from weakref import WeakSet
 
 from guardrail.errors import (
     GuardClosedError,
@@ -22,18 +19,19 @@ from guardrail.errors import (
     RequestCancelledError,
     RequestTimeoutError,
 )
+from guardrail.model.batches import run_batch, told
+from guardrail.model.lanes import Lanes
+from guardrail.model.pace import Pace
+from guardrail.model.shares import within_share
+from guardrail.types import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
-
     from guardrail.model.jobs import Job
+    from guardrail.policy import Limits
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_EXIT_WAIT_S = 10.0
 
 
 class ModelWorker:
@@ -41,8 +39,9 @@ class ModelWorker:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: deque[Job[object]] = deque()
-        self._running: tuple[Job[object], ...] = ()
+        self._waiting: Lanes[Job[object]] = Lanes()
+        self._running: list[Job[object]] = []
+        self._pace = Pace()
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._departed: WeakSet[object] = WeakSet()
@@ -53,10 +52,12 @@ class ModelWorker:
     def submit(self, job: Job[T], *, wait: bool = False) -> None:
         """Queue a job; with `wait`, until its deadline if none of the first half of places is free.
 
-        The rest is for those who would be refused while long lists and long videos wait.
+        The rest is for those who would be refused while long lists and long videos wait. A named
+        client may have up to three jobs waiting for each place that is still free: alone it may
+        fill three quarters of them, and there is always room for another one's first.
 
         Raises:
-            QueueFullError: no place is free.
+            QueueFullError: no place is free, or none for this client.
             RequestTimeoutError: with `wait`, no place became free in time.
             GuardClosedError: the job's owner has left.
             RuntimeError: called on the model's own thread, which would wait for itself.
@@ -75,19 +76,47 @@ class ModelWorker:
                 raise RequestTimeoutError("the time was over before the queue had a place")
             if not free:
                 found = f"{len(self._waiting)} requests are waiting, the policy allows {places}"
-                raise QueueFullError(f"{found}; try again later or raise `limits.queue`")
-            busy = any(not other.future.done() for other in self._running)
-            self._met = self._met or wait or busy
-            self._waiting.append(job)  # type: ignore[arg-type]  # a queue of jobs of any result
-            self._ensure_thread()
-            self._changed.notify_all()
+                raise self._full(f"{found}; try again later or raise `limits.queue`")
+            if not wait:
+                self._require_share(job)
+            self._queue(job, expects_company=wait)
+
+    def load(self, limits: Limits) -> Load:
+        """How many jobs wait and run."""
+        with self._changed:
+            running = sum(not job.future.done() for job in self._running)
+            return Load(len(self._waiting), running, limits.queue)
+
+    def drain_s(self) -> float:
+        """When the jobs that wait now should be done, in s, within 1 to 60."""
+        with self._changed:
+            return self._pace.drain_s(len(self._waiting) + len(self._running))
+
+    def _require_share(self, job: Job[Any]) -> None:
+        held, free = self._waiting.held_by(job.client), job.limits.queue - len(self._waiting)
+        if not within_share(job.client, held, free):
+            raise self._full(
+                f"this client has {held} requests waiting, and the {free} free places are kept "
+                "for others; ask for less at once or raise `limits.queue`",
+                whose="client",
+            )
+
+    def _full(self, words: str, whose: Literal["all", "client"] = "all") -> QueueFullError:
+        return QueueFullError(words, retry_after_s=self.drain_s(), whose=whose)
+
+    def _queue(self, job: Job[Any], *, expects_company: bool) -> None:
+        busy = any(not other.future.done() for other in self._running)
+        self._met = self._met or expects_company or busy
+        self._ensure_thread()  # first: a job must not be left behind where none can be started
+        job.queued_at = time.monotonic()
+        self._waiting.push(job)
+        self._changed.notify_all()
 
     def cancel(self, job: Job[T]) -> None:
         """Give a job up: out of the queue at once, out of a running batch at the next token."""
         job.cancelled.set()
         with self._changed:
-            with suppress(ValueError):
-                self._waiting.remove(job)  # type: ignore[arg-type]
+            if self._waiting.remove(job):  # type: ignore[arg-type]  # of any result
                 job.fail(RequestCancelledError("the request was given up"))
             self._changed.notify_all()
 
@@ -95,9 +124,10 @@ class ModelWorker:
         """Take no more jobs of an owner, end those there are, wait until none of them runs."""
         with self._changed:
             self._departed.add(owner)
-            for job in [job for job in self._waiting if job.owner is owner]:
-                self._waiting.remove(job)
-                job.fail(GuardClosedError("the guard was closed while the request waited"))
+            for job in self._waiting:
+                if job.owner is owner:
+                    self._waiting.remove(job)
+                    job.fail(GuardClosedError("the guard was closed while the request waited"))
             for job in self._running:
                 if job.owner is owner:
                     job.cancelled.set()
@@ -113,8 +143,7 @@ class ModelWorker:
             self._stopped = True
             for job in self._running:
                 job.cancelled.set()
-            while self._waiting:
-                self._waiting.popleft().fail(GuardClosedError("the guard was closed"))
+            self._drop_waiting(GuardClosedError("the guard was closed"))
             self._changed.notify_all()
 
     def join(self, timeout: float) -> None:
@@ -131,36 +160,64 @@ class ModelWorker:
             self._thread = threading.Thread(target=self._loop, name="guardrail-model", daemon=True)
             self._thread.start()
 
+    def _drop_waiting(self, error: Exception) -> None:
+        for job in self._waiting:
+            self._waiting.remove(job)
+            job.fail(error)
+
     def _loop(self) -> None:
-        while self._work():
-            pass  # one call per batch, so that nothing of a batch outlives it in a local variable
+        batches = 0
+        try:
+            while self._work():  # a call each, so that nothing of a batch outlives it in a variable
+                batches += 1
+        except BaseException as error:  # killed from outside, or a fault of ours
+            what = type(error).__name__  # its words may quote a request
+            log.error("the model's thread ended (%s); requests that wait get another one", what)
+            self._bury(told(error), again=batches > 0)
+
+    def _bury(self, error: Exception, *, again: bool) -> None:
+        """The thread has ended before its time: nobody may wait for it for ever."""
+        with self._changed:
+            running, self._running = self._running, []
+            self._thread = None
+            for job in running:
+                job.fail(error)
+            if len(self._waiting) > 0:
+                try:
+                    if not again:  # it did nothing, and so will the next one
+                        raise error
+                    self._ensure_thread()
+                except Exception as why:
+                    self._drop_waiting(why)
+            self._changed.notify_all()
 
     def _work(self) -> bool:
         """Run the next batch; false when there will be none."""
         batch = self._next_batch()
-        try:
-            _run(batch)
-        finally:
-            with self._changed:
-                self._running = ()
-                if len(batch) > 1:
-                    self._shared_at = time.monotonic()
-                self._changed.notify_all()
+        started = time.monotonic()
+        run_batch(batch)
+        with self._changed:
+            self._running = []
+            now = time.monotonic()
+            self._pace.ran(len(batch), now - started)
+            if len(batch) > 1:
+                self._shared_at = now
+            self._changed.notify_all()
         return bool(batch)
 
     def _next_batch(self) -> list[Job[object]]:
-        """The oldest job and those that may share its batch; empty when stopped."""
+        """The job whose turn it is and those that may share its batch; empty when stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or len(self._waiting) > 0)
-            if not self._waiting:
+            first = self._waiting.next()
+            if first is None:
                 return []
-            batch = [self._waiting.popleft()]
-            self._running = tuple(batch)
-            first = batch[0]
+            # In `_running` before it leaves the queue: wherever the thread ends, it is in one.
+            batch = self._running = [first]
+            self._waiting.take(first, leads=True)
             until = time.monotonic() + (first.limits.batch_wait_s if self._crowded(first) else 0)
             while first.key is not None:
                 self._gather(batch)
-                self._running = tuple(batch)
                 self._changed.notify_all()  # places have become free
                 left = until - time.monotonic()
                 if len(batch) >= first.limits.batch or left <= 0 or self._stopped:
@@ -175,74 +232,14 @@ class ModelWorker:
         return met or recent or len(self._waiting) > 0
 
     def _gather(self, batch: list[Job[object]]) -> None:
-        """Move waiting jobs of the batch's kind into it, oldest first."""
-        for job in list(self._waiting):
-            if len(batch) < batch[0].limits.batch and job.key == batch[0].key:
-                self._waiting.remove(job)
-                batch.append(job)
-
-
-def _run(batch: Sequence[Job[object]]) -> None:
-    """Run a batch; if it fails, each of its jobs alone."""
-    jobs = [job for job in batch if job.start()]
-    if not jobs:
-        return
-    try:
-        jobs[0].run(jobs)
-    except BaseException as error:  # the border of the thread: it must outlive any request
-        left = [job for job in jobs if not job.future.done()]
-        if len(jobs) == 1 or not left:
-            log.debug("a request failed", exc_info=True)
-            for job in left:
-                job.fail(error)
-            return
-        what = type(error).__name__  # its words may quote a request
-        log.warning("a batch of %d failed (%s); running its requests alone", len(jobs), what)
-        for job in left:
-            if job.begun:
-                job.fail(error)
-            else:
-                _run([job])
+        """Move waiting jobs of the batch's kind into it, in turn."""
+        while len(batch) < batch[0].limits.batch:
+            job = self._waiting.companion(batch)
+            if job is None:
+                return
+            batch.append(job)
+            self._waiting.take(job)
 
 
 def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(deadline - time.monotonic(), 0)
-
-
-_WORKERS: WeakKeyDictionary[nn.Module, tuple[ModelWorker, int]] = WeakKeyDictionary()
-_LOCK = threading.RLock()  # the garbage collector may release a lease while another is taken
-
-
-class WorkerLease:
-    """A guard's share of its model's worker; the last one to be released stops the thread."""
-
-    def __init__(self, model: nn.Module) -> None:
-        with _LOCK:
-            worker, users = _WORKERS.get(model) or (ModelWorker(), 0)
-            _WORKERS[model] = (worker, users + 1)
-        self.worker = worker
-        self._model: nn.Module | None = model
-
-    def release(self) -> None:
-        """Give the share back; safe to call twice."""
-        with _LOCK:
-            model, self._model = self._model, None
-            if model is None:
-                return
-            worker, users = _WORKERS[model]
-            if users > 1:
-                _WORKERS[model] = (worker, users - 1)
-                return
-            del _WORKERS[model]
-        worker.stop()
-
-
-@atexit.register
-def _end_all() -> None:
-    """The interpreter ends: a thread that is inside the model then would abort the process."""
-    with _LOCK:
-        workers = [worker for worker, _ in _WORKERS.values()]
-    for worker in workers:
-        worker.stop()
-    for worker in workers:
-        worker.join(_EXIT_WAIT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -40,6 +41,7 @@ class AnswerJob(Job[Result]):
     emit: Callable[[Item], None] | None = None
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     verdict: Verdict | None = None
+    verdict_s: float = 0.0
 
     def tell(self, item: Item) -> None:
         """Pass a part of the answer on."""
@@ -56,6 +58,22 @@ class CheckJob(Job[Verdict]):
     floor: Floor = field(default_factory=Floor)
     scan: Scan | None = None
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+
+def who(job: AnswerJob | CheckJob) -> dict[str, object]:
+    """Whose request it is, as it goes on record; without a client's name where there is none."""
+    named = {} if job.client is None else {"client": job.client}
+    return {"request_id": job.request_id, **named}
+
+
+def verdict_facts(job: AnswerJob | CheckJob) -> dict[str, object]:
+    """What goes on record beside a verdict that has just been made."""
+    return {
+        "event": "verdict",
+        **who(job),
+        "queue_s": job.queue_s,
+        "verdict_s": job.running_s,
+    }
 
 
 class Judge(Protocol):
@@ -92,11 +110,12 @@ class Answering:
         )
 
     def control(self, room: int | None, *, settle_early: bool) -> RowControl:
-        """What the model's thread asks and tells while the row grows to at most `room` tokens."""
+        """What the model's thread asks and tells while the row grows, to at most `room` tokens."""
+        wanted = self._job.settings.max_new_tokens
         return RowControl(
             cancelled=self._job.cancelled,
             deadline=self._job.deadline,
-            max_tokens=room,
+            max_tokens=wanted if room is None else min(wanted, room),
             on_ruling=self._rule,
             on_token=self._text.take,
             on_end=self.end if settle_early else None,
@@ -104,6 +123,8 @@ class Answering:
 
     def end(self, outcome: RowOutcome) -> None:
         """The row has ended: settle the job."""
+        if self._job.verdict is not None:
+            self._judge.record(self._job.verdict, self._facts(outcome))
         result = self._result(outcome)
         if isinstance(result, Result):
             self._job.settle(result)
@@ -113,8 +134,8 @@ class Answering:
     def _rule(self, ruling: Ruling) -> None:
         verdict = self._judge.verdict(self._job, ruling)
         if self._job.verdict is None:  # else a batch failed later, and this one was on record
-            facts = {"event": "verdict", "request_id": self._job.request_id}
-            self._judge.record(verdict, facts)
+            self._job.verdict_s = self._job.running_s
+            self._judge.record(verdict, verdict_facts(self._job))
         self._job.verdict = verdict
         self._job.tell(verdict)
 
@@ -126,8 +147,7 @@ class Answering:
         if outcome.finish == "timeout":
             return RequestTimeoutError("the time was over before the answer was complete")
         if verdict is None or ruling is None:
-            facts = {"event": "outage", "request_id": self._job.request_id}
-            self._judge.record(None, facts)
+            self._judge.record(None, {"event": "outage", **who(self._job)})
             return DetectorError("an answer without a verdict; it is not given out")
         if ruling.stops and self._policy.on_flag == "raise":
             if ruling.failed:
@@ -145,7 +165,27 @@ class Answering:
             completion_tokens=len(outcome.token_ids),
             token_ids=outcome.token_ids,
             refused_by_guard=ruling.stops,
+            metadata=self._timings(),
         )
+
+    def _timings(self) -> dict[str, object]:
+        job = self._job
+        return {
+            "request_id": job.request_id,
+            "queue_s": job.queue_s,
+            "verdict_s": job.verdict_s,
+            "total_s": time.monotonic() - job.asked_at,
+        }
+
+    def _facts(self, outcome: RowOutcome) -> dict[str, object]:
+        """What goes on record when a judged answer has ended, however it ended."""
+        return {
+            "event": "answer",
+            **self._timings(),
+            "finish_reason": outcome.finish,
+            "prompt_tokens": outcome.prompt_tokens,
+            "completion_tokens": len(outcome.token_ids),
+        }
 
     def _said(self) -> tuple[str, tuple[ToolCall, ...]]:
         """The whole answer; what was held back as a call and is none goes out now."""

@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import reprlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
-
-from guardrail.errors import ConfigurationError, LimitExceededError, RequestTimeoutError
+from guardrail.errors import RequestTimeoutError
 from guardrail.model.jobs import Job
-from guardrail.model.settings import Settings
-from guardrail.online.reading import Begun, Caller, Reading, finished, in_own_thread
+from guardrail.online.options import ASK, caller_of, numbered, settings_of
+from guardrail.online.reading import Begun, Reading, finished, in_own_thread
 from guardrail.online.scanning import LATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping
 
     from guardrail.online.answering import AnswerJob, CheckJob, Item
     from guardrail.online.engine import Engine
     from guardrail.online.floors import Floor
-    from guardrail.policy import Limits
-    from guardrail.requests.messages import Tools
+    from guardrail.online.options import AskOptions
     from guardrail.types import Request
 
 T = TypeVar("T")
 J = TypeVar("J", bound=Job[Any])
-
-
-class AskOptions(TypedDict, total=False):
-    """What every way of asking takes.
-
-    `tools` are function schemas in the OpenAI form, which a model reads before the chat; `timeout`
-    is in seconds, from asking to answer (None: the policy's).
-    """
-
-    tools: Tools | None
-    timeout: float | None
-
-
-class GenerateOptions(AskOptions, total=False):
-    """How an answer is generated; see `guardrail.model.settings.Settings`."""
-
-    max_new_tokens: int
-    do_sample: bool | None
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    repetition_penalty: float | None
-    seed: int | None
-    stop: Sequence[str]
-    num_beams: int
 
 
 class Asking:
@@ -73,9 +44,9 @@ class Asking:
         """Queue a request for an answer; its pictures are decoded here, on the caller's thread."""
         engine, limits = self._engine, self._engine.policy.limits
         how = dict(options)
-        tools, timeout = how.pop("tools", None), how.pop("timeout", None)
-        settings = _settings(how, limits)
-        caller = Caller(_deadline(timeout, limits), cancelled or threading.Event(), wait)
+        ask = {name: how.pop(name) for name in ASK & how.keys()}
+        tools, caller = caller_of(ask, limits, cancelled, wait=wait)
+        settings = settings_of(how, limits)
 
         def job(request: Request, floor: Floor) -> AnswerJob:
             return engine.answer_job(request, settings, emit=emit, floor=floor, **caller.of_job)
@@ -85,15 +56,14 @@ class Asking:
     def verdict(
         self,
         value: Any,
+        options: AskOptions,
         *,
-        tools: Tools | None = None,
-        timeout: float | None = None,
         cancelled: threading.Event | None = None,
         wait: bool = False,
     ) -> Begun[CheckJob]:
         """Queue a request for a verdict."""
-        engine, limits = self._engine, self._engine.policy.limits
-        caller = Caller(_deadline(timeout, limits), cancelled or threading.Event(), wait)
+        engine = self._engine
+        tools, caller = caller_of(options, engine.policy.limits, cancelled, wait=wait)
 
         def job(request: Request, floor: Floor) -> CheckJob:
             return engine.check_job(request, floor=floor, **caller.of_job)
@@ -121,19 +91,21 @@ class Asking:
     def wait_all(
         self,
         values: Iterable[Any],
-        ask: Callable[[Any], Begun[Job[T]]],
+        ask: Callable[..., Begun[Job[T]]],
+        options: AskOptions,
         *,
         return_exceptions: bool,
     ) -> list[T | Exception]:
         """Ask everything, then wait in order; the first error ends all, unless it is wanted."""
 
-        def asked(value: Any) -> Job[T]:
-            return finished(ask(value))
+        def asked(item: tuple[int, Any]) -> Job[T]:
+            number, value = item
+            return finished(ask(value, numbered(options, number), wait=True))
 
         jobs: list[Job[T] | Exception] = []
         try:
-            for value in values:
-                jobs.append(_caught(asked, value) if return_exceptions else asked(value))
+            for item in enumerate(values):
+                jobs.append(_caught(asked, item) if return_exceptions else asked(item))
             outcomes: list[T | Exception] = []
             for job in jobs:
                 if isinstance(job, Exception):
@@ -183,37 +155,6 @@ def _caught(function: Callable[[Any], T], value: Any) -> T | Exception:
         return function(value)
     except Exception as error:  # the caller wants to see it beside the other answers
         return error
-
-
-def _settings(options: Mapping[str, Any], limits: Limits) -> Settings:
-    try:
-        default = min(Settings.model_fields["max_new_tokens"].default, limits.new_tokens)
-        settings = Settings(**({"max_new_tokens": default} | dict(options)))
-    except ValidationError as error:
-        problems = "; ".join(_problem(found) for found in error.errors())
-        raise ConfigurationError(f"these generation settings cannot hold: {problems}") from error
-    if settings.max_new_tokens > limits.new_tokens:
-        raise LimitExceededError(
-            limit="new_tokens",
-            allowed=limits.new_tokens,
-            found=settings.max_new_tokens,
-            what="the answer asked for",
-        )
-    return settings
-
-
-def _problem(found: Any) -> str:
-    """A validation error in words; what the settings themselves raised says it all."""
-    own = found.get("ctx", {}).get("error")
-    named = f"{'.'.join(map(str, found['loc']))}={reprlib.repr(found['input'])}"
-    return f"{named}: {own or found['msg']}"
-
-
-def _deadline(timeout: float | None, limits: Limits) -> float | None:
-    if timeout is not None and timeout <= 0:
-        raise ConfigurationError(f"a timeout must be more than 0 s; got {timeout}")
-    seconds = limits.timeout_s if timeout is None else timeout
-    return None if seconds is None else time.monotonic() + seconds
 
 
 def _left(job: Job[Any]) -> float | None:

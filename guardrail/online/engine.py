@@ -15,12 +15,12 @@ from guardrail.model.decoder import context_length
 from guardrail.model.generate import check_rows, generate_rows
 from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.model.inputs import TEXT_ONLY, Encoded, Encoder
-from guardrail.model.worker import WorkerLease
+from guardrail.model.leases import WorkerLease
 from guardrail.monitor.monitor import Monitor
-from guardrail.online.answering import Answering, AnswerJob, CheckJob
+from guardrail.online.answering import Answering, AnswerJob, CheckJob, verdict_facts, who
 from guardrail.online.tool_calls import CallReader
 from guardrail.online.verdicts import require_readable, require_room, verdict_of
-from guardrail.types import Action, Modality, Request, Verdict
+from guardrail.types import Action, Load, Modality, Request, Verdict
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
@@ -59,14 +59,14 @@ class Engine:
 
     def answer_job(self, request: Request, settings: Settings, **options: Any) -> AnswerJob:
         """A job for an answer; sampled and beam-searched requests share no batch."""
-        alone = settings.samples(self.loaded.model) or settings.num_beams > 1
+        common = settings.in_common(self.loaded.model)
         return AnswerJob(
             request=request,
             settings=settings,
             run=self._answer,
             owner=self,
             limits=self.policy.limits,
-            key=None if alone else self._key(request, settings),
+            key=None if common is None else self._key(request, common),
             **options,
         )
 
@@ -77,13 +77,15 @@ class Engine:
             run=self._check,
             owner=self,
             limits=self.policy.limits,
+            quick=True,
             key=self._key(request, None),
             **options,
         )
 
     def window_job(self, request: Request, scan: Scan) -> CheckJob:
         """A job for the score of one window of a long video; it goes on no record."""
-        return self.check_job(request, scan=scan, deadline=scan.deadline, cancelled=scan.cancelled)
+        names = ("deadline", "cancelled", "client", "request_id")
+        return self.check_job(request, scan=scan, **{name: getattr(scan, name) for name in names})
 
     def require_readable(self, request: Request) -> None:
         """Refuse, before the model runs, a video that this model or artefact cannot judge.
@@ -115,6 +117,11 @@ class Engine:
             return self.policy.fail == "closed"
         flags = self._detector.action_for(score, "video") is Action.FLAG
         return flags and self.policy.on_flag != "annotate"
+
+    @property
+    def load(self) -> Load:
+        """How many requests wait and run."""
+        return self.worker.load(self.policy.limits)
 
     @property
     def thresholds(self) -> dict[Modality, Thresholds]:
@@ -158,7 +165,7 @@ class Engine:
                 self.loaded,
                 encoded,
                 self._detector,
-                jobs[0].settings,
+                _settings(jobs),
                 controls,
                 policy=self.policy,
                 hooks=self._hooks,
@@ -172,10 +179,10 @@ class Engine:
         """Put it on record when there is no decision at all; of a batch each job runs again."""
         try:
             yield
-        except Exception:  # whatever broke, the detector or the model under it
+        except BaseException:  # whatever broke, the detector, the model or a hook of someone's
             judged = any(isinstance(job, AnswerJob) and job.verdict is not None for job in jobs)
             if len(jobs) == 1 and not judged and _first_outage(jobs[0]):
-                self.record(None, {"event": "outage", "request_id": jobs[0].request_id})
+                self.record(None, {"event": "outage", **who(jobs[0])})
             raise
 
     def _room(self, prompt_tokens: int) -> int | None:
@@ -196,7 +203,7 @@ class Engine:
         for job, ruling in zip(jobs, rulings, strict=True):
             verdict = self.verdict(job, ruling)
             if job.scan is None:  # the request that a window is of goes on record as a whole
-                self.record(verdict, {"event": "verdict", "request_id": job.request_id})
+                self.record(verdict, verdict_facts(job))
             job.settle(verdict)
 
     def _encode(self, jobs: Sequence[AnswerJob | CheckJob], *, new_tokens: int) -> Encoded:
@@ -225,6 +232,12 @@ def _floors(jobs: Sequence[AnswerJob | CheckJob]) -> tuple[float, ...]:
     """The rows' floors; none at all where no row has any, as in every request without video."""
     scores = tuple(job.floor.score for job in jobs)
     return () if all(score == NO_FLOOR for score in scores) else scores
+
+
+def _settings(jobs: Sequence[AnswerJob]) -> Settings:
+    """What a batch is generated with: to the longest answer, while each row ends at its own."""
+    longest: Settings = max((job.settings for job in jobs), key=lambda s: s.max_new_tokens)
+    return longest
 
 
 def _first_outage(job: AnswerJob | CheckJob) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -17,6 +18,7 @@ from guardrail.errors import QueueFullError, RequestCancelledError, RequestTimeo
 from guardrail.model.jobs import Job
 from guardrail.online.floors import Floor
 from guardrail.online.scanning import LATE, Scan
+from guardrail.online.video_places import VideoPlaces
 from guardrail.requests.messages import Tools, to_request
 from guardrail.requests.patience import patience
 
@@ -39,11 +41,15 @@ class Caller:
     deadline: float | None
     cancelled: threading.Event
     wait: bool
+    client: str | None = None
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    asked_at: float = field(default_factory=time.monotonic)
 
     @property
     def of_job(self) -> dict[str, Any]:
         """What the job is told of its caller."""
-        return {"deadline": self.deadline, "cancelled": self.cancelled}
+        names = ("deadline", "cancelled", "client", "request_id", "asked_at")
+        return {name: getattr(self, name) for name in names}
 
     def still_waits(self) -> None:
         """Do nothing while the caller waits.
@@ -63,7 +69,7 @@ class Reading:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._places = threading.BoundedSemaphore(engine.policy.limits.queue)
+        self._places = VideoPlaces(engine.policy.limits.queue)
 
     def begin(
         self,
@@ -94,6 +100,8 @@ class Reading:
             worker.cancel,
             deadline=caller.deadline,
             cancelled=caller.cancelled,
+            client=caller.client,
+            request_id=caller.request_id,
         )
         try:
             with self._place(caller), patience(caller.still_waits):
@@ -113,17 +121,18 @@ class Reading:
     def _place(self, caller: Caller) -> Iterator[None]:
         """One of the long videos that are judged at once; each takes memory of its own."""
         left = None if caller.deadline is None else max(caller.deadline - time.monotonic(), 0)
-        if not self._places.acquire(caller.wait, left if caller.wait else None):
+        if not self._places.take(caller.client, timeout=left if caller.wait else 0.0):
             if caller.wait:
                 raise RequestTimeoutError(LATE)
             raise QueueFullError(
-                f"{self._engine.policy.limits.queue} long videos are being judged, as many as the "
-                "policy allows; try again later or raise `limits.queue`"
+                f"too many long videos are judged: the policy allows {self._places.places} at "
+                "once, and one client its share of them; try again later or raise `limits.queue`",
+                retry_after_s=self._engine.worker.drain_s(),
             )
         try:
             yield
         finally:
-            self._places.release()
+            self._places.give_back(caller.client)
 
 
 def finished(begun: Begun[J]) -> J:

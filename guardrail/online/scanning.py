@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import uuid
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -85,7 +86,10 @@ class Scan:
         *,
         deadline: float | None,
         cancelled: threading.Event,
+        client: str | None = None,
+        request_id: str | None = None,
     ) -> None:
+        self.client, self.request_id = client, request_id or uuid.uuid4().hex
         self._judge, self._submit, self._give_up = judge, submit, give_up
         self.deadline, self.cancelled = deadline, _Cancelled(cancelled)
         self._under_way: deque[_Asked] = deque()

@@ -34,6 +34,24 @@ def test_whether_tokens_are_drawn_follows_from_what_is_asked(options, by_default
     assert Settings(**options).samples(model(by_default)) is sampling
 
 
+def test_requests_have_in_common_what_is_not_a_rows_own_affair(llama):
+    def common(**options):
+        return Settings(**options).in_common(llama.model)
+
+    plain = common()
+    for own in ({"max_new_tokens": 3}, {"stop": ("x",)}, {"seed": 4}, {"temperature": 0}):
+        assert common(**own) == plain
+    assert common(repetition_penalty=1.5) != plain
+    assert common(temperature=0.5) is None
+    assert common(num_beams=2) is None
+
+
+def test_a_token_that_is_forced_at_the_end_keeps_lengths_apart(llama, monkeypatch):
+    monkeypatch.setattr(llama.model.generation_config, "forced_eos_token_id", 2)
+    two, three = (Settings(max_new_tokens=n).in_common(llama.model) for n in (2, 3))
+    assert two != three
+
+
 def test_temperature_zero_never_reaches_the_library(llama):
     config = generation_config(llama.model, Settings(temperature=0))
     assert (config.do_sample, config.temperature) == (False, 1.0)

@@ -9,8 +9,8 @@ import pytest
 from torch import nn
 
 from guardrail.errors import RequestTimeoutError
+from guardrail.model.leases import WorkerLease
 from guardrail.model.turns import run_in_turn
-from guardrail.model.worker import WorkerLease
 from guardrail.policy import Limits
 
 

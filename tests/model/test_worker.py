@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 import time
@@ -11,13 +12,17 @@ from torch import nn
 
 from guardrail.errors import (
     GuardClosedError,
+    ModelError,
     QueueFullError,
     RequestCancelledError,
     RequestTimeoutError,
 )
+from guardrail.model.batches import run_batch
 from guardrail.model.jobs import Job
-from guardrail.model.worker import _WORKERS, ModelWorker, WorkerLease
+from guardrail.model.leases import _WORKERS, WorkerLease
+from guardrail.model.worker import ModelWorker
 from guardrail.policy import Limits
+from guardrail.types import Load
 
 LIMITS = Limits(queue=3, batch=4, batch_wait_s=0.0)
 WAIT = 10.0
@@ -174,8 +179,9 @@ def test_the_worker_survives_even_an_exit(worker):
     bad, good = job(leave), job(echo(), "good")
     worker.submit(bad)
     worker.submit(good)
-    with pytest.raises(SystemExit):
-        bad.future.result(WAIT)
+    with pytest.raises(ModelError, match="SystemExit") as caught:
+        bad.future.result(WAIT)  # not the exit itself: it would end the caller's thread
+    assert isinstance(caught.value.__cause__, SystemExit)
     assert good.future.result(WAIT) == "good"
 
 
@@ -195,6 +201,171 @@ def test_a_full_queue_says_so_and_waiting_for_a_place_works(worker):
     gate.open.set()
     assert patient.future.result(WAIT) == "patient"
     thread.join(WAIT)
+
+
+def test_one_client_cannot_take_the_last_places_from_the_others(worker):
+    gate = Gate(worker)
+    limits = Limits(queue=8, batch=1)
+    mine = [job(echo(), n, client="a", limits=limits) for n in range(6)]
+    for each in mine:
+        worker.submit(each)
+    with pytest.raises(QueueFullError, match="this client has 6 requests waiting") as caught:
+        worker.submit(job(echo(), client="a", limits=limits))
+    assert (caught.value.whose, caught.value.retry_after_s) == ("client", 1)
+    others = [job(echo(), name, client=name, limits=limits) for name in "bc"]
+    for each in others:
+        worker.submit(each)
+    with pytest.raises(QueueFullError, match="8 requests are waiting") as caught:
+        worker.submit(job(echo(), client="d", limits=limits))
+    assert caught.value.whose == "all"
+    gate.open.set()
+    assert [each.future.result(WAIT) for each in (*mine, *others)] == [*range(6), "b", "c"]
+
+
+def test_who_names_no_client_may_use_every_place(worker):
+    gate = Gate(worker)
+    limits = Limits(queue=8, batch=1)
+    for number in range(8):
+        worker.submit(job(echo(), number, limits=limits))
+    with pytest.raises(QueueFullError, match="8 requests are waiting"):
+        worker.submit(job(echo(), limits=limits))
+    gate.open.set()
+
+
+def test_the_single_request_of_a_client_is_in_the_next_batch(worker):
+    gate = Gate(worker)
+    batches: list[list[object]] = []
+
+    def run(jobs):
+        batches.append([each.client for each in jobs])
+        for each in jobs:
+            each.settle(None)
+
+    limits = Limits(queue=100, batch=4, batch_wait_s=0.0)
+    jobs = [job(run, client="a", key="A", limits=limits) for _ in range(60)]
+    jobs.append(job(run, client="b", key="A", limits=limits))
+    for each in jobs:
+        worker.submit(each)
+    gate.open.set()
+    for each in jobs:
+        each.future.result(WAIT)
+    assert batches[0] == ["a", "b", "a", "a"]
+
+
+def test_a_verdict_goes_before_answers_that_came_earlier(worker):
+    gate = Gate(worker)
+    order: list[object] = []
+
+    def run(jobs):
+        order.extend(each.owner for each in jobs)
+        for each in jobs:
+            each.settle(None)
+
+    jobs = [job(run, n) for n in range(2)] + [job(run, "verdict", quick=True)]
+    for each in jobs:
+        worker.submit(each)
+    gate.open.set()
+    for each in jobs:
+        each.future.result(WAIT)
+    assert order == ["verdict", 0, 1]
+
+
+def test_the_load_counts_who_waits_and_who_runs(worker):
+    assert worker.load(LIMITS) == Load(waiting=0, running=0, places=3)
+    gate = Gate(worker)
+    worker.submit(waiting := job(echo()))
+    assert worker.load(LIMITS) == Load(waiting=1, running=1, places=3)
+    gate.open.set()
+    waiting.future.result(WAIT)
+    gate.job.future.result(WAIT)
+    assert worker.load(LIMITS).waiting == 0
+
+
+def test_a_job_knows_how_long_it_waited_and_ran(worker):
+    gate = Gate(worker)
+    seen: list[float] = []
+
+    def run(jobs):
+        time.sleep(0.002)
+        seen.append(jobs[0].running_s)
+        jobs[0].settle(None)
+
+    worker.submit(waiting := job(run))
+    time.sleep(0.01)
+    gate.open.set()
+    waiting.future.result(WAIT)
+    assert waiting.queue_s >= 0.01
+    assert 0.002 <= seen[0] < WAIT
+
+
+def kill(thread):
+    """Raise SystemExit in a thread, wherever it is."""
+    ident = ctypes.c_ulong(thread.ident)
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit)) == 1
+
+
+def test_requests_that_wait_when_the_thread_is_killed_run_on_another_one(worker, monkeypatch):
+    worker.submit(first := job(echo(), "first"))
+    assert first.future.result(WAIT) == "first"
+    killed, entered = worker._thread, threading.Event()
+
+    def stuck(batch):
+        entered.set()
+        while threading.current_thread() is killed:
+            time.sleep(0.001)
+        run_batch(batch)
+
+    monkeypatch.setattr("guardrail.model.worker.run_batch", stuck)
+    jobs = [job(echo(), n) for n in range(3)]
+    worker.submit(jobs[0])
+    assert entered.wait(WAIT)
+    for each in jobs[1:]:
+        worker.submit(each)
+    kill(killed)
+    with pytest.raises(ModelError, match="SystemExit"):
+        jobs[0].future.result(WAIT)
+    assert [each.future.result(WAIT) for each in jobs[1:]] == [1, 2]
+    killed.join(WAIT)
+    assert worker._thread is not killed
+
+
+def test_a_thread_that_cannot_do_anything_fails_who_waits_and_a_later_one_starts(
+    worker, monkeypatch
+):
+    def broken():
+        raise ZeroDivisionError("fault")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "_next_batch", broken)
+        worker.submit(lost := job(echo()))
+        with pytest.raises(ZeroDivisionError):
+            lost.future.result(WAIT)
+    assert worker.load(LIMITS).waiting == 0
+    worker.submit(found := job(echo(), "found"))
+    assert found.future.result(WAIT) == "found"
+
+
+def test_an_idle_thread_that_was_killed_is_replaced(worker):
+    worker.submit(first := job(echo(), 1))
+    first.future.result(WAIT)
+    kill(worker._thread)
+    for number in range(3):
+        worker.submit(each := job(echo(), number))
+        try:
+            assert each.future.result(WAIT) == number
+        except ModelError:  # the kill found it at work
+            assert number == 0
+
+
+def test_a_job_is_refused_where_no_thread_can_be_started(worker, monkeypatch):
+    def full(_thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", full)
+        with pytest.raises(RuntimeError, match="new thread"):
+            worker.submit(job(echo()))
+    assert worker.load(LIMITS).waiting == 0
 
 
 def test_who_waits_leaves_the_rest_of_the_places_to_who_would_be_refused(worker):

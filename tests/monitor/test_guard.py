@@ -180,7 +180,7 @@ def test_what_never_reaches_the_model_is_not_counted(guard_on):
 
 def test_a_monitor_that_fails_changes_no_answer(guard_on, monkeypatch, caplog):
     lines: list[Any] = []
-    guard = guard_on(audit=lambda verdict, facts: lines.append(verdict))
+    guard = guard_on(audit=lambda _, facts: lines.append(facts["event"]))
     expected = guard.generate("tell me", max_new_tokens=3)
 
     def fail(*_: Any) -> None:
@@ -189,7 +189,7 @@ def test_a_monitor_that_fails_changes_no_answer(guard_on, monkeypatch, caplog):
     monkeypatch.setattr(guard.monitor, "record", fail)
     assert guard.generate("tell me", max_new_tokens=3).text == expected.text
     assert "the monitor failed" in caplog.text
-    assert len(lines) == 2
+    assert lines == ["verdict", "answer"] * 2
 
 
 def test_a_guard_under_another_policy_counts_for_itself(guard_on):
@@ -217,7 +217,8 @@ def test_the_audit_log_of_the_same_traffic_gives_the_same_comparison(
     words = "red blue green dog cat image system tool user".split()
     with AuditLog(tmp_path / "audit.jsonl") as log:
         guard = guard_on(audit=log)
-        guard.check_batch([f"{a} {b}" for a in words for b in words])
+        guard.check_batch([f"{a} {b}" for a in words for b in words[:-1]])
+        guard.batch([f"{a} {words[-1]}" for a in words], max_new_tokens=2)  # counted once, too
         guard.check([{"role": "user", "content": [{"type": "image", "image": picture()}]}])
     reader = LogReader(artefact)
     reader.read(tmp_path / "audit.jsonl")

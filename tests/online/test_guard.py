@@ -24,11 +24,11 @@ from guardrail.errors import (
 from guardrail.guard import Guard
 from guardrail.model.decoder import decoder_layers
 from guardrail.model.inputs import Encoder
+from guardrail.model.leases import _WORKERS
 from guardrail.model.load import wrap_model
-from guardrail.model.worker import _WORKERS
 from guardrail.policy import REFUSAL, Limits, Policy, Thresholds
 from guardrail.testing import tiny_model
-from guardrail.types import Action, ImagePart, Message, Modality, Request, TextPart
+from guardrail.types import Action, ImagePart, Load, Message, Modality, Request, TextPart
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 
@@ -324,9 +324,67 @@ def test_every_verdict_is_audited_once_with_its_request(llava, guard_on):
     guard = guard_on(llava, FLAG, audit=lambda verdict, facts: lines.append((verdict, facts)))
     result = guard.generate("tell me")
     verdict = guard.check("tell me")
-    assert [line[0] for line in lines] == [result.verdict, verdict]
-    assert all(line[1]["event"] == "verdict" for line in lines)
-    assert len({line[1]["request_id"] for line in lines}) == 2
+    assert [line[0] for line in lines] == [result.verdict, result.verdict, verdict]
+    assert [line[1]["event"] for line in lines] == ["verdict", "answer", "verdict"]
+    first, second, third = (line[1]["request_id"] for line in lines)
+    assert first == second != third
+
+
+def test_a_record_says_whose_request_it_was_and_how_long_each_part_took(
+    llava, guard_on, slow_layers
+):
+    lines = []
+    guard = guard_on(llava, audit=lambda _, facts: lines.append(facts))
+    slow_layers(llava.model, 0.01)
+    result = guard.generate("tell me", max_new_tokens=3, request_id="r1", client="a")
+    guard.check("tell me", request_id="r2")
+    judged, answered, checked = lines
+    assert [line["request_id"] for line in lines] == ["r1", "r1", "r2"]
+    assert 0 <= judged["queue_s"]
+    assert judged["verdict_s"] >= 0.01
+    assert checked["verdict_s"] >= 0.01
+    assert answered["total_s"] >= answered["queue_s"] + answered["verdict_s"] + 0.02
+    counts = (answered["finish_reason"], answered["completion_tokens"], answered["prompt_tokens"])
+    assert counts == (result.finish_reason, 3, result.prompt_tokens)
+    kept = ("request_id", "queue_s", "verdict_s")
+    assert {name: answered[name] for name in kept} == {name: result.metadata[name] for name in kept}
+
+
+def test_a_lists_requests_have_ids_of_their_own(llava, guard_on):
+    ids = []
+    guard = guard_on(llava, audit=lambda _, facts: ids.append(facts["request_id"]))
+    guard.check_batch(["tell me", "hello"], request_id="r")
+    assert sorted(ids) == ["r-0", "r-1"]
+    with pytest.raises(ConfigurationError, match="`request_id` is a text"):
+        guard.check("hello", request_id="x" * 300)
+    with pytest.raises(TypeError, match="max_new_tokens"):
+        guard.check("hello", max_new_tokens=3)
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_on_record_as_that(
+    llava, guard_on, slow_layers
+):
+    lines = []
+    guard = guard_on(llava, audit=lambda _, facts: lines.append(facts))
+    slow_layers(llava.model, 0.01)
+    stream = guard.stream("tell me", max_new_tokens=300)
+    next(stream)
+    stream.close()
+    guard.check("tell me")  # the model is free again
+    ended = next(facts for facts in lines if facts["event"] == "answer")
+    assert ended["finish_reason"] == "cancelled"
+    assert 0 < ended["completion_tokens"] < 300
+
+
+def test_a_guard_says_how_busy_its_model_is(llava, guard_on, slow_layers):
+    guard = guard_on(llava, limits=Limits(queue=5, batch=1))
+    assert guard.load == Load(waiting=0, running=0, places=5)
+    slow_layers(llava.model, 0.01)
+    streams = [guard.stream("tell me", max_new_tokens=300) for _ in range(3)]
+    next(streams[0])
+    assert guard.load == Load(waiting=2, running=1, places=5)
+    for stream in streams:
+        stream.close()
 
 
 def test_an_audit_sink_that_raises_changes_no_answer_but_is_logged(llava, guard_on, caplog):
@@ -471,7 +529,7 @@ def test_a_batch_that_fails_late_is_answered_one_by_one_and_audited_once(llava, 
     guard = guard_on(
         llava,
         limits=Limits(batch=2, batch_wait_s=0.3),
-        audit=lambda verdict, facts: lines.append(facts["request_id"]),
+        audit=lambda verdict, facts: lines.append((facts["event"], facts["request_id"])),
     )
 
     def fail(_module, args):
@@ -483,5 +541,6 @@ def test_a_batch_that_fails_late_is_answered_one_by_one_and_audited_once(llava, 
     handle.remove()
     expected = [plain_answer(llava, request(text))[1] for text in ("tell me", "what is this")]
     assert [result.token_ids for result in results] == expected
-    assert len(lines) == len(set(lines)) == 2
+    assert len(lines) == len(set(lines)) == 4
+    assert sorted(event for event, _ in lines) == ["answer", "answer", "verdict", "verdict"]
     assert "running its requests alone" in caplog.text

@@ -238,7 +238,7 @@ def test_windows_share_batches_and_stay_off_the_record(qwen2_5_vl, guard_on, cli
     assert max(sizes) > 1
     assert told == [(verdict, "verdict")]
     guard.generate(ask("hello", Clips(clips(9))), max_new_tokens=2)
-    assert len(told) == 2
+    assert [event for _, event in told] == ["verdict", "verdict", "answer"]
     snapshot = guard.monitor.snapshot()
     assert snapshot.modalities[Modality.VIDEO].n == 2
     guard.close()
@@ -370,7 +370,7 @@ def test_the_time_of_a_request_covers_its_windows(llava, guard_on, clips, slow_l
     assert "video" not in str(caught.value)
     assert 0 < windows.given < 40
     assert guard.check("hello").score is not None
-    assert guard._engine.worker._waiting == type(guard._engine.worker._waiting)()
+    assert len(guard._engine.worker._waiting) == 0
     guard.close()
 
 
@@ -625,7 +625,7 @@ def test_more_long_videos_at_once_than_may_wait_are_refused(llava, guard_on, cli
         first = pool.submit(guard.check, ask("hi", windows))
         while windows.given < 2:
             time.sleep(0.005)
-        with pytest.raises(QueueFullError, match="1 long videos are being judged"):
+        with pytest.raises(QueueFullError, match=r"long videos.* allows 1 at"):
             guard.check(ask("hi", Clips(clips(3))))
         (waited,) = guard.check_batch([ask("hi", Clips(clips(3)))])
         assert waited.window.of in (3, 4)

@@ -15,10 +15,12 @@ import pytest
 from guardrail.errors import (
     GuardClosedError,
     GuardrailError,
+    ModelError,
     QueueFullError,
     RequestCancelledError,
     RequestTimeoutError,
 )
+from guardrail.model.decoder import decoder_layers
 from guardrail.policy import Limits
 from guardrail.types import Action
 
@@ -47,6 +49,112 @@ def test_guards_that_pass_steer_and_flag_at_once_do_not_mix(tiny, guard_on):
     passed, steered = expected[0], expected[1]
     assert passed[0] != steered[0]
     assert expected[3][:2] == passed[:2]  # shadow changes nothing
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """`sizes(guard)`: how many requests each of its batches has, while they come."""
+
+    def watch(guard):
+        found: list[int] = []
+        encode = guard._engine.encoder.encode
+
+        def watched(requests):
+            found.append(len(requests))
+            return encode(requests)
+
+        monkeypatch.setattr(guard._engine.encoder, "encode", watched)
+        return found
+
+    return watch
+
+
+@pytest.mark.parametrize("action", [PASS, STEER])
+def test_answers_of_unlike_lengths_stops_and_seeds_share_a_batch_and_are_the_lone_ones(
+    tiny, guard_on, sizes, action
+):
+    limits = Limits(batch=5, batch_wait_s=WAIT)  # a full batch goes at once
+    guard = guard_on(tiny, action, limits=limits, steer_tokens=2)
+    prompts = [f"tell me about the cat {'and the dog ' * n}" for n in range(5)]
+    whole = guard.generate(prompts[2], max_new_tokens=8)
+    stop = next(letter for letter in whole.text if letter.isascii() and letter.isalpha())
+    options = [
+        {"max_new_tokens": 2},
+        {"max_new_tokens": 9, "seed": 3},
+        {"max_new_tokens": 8, "stop": (stop,)},
+        {"max_new_tokens": 5, "temperature": 0, "top_p": 0.5},
+        {"max_new_tokens": 1, "stop": ("never said",), "do_sample": False},
+    ]
+    asked = list(zip(prompts, options, strict=True))
+    alone = [guard.generate(prompt, **how) for prompt, how in asked]
+    batches = sizes(guard)
+    jobs = [guard._asking.answer(prompt, how, wait=True) for prompt, how in asked]
+    together = [job.future.result(WAIT) for job in jobs]
+    assert batches == [5]
+
+    def facts(result):
+        tokens = (result.token_ids, result.prompt_tokens, result.completion_tokens)
+        return tokens, result.text, result.finish_reason, result.verdict.action
+
+    assert list(map(facts, together)) == list(map(facts, alone))
+    assert [len(result.token_ids) for result in together][:2] == [2, 9]
+    assert (together[2].finish_reason, stop in together[2].text) == ("stop", False)
+
+
+def test_an_answer_is_settled_at_its_own_end_while_a_longer_one_goes_on(
+    llava, guard_on, slow_layers
+):
+    guard = guard_on(llava, limits=Limits(batch=2, batch_wait_s=WAIT))
+    slow_layers(llava.model, 0.01)
+    long = guard._asking.answer("hello", {"max_new_tokens": 300}, wait=True)
+    short = guard._asking.answer("tell me", {"max_new_tokens": 2}, wait=True)
+    assert short.future.result(WAIT).completion_tokens == 2
+    assert not long.future.done()
+    guard._asking.give_up(long)
+
+
+def test_sampled_answers_share_no_batch(llava, guard_on, sizes):
+    guard = guard_on(llava, limits=Limits(batch=4, batch_wait_s=0.05))
+    lone = guard.generate("tell me", max_new_tokens=6, temperature=2.0, seed=3)
+    batches = sizes(guard)
+    results = guard.batch(["tell me"] * 3, max_new_tokens=6, temperature=2.0, seed=3)
+    assert batches == [1, 1, 1]
+    assert {result.token_ids for result in results} == {lone.token_ids}
+
+
+def test_an_exit_asked_for_inside_the_model_ends_one_request_and_no_thread(llava, guard_on):
+    told: list[object] = []
+    guard = guard_on(llava, audit=lambda verdict, facts: told.append((verdict, facts["event"])))
+
+    def leave(*_):
+        raise SystemExit(3)
+
+    handle = decoder_layers(llava.model)[0].register_forward_pre_hook(leave)
+    for ask in (guard.check, guard.generate):
+        with pytest.raises(ModelError, match="SystemExit"):
+            ask("tell me")
+    handle.remove()
+    assert told == [(None, "outage")] * 2
+    assert guard.check("tell me").score is not None
+
+
+def test_clients_take_turns_and_one_cannot_keep_the_others_out(llava, guard_on, slow_layers):
+    guard = guard_on(llava, limits=Limits(queue=8, batch=1))
+    slow_layers(llava.model, 0.005)
+    streams = [guard.stream("tell me", max_new_tokens=300, client="a")]
+    next(streams[0])
+    streams += [guard.stream("tell me", max_new_tokens=300, client="a") for _ in range(6)]
+    with pytest.raises(QueueFullError, match="this client") as caught:
+        guard.generate("tell me", client="a")
+    assert 1 <= caught.value.retry_after_s <= 60
+    single = guard.stream("hello", max_new_tokens=3, client="b")
+    streams[0].close()
+    next(streams[1])  # its turn came first
+    streams[1].close()
+    assert "".join(single) == single.result.text
+    assert guard.load.waiting == 5
+    for stream in streams:
+        stream.close()
 
 
 def test_the_models_own_generate_may_run_beside_a_guard(llava, guard_on):
@@ -152,7 +260,7 @@ def test_a_process_may_end_while_an_answer_is_being_made(tmp_path):
     script.write_text(
         "import time, torch\n"
         "from guardrail.model.jobs import Job\n"
-        "from guardrail.model.worker import WorkerLease\n"
+        "from guardrail.model.leases import WorkerLease\n"
         "from guardrail.policy import Limits\n"
         "lease = WorkerLease(torch.nn.Linear(1, 1))\n"
         "def run(jobs):\n"
