@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from guardrail.cli.requests import turn
-from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.requests.placing import picture_files, placed, video_files
+from guardrail.errors import ConfigurationError, DatasetError, UnsupportedContentError
+from guardrail.requests.lines import line_request
+from guardrail.requests.placing import picture_files, video_files
 from guardrail.requests.strict_json import strict_json
 
 _BENIGN = {"benign", "harmless", "safe"}
-# Keys of a benign line that describe it and are not read.
-_ABOUT = {"id", "label", "category", "kind", "form", "pair", "split", "source", "language", "note"}
-_ABOUT |= {"licence", "license", "question", "statement"}
 
 
 def benign_lines(path: Path) -> Iterator[tuple[str, object]]:
@@ -64,59 +60,11 @@ def _benign(line: bytes, *, folder: Path, where: str) -> object:
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{where}: not JSON ({error})") from error
     match row:
-        case str():
-            return row
-        case list():
-            return placed(row, folder)
         case {"label": label} if not (isinstance(label, str) and label in _BENIGN):
             raise DatasetError(
                 f"{where}: labelled {label!r}; only benign inputs calibrate thresholds"
             )
-        case {"messages": list(messages)}:
-            _refuse_others(row, {"messages"}, where)
-            return placed(messages, folder)
-        case {"image": _} | {"video": _} | {"text": _}:
-            _refuse_others(row, {"text", "image", "video"}, where)
-    request = _described(row, folder, where)
-    if request is None:
-        raise DatasetError(
-            f"{where}: expected a string, a list of messages, or an object with `messages`, or "
-            "with `text`, `image` and `video`"
-        )
-    return request
-
-
-def _described(row: Any, folder: Path, where: str) -> object:
-    """The request that `text`, `image` and `video` describe, if they do."""
-    if not isinstance(row, dict):
-        return None
-    images, videos = (_paths(row.get(key, []), folder) for key in ("image", "video"))
-    if images is None or videos is None:
-        return None
-    return turn(_text(row, where), images, videos)
-
-
-def _paths(value: object, folder: Path) -> list[Path] | None:
-    """One file name or several, in the folder; None of anything else."""
-    match value:
-        case str(name):
-            return [folder / name]
-        case list(names) if all(isinstance(name, str) for name in names):
-            return [folder / name for name in names]
-    return None
-
-
-def _refuse_others(row: Mapping[str, object], read: set[str], where: str) -> None:
-    if others := sorted(set(row) - read - _ABOUT):
-        raise DatasetError(
-            f"{where}: {', '.join(map(repr, others))} beside {' and '.join(sorted(read))} would "
-            "not be read; a line has `messages`, or `text`, `image` and `video`, and labels such "
-            "as `id`"
-        )
-
-
-def _text(row: Mapping[str, object], where: str) -> str | None:
-    text = row.get("text")
-    if text is None or isinstance(text, str):
-        return text
-    raise DatasetError(f"{where}: `text` is a string, not {type(text).__name__}")
+    try:
+        return line_request(row, folder)
+    except UnsupportedContentError as error:
+        raise DatasetError(f"{where}: {error}") from error

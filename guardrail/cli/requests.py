@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from guardrail.audit import AuditLog
 from guardrail.cli.options import Loading
 from guardrail.cli.output import say
 from guardrail.errors import ConfigurationError, UnsupportedContentError
+from guardrail.requests.lines import turn
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
@@ -122,17 +123,6 @@ def _parsed(messages: str) -> object:
         raise typer.BadParameter(f"{name}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UnsupportedContentError(f"{name} is not JSON: {error}") from error
-
-
-def turn(text: str | None, images: Sequence[Path], videos: Sequence[Path] = ()) -> object:
-    """A prompt of text, pictures and videos as a value that a guard takes."""
-    if not images and not videos:
-        return text
-    content: list[dict[str, str]] = [{"type": "image", "path": str(path)} for path in images]
-    content += [{"type": "video", "path": str(path)} for path in videos]
-    if text is not None:
-        content.append({"type": "text", "text": text})
-    return [{"role": "user", "content": content}]
 
 
 def ready_to_write(path: Path) -> None:

@@ -7,16 +7,11 @@ from typing import TYPE_CHECKING
 from guardrail.errors import DatasetError
 from guardrail.evaluation.items import DEFAULT_PROMPT, LABELS, VIDEO_PROMPT, EvalItem
 from guardrail.evaluation.lines import line_items
+from guardrail.requests.endings import PICTURES, VIDEOS, is_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-_VIDEOS = frozenset(
-    {".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".ogv"}
-)
-_NOTES = frozenset({"readme", "license", "licence"})
 
 
 def folder_items(folder: Path, *, prompt: str) -> Iterator[EvalItem]:
@@ -58,13 +53,13 @@ def _of_label(place: Path, folder: Path, prompt: str) -> Iterator[EvalItem]:
 
 def _of_category(place: Path, folder: Path, category: str, prompt: str) -> Iterator[EvalItem]:
     files = [path for path in _shown(place) if path.is_file()]
-    shown = [path for path in files if path.suffix.lower() in _PICTURES | _VIDEOS]
+    shown = [path for path in files if path.suffix.lower() in PICTURES | VIDEOS]
     prompts = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
     unread = [path for path in files if path not in shown and path not in prompts.values()]
     if unread:
         raise DatasetError(
             f"{unread[0]} would be lost: a folder of a label holds pictures "
-            f"({', '.join(sorted(_PICTURES))}), videos ({', '.join(sorted(_VIDEOS))}) and .txt "
+            f"({', '.join(sorted(PICTURES))}), videos ({', '.join(sorted(VIDEOS))}) and .txt "
             "files"
         )
     beside = {path.stem for path in shown}
@@ -78,14 +73,14 @@ def _of_category(place: Path, folder: Path, category: str, prompt: str) -> Itera
 
 
 def _prompt_for(path: Path, prompt: str) -> str:
-    is_video = path.suffix.lower() in _VIDEOS
+    is_video = path.suffix.lower() in VIDEOS
     return VIDEO_PROMPT if is_video and prompt == DEFAULT_PROMPT else prompt
 
 
 def _item(path: Path, folder: Path, category: str, text: str) -> EvalItem:
     name, ending = path.relative_to(folder), path.suffix.lower()
-    images = (str(path),) if ending in _PICTURES else ()
-    videos = (str(path),) if ending in _VIDEOS else ()
+    images = (str(path),) if ending in PICTURES else ()
+    videos = (str(path),) if ending in VIDEOS else ()
     content = [{"type": "image", "path": image} for image in images]
     content += [{"type": "video", "path": video} for video in videos]
     return EvalItem(
@@ -119,6 +114,4 @@ def _shown(folder: Path) -> list[Path]:
 
 def _is_note(path: Path) -> bool:
     """Whether a file is about the data; what is shown or a folder never is, whatever its name."""
-    if path.suffix.lower() in _PICTURES | _VIDEOS or path.is_dir():
-        return False
-    return path.stem.lower() in _NOTES or path.name.lower() == "thumbs.db"
+    return is_note(path.name) and not path.is_dir()

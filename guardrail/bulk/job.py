@@ -1,0 +1,214 @@
+"""A whole run: which parts are left, scoring them, and the count at the end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guardrail import __version__
+from guardrail.bulk.columns import Columns
+from guardrail.bulk.engine import scored
+from guardrail.bulk.files import FilesSource
+from guardrail.bulk.manifest import FORMAT, read_manifest, require_same, write_manifest
+from guardrail.bulk.parts import Parts
+from guardrail.bulk.sources import open_source
+from guardrail.bulk.summary import summarise
+from guardrail.errors import ConfigurationError, DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guardrail.bulk.outcomes import OutRow
+    from guardrail.bulk.sources import AnySource
+    from guardrail.bulk.summary import Summary
+    from guardrail.guard import Guard
+    from guardrail.policy import Policy
+
+    Progress = Callable[[str, int, int], None]
+
+PART_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several processes that share the work: part p is of shard p % of + 1."""
+
+    number: int = 1
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a shard that is none."""
+        if not 1 <= self.number <= self.of:
+            raise ConfigurationError(
+                f"a shard is 1 to n of n, such as 2/8; got {self.number}/{self.of}"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From `2/8`.
+
+        Raises:
+            ConfigurationError: it is none.
+        """
+        number, slash, of = text.partition("/")
+        if not (slash and number.isdecimal() and of.isdecimal()):
+            raise ConfigurationError(f"a shard is 1 to n of n, such as 2/8; got {text!r}")
+        return cls(int(number), int(of))
+
+
+class Job:
+    """A source, the folder of its verdicts, and what both are tied to; see `prepare`."""
+
+    def __init__(
+        self, source: AnySource, parts: Parts, shard: Shard, facts: dict[str, Any]
+    ) -> None:
+        self.source, self.parts, self._facts = source, parts, facts
+        self._own = range(shard.number - 1, parts.count, shard.of)
+
+    def pending(self) -> list[int]:
+        """The parts of this shard that are not there yet."""
+        return [number for number in self._own if not self.parts.is_there(number)]
+
+    def run(
+        self, guard: Guard, *, progress: Progress | None = None, readers: int | None = None
+    ) -> None:
+        """Score what is left; may be stopped at any point and called again.
+
+        Raises:
+            ConfigurationError: the folder's verdicts are of another model.
+            DatasetError: the source changed meanwhile.
+            DetectorError: the detector fails on every row.
+        """
+        self._claim(guard)
+        pending = self.pending()
+        left = _Pending(set(pending), self.parts.size)
+        total = sum(len(self.parts.span(number)) for number in self._own)
+        done = total - sum(len(self.parts.span(number)) for number in pending)
+        rows: list[OutRow] = []
+        expected = iter(pending)
+        for row in scored(guard, self.source.items(left), readers=readers):
+            rows.append(row)
+            done += 1
+            if row["row"] + 1 == self.parts.span(row["row"] // self.parts.size).stop:
+                self.parts.write(next(expected), rows)
+                rows = []
+            if progress is not None:
+                progress("rows scored", done, total)
+        if rows or next(expected, None) is not None:
+            raise DatasetError("the source ended early: it changed while it was read; start again")
+        self._require_unchanged()
+
+    def summary(self) -> Summary:
+        """Counts over this shard's parts, as they are on disk."""
+        found = summarise(self.parts, [n for n in self._own if self.parts.is_there(n)])
+        if found.complete:
+            self.parts.sweep()
+        return found
+
+    def _claim(self, guard: Guard) -> None:
+        """Write down what the verdicts are of, or compare with what is written."""
+        from guardrail.model.fingerprint import fingerprint
+
+        about = fingerprint(guard.loaded).model_dump(mode="json")
+        model = {"fingerprint": about, "dtype": str(guard.loaded.model.dtype)}
+        write_manifest(self.parts.out, self._facts | {"model": model})
+        if isinstance(self.source, FilesSource):
+            self.source.listing.keep()
+
+    def _require_unchanged(self) -> None:
+        if self.source.now() != self.source.digest():
+            raise DatasetError(
+                "the source changed while it was read, so some verdicts may be of what is gone; "
+                "start again with a new folder"
+            )
+
+
+class _Pending:
+    """Which rows are of parts that are left."""
+
+    def __init__(self, parts: set[int], size: int) -> None:
+        self._parts, self._size = parts, size
+
+    def row(self, number: int) -> bool:
+        return number // self._size in self._parts
+
+    def any(self, start: int, stop: int) -> bool:
+        first, last = start // self._size, (stop - 1) // self._size
+        return any(number in self._parts for number in range(first, last + 1))
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    *,
+    artefact_id: str,
+    policy: Policy,
+    columns: Columns | None = None,
+    prompt: str | None = None,
+    output: str = "parquet",
+    part_rows: int = PART_ROWS,
+    shard: Shard | None = None,
+) -> Job:
+    """A run that is ready: the source is open, and `out` is new or of the same run.
+
+    Raises:
+        ConfigurationError: `out` holds another run's verdicts, or a setting cannot hold.
+        DatasetError: the source cannot be read.
+        MissingExtraError: Parquet is read or written, and pyarrow is not installed.
+    """
+    folder, asked = Path(out), columns or Columns()
+    folder.mkdir(parents=True, exist_ok=True)
+    there = read_manifest(folder)
+    known = None if there is None else there["source"]
+    opened = open_source(Path(source), folder, asked, prompt=prompt, known=known)
+    try:
+        facts = {
+            "format": FORMAT,
+            "version": __version__,
+            "source": {"kind": opened.kind, "rows": opened.rows, "digest": opened.digest()},
+            "columns": asdict(getattr(opened, "columns", asked)),
+            "prompt": prompt,
+            "artefact": artefact_id,
+            "policy": _plain(policy),
+            "output": {"format": output, "part_rows": part_rows},
+        }
+        if there is not None:
+            require_same(folder, there, facts)
+        parts = Parts(out=folder, rows=opened.rows, size=part_rows, output=output)
+        if isinstance(opened, FilesSource) and there is not None:
+            opened.listing.keep()
+        return Job(opened, parts, shard or Shard(), facts)
+    except BaseException:
+        if isinstance(opened, FilesSource):
+            opened.listing.discard()
+        raise
+
+
+def score(
+    guard: Guard,
+    source: str | Path,
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    readers: int | None = None,
+    **options: Any,
+) -> Summary:
+    """Verdicts for every row of a source, written to `out`; `options` are those of `prepare`.
+
+    Call it again after it was stopped: what is there is kept, and the result is that of one run.
+
+    Raises:
+        GuardrailError: see `prepare` and `Job.run`.
+    """
+    job = prepare(
+        source, out, artefact_id=guard.artefact.artefact_id, policy=guard.policy, **options
+    )
+    job.run(guard, progress=progress, readers=readers)
+    return job.summary()
+
+
+def _plain(policy: Policy) -> dict[str, Any]:
+    """A policy as JSON values; its sets, which have no order of their own, sorted."""
+    plain: dict[str, Any] = policy.model_dump(mode="json")
+    return {name: sorted(v) if isinstance(v, list) else v for name, v in plain.items()}

@@ -1,0 +1,84 @@
+"""The row that goes out for a row that came in: a verdict, or the error in its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from guardrail.errors import (
+    GuardClosedError,
+    GuardrailError,
+    InputError,
+    MissingExtraError,
+    RequestCancelledError,
+)
+from guardrail.types import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# What ends the whole run: no other row would fare better.
+FATAL = (GuardClosedError, MissingExtraError, RequestCancelledError)
+_LONGEST = 500  # characters of an error's message
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
+
+# Names and Arrow types of what a row out holds, in order, after its number and key.
+VERDICT_FIELDS: Mapping[str, str] = {
+    "action": "string",
+    "would_be": "string",
+    "score": "float64",
+    "tau_steer": "float64",
+    "tau_flag": "float64",
+    "modality": "string",
+    "mode": "string",
+    "reason": "string",
+    "window_start_s": "float64",
+    "window_end_s": "float64",
+    "artefact_id": "string",
+    "error_type": "string",
+    "error": "string",
+}
+ROW_FIELDS: Mapping[str, str] = {"row": "int64", "key": "string", **VERDICT_FIELDS}
+
+OutRow = dict[str, Any]
+
+
+def out_row(number: int, key: str, outcome: Verdict | Exception, artefact_id: str) -> OutRow:
+    """One row out: `reason` is score, detector_failed, unreadable or failed.
+
+    A row that could not be read or scored has neither action nor score, so no filter for `pass`
+    takes it for one. An error that is not ours may quote the request: its type alone is kept.
+
+    Raises:
+        GuardrailError: an error that would meet every other row, too.
+    """
+    row: OutRow = dict.fromkeys(ROW_FIELDS) | {"row": number, "key": key}
+    row["artefact_id"] = artefact_id
+    if isinstance(outcome, Verdict):
+        return row | _of_verdict(outcome)
+    if isinstance(outcome, FATAL):
+        raise outcome
+    ours = isinstance(outcome, GuardrailError)
+    return row | {
+        "reason": "unreadable" if isinstance(outcome, InputError) else "failed",
+        "error_type": type(outcome).__name__,
+        "error": _said(outcome) if ours else "an unexpected error; its words are not kept",
+    }
+
+
+def has_failed(row: OutRow) -> bool:
+    """Whether the detector, not the row, is to blame for a missing score."""
+    return row["reason"] in ("detector_failed", "failed")
+
+
+def _of_verdict(verdict: Verdict) -> OutRow:
+    plain = verdict.to_dict()
+    found = {name: plain[name] for name in VERDICT_FIELDS if name in plain}
+    if verdict.window is not None:
+        found["window_start_s"] = verdict.window.start_s
+        found["window_end_s"] = verdict.window.end_s
+    return found
+
+
+def _said(error: Exception) -> str:
+    words = " ".join(str(error).split()).translate(_CONTROLS)
+    return words.encode("utf-8", "replace").decode()[:_LONGEST]

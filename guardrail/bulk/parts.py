@@ -1,0 +1,132 @@
+"""The files of verdicts: part n holds rows n x size to before (n + 1) x size of the source.
+
+A part appears whole or not at all, so what is there needs no second look when a run goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from guardrail.artefact.file import write_atomically
+from guardrail.bulk.outcomes import ROW_FIELDS
+from guardrail.errors import ConfigurationError, DatasetError
+from guardrail.extras import require
+from guardrail.requests.strict_json import strict_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from guardrail.bulk.outcomes import OutRow
+
+FORMATS = ("parquet", "jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Where the parts of `rows` rows are, `size` rows each."""
+
+    out: Path
+    rows: int
+    size: int
+    output: str
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be written, before hours of work.
+
+        Raises:
+            MissingExtraError: Parquet, and pyarrow is not installed.
+        """
+        if self.output not in FORMATS or self.size < 1:
+            raise ConfigurationError(
+                f"parts are {' or '.join(FORMATS)}, of at least one row; got {self.output!r}, "
+                f"{self.size}"
+            )
+        if self.output == "parquet":
+            require("pyarrow")
+
+    @property
+    def count(self) -> int:
+        """How many parts there will be."""
+        return -(-self.rows // self.size)
+
+    def path(self, number: int) -> Path:
+        """Where a part is, or will be."""
+        return self.out / f"part-{number:07d}.{self.output}"
+
+    def is_there(self, number: int) -> bool:
+        """Whether a part was written."""
+        return self.path(number).exists()
+
+    def span(self, number: int) -> range:
+        """The numbers of a part's rows."""
+        return range(number * self.size, min((number + 1) * self.size, self.rows))
+
+    def write(self, number: int, rows: Sequence[OutRow]) -> None:
+        """Write a part in one step.
+
+        Raises:
+            OSError: the disk is full, say; then there is no part, and nothing half-written.
+        """
+        self._require_rows(number, [row["row"] for row in rows])
+        write_atomically(
+            self.path(number), _parquet(rows) if self.output == "parquet" else _jsonl(rows)
+        )
+
+    def read(self, number: int, names: Sequence[str]) -> list[OutRow]:
+        """Some fields of a part's rows, `row` among them.
+
+        Raises:
+            DatasetError: the part is damaged: rows are missing, or there twice.
+        """
+        path = self.path(number)
+        try:
+            rows = _read_parquet(path, names) if self.output == "parquet" else _read_jsonl(path)
+            found = [row["row"] for row in rows]
+        except (ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors
+            raise self._damaged(path) from error
+        self._require_rows(number, found)
+        return rows
+
+    def sweep(self) -> None:
+        """Remove what killed processes left; only when all parts are there."""
+        for left in self.out.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+
+    def _require_rows(self, number: int, found: list[Any]) -> None:
+        if found != list(self.span(number)):
+            raise self._damaged(self.path(number))
+
+    def _damaged(self, path: Path) -> DatasetError:
+        return DatasetError(f"{path} does not hold the rows it should; remove it and start again")
+
+
+def _table(rows: Sequence[OutRow]) -> Any:
+    arrow = require("pyarrow")
+    kinds = {"int64": arrow.int64(), "float64": arrow.float64(), "string": arrow.string()}
+    schema = arrow.schema([(name, kinds[kind]) for name, kind in ROW_FIELDS.items()])
+    return arrow.Table.from_pylist(list(rows), schema=schema)
+
+
+def _parquet(rows: Sequence[OutRow]) -> bytes:
+    target = io.BytesIO()
+    require("pyarrow.parquet").write_table(_table(rows), target, compression="zstd")
+    return target.getvalue()
+
+
+def _read_parquet(path: Path, names: Sequence[str]) -> list[OutRow]:
+    with require("pyarrow.parquet").ParquetFile(path) as file:
+        rows: list[OutRow] = file.read(columns=list(names)).to_pylist()
+    return rows
+
+
+def _jsonl(rows: Sequence[OutRow]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _read_jsonl(path: Path) -> list[OutRow]:
+    with path.open(encoding="utf-8") as lines:
+        return [strict_json(line) for line in lines]

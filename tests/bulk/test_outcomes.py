@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from guardrail.bulk.outcomes import ROW_FIELDS, has_failed, out_row
+from guardrail.errors import (
+    GuardClosedError,
+    ImageDecodeError,
+    InputError,
+    MissingExtraError,
+    RequestTimeoutError,
+)
+from guardrail.types import Action, Modality, Verdict, Window
+
+
+def verdict(**changes):
+    facts = {
+        "action": Action.PASS,
+        "would_be": Action.FLAG,
+        "score": 1.25,
+        "tau_steer": 0.5,
+        "tau_flag": 1.0,
+        "layers": (1,),
+        "modality": Modality.VIDEO,
+        "artefact_id": "guard-x",
+        "mode": "shadow",
+    }
+    return Verdict(**(facts | changes))
+
+
+def test_a_verdict_is_kept_whole_with_the_piece_of_video_it_is_from():
+    window = Window(number=1, of=3, start_s=2.0, end_s=3.5, frames=4)
+    row = out_row(4, "k", verdict(window=window), "guard-x")
+    assert tuple(row) == tuple(ROW_FIELDS)
+    assert (row["row"], row["key"], row["action"], row["would_be"]) == (4, "k", "pass", "flag")
+    assert (row["score"], row["modality"], row["mode"]) == (1.25, "video", "shadow")
+    assert (row["window_start_s"], row["window_end_s"]) == (2.0, 3.5)
+    assert (row["reason"], row["error"], row["error_type"]) == ("score", None, None)
+    assert not has_failed(row)
+
+
+def test_an_outage_is_a_row_that_says_so():
+    row = out_row(0, "k", verdict(score=None, reason="detector_failed"), "guard-x")
+    assert (row["reason"], row["score"]) == ("detector_failed", None)
+    assert has_failed(row)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "kind"),
+    [
+        (ImageDecodeError("no\n\x1b[31mpicture"), "unreadable", "ImageDecodeError"),
+        (RequestTimeoutError("late"), "failed", "RequestTimeoutError"),
+        (RuntimeError("shapes of 'my secret prompt'"), "failed", "RuntimeError"),
+    ],
+)
+def test_an_error_is_a_row_without_action_or_score(error, reason, kind):
+    row = out_row(0, "k", error, "guard-x")
+    assert (row["reason"], row["error_type"]) == (reason, kind)
+    assert row["action"] is None
+    assert row["score"] is None
+    assert row["artefact_id"] == "guard-x"
+    assert "secret" not in row["error"]
+    assert "\x1b" not in row["error"]
+
+
+def test_a_long_message_is_cut():
+    assert len(out_row(0, "k", InputError("x" * 10_000), "g")["error"]) == 500
+
+
+@pytest.mark.parametrize(
+    "error", [GuardClosedError("closed"), MissingExtraError("av", extra="video")]
+)
+def test_an_error_that_would_meet_every_row_ends_the_run(error):
+    with pytest.raises(type(error)):
+        out_row(0, "k", error, "g")

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from guardrail.bulk import parts as module
+from guardrail.bulk.outcomes import ROW_FIELDS, out_row
+from guardrail.bulk.parts import Parts
+from guardrail.errors import ConfigurationError, DatasetError, InputError, MissingExtraError
+
+
+def rows(*numbers):
+    return [out_row(number, f"k{number}", InputError("é"), "g") for number in numbers]
+
+
+@pytest.fixture(params=["parquet", "jsonl"])
+def parts(tmp_path, request):
+    return Parts(out=tmp_path, rows=7, size=3, output=request.param)
+
+
+def test_a_part_holds_its_span_and_is_read_as_it_was_written(parts):
+    assert parts.count == 3
+    assert [list(parts.span(n)) for n in range(3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    parts.write(1, rows(3, 4, 5))
+    assert [parts.is_there(n) for n in range(3)] == [False, True, False]
+    assert parts.read(1, list(ROW_FIELDS)) == rows(3, 4, 5)
+
+
+@pytest.mark.parametrize("numbers", [(), (3, 4), (3, 4, 4), (4, 3, 5), (3, 4, 5, 6)])
+def test_a_part_with_a_row_missing_or_twice_is_neither_written_nor_read(
+    parts, numbers, monkeypatch
+):
+    with pytest.raises(DatasetError, match="does not hold the rows it should"):
+        parts.write(1, rows(*numbers))
+    assert not parts.is_there(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "_require_rows", lambda *_: None)
+        parts.write(1, rows(*numbers))
+    with pytest.raises(DatasetError, match="remove it and start again"):
+        parts.read(1, ["row"])
+
+
+def test_a_damaged_part_is_named(parts):
+    parts.path(0).write_bytes(b"{damaged")
+    with pytest.raises(DatasetError, match="part-0000000"):
+        parts.read(0, ["row"])
+
+
+def test_a_full_disk_leaves_no_half_of_a_part(parts, monkeypatch):
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("guardrail.artefact.file.os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            parts.write(0, rows(0, 1, 2))
+    assert list(parts.out.iterdir()) == []
+
+
+def test_a_folder_of_parts_is_one_table_to_other_programs(tmp_path):
+    parts = Parts(out=tmp_path, rows=4, size=2, output="parquet")
+    parts.write(0, rows(0, 1))
+    parts.write(1, rows(2, 3))
+    (tmp_path / "_manifest.json").write_text("{}")
+    assert pq.read_table(tmp_path).column("row").to_pylist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("size", "output"), [(0, "parquet"), (3, "csv")])
+def test_parts_that_cannot_be_written_are_refused(tmp_path, size, output):
+    with pytest.raises(ConfigurationError):
+        Parts(out=tmp_path, rows=7, size=size, output=output)
+
+
+def test_without_pyarrow_json_lines_still_work_and_parquet_names_the_extra(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("pyarrow.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    Parts(out=tmp_path, rows=1, size=3, output="jsonl").write(0, rows(0))
+    with pytest.raises(MissingExtraError, match=r"guardrail-vlm\[bulk\]"):
+        Parts(out=tmp_path, rows=1, size=3, output="parquet")
+    assert module.FORMATS == ("parquet", "jsonl")
