@@ -15,11 +15,12 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from logging.handlers import RotatingFileHandler
+from logging.handlers import RotatingFileHandler, WatchedFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from guardrail.errors import ConfigurationError
+from guardrail.observe.line_file import LineFile
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -53,11 +54,26 @@ class _CountsDropped(logging.Handler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Called inside the handler's lock and its `except`; the traceback names the cause."""
         self.dropped += 1
-        _log.error("an audit line was not written; %d lost so far", self.dropped, exc_info=True)
+        if self.dropped.bit_count() == 1:  # 1, 2, 4, ...: a full disk must not fill another
+            _log.error("an audit line was not written; %d lost so far", self.dropped, exc_info=True)
 
 
-class _FileSink(_CountsDropped, RotatingFileHandler):
-    pass
+class _RotatingSink(_CountsDropped, RotatingFileHandler):
+    def _open(self) -> Any:
+        return LineFile(self.baseFilename)
+
+
+class _WatchedSink(_CountsDropped, WatchedFileHandler):
+    """Goes on in a new file when another program has moved the old one away."""
+
+    def _open(self) -> Any:
+        return LineFile(self.baseFilename)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except Exception:  # a new file that cannot be opened
+            self.handleError(record)
 
 
 class _StreamSink(_CountsDropped, logging.StreamHandler[TextIO]):
@@ -69,7 +85,9 @@ class AuditLog:
 
     Writing never disturbs the answer: a full disk is logged under `guardrail.audit` and counted in
     `dropped`. A file is appended to; with `max_bytes` it is rotated as the standard library's
-    `RotatingFileHandler` does (`audit.jsonl.1`, ...). One process per file.
+    `RotatingFileHandler` does (`audit.jsonl.1`, ...), and without it a file that logrotate moved
+    away is followed by a new one. New files are their owner's alone (mode 0600). A line is written
+    as a whole or not at all. One process per file: several would cut and rotate each other's.
 
     `include_text` keeps what callers pass under `prompt`, `messages`, `text`, `answer` and the
     like; otherwise those are left out at every depth.
@@ -139,9 +157,11 @@ class AuditLog:
         self.close()
 
 
-def _open(path: Path, max_bytes: int, backups: int) -> _FileSink:
+def _open(path: Path, max_bytes: int, backups: int) -> _RotatingSink | _WatchedSink:
     try:
-        return _FileSink(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
+        if max_bytes:
+            return _RotatingSink(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
+        return _WatchedSink(path, encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(
             f"cannot open the audit log {path}: {error.strerror}; "

@@ -7,6 +7,7 @@ The models are shared: a test that changes weights, hooks or settings builds its
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
 # before anything imports transformers: nothing in these tests may look for a network
@@ -26,7 +27,9 @@ from PIL import Image
 from guardrail.testing import tiny_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
 
@@ -111,3 +114,20 @@ def http_error() -> Callable[..., Exception]:
         return error
 
     return make
+
+
+@pytest.fixture(scope="module")  # its event loop must be gone before an asynchronous test runs
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; tests that need it are skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("GUARDRAIL_CHROMIUM") or next(filter(None, map(shutil.which, names)), "")
+    if not found:
+        pytest.skip("no Chromium found; set GUARDRAIL_CHROMIUM to its path")
+    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run",
+                 "--disable-background-networking", "--disable-component-update",
+                 "--disable-sync"]  # fmt: skip
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield running
+        running.close()

@@ -3,6 +3,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import resource
+import stat
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -169,3 +172,88 @@ def test_closing_leaves_the_callers_stream_open():
     stream = io.StringIO()
     AuditLog(stream).close()
     assert not stream.closed
+
+
+def _ids(*paths):
+    return [json.loads(line)["request_id"] for p in paths for line in p.read_text().splitlines()]
+
+
+def test_files_are_their_owners_alone_rotated_ones_too(tmp_path):
+    with AuditLog(tmp_path / "audit.jsonl", max_bytes=600, backups=2) as log:
+        for number in range(5):
+            log.write(_verdict(), request_id=str(number))
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    assert modes == {0o600}
+    assert len(list(tmp_path.iterdir())) > 1
+
+
+def test_threads_lose_no_line_while_files_rotate(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    with AuditLog(path, max_bytes=5_000, backups=100) as log:
+        threads = [
+            threading.Thread(
+                target=lambda n=n: [log.write(_verdict(), request_id=f"{n}-{i}") for i in range(50)]
+            )
+            for n in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(list(tmp_path.iterdir())) > 5
+    assert sorted(_ids(*tmp_path.iterdir())) == sorted(
+        f"{n}-{i}" for n in range(4) for i in range(50)
+    )
+    assert log.dropped == 0
+
+
+def test_a_file_that_was_moved_away_is_followed_by_a_new_one(tmp_path):
+    path, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl-old"
+    with AuditLog(path) as log:
+        log.write(_verdict(), request_id="before")
+        path.rename(old)
+        log.write(_verdict(), request_id="after")
+        path.unlink()
+        log.write(_verdict(), request_id="last")
+    assert (_ids(old), _ids(path)) == (["before"], ["last"])
+    assert log.dropped == 0
+
+
+def test_a_folder_that_is_gone_costs_lines_and_never_an_answer(tmp_path, caplog):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    path = folder / "audit.jsonl"
+    with AuditLog(path) as log:
+        path.unlink()
+        folder.rmdir()
+        log.write(_verdict(), request_id="lost")
+        log.write(_verdict(), request_id="lost, too")
+        folder.mkdir()
+        log.write(_verdict(), request_id="back")
+    assert log.dropped == 2
+    assert _ids(path) == ["back"]
+
+
+def test_a_full_disk_leaves_whole_lines_and_what_fits_later_is_written(tmp_path, caplog):
+    path = tmp_path / "audit.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with AuditLog(path) as log:
+        log.write(_verdict(), request_id="first")
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 50, before[1]))
+            for _ in range(100):
+                log.write(_verdict(), request_id="lost")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        log.write(_verdict(), request_id="last")
+    assert log.dropped == 100
+    assert _ids(path) == ["first", "last"]
+    assert len([r for r in caplog.records if r.name == "guardrail.audit"]) == 7  # 1, 2, 4, ... 64
+
+
+def test_closing_on_a_full_disk_is_no_error():
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    with AuditLog("/dev/full") as log:
+        log.write(_verdict(), request_id="r-1")
+    assert log.dropped == 1

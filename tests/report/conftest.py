@@ -1,9 +1,7 @@
-"""A synthetic evaluation report that fits the schema, and a browser to look at its page."""
+"""A synthetic evaluation report that fits the schema."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +13,8 @@ from guardrail.evaluation.schema import Report
 from guardrail.metrics import Rate, auroc, tpr_at_fpr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-    from playwright.sync_api import Browser
 
 _SOURCES = {
     "harmful": ("refusal-questions", "typed-into-pictures"),
@@ -229,20 +225,3 @@ def pictures(tmp_path: Path) -> Path:
         picture.save(tmp_path / "pictures" / f"{place}.png", pnginfo=notes)
     (tmp_path / "pictures" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
     return tmp_path
-
-
-@pytest.fixture(scope="module")  # its event loop must be gone before an asynchronous test runs
-def browser() -> Iterator[Browser]:
-    """A headless Chromium; tests that need it are skipped where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = os.environ.get("GUARDRAIL_CHROMIUM") or next(filter(None, map(shutil.which, names)), "")
-    if not found:
-        pytest.skip("no Chromium found; set GUARDRAIL_CHROMIUM to its path")
-    arguments = ["--no-sandbox", "--disable-gpu", "--no-first-run",
-                 "--disable-background-networking", "--disable-component-update",
-                 "--disable-sync"]  # fmt: skip
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=arguments)
-        yield running
-        running.close()

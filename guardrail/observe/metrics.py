@@ -1,0 +1,110 @@
+"""Prometheus metrics of one server, in a registry of their own.
+
+Labels have few values: routes are templates, never paths, and nothing a client sends is a label.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from guardrail.observe.scores import ScoreHistogram
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from guardrail.types import Verdict
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """Counts and times; the sink for a guard's `audit` is the object itself."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=self.registry)
+        self._verdicts = self._counter(
+            "guardrail_verdicts_total",
+            "Verdicts: what was done, and what the thresholds asked for.",
+            ("action", "would_be", "modality", "reason"),
+        )
+        self._scores = ScoreHistogram()
+        self.registry.register(self._scores)
+        self._outages = self._counter(
+            "guardrail_outages_total", "Requests that the detector failed on."
+        )
+        self._queue = self._seconds("guardrail_queue_seconds", "From asking to the model's start.")
+        self._verdict = self._seconds(
+            "guardrail_verdict_seconds", "From the model's start to the verdict."
+        )
+        self._answer = self._seconds("guardrail_answer_seconds", "From asking to the answer's end.")
+        self._tokens = self._counter(
+            "guardrail_tokens_total", "Tokens read and written for answers.", ("kind",)
+        )
+        self._add_http()
+
+    def _add_http(self) -> None:
+        self._requests = self._counter(
+            "guardrail_requests_total", "HTTP requests answered.", ("route", "status")
+        )
+        self._http = self._seconds(
+            "guardrail_http_request_seconds", "From a request's head to its answer's end.", "route"
+        )
+        self._first = self._seconds(
+            "guardrail_http_first_byte_seconds",
+            "From a request's head to the first bytes of a streamed answer's body.",
+            "route",
+        )
+
+    def __call__(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
+        """Count one record of a guard; see `guardrail.guard.Guard` for its events."""
+        match facts.get("event"):
+            case "verdict" if verdict is not None:
+                self._judged(verdict, facts)
+            case "outage":
+                self._outages.inc()
+            case "answer":
+                _observe(self._answer, facts.get("total_s"))
+                for kind in ("prompt", "completion"):
+                    count = facts.get(f"{kind}_tokens")
+                    if isinstance(count, int):
+                        self._tokens.labels(kind).inc(count)
+
+    def _judged(self, verdict: Verdict, facts: Mapping[str, object]) -> None:
+        modality = str(verdict.modality)
+        done, asked = str(verdict.action), str(verdict.would_be)
+        self._verdicts.labels(done, asked, modality, verdict.reason).inc()
+        if verdict.reason == "detector_failed":
+            self._outages.inc()
+        if verdict.score is not None:
+            self._scores.observe(modality, verdict.score)
+        _observe(self._queue, facts.get("queue_s"))
+        _observe(self._verdict, facts.get("verdict_s"))
+
+    def answered(
+        self, route: str, status: int, seconds: float, first_s: float | None = None
+    ) -> None:
+        """Count one HTTP request; `first_s` is the time to a stream's first bytes."""
+        self._requests.labels(route, str(status)).inc()
+        self._http.labels(route).observe(seconds)
+        if first_s is not None:
+            self._first.labels(route).observe(first_s)
+
+    def exposition(self, accept: str | None) -> tuple[bytes, str]:
+        """The metrics as text and its media type: OpenMetrics where asked for, or Prometheus'."""
+        encode, media_type = choose_encoder(accept or "")
+        return encode(self.registry), media_type
+
+    def _counter(self, name: str, words: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(name, words, labels, registry=self.registry)
+
+    def _seconds(self, name: str, words: str, *labels: str) -> Histogram:
+        return Histogram(name, words, labels, buckets=SECONDS, registry=self.registry)
+
+
+def _observe(histogram: Histogram, seconds: object) -> None:
+    if isinstance(seconds, int | float):
+        histogram.observe(seconds)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk")
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from guardrail.observe.tracing import Tracing
+from guardrail.types import Action
+
+CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def exporter():
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracing(exporter):
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield Tracing(provider.get_tracer("test"), model="tiny")
+    provider.shutdown()
+
+
+def served(tracing, request_id, headers=None, client=None):
+    """A request's span, ended by the caller."""
+    span = tracing.begin("POST", "http", headers or {})
+    tracing.known_as(span, request_id, client)
+    return span
+
+
+def end(tracing, span, request_id, status=200):
+    tracing.over(request_id)
+    tracing.end(span, "POST /x", "/x", status)
+
+
+def by_name(exporter):
+    return {span.name: span for span in exporter.get_finished_spans()}
+
+
+def test_a_check_is_a_child_of_its_request_which_is_the_callers(tracing, exporter, verdict_of):
+    span = served(tracing, "r-1", {"traceparent": CALLER}, client="alice")
+    tracing(verdict_of(), {"event": "verdict", "request_id": "r-1", "queue_s": 0.5})
+    end(tracing, span, "r-1")
+    request, check = by_name(exporter)["POST /x"], by_name(exporter)["guardrail.check"]
+    assert request.parent.span_id == 0xB7AD6B7169203331
+    assert check.parent.span_id == request.context.span_id
+    assert check.context.trace_id == 0x0AF7651916CD43DD8448EB211C80319C
+    assert request.attributes["guardrail.client"] == "alice"
+    assert request.attributes["http.route"] == "/x"
+    assert check.attributes["guardrail.queue_s"] == 0.5
+
+
+def test_the_evaluation_tells_score_and_label_and_no_text(tracing, exporter, verdict_of):
+    verdict = verdict_of(action=Action.PASS, would_be=Action.FLAG, score=1.25, mode="shadow")
+    tracing(verdict, {"event": "verdict", "request_id": "r-1", "prompt": "pick a lock"})
+    (check,) = exporter.get_finished_spans()
+    (event,) = check.events
+    assert event.name == "gen_ai.evaluation.result"
+    assert event.attributes["gen_ai.evaluation.score.value"] == 1.25
+    assert event.attributes["gen_ai.evaluation.score.label"] == "flag"
+    assert event.attributes["gen_ai.evaluation.explanation"] == verdict.summary()
+    assert check.attributes["guardrail.action"] == "pass"
+    assert "lock" not in check.to_json()
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_an_outage_is_an_error_and_no_finding(tracing, exporter, outage_of, decided):
+    verdict, event = (outage_of(), "verdict") if decided else (None, "outage")
+    tracing(verdict, {"event": event, "request_id": "r-1"})
+    (check,) = exporter.get_finished_spans()
+    assert check.status.status_code is StatusCode.ERROR
+    assert check.attributes["error.type"] == "detector_failed"
+    assert "gen_ai.evaluation.score.value" not in check.events[0].attributes
+
+
+def test_an_answer_has_its_tokens_and_its_time(tracing, exporter, verdict_of):
+    facts = {
+        "event": "answer",
+        "request_id": "r-1",
+        "finish_reason": "length",
+        "prompt_tokens": 21,
+        "completion_tokens": 4,
+        "total_s": 2.5,
+    }
+    tracing(verdict_of(), facts)
+    (answer,) = exporter.get_finished_spans()
+    assert answer.name == "chat tiny"
+    assert answer.attributes["gen_ai.operation.name"] == "chat"
+    assert answer.attributes["gen_ai.request.model"] == "tiny"
+    assert answer.attributes["gen_ai.usage.input_tokens"] == 21
+    assert answer.attributes["gen_ai.usage.output_tokens"] == 4
+    assert answer.attributes["gen_ai.response.finish_reasons"] == ("length",)
+    assert answer.end_time - answer.start_time == 2_500_000_000
+    assert answer.end_time <= time.time_ns()
+
+
+def test_items_of_a_request_are_its_children(tracing, exporter, verdict_of):
+    span = served(tracing, "a-b")
+    tracing(verdict_of(), {"event": "verdict", "request_id": "a-b-11"})
+    end(tracing, span, "a-b")
+    assert by_name(exporter)["guardrail.check"].parent.span_id == span.get_span_context().span_id
+
+
+def test_an_unknown_request_is_a_trace_of_its_own(tracing, exporter, verdict_of):
+    other = served(tracing, "r-1")
+    with trace.use_span(other, end_on_exit=False):  # whatever the thread is at
+        tracing(verdict_of(), {"event": "verdict", "request_id": "r-2"})
+        tracing(verdict_of(), {"event": "verdict", "request_id": None})
+    end(tracing, other, "r-1")
+    checks = [s for s in exporter.get_finished_spans() if s.name == "guardrail.check"]
+    assert [check.parent for check in checks] == [None, None]
+
+
+def test_two_requests_at_once_under_one_id_get_no_child_of_each_other(
+    tracing, exporter, verdict_of
+):
+    first, second = served(tracing, "same"), served(tracing, "same")
+    tracing(verdict_of(), {"event": "verdict", "request_id": "same"})
+    end(tracing, first, "same")
+    end(tracing, second, "same")
+    assert by_name(exporter)["guardrail.check"].parent is None
+    third = served(tracing, "same")  # a retry later on
+    tracing(verdict_of(), {"event": "verdict", "request_id": "same"})
+    end(tracing, third, "same")
+    last = [s for s in exporter.get_finished_spans() if s.name == "guardrail.check"][-1]
+    assert last.parent.span_id == third.get_span_context().span_id
+
+
+def test_a_record_that_comes_after_its_request_is_still_its_child(tracing, exporter, verdict_of):
+    span = served(tracing, "r-1")
+    end(tracing, span, "r-1")
+    tracing(verdict_of(), {"event": "answer", "request_id": "r-1", "total_s": 1.0})
+    assert by_name(exporter)["chat tiny"].parent.span_id == span.get_span_context().span_id
+
+
+def test_requests_are_not_remembered_without_end(tracing, monkeypatch):
+    monkeypatch.setattr("guardrail.observe.tracing._MOST", 5)
+    for number in range(50):
+        end(tracing, served(tracing, f"r{number}"), f"r{number}")
+    assert len(tracing._parents) == 5
+    assert not tracing._under_way
+
+
+def test_threads_do_not_mix_requests(tracing, exporter, verdict_of):
+    def one(name):
+        for number in range(20):
+            request_id = f"{name}{number}"
+            span = served(tracing, request_id)
+            tracing(verdict_of(), {"event": "verdict", "request_id": request_id})
+            end(tracing, span, request_id)
+
+    threads = [threading.Thread(target=one, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    spans = exporter.get_finished_spans()
+    requests = {s.attributes["guardrail.request_id"]: s for s in spans if s.name == "POST /x"}
+    checks = [s for s in spans if s.name == "guardrail.check"]
+    assert len(checks) == 80
+    for check in checks:
+        parent = requests[check.attributes["guardrail.request_id"]]
+        assert check.parent.span_id == parent.context.span_id
