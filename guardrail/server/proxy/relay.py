@@ -1,0 +1,144 @@
+"""An upstream's stream on its way to the client: the verdict goes in, and a cut shows as a cut."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from starlette.responses import StreamingResponse
+
+from guardrail.server.proxy.events import Event, EventTooLargeError, Splitter
+from guardrail.server.proxy.events import event as written
+from guardrail.server.proxy.failures import UpstreamProblem, broken, late
+from guardrail.server.proxy.upstream import media_type
+from guardrail.server.verdicts import FIELD
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    import httpx
+    from starlette.types import Receive, Scope, Send
+
+    from guardrail.server.proxy.forms import Form
+    from guardrail.server.proxy.upstream import Upstream
+
+_log = logging.getLogger(__name__)
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Relay:
+    """One stream. It is closed where it cannot begin; later that is for whoever sends it.
+
+    `verdict` is told as it is in the first event, and in the one that closes the answer.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        response: httpx.Response,
+        form: Form,
+        verdict: dict[str, object] | None,
+        *,
+        usage: bool,
+        deadline: float,
+        request_id: str,
+    ) -> None:
+        self._upstream, self._response, self._form = upstream, response, form
+        self._verdict, self._usage, self._deadline = verdict, usage, deadline
+        self._request_id = request_id
+        self._told = self._whole = self._failed = False
+        self._events = self._whole_events()
+        self._first: bytes | None = None
+
+    async def begin(self) -> None:
+        """Wait for the first event, so that what fails before it has a status of its own.
+
+        Raises:
+            UpstreamProblem: it does not come, or it is none.
+        """
+        try:
+            if media_type(self._response) != "text/event-stream":
+                raise broken("it is no stream of events")
+            self._first = await self._next()
+            if self._first is None:
+                raise broken("it ended before it began")
+        except BaseException:  # a cancelled task among them
+            await self.aclose()
+            raise
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The events for the client. What fails from here on is an event, and then nothing."""
+        event, problem = self._first, None
+        try:
+            while event is not None:
+                yield event
+                event = await self._next()
+        except UpstreamProblem as error:
+            problem = error
+        if problem is None and not self._whole and not self._failed:
+            problem = broken("it was cut")
+        if problem is not None:
+            about = {"request_id": self._request_id, "reason": problem.reason}
+            _log.warning("a stream of the upstream's was not passed on whole", extra=about)
+            yield written(problem.to_dict())
+
+    async def aclose(self) -> None:
+        """Close the connection that the answer comes by, if it is not read to its end."""
+        await self._events.aclose()
+        await self._response.aclose()
+
+    async def _next(self) -> bytes | None:
+        """The next event, with the verdict where it belongs; None after the last one."""
+        if self._whole:
+            return None
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                raw = await anext(self._events, None)
+        except TimeoutError:
+            raise late() from None
+        if raw is None:
+            return None
+        try:
+            event = Event(raw)
+        except ValueError:
+            raise broken("an event of it cannot be read") from None
+        self._whole = self._form.ends(event)
+        if event.data is None:
+            return raw
+        self._failed = self._failed or bool(event.data.get("error"))
+        if self._told and not self._form.closes(event.data, self._usage):
+            return raw
+        self._told = True
+        return event.with_field(FIELD, self._verdict)
+
+    async def _whole_events(self) -> AsyncGenerator[bytes, None]:
+        splitter = Splitter(self._upstream.settings.max_event_bytes)
+        async with aclosing(self._upstream.chunks(self._response)) as chunks:
+            try:
+                async for chunk in chunks:
+                    for raw in splitter.feed(chunk):
+                        yield self._upstream.clean_bytes(raw)
+            except EventTooLargeError:
+                raise broken("an event of it is too large") from None
+        last = splitter.rest()
+        if last.strip() == b"data: [DONE]":  # some end without the blank line
+            yield last + b"\n\n"
+
+
+class RelayResponse(StreamingResponse):
+    """Sends a begun relay; however that ends, the upstream's work ends with it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, relay: Relay, headers: Mapping[str, str]) -> None:
+        super().__init__(relay.chunks(), headers={**headers, **STREAM_HEADERS})
+        self._relay = relay
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, for as long as somebody listens."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._relay.aclose()

@@ -1,0 +1,242 @@
+"""The connection to the upstream: bounded in time and size, and tried again only where safe."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import aclosing, contextmanager, suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from guardrail import __version__
+from guardrail.errors import ConfigurationError
+from guardrail.requests.strict_json import strict_json
+from guardrail.server.proxy.failures import UpstreamProblem, broken, late, of_status, of_transport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from tenacity import RetryCallState
+
+    from guardrail.server.proxy.settings import UpstreamSettings
+
+_ERROR_BYTES = 65_536
+_HIDDEN = "***"
+# Shorter than servers keep idle connections: a request must not meet one that is just being closed.
+_IDLE_S = 2.0
+_UNSURE = frozenset({502, 503, 504})
+_backoff = wait_random_exponential(multiplier=0.1, max=2)
+
+
+class Upstream:
+    """Sends requests with this server's own key, over one pool of connections.
+
+    The pool is made in the running loop by the first request, and is to be closed there.
+
+    Raises:
+        ConfigurationError: the authorities to trust cannot be read.
+    """
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        self.settings = settings
+        self._made: httpx.AsyncClient | None = None
+        self._key = settings.key.get_secret_value() if settings.key else ""
+        self._trusted = _authorities(settings.ca_file)
+
+    def clean(self, text: str) -> str:
+        """A text of the upstream's without this server's key."""
+        return text.replace(self._key, _HIDDEN) if self._key else text
+
+    def clean_bytes(self, data: bytes) -> bytes:
+        """`clean` for bytes."""
+        return data.replace(self._key.encode(), _HIDDEN.encode()) if self._key else data
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        deadline: float,
+        headers: Mapping[str, str],
+        content: bytes | None = None,
+    ) -> httpx.Response:
+        """An answer of status 200, whose body is still to be read and which is to be closed.
+
+        `deadline` is a time of the running loop. A POST is sent again only where it is certain that
+        the upstream did not begin it: no connection was made, or a 429 or 503 names a Retry-After.
+
+        Raises:
+            UpstreamProblem: no such answer came.
+        """
+        settings, left = self.settings, deadline - asyncio.get_running_loop().time()
+        retrying = AsyncRetrying(
+            retry=retry_if_exception(self._worth_it(idempotent=method == "GET")),
+            stop=stop_after_attempt(settings.retries + 1) | stop_before_delay(max(left, 0)),
+            wait=_pause,
+            reraise=True,
+        )
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await retrying(self._once, method, path, headers, content)
+        except TimeoutError:
+            raise late() from None
+
+    async def read_json(self, response: httpx.Response, *, deadline: float) -> dict[str, Any]:
+        """The JSON object of an answer, without this server's key; the answer is closed then.
+
+        Raises:
+            UpstreamProblem: there is none, or it is too large, or it did not come whole in time.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._json(response)
+        except TimeoutError:
+            raise late() from None
+        finally:
+            await response.aclose()
+
+    async def chunks(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
+        """An answer's body as it comes.
+
+        Raises:
+            UpstreamProblem: it was cut, is too slow, or larger than allowed.
+        """
+        size = 0
+        with _transport_errors():
+            async for chunk in response.aiter_raw():
+                size += len(chunk)
+                if size > self.settings.max_answer_bytes:
+                    raise broken("it is too large")
+                yield chunk
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        made, self._made = self._made, None
+        if made is not None:
+            await made.aclose()
+
+    async def _once(
+        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None
+    ) -> httpx.Response:
+        client = self._client()
+        with _transport_errors():
+            request = client.build_request(
+                method, self.settings.url + path, headers=dict(headers), content=content
+            )
+            response = await client.send(request, stream=True)
+        try:
+            if response.status_code != 200:
+                said = await self._error_of(response)
+                raise of_status(response.status_code, response.headers, said, self.clean)
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise broken("it is compressed, which was not asked for")
+        except BaseException:
+            await response.aclose()
+            raise
+        return response
+
+    async def _json(self, response: httpx.Response) -> dict[str, Any]:
+        if media_type(response) != "application/json":
+            raise broken("it is no JSON")
+        data = bytearray()
+        async for chunk in self.chunks(response):
+            data += chunk
+        found = await asyncio.to_thread(_parsed, self.clean_bytes(bytes(data)))
+        if not isinstance(found, dict):
+            raise broken("it is no JSON object that can be read")
+        return found
+
+    async def _error_of(self, response: httpx.Response) -> object:
+        """What the upstream says about an error, if it is JSON, short and came whole."""
+        data = bytearray()
+        async with aclosing(self.chunks(response)) as chunks:
+            with suppress(UpstreamProblem):
+                async for chunk in chunks:
+                    data += chunk
+                    if len(data) > _ERROR_BYTES:
+                        break
+        return _parsed(bytes(data))
+
+    def _worth_it(self, *, idempotent: bool) -> Callable[[BaseException], bool]:
+        longest = self.settings.retry_wait_s
+
+        def worth_it(error: BaseException) -> bool:
+            if not isinstance(error, UpstreamProblem):
+                return False
+            soon = (error.retry_after_s or 0) <= longest
+            return soon and (error.again or (idempotent and error.status_code in _UNSURE))
+
+        return worth_it
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._made is None:
+            settings = self.settings
+            fixed = {
+                "User-Agent": f"guardrail-vlm/{__version__}",
+                "Accept-Encoding": "identity",
+            }
+            if self._key:
+                fixed["Authorization"] = f"Bearer {self._key}"
+            none_kept = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+            self._made = httpx.AsyncClient(
+                headers=fixed,
+                cookies=none_kept,
+                verify=self._trusted,
+                follow_redirects=False,
+                trust_env=settings.trust_env,
+                limits=httpx.Limits(max_connections=settings.connections, keepalive_expiry=_IDLE_S),
+                timeout=httpx.Timeout(
+                    settings.read_timeout_s,
+                    connect=settings.connect_timeout_s,
+                    pool=settings.pool_timeout_s,
+                ),
+            )
+        return self._made
+
+
+def _authorities(file: Path | None) -> ssl.SSLContext | bool:
+    """What the upstream's certificate must be signed by; True: the usual authorities."""
+    if file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:  # ssl's own errors among them
+        raise ConfigurationError(f"{file} holds no certificates that can be read") from error
+
+
+def media_type(response: httpx.Response) -> str:
+    """The media type of an answer, without its parameters."""
+    given: str = response.headers.get("content-type", "")
+    return given.partition(";")[0].strip().lower()
+
+
+def _parsed(data: bytes) -> object:
+    try:
+        return strict_json(data.decode())
+    except (ValueError, RecursionError):
+        return None
+
+
+@contextmanager
+def _transport_errors() -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise of_transport(error) from None
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds to the next attempt: what the upstream asks for, and some more by chance."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, UpstreamProblem) else None
+    return (asked or 0) + _backoff(state)
