@@ -1,4 +1,4 @@
-"""JSON that all readers read alike: nothing twice, no number that is none."""
+"""JSON that all readers read alike: nothing twice, no number that is none, no endless nesting."""
 
 from __future__ import annotations
 
@@ -6,16 +6,33 @@ import json
 import math
 from typing import Any
 
+_DEEPEST = 100
+
 
 def strict_json(text: str) -> Any:
     """The value that `text` writes down.
 
     Raises:
         ValueError: it is no JSON, a key stands twice in one object (readers differ in which one
-            they take), or a number is not finite.
-        RecursionError: it is nested too deep.
+            they take), a number is not finite, or values are nested more than 100 deep (what can be
+            read may still be too deep for whoever writes it down again).
+        RecursionError: it is nested too deep to be read at all.
     """
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
+    value = json.loads(
+        text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite
+    )
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [item for outer in level for item in _inside(outer)]
+        if not level:
+            return value
+    raise ValueError(f"values are nested more than {_DEEPEST} deep")
+
+
+def _inside(value: Any) -> list[Any]:
+    """What stands in a list or an object and may hold more itself."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [item for item in items if isinstance(item, dict | list)]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -30,3 +30,17 @@ def test_plain_json_reads_as_it_was_written(value):
 def test_what_readers_would_read_differently_is_refused(text):
     with pytest.raises(ValueError, match=r".+"):
         strict_json(text)
+
+
+@pytest.mark.parametrize("pair", ["[]", ("{" + '"a":', "}")])
+def test_nesting_has_a_bound(pair):
+    opening, closing = pair
+
+    def nested(depth: int) -> str:
+        return opening * depth + "1" + closing * depth
+
+    strict_json(nested(100))
+    with pytest.raises(ValueError, match="nested more than 100 deep"):
+        strict_json(nested(101))
+    with pytest.raises((ValueError, RecursionError)):
+        strict_json(nested(100_000))

@@ -1,0 +1,54 @@
+"""How many requests may be under way, in sum and by one client."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from guardrail.asgi.answers import Problem
+from guardrail.server.problems import refuse
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from guardrail.server.service import Service
+
+_FREE = frozenset({"GET", "HEAD", "OPTIONS"})  # they cost next to nothing
+
+
+class Admission:
+    """Answers 429 to requests beyond the bounds; the body of one is not read."""
+
+    def __init__(self, app: ASGIApp, *, service: Service) -> None:
+        self._app = app
+        self._most = service.settings.max_concurrent
+        self._most_each = service.settings.per_client
+        self._by_client: Counter[str | None] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve or refuse one request."""
+        if scope["type"] != "http" or scope["method"] in _FREE:
+            await self._app(scope, receive, send)
+            return
+        client = scope["state"]["caller"].client
+        problem = self._problem(client)
+        if problem is not None:
+            await refuse(problem, scope, receive, send)
+            return
+        self._by_client[client] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._by_client[client] -= 1
+            self._by_client += Counter()  # forgets who has none
+
+    def _problem(self, client: str | None) -> Problem | None:
+        if self._by_client.total() >= self._most:
+            return _busy(f"the server has its {self._most} requests under way", "too_many_requests")
+        if self._by_client[client] >= self._most_each:
+            return _busy(f"you have your {self._most_each} requests under way", "too_many_requests")
+        return None
+
+
+def _busy(message: str, code: str) -> Problem:
+    return Problem(429, f"{message}; try again later", code, {"Retry-After": "1"})

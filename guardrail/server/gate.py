@@ -1,0 +1,100 @@
+"""Who is let in: while the server drains nobody, and with keys only those who have one."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+
+from guardrail.asgi.answers import Problem
+from guardrail.server.keys import client_of
+from guardrail.server.problems import refuse
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from guardrail.server.service import Service
+
+HEALTH = frozenset({"/healthz", "/readyz"})
+METRICS = frozenset({"/metrics"})
+STATUS = frozenset({"/", "/status.json"})
+
+DRAINING = Problem(
+    503,
+    "the server is ending; ask again, another one may answer",
+    "draining",
+    {"Retry-After": "1", "Connection": "close"},
+)
+_MISDIRECTED = Problem(
+    421, "this server is not known by the name in the Host header", "misdirected"
+)
+
+
+class Gate:
+    """Refuses requests before anything of their body is read; sets `caller.client`."""
+
+    def __init__(self, app: ASGIApp, *, service: Service) -> None:
+        self._app, self._service = app, service
+        settings = service.settings
+        self._names = settings.hostnames
+        self._open = HEALTH | (METRICS if settings.open_metrics else frozenset())
+        self._open |= STATUS if settings.open_status else frozenset()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve or refuse one request."""
+        if scope["type"] == "http":
+            problem = self._problem(scope)
+            if problem is not None:
+                await refuse(problem, scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _problem(self, scope: Scope) -> Problem | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        if self._names and _hostname(headers.get("host", "")) not in self._names:
+            return _MISDIRECTED
+        if self._service.lifecycle.draining and path not in HEALTH:
+            return DRAINING
+        if not self._service.keys or path in self._open:
+            return None
+        browser = path in STATUS and scope["method"] == "GET"
+        client = client_of(_token(headers, browser=browser), self._service.keys)
+        if client is None:
+            return _unknown(browser=browser)
+        scope["state"]["caller"].client = client
+        return None
+
+
+def _token(headers: Headers, *, browser: bool) -> str:
+    """The token sent; a browser may send it as the password of any user, LiteLLM as a key."""
+    sent, keys = headers.getlist("authorization"), headers.getlist("x-api-key")
+    if not sent and len(keys) == 1:
+        return keys[0].strip()
+    scheme, _, value = sent[0].strip().partition(" ") if len(sent) == 1 else ("", "", "")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic" and browser:
+        try:
+            return base64.b64decode(value, validate=True).decode("latin-1").partition(":")[2]
+        except (binascii.Error, ValueError):
+            return ""
+    return ""
+
+
+def _unknown(*, browser: bool) -> Problem:
+    scheme = "Basic" if browser else "Bearer"
+    return Problem(
+        401,
+        "no valid API key; send one as Authorization: Bearer KEY",
+        "invalid_api_key",
+        {"WWW-Authenticate": f'{scheme} realm="guardrail"'},
+    )
+
+
+def _hostname(host: str) -> str:
+    """A Host header without its port, in lower case."""
+    if host.startswith("["):
+        return host.partition("]")[0].removeprefix("[").lower()
+    return host.partition(":")[0].lower()

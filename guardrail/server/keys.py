@@ -1,0 +1,106 @@
+"""API keys: read once, kept as digests, compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import stat
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from guardrail.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TOKEN = re.compile(r"[\x21-\x7e]{16,512}")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class ApiKey(BaseModel):
+    """One client's key; the token itself is not kept. Several keys may have one name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str = Field(pattern=f"^{_NAME.pattern}$")
+    digest: bytes = Field(min_length=32, max_length=32, repr=False)
+
+
+def api_key(name: str, token: str) -> ApiKey:
+    """A key of a token, or of `sha256:` and its digest in hexadecimal digits.
+
+    Raises:
+        ConfigurationError: the name or the token cannot be used; the token is not told.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise ConfigurationError(
+            "an API key's name is 1 to 64 letters, digits and '._-'; write name:token"
+        )
+    hashed = _DIGEST.fullmatch(token)
+    if hashed is not None:
+        return ApiKey(name=name, digest=bytes.fromhex(hashed[1]))
+    if _TOKEN.fullmatch(token) is None or token.startswith("sha256:"):
+        raise ConfigurationError(
+            f"the API key {name!r} must be 16 to 512 visible ASCII characters without spaces, or "
+            "sha256: and 64 hexadecimal digits"
+        )
+    return ApiKey(name=name, digest=_digest(token))
+
+
+def client_of(token: str, keys: Iterable[ApiKey]) -> str | None:
+    """The name of the key that a token is; None for no key. Takes as long for any token."""
+    given, found = _digest(token), None
+    for key in keys:
+        if hmac.compare_digest(key.digest, given):
+            found = key.name
+    return found
+
+
+def keys_from_text(text: str, *, source: str) -> tuple[ApiKey, ...]:
+    """The keys in `name:token` entries, one a line or between commas; `#` starts a comment line.
+
+    An entry without a name is called `key-1`, `key-2`, ... by its place.
+
+    Raises:
+        ConfigurationError: an entry cannot be used, a token is there twice, or there is none.
+    """
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    entries = [entry.strip() for line in lines for entry in line.split(",") if entry.strip()]
+    keys: list[ApiKey] = []
+    for place, entry in enumerate(entries, 1):
+        name, colon, token = entry.partition(":")
+        bare = not colon or name == "sha256"
+        try:
+            keys.append(api_key(f"key-{place}", entry) if bare else api_key(name, token))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{source}, entry {place}: {error}") from None
+    if not keys:
+        raise ConfigurationError(f"{source} holds no API key; write name:token, one a line")
+    if len({key.digest for key in keys}) < len(keys):
+        raise ConfigurationError(f"{source} holds the same token twice; give each client its own")
+    return tuple(keys)
+
+
+def keys_from_file(path: Path) -> tuple[tuple[ApiKey, ...], str | None]:
+    """The keys in a file, and a warning if others than its owner may read it.
+
+    Raises:
+        ConfigurationError: the file cannot be read or holds no usable keys.
+    """
+    try:
+        text, mode = path.read_text(encoding="ascii"), path.stat().st_mode
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path} holds other characters than ASCII") from None
+    open_to_all = stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO)
+    warning = f"{path} can be read by others than its owner; chmod 600 {path}"
+    return keys_from_text(text, source=str(path)), warning if open_to_all else None
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,103 @@
+"""The address a server listens at."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from guardrail.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_OWNER_AND_GROUP = 0o117  # as a mask: others may not connect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Where a server listens, and how much of connections it stands; times in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    unix_socket: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    max_connections: int = 512
+    header_timeout_s: float = 10.0
+    stall_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse half a pair.
+
+        Raises:
+            ConfigurationError: a certificate without its key, or the other way round.
+        """
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigurationError("give both --tls-cert and --tls-key, or none of them")
+
+
+@contextmanager
+def bound_socket(listening: Listening) -> Iterator[socket.socket]:
+    """The bound socket; a file of a Unix socket is removed after the block.
+
+    Raises:
+        ConfigurationError: the address is in use, or not one of this machine's.
+    """
+    path = listening.unix_socket
+    try:
+        found = _tcp(listening.host, listening.port) if path is None else _unix(path)
+    except OSError as error:
+        where = f"port {listening.port} of {listening.host}" if path is None else str(path)
+        raise ConfigurationError(
+            f"cannot listen at {where}: {error.strerror or error}; choose another address, or end "
+            "what listens there"
+        ) from error
+    try:
+        with found:
+            yield found
+    finally:
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+
+def address_of(bound: socket.socket, listening: Listening) -> str:
+    """The address as people write it."""
+    if listening.unix_socket is not None:
+        return f"unix:{listening.unix_socket}"
+    host, port = bound.getsockname()[:2]
+    scheme = "http" if listening.tls_cert is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _tcp(host: str, port: int) -> socket.socket:
+    plain = host.removeprefix("[").removesuffix("]")
+    family = socket.AF_INET6 if ":" in plain else socket.AF_INET
+    return socket.create_server((plain, port), family=family, backlog=2048)
+
+
+def _unix(path: Path) -> socket.socket:
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        _refuse_if_answered(path)
+        path.unlink()  # of a server that was killed
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(_OWNER_AND_GROUP)
+    try:
+        made.bind(str(path))
+    except OSError:
+        made.close()
+        raise
+    finally:
+        os.umask(before)
+    return made
+
+
+def _refuse_if_answered(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        if probe.connect_ex(str(path)) == 0:
+            raise OSError("another server answers there")

@@ -1,0 +1,117 @@
+"""Errors as clients hear them: a status, and a body in the form of the OpenAI API."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from guardrail.asgi.answers import Problem, problem_of
+from guardrail.errors import (
+    ConfigurationError,
+    GuardrailError,
+    GuardrailViolation,
+    MissingExtraError,
+    QueueFullError,
+    UrlNotAllowedError,
+)
+from guardrail.server.api_error import ApiError
+from guardrail.server.ascii_json import AsciiJSONResponse
+from guardrail.server.verdicts import headers_of
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request, Response
+    from starlette.types import Receive, Scope, Send
+
+_NO_ADDRESS = (
+    "an address in the request may not be fetched by this server; send the content as a data: URL"
+)
+_NO_KIND = "this server reads no content of this kind; send text or pictures"
+_KINDS = frozenset({"str", "constrained-str"})
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "body_timeout",
+    413: "too_large",
+    415: "unsupported_media_type",
+}
+
+
+class AnswerCutError(Exception):
+    """An answer that had begun ended before it was complete; the message is one safe word."""
+
+
+def install(app: FastAPI) -> None:
+    """Let an app tell the errors that are expected in one form; `Border` has the others."""
+
+    async def tell(request: Request, error: Exception) -> Response:
+        return answer(error, refusal=app.state.service.guard.policy.refusal_message)
+
+    for kind in (GuardrailError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, tell)
+
+
+def answer(error: Exception, *, refusal: str) -> Response:
+    """The HTTP answer that an error is told by."""
+    problem = told_as(error, refusal)
+    body: dict[str, Any] = problem.to_dict()
+    body["error"]["param"] = _param(error)
+    headers = dict(problem.headers)
+    if isinstance(error, GuardrailViolation):
+        body["error"]["guardrail"] = error.verdict.to_dict()
+        headers |= headers_of(error.verdict)
+    return AsciiJSONResponse(body, problem.status, headers=headers)
+
+
+def _param(error: Exception) -> str | None:
+    """The field that an error is about."""
+    if isinstance(error, RequestValidationError):
+        return _where(error) or None
+    return error.param if isinstance(error, ApiError) else None
+
+
+def _where(error: RequestValidationError) -> str:
+    """The path to a field, without the names pydantic has for the kinds of value it may hold."""
+    steps = [str(step) for step in error.errors()[0]["loc"] if step != "body"]
+    return ".".join(step for step in steps if step not in _KINDS and "[" not in step)[:200]
+
+
+async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request by a problem, from a middleware."""
+    response = JSONResponse(problem.to_dict(), problem.status, headers=dict(problem.headers))
+    await response(scope, receive, send)
+
+
+def stream_end(problem: Problem) -> bytes:
+    """A problem as the last event of a stream, after which no `[DONE]` comes."""
+    return f"data: {json.dumps(problem.to_dict())}\n\n".encode()
+
+
+def told_as(error: Exception, refusal: str) -> Problem:
+    """What a client is told of an error."""
+    match error:
+        case RequestValidationError():
+            where, said = _where(error), error.errors()[0]["msg"].removeprefix("Value error, ")
+            return Problem(422, f"{where or 'the body'}: {said}", "invalid_body")
+        case ApiError():
+            return Problem(error.status, str(error), error.code)
+        case ConfigurationError():
+            return Problem(400, str(error), "invalid_setting")
+        case QueueFullError():
+            seconds = math.ceil(max(getattr(error, "retry_after_s", 1.0), 1.0))
+            wait = {"Retry-After": str(seconds)}
+            return Problem(429, "too many requests are waiting", "queue_full", wait)
+        case UrlNotAllowedError():  # its words may tell where names lead to in this network
+            return Problem(422, _NO_ADDRESS, "url_not_allowed")
+        case MissingExtraError():
+            return Problem(422, _NO_KIND, "unsupported_content")
+        case HTTPException():
+            told = problem_of(error, refusal=refusal, flag_status=400)
+            return replace(told, code=told.code or _CODES.get(error.status_code))
+        case _:
+            return problem_of(error, refusal=refusal, flag_status=400)

@@ -1,0 +1,69 @@
+"""Another artefact, policy or set of keys, put in force while requests are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from guardrail.errors import GuardrailError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from guardrail.guard import Guard
+    from guardrail.server.keys import ApiKey
+    from guardrail.server.service import Service
+
+_log = logging.getLogger(__name__)
+
+
+class Reloader:
+    """Makes a guard anew on the same loaded model, and puts it in the place of the one before.
+
+    `make` reads the files again and gives a new guard; it runs in a thread. `read_keys` does the
+    same for keys. What cannot be read or does not fit changes nothing: the old ones stay in force,
+    the log says why, and `/readyz` that it is so.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        guard: Guard,
+        make: Callable[[], Guard],
+        read_keys: Callable[[], tuple[ApiKey, ...]],
+    ) -> None:
+        self._service, self._guard = service, guard
+        self._make, self._read_keys = make, read_keys
+        self._one_at_a_time = asyncio.Lock()
+
+    async def reload(self) -> bool:
+        """Whether everything was read and is in force; requests under way end as they began.
+
+        Returns when the guard before it is closed, which is after the last request it has.
+        """
+        async with self._one_at_a_time:
+            try:
+                keys = await asyncio.to_thread(self._read_keys)
+                guard = await asyncio.to_thread(self._make)
+            except Exception as error:  # a border: no trouble here may cost an answer
+                self._refused(error)
+                return False
+            before, self._guard = self._guard, guard
+            self._service.keys, self._service.note = keys, None
+            artefact_id = guard.artefact.artefact_id
+            _log.info("reloaded", extra={"artefact": artefact_id, "keys": len(keys)})
+            await self._service.replace(guard)
+            await asyncio.to_thread(before.close)
+            return True
+
+    def close(self) -> None:
+        """Close the guard in force."""
+        self._guard.close()
+
+    def _refused(self, error: Exception) -> None:
+        kind = type(error).__name__
+        # An operator's own files are at fault here, not a request: their words may be told.
+        why = str(error) if isinstance(error, GuardrailError | OSError) else kind
+        _log.error("not reloaded; what was in force stays", extra={"error": kind, "why": why})
+        self._service.note = f"the last reload failed ({kind}), and what was in force before stays"

@@ -1,0 +1,46 @@
+"""What a server accepts, from whom, and how much of it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from guardrail.server.keys import ApiKey
+
+
+class ServerSettings(BaseModel):
+    """One server's settings. Immutable; times are in seconds, sizes in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_name: str = Field(default="guarded", description="what clients name as `model`")
+    keys: tuple[ApiKey, ...] = Field(default=(), description="who may ask; none: everybody")
+    open_metrics: bool = Field(default=False, description="/metrics needs no key")
+    open_status: bool = Field(default=False, description="the status page needs no key")
+    hostnames: frozenset[str] = Field(
+        default=frozenset(), description="names that requests may call this server; none: any"
+    )
+    cors_origins: tuple[str, ...] = Field(default=(), description="sites whose pages may ask")
+    fetch_urls: bool = Field(
+        default=False, description="fetch pictures from hosts that the policy allows"
+    )
+    max_body_bytes: int = Field(default=32_000_000, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0, description="from request to end of the answer")
+    body_timeout_s: float = Field(default=30.0, gt=0, description="for a body to arrive")
+    max_concurrent: int = Field(default=64, gt=0, description="requests under way at once")
+    max_per_client: int | None = Field(
+        default=None, gt=0, description="of them by one key; None: half where there are several"
+    )
+    default_tokens: int = Field(
+        default=1024, gt=0, description="of an answer for which the client names no limit"
+    )
+    max_checks: int = Field(default=256, gt=0, description="items of one request to /v1/checks")
+    drain_s: float = Field(default=30.0, ge=0, description="for answers under way at the end")
+    log_prompts: bool = False
+
+    @property
+    def per_client(self) -> int:
+        """How many requests of one client may be under way."""
+        if self.max_per_client is not None:
+            return self.max_per_client
+        several = len({key.name for key in self.keys}) > 1
+        return (self.max_concurrent + 1) // 2 if several else self.max_concurrent

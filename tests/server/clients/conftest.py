@@ -1,0 +1,108 @@
+"""Real servers on this machine, for the clients that people use."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+import uvicorn
+
+from guardrail.guard import Guard
+from guardrail.policy import Policy, Thresholds
+from guardrail.server import ServerSettings, create_app
+from guardrail.server.keys import api_key
+from guardrail.testing import tiny_artefact
+from guardrail.types import Action, Modality
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fastapi import FastAPI
+
+KEY = "a-key-for-tests-0123"
+FAR = 1e9
+FORCED = {
+    Action.PASS: Thresholds(steer=FAR, flag=FAR),
+    Action.STEER: Thresholds(steer=-FAR, flag=FAR),
+    Action.FLAG: Thresholds(steer=-FAR, flag=-FAR),
+}
+
+
+class Server(NamedTuple):
+    """A running server: where it is, and the guard whose model answers."""
+
+    url: str
+    guard: Guard
+
+    @property
+    def api(self) -> str:
+        """As clients of the OpenAI API want it."""
+        return f"{self.url}/v1"
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The URL of an app that uvicorn serves in a thread."""
+    config = uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        until(lambda: server.started)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def until(true: Callable[[], bool], *, seconds: float = 20.0) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError("it did not become true")
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def _base(llava: Any) -> Iterator[Guard]:
+    artefact = tiny_artefact(llava.model, llava.processor)
+    with Guard((llava.model, llava.processor), artefact) as guard:
+        yield guard
+
+
+@pytest.fixture(scope="module")
+def server_of(_base: Guard) -> Iterator[Callable[..., Server]]:
+    """`server_of(Action.FLAG, on_flag="raise")`: a server that takes this action always."""
+    running: dict[str, Any] = {}
+    made: list[Any] = []
+
+    def get(action: Action = Action.PASS, *, max_concurrent: int = 64, **policy: Any) -> Server:
+        name = repr((action, max_concurrent, sorted(policy.items())))
+        if name not in running:
+            rules = Policy(thresholds=dict.fromkeys(Modality, FORCED[action]), **policy)
+            guard = _base.with_policy(rules)
+            settings = ServerSettings(
+                keys=(api_key("tests", KEY),), max_concurrent=max_concurrent, default_tokens=4
+            )
+            at = listening(create_app(guard, settings))
+            running[name] = Server(at.__enter__(), guard)
+            made.append((at, guard))
+        found: Server = running[name]
+        return found
+
+    yield get
+    for at, guard in made:
+        at.__exit__(None, None, None)
+        guard.close()
+
+
+@pytest.fixture
+def server(server_of: Callable[..., Server]) -> Server:
+    """One that lets everything pass."""
+    return server_of()

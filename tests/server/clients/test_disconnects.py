@@ -1,0 +1,54 @@
+"""A client that hangs up ends what the model does for it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEY = "a-key-for-tests-0123"
+
+
+def post(url: str, body: dict[str, Any]) -> socket.socket:
+    """A connection over which this body was posted."""
+    host, port = url.removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\n"
+        f"Host: {host}\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < end, "it did not become true"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_row_ends_when_its_client_hangs_up(server, stream):
+    body = {
+        "model": "guarded",
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 8_000,
+        "stream": stream,
+    }
+    connection = post(server.url, body)
+    wait_until(lambda: server.guard.load.running == 1)
+    if stream:
+        assert connection.recv(4_096).startswith(b"HTTP/1.1 200")
+    connection.close()
+    wait_until(lambda: server.guard.load.running == 0)
+    assert server.guard.load.waiting == 0
+    assert server.guard.generate("hello", max_new_tokens=2).completion_tokens == 2

@@ -1,0 +1,119 @@
+"""LiteLLM: its guardrail hook against a running server, and its own chat call."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guardrail.types import Action
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+KEY = "a-key-for-tests-0123"
+pytestmark = pytest.mark.filterwarnings("ignore:Items? .*TypedDict:UserWarning")
+
+INPUTS = {"texts": ["hello"], "structured_messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture(scope="module")
+def litellm() -> Any:
+    """The package, imported without a look at the network."""
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        import litellm
+        import litellm.proxy.guardrails.guardrail_hooks.generic_guardrail_api.generic_guardrail_api
+
+        return litellm
+
+
+@pytest.fixture
+async def hook_of(litellm) -> AsyncIterator[Callable[..., Any]]:
+    """`hook_of(server)`: LiteLLM's guardrail, which asks this server."""
+    from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
+    from litellm.proxy.guardrails.guardrail_hooks import generic_guardrail_api as hooks
+
+    handler = AsyncHTTPHandler(timeout=30)
+
+    def make(server: Any, key: str = KEY, **options: Any) -> Any:
+        return hooks.generic_guardrail_api.GenericGuardrailAPI(
+            api_base=server.url,
+            api_key=key,
+            async_handler=handler,
+            guardrail_name="vlm",
+            event_hook="pre_call",
+            **options,
+        )
+
+    yield make
+    await handler.close()
+
+
+async def apply(hook: Any, inputs: dict[str, Any], kind: str = "request") -> Any:
+    return await hook.apply_guardrail(
+        inputs=dict(inputs), request_data={"metadata": {}}, input_type=kind
+    )
+
+
+async def test_a_call_passes_unchanged(hook_of, server):
+    assert await apply(hook_of(server), INPUTS) == {"texts": ["hello"]}
+
+
+async def test_a_flagged_call_is_blocked_in_the_policys_words(litellm, hook_of, server_of):
+    hook = hook_of(server_of(Action.FLAG, refusal_message="No."))
+    with pytest.raises(litellm.exceptions.GuardrailRaisedException, match=r"No\."):
+        await apply(hook, INPUTS)
+    assert await apply(hook, INPUTS, "response") == {"texts": ["hello"]}
+
+
+async def test_a_call_that_would_be_steered_gets_a_caution(hook_of, server_of):
+    hook = hook_of(server_of(Action.STEER, caution_prompt="Mind."))
+    assert (await apply(hook, INPUTS))["texts"] == ["Mind.\n\nhello"]
+
+
+async def test_pictures_and_tools_go_along(hook_of, server, picture_url):
+    parts = [
+        {"type": "text", "text": "hello"},
+        {"type": "image_url", "image_url": {"url": picture_url}},
+    ]
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    inputs = {
+        "texts": ["hello"],
+        "images": [picture_url],
+        "structured_messages": [{"role": "user", "content": parts}],
+        "tools": [tool],
+    }
+    found = await apply(hook_of(server), inputs)
+    assert found["images"] == [picture_url]
+    assert found["texts"] == ["hello"]
+
+
+async def test_what_cannot_be_judged_does_not_pass(hook_of, server):
+    inputs = INPUTS | {"images": ["https://example.org/a.png"]}
+    with pytest.raises(Exception, match="422"):
+        await apply(hook_of(server), inputs)
+    with pytest.raises(Exception, match="401"):
+        await apply(hook_of(server, key="another-key-0123456"), INPUTS)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_litellms_own_chat_call(litellm, server, stream):
+    expected = server.guard.generate("hello", max_new_tokens=4).text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        answer = litellm.completion(
+            model="openai/guarded",
+            api_base=server.api,
+            api_key=KEY,
+            messages=[{"role": "user", "content": "hello"}],
+            stream=stream,
+            num_retries=0,
+        )
+        if stream:
+            said = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+        else:
+            said = answer.choices[0].message.content
+    assert said == expected

@@ -1,0 +1,86 @@
+"""What signals do to a server in a process of its own, while clients ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+
+import httpx
+
+LONG = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 900}
+
+
+async def events_of(response):
+    return [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
+
+
+async def begun(client, url, body):
+    """A stream of which the first line has come."""
+    response = await client.send(
+        client.build_request("POST", f"{url}/v1/chat/completions", json=body | {"stream": True}),
+        stream=True,
+    )
+    assert response.status_code == 200
+    return response
+
+
+async def test_sigterm_under_load_lets_answers_end_and_refuses_new_ones(start):
+    server = start("--drain", "30", "--max-concurrent", "32")
+    body = LONG | {"max_tokens": 100}
+    async with httpx.AsyncClient(timeout=60) as client:
+        streams = [await begun(client, server.url, body) for _ in range(4)]
+        whole = [
+            asyncio.create_task(client.post(f"{server.url}/v1/chat/completions", json=body))
+            for _ in range(4)
+        ]
+        await asyncio.sleep(0.2)
+        server.signal(signal.SIGTERM)
+        ready = await until_draining(client, server.url)
+        assert ready.json()["status"] == "draining"
+        refused = await client.post(f"{server.url}/v1/chat/completions", json=LONG)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert refused.headers["connection"] == "close"
+        for stream in streams:
+            assert (await events_of(stream))[-1] == "[DONE]"
+        answers = await asyncio.gather(*whole)
+        assert {answer.status_code for answer in answers} == {200}
+        assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {100}
+    assert server.ended() == 0
+
+
+async def until_draining(client, url):
+    for _ in range(200):
+        ready = await client.get(f"{url}/readyz")
+        if ready.status_code == 503:
+            return ready
+        await asyncio.sleep(0.02)
+    raise AssertionError("the server did not drain")
+
+
+async def test_answers_that_take_too_long_end_with_an_error_when_the_server_ends(start):
+    server = start("--drain", "0.3")
+    async with httpx.AsyncClient(timeout=60) as client:
+        stream = await begun(client, server.url, LONG)
+        whole = asyncio.create_task(client.post(f"{server.url}/v1/chat/completions", json=LONG))
+        await asyncio.sleep(0.1)
+        server.signal(signal.SIGTERM)
+        *_, last = await events_of(stream)
+        assert json.loads(last)["error"]["code"] == "draining"
+        answer = await whole
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "draining"
+    assert server.ended() == 0
+
+
+async def test_a_second_signal_ends_it_at_once(start):
+    server = start("--drain", "60")
+    async with httpx.AsyncClient(timeout=60) as client:
+        stream = await begun(client, server.url, LONG)
+        server.signal(signal.SIGTERM)
+        await until_draining(client, server.url)
+        server.signal(signal.SIGINT)
+        *_, last = await events_of(stream)
+        assert "error" in json.loads(last)
+    assert server.ended() == 1

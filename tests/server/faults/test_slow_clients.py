@@ -1,0 +1,142 @@
+"""Clients that hold a connection without asking, and more of them than there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from starlette.responses import StreamingResponse
+
+from guardrail.server import ServerSettings, create_app
+from guardrail.server.keys import keys_from_text
+
+
+@asynccontextmanager
+async def connected(url):
+    host, _, port = url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        await asyncio.wait({asyncio.ensure_future(writer.wait_closed())})
+
+
+async def all_of(reader):
+    try:
+        return await asyncio.wait_for(reader.read(), 20)
+    except ConnectionResetError:
+        return b""
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"])
+async def test_headers_that_do_not_end_are_waited_for_so_long(begun, served, guard_of, right_again):
+    async with served(guard_of(), header_timeout_s=0.3) as url:
+        async with connected(url) as (reader, writer):
+            writer.write(begun)
+            answer = asyncio.create_task(all_of(reader))
+            while not answer.done():  # a header now and then keeps no connection open
+                writer.write(b"X-A: b\r\n" if begun else b"")
+                await asyncio.sleep(0.05)
+            assert (await answer).startswith(b"HTTP/1.1 408")
+        assert (await right_again(url))[0] == 200
+
+
+async def test_a_second_request_on_a_connection_is_bounded_too(served, guard_of):
+    async with served(guard_of(), header_timeout_s=0.5) as url:
+        async with connected(url) as (reader, writer):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+            assert head.startswith(b"HTTP/1.1 200")
+            writer.write(b"GET /healthz HTTP/1.1\r\n")
+            assert b"HTTP/1.1 408" in await all_of(reader)
+
+
+async def test_a_long_answer_is_not_cut_by_the_time_for_headers(
+    served, guard_of, hello, monkeypatch
+):
+    guard = guard_of(local_files=False)
+    real = guard.agenerate
+
+    async def slow(*args, **options):
+        await asyncio.sleep(0.3)
+        return await real(*args, **options)
+
+    monkeypatch.setattr(guard, "agenerate", slow)
+    async with (
+        served(guard, header_timeout_s=0.1) as url,
+        httpx.AsyncClient(timeout=30) as client,
+    ):
+        answer = await client.post(f"{url}/v1/chat/completions", json=hello)
+    assert answer.status_code == 200
+
+
+async def test_a_body_that_trickles_in_is_waited_for_so_long(served, guard_of, right_again):
+    settings = ServerSettings(body_timeout_s=0.3)
+    async with served(guard_of(), settings, header_timeout_s=0.3) as url:
+        async with connected(url) as (reader, writer):
+            writer.write(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+            )
+            answer = asyncio.create_task(all_of(reader))
+            while not answer.done():
+                writer.write(b" ")
+                await asyncio.sleep(0.05)
+            told = await answer
+            assert told.startswith(b"HTTP/1.1 408")
+            assert b"body_timeout" in told
+        assert (await right_again(url))[0] == 200
+
+
+async def test_a_refused_client_that_goes_on_sending_is_cut_off(served, guard_of):
+    settings = ServerSettings(keys=keys_from_text("web:0123456789abcdef", source="x"))
+    async with served(guard_of(), settings, header_timeout_s=0.3) as url:
+        async with connected(url) as (reader, writer):
+            writer.write(b"POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            answer = asyncio.create_task(all_of(reader))
+            while not answer.done():
+                writer.write(b"1\r\n \r\n")
+                await asyncio.sleep(0.05)
+        async with connected(url) as (reader, writer):
+            writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+            assert (await all_of(reader)).startswith(b"HTTP/1.1 200")
+
+
+async def test_connections_beyond_the_bound_are_told_so(served, guard_of, right_again):
+    async with served(guard_of(), max_connections=2) as url:
+        async with connected(url), connected(url):
+            async with connected(url) as (reader, _):
+                told = await all_of(reader)
+            assert told.startswith(b"HTTP/1.1 503")
+            assert b"Retry-After: 1" in told
+        for _ in range(100):
+            try:
+                assert (await right_again(url))[0] == 200
+                break
+            except ValueError:  # the places become free when the server sees the ends
+                await asyncio.sleep(0.02)
+        else:
+            pytest.fail("no connection became free")
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(served, guard_of):
+    app, ended = create_app(guard_of()), asyncio.Event()
+
+    @app.get("/endless")
+    async def endless():
+        async def blocks():
+            try:
+                while True:
+                    yield bytes(1 << 20)
+                    await asyncio.sleep(0)
+            finally:
+                ended.set()
+
+        return StreamingResponse(blocks())
+
+    async with served(None, app=app, stall_timeout_s=0.3) as url, connected(url) as (_, writer):
+        writer.write(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.wait_for(ended.wait(), 20)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import base64
+
+import httpx
+import pytest
+
+from guardrail.server import ServerSettings, create_app
+from guardrail.server.keys import keys_from_text
+
+TOKEN, OTHER = "sesame-open-1234567", "sesame-shut-1234567"
+KEYS = keys_from_text(f"web:{TOKEN}\nbatch:{OTHER}", source="x")
+HELLO = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+
+
+def bearer(token=TOKEN):
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+def client(guard_of, client_of):
+    return client_of(guard_of(), ServerSettings(keys=KEYS))
+
+
+async def test_a_request_with_a_key_is_answered_and_named(client, caplog):
+    caplog.set_level("INFO", "guardrail.access")
+    async with client:
+        answer = await client.post("/v1/chat/completions", json=HELLO, headers=bearer(OTHER))
+    assert answer.status_code == 200
+    [line] = [r for r in caplog.records if r.name == "guardrail.access"]
+    assert line.client == "batch"
+    assert OTHER not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": TOKEN},
+        {"Authorization": "Bearer"},
+        {"Authorization": f"Bearer {TOKEN}x"},
+        {"Authorization": f"Basic {base64.b64encode(f'x:{TOKEN}'.encode()).decode()}"},
+        {"X-Api-Key": TOKEN + "x"},
+        {"X-Api-Key": TOKEN, "Authorization": "Bearer x"},
+        [("Authorization", f"Bearer {TOKEN}"), ("Authorization", "Bearer x")],
+    ],
+)
+async def test_other_requests_are_refused_in_the_openai_form(headers, client):
+    async with client:
+        answer = await client.post("/v1/chat/completions", json=HELLO, headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert TOKEN not in answer.text
+    assert "hello" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/metrics", "/v1/models", "/openapi.json", "/nowhere", "//healthz"]
+)
+async def test_all_but_health_needs_a_key(path, client):
+    async with client:
+        assert (await client.get(path)).status_code == 401
+        assert (await client.get(path, headers=bearer())).status_code != 401
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_health_needs_none(path, client):
+    async with client:
+        assert (await client.get(path)).status_code == 200
+
+
+async def test_metrics_and_status_can_be_opened(guard_of, client_of):
+    settings = ServerSettings(keys=KEYS, open_metrics=True, open_status=True)
+    async with client_of(guard_of(), settings) as client:
+        for path in ("/metrics", "/"):
+            assert (await client.get(path)).status_code == 200
+        assert (await client.get("/v1/models")).status_code == 401
+
+
+async def test_a_browser_may_send_the_key_as_a_password_for_the_status_page_only(client):
+    async with client:
+        asked = await client.get("/")
+        assert asked.headers["www-authenticate"].startswith("Basic")
+        assert (await client.get("/", auth=("anyone", TOKEN))).status_code == 200
+        assert (await client.get("/", auth=("anyone", "x"))).status_code == 401
+        assert (await client.get("/", headers={"Authorization": "Basic ???"})).status_code == 401
+        assert (await client.get("/v1/models", auth=("anyone", TOKEN))).status_code == 401
+
+
+async def test_keys_can_be_put_in_the_place_of_others(guard_of):
+    app = create_app(guard_of(), ServerSettings(keys=KEYS[:1]))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as client:
+        assert (await client.get("/v1/models", headers=bearer())).status_code == 200
+        app.state.service.keys = KEYS[1:]
+        assert (await client.get("/v1/models", headers=bearer())).status_code == 401
+        assert (await client.get("/v1/models", headers=bearer(OTHER))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("", 421),
+    ],
+)
+async def test_only_known_names_are_answered(host, status, guard_of, client_of):
+    names = frozenset({"localhost", "::1"})
+    async with client_of(guard_of(), ServerSettings(hostnames=names)) as client:
+        answer = await client.get("/v1/models", headers={"Host": host})
+    assert answer.status_code == status
+
+
+async def test_a_draining_server_refuses_and_says_that_it_is_not_ready(guard_of):
+    app = create_app(guard_of())
+    app.state.service.lifecycle.drain()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as client:
+        answer = await client.post("/v1/chat/completions", json=HELLO)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "draining"
+        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["connection"] == "close"
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "draining")
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_pages_of_other_sites_may_ask_only_when_they_are_named(guard_of, client_of):
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    async with client_of(guard_of(), ServerSettings(keys=KEYS)) as client:
+        answer = await client.options("/v1/chat/completions", headers=asked)
+        assert answer.status_code == 401
+        assert "access-control-allow-origin" not in answer.headers
+    settings = ServerSettings(keys=KEYS, cors_origins=("https://app.example",))
+    async with client_of(guard_of(), settings) as client:
+        answer = await client.options("/v1/chat/completions", headers=asked)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://app.example"
+        other = await client.get("/healthz", headers={"Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import asyncio
+
+import httpx
+import pytest
+
+from guardrail.errors import ArtefactMismatchError, ConfigurationError
+from guardrail.server import ServerSettings, create_app
+from guardrail.server.keys import keys_from_text
+from guardrail.server.reload import Reloader
+
+KEYS = keys_from_text("web:0123456789abcdef", source="x")
+HELLO = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+
+
+@pytest.fixture
+def reloading(guard_of):
+    """An app with its reloader; `made` are the guards, the first one in force."""
+
+    def make(build=None, read_keys=lambda: ()):
+        made = [guard_of()]
+
+        def another():
+            if build is not None:
+                build()
+            made.append(guard_of())
+            return made[-1]
+
+        app = create_app(made[0], ServerSettings())
+        return app, Reloader(app.state.service, made[0], another, read_keys), made
+
+    return make
+
+
+def client_of(app):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s")
+
+
+async def test_a_guard_takes_the_place_of_another_which_is_closed(reloading):
+    app, reloader, made = reloading(read_keys=lambda: KEYS)
+    before = app.state.service.guard
+    assert await reloader.reload()
+    assert app.state.service.guard is not before
+    assert (before.closed, made[0].closed, made[1].closed) == (True, True, False)
+    assert app.state.service.keys == KEYS
+    reloader.close()
+    assert made[1].closed
+
+
+async def test_a_request_under_way_keeps_its_guard_until_it_ends(reloading):
+    app, reloader, made = reloading()
+    service = app.state.service
+    with service.lifecycle.request():
+        before = service.guard
+        task = asyncio.create_task(reloader.reload())
+        while service.guard is before:
+            await asyncio.sleep(0.01)
+        assert not before.closed
+        assert (await before.acheck("hello")).score is not None
+        async with client_of(app) as client:
+            answer = await client.post("/v1/chat/completions", json=HELLO)
+        assert answer.status_code == 200
+        assert not task.done()
+    assert await task
+    assert before.closed
+    assert made[0].closed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ArtefactMismatchError({"d_model": ("8", "/secret/32")}),
+        ConfigurationError("/secret/policy"),
+        OSError("/secret/file"),
+        KeyError("/secret"),
+    ],
+)
+async def test_what_cannot_be_read_changes_nothing(error, reloading, caplog):
+    def build():
+        raise error
+
+    app, reloader, made = reloading(build, read_keys=lambda: KEYS)
+    before = app.state.service.guard
+    assert not await reloader.reload()
+    assert app.state.service.guard is before
+    assert not made[0].closed
+    assert app.state.service.keys == ()
+    [told] = [r for r in caplog.records if r.name == "guardrail.server.reload"]
+    assert told.error == type(error).__name__
+    async with client_of(app) as client:
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "ok")
+        assert type(error).__name__ in ready.json()["note"]
+        assert "secret" not in ready.text
+
+
+async def test_a_note_is_gone_with_the_next_reload_that_works(reloading):
+    trouble = [OSError("x")]
+
+    def build():
+        if trouble:
+            raise trouble.pop()
+
+    app, reloader, _ = reloading(build)
+    assert not await reloader.reload()
+    assert await reloader.reload()
+    assert app.state.service.note is None
+
+
+async def test_keys_that_cannot_be_read_leave_all_as_it_was(reloading):
+    def read_keys():
+        raise ConfigurationError("no keys")
+
+    app, reloader, made = reloading(read_keys=read_keys)
+    assert not await reloader.reload()
+    assert len(made) == 1
+    assert "ConfigurationError" in app.state.service.note
