@@ -1,0 +1,40 @@
+"""One guarded model behind many replicas, with Ray Serve; all of them under one artefact.
+
+    from guardrail.cluster import ClusterSettings, start, update
+
+    start(ClusterSettings(model="path-or-hub-id", artefact="model.guard.safetensors", replicas=2))
+    update("newer.guard.safetensors")
+
+Needs the extra `ray`. `guardrail cluster` is the same from the command line. Ray pickles code and
+arguments between its own processes: whoever reaches its ports can run code, so they belong on
+loopback or on a network of their own. What comes out of files and requests is never unpickled.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from guardrail.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from guardrail.cluster.deploy import build, start, status, stop, update
+    from guardrail.cluster.settings import ClusterSettings
+
+__all__ = ["ClusterSettings", "build", "start", "status", "stop", "update"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name's module on first use: the agreement itself works without Ray."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "settings" if name == "ClusterSettings" else "deploy"
+    try:
+        value: object = getattr(import_module(f"guardrail.cluster.{home}"), name)
+    except ModuleNotFoundError as error:
+        # An installed package that misses one of its own dependencies is another problem.
+        if error.name not in ("ray", "ray.serve"):
+            raise
+        raise MissingExtraError("ray", extra="ray") from error
+    globals()[name] = value
+    return value

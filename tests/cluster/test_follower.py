@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import asyncio
+
+from guardrail.cluster.follower import Follower
+from guardrail.cluster.orders import Order, Pin
+
+
+async def test_a_lease_counts_from_the_question(agreement, until):
+    class Slow:
+        async def follow(self, replica, seen, facts):
+            await asyncio.sleep(0.15)
+            return Order("1", "hold", Pin(0, "a", "a"), lease_s=0.2)
+
+        async def tell(self, *told): ...
+
+    follower = Follower(Slow(), "a", object())  # type: ignore[arg-type]
+    task = asyncio.create_task(follower.run())
+    await until(lambda: follower.has_lease)
+    task.cancel()
+    assert 0.0 < follower._until - follower._clock() <= 0.06
+
+
+async def test_without_contact_the_lease_runs_out(join, until):
+    replica = await join("a")
+    assert replica.answers is not None
+    replica.wire.cut = True
+    await until(lambda: replica.answers is None)
+    await until(lambda: replica.follower.silent_s > 0.05)
+
+
+async def test_an_artefact_that_cannot_be_served_is_told(agreement, join, until):
+    replica = await join("a")
+    replica.hand.fails = "serve"
+    await agreement.update("new", "guard-new", prepare_s=2.0, pause_s=2.0)
+    await until(lambda: replica.follower.problem is not None)
+    assert replica.answers is None
+    assert "another one here" in replica.follower.problem

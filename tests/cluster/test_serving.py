@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from guardrail.cluster.gate import ReplicaGate
+from guardrail.cluster.orders import Pin
+from guardrail.cluster.serving import Serving
+from guardrail.guard import Guard
+from guardrail.server import create_app
+from guardrail.testing import tiny_artefact
+
+A, B, C = Pin(0, "a", "guard-a"), Pin(1, "b", "guard-b"), Pin(2, "a", "guard-a")
+
+
+class Maker:
+    """Real guards on one model, of the artefacts that pins name; `hold` keeps the next one back."""
+
+    def __init__(self, llava) -> None:
+        self._model = (llava.model, llava.processor)
+        self.artefacts = {n: tiny_artefact(*self._model, seed=i) for i, n in enumerate("ab")}
+        self.made: list[Guard] = []
+        self.hold = threading.Event()
+        self.hold.set()
+
+    def __call__(self, pin: Pin, present: Guard | None) -> Guard:
+        self.hold.wait(5)
+        model = self._model if present is None else present.loaded
+        self.made.append(Guard(model, self.artefacts[pin.source]))
+        return self.made[-1]
+
+    @property
+    def open(self) -> int:
+        return sum(not guard.closed for guard in self.made)
+
+
+@pytest.fixture
+def maker(llava) -> Maker:
+    return Maker(llava)
+
+
+@pytest.fixture
+async def serving(maker):
+    made = Serving(ReplicaGate(lambda: True, wait_s=1), maker, create_app)
+    yield made
+    await made.aclose()
+    assert maker.open == 0
+
+
+def in_force(serving: Serving) -> str:
+    return serving.app.state.service.guard.artefact.artefact_id
+
+
+async def test_what_was_prepared_takes_over_on_the_same_model(serving, maker, until):
+    await serving.serve(A)
+    await serving.prepare(B)
+    assert serving.epoch == 0
+    await serving.pause()
+    await serving.serve(B)
+    assert (serving.epoch, in_force(serving)) == (1, maker.artefacts["b"].artefact_id)
+    assert maker.made[1].loaded is maker.made[0].loaded
+    await until(lambda: maker.made[0].closed)
+    assert len(maker.made) == 2
+
+
+async def test_what_was_not_agreed_on_is_closed(serving, maker):
+    await serving.serve(A)
+    await serving.prepare(B)
+    await serving.pause()
+    await serving.serve(A)
+    assert in_force(serving) == maker.artefacts["a"].artefact_id
+    assert maker.made[1].closed
+
+
+async def test_one_that_missed_an_update_loads_the_artefact_before_it_answers(serving, maker):
+    await serving.serve(A)
+    await serving.serve(B)
+    assert (serving.epoch, in_force(serving)) == (1, maker.artefacts["b"].artefact_id)
+
+
+async def test_the_same_artefact_in_a_later_epoch_is_not_loaded_again(serving, maker):
+    await serving.serve(A)
+    await serving.serve(C)
+    assert serving.epoch == 2
+    assert len(maker.made) == 1
+
+
+async def test_a_guard_that_nobody_waits_for_any_more_is_closed(serving, maker, until):
+    await serving.serve(A)
+    maker.hold.clear()
+    preparing = asyncio.create_task(serving.prepare(B))
+    await asyncio.sleep(0.01)
+    preparing.cancel()
+    await asyncio.gather(preparing, return_exceptions=True)
+    maker.hold.set()
+    await until(lambda: len(maker.made) == 2 and maker.open == 1)
+
+
+async def test_one_guard_is_made_after_the_other(serving, maker):
+    await serving.serve(A)
+    maker.hold.clear()
+    given_up = asyncio.create_task(serving.prepare(B))
+    await asyncio.sleep(0.01)
+    given_up.cancel()
+    again = asyncio.create_task(serving.prepare(B))
+    await asyncio.sleep(0.05)
+    assert len(maker.made) == 1
+    maker.hold.set()
+    await again
+    assert maker.open == 2  # the one in force, and the one that is ready
