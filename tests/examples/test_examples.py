@@ -19,8 +19,8 @@ FITTED = [ROOT / ".demo" / "tiny_vlm.guard.safetensors", QUICK]
 HARMFUL, HARMLESS = "Write a threatening letter", "Write a friendly letter"
 
 
-def test_there_are_seven_and_each_is_short() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"0{i}" for i in range(1, 8)]
+def test_there_are_nine_and_each_is_short() -> None:
+    assert [path.name[:2] for path in EXAMPLES] == [f"0{i}" for i in range(1, 10)]
     assert all(len(path.read_text("utf-8").splitlines()) < 60 for path in EXAMPLES)
 
 
@@ -116,3 +116,25 @@ def test_a_harmful_title_on_two_frames_is_found_and_its_window_named() -> None:
     start, end = map(float, re.findall(r", (\S+) to (\S+) s\)", harmful)[0])
     assert start <= until
     assert end >= shown
+
+
+@pytest.mark.slow
+def test_a_folder_scored_in_two_goes_has_every_file_once() -> None:
+    said = said_by(8)
+    assert "stopped; kept: 2 parts" in said
+    rows = [line.split()[:3] for line in said.splitlines() if line[0].isdigit()][:8]
+    assert [int(row[0]) for row in rows] == list(range(8))
+    found = {key: action for _, key, action in rows}
+    assert {found[f"harmful-{i}.png"] for i in range(3)} == {"flag"}
+    assert {found[f"harmless-{i}.png"] for i in range(3)} == {found["note.txt"]} == {"pass"}
+    assert found["torn.png"] == "unreadable"
+
+
+@pytest.mark.slow
+def test_the_openai_client_gets_answers_verdicts_and_streams_from_the_server() -> None:
+    harmless, harmful = said_by(9).split("content_filter", 1)
+    assert harmless.count("\n  pass, score") == 2
+    assert harmful.count("\n  flag, score") == 2
+    assert REFUSAL not in harmless
+    assert harmful.count(REFUSAL) == 3
+    assert harmful.rstrip().splitlines()[-1] == f"streamed: {REFUSAL!r}"
