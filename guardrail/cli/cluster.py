@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guardrail.cli import options as o
-from guardrail.cli import serve_options as s
+from guardrail.cli import serve_access, serve_address, serve_bounds
 from guardrail.cli.output import ERROR, say, session, write_json, write_rows
 from guardrail.cli.serve_parts import read_keys
+from guardrail.extras import require
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -54,16 +55,16 @@ def start(
         typer.Option(metavar="HOST:PORT", help="A Ray cluster; default: a new one, on loopback."),
     ] = None,
     name: Name = "guardrail",
-    host: s.Host = "127.0.0.1",
-    port: s.Port = 8000,
-    model_name: s.ModelAlias = "guarded",
-    api_keys: s.ApiKeys = None,
-    insecure_no_keys: s.Insecure = False,
-    open_metrics: s.OpenMetrics = False,
-    max_concurrent: s.MaxConcurrent = 64,
-    max_body_bytes: s.MaxBodyBytes = 32_000_000,
-    timeout: s.Timeout = 120.0,
-    drain: s.Drain = 30.0,
+    host: serve_address.Host = "127.0.0.1",
+    port: serve_address.Port = 8000,
+    model_name: serve_address.ModelAlias = "guarded",
+    api_keys: serve_access.ApiKeys = None,
+    insecure_no_keys: serve_access.Insecure = False,
+    open_metrics: serve_access.OpenMetrics = False,
+    max_concurrent: serve_bounds.MaxConcurrent = 64,
+    max_body_bytes: serve_bounds.MaxBodyBytes = 32_000_000,
+    timeout: serve_bounds.Timeout = 120.0,
+    drain: serve_bounds.Drain = 30.0,
     audit: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A file of verdicts for each replica.")
     ] = None,
@@ -80,7 +81,7 @@ def start(
         device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
     with session(debug=debug):
-        _ask_for_tokens()
+        _import_ray()
         from guardrail.cluster import ClusterSettings
         from guardrail.cluster.deploy import whole_path
         from guardrail.server.binding import hostnames
@@ -164,7 +165,7 @@ def update(
     The file is at the same place on every machine, this one included.
     """
     with session(debug=debug) as stdout:
-        _ask_for_tokens()
+        _import_ray()
         from guardrail.cluster import update as bring
 
         with _linked(address):
@@ -189,7 +190,7 @@ def status(
 ) -> None:
     """Which artefact is agreed on, which replicas answer, and how many verdicts they gave."""
     with session(debug=debug) as stdout:
-        _ask_for_tokens()
+        _import_ray()
         from guardrail.cluster import status as ask
         from guardrail.errors import ClusterError
         from guardrail.monitor import MonitorSnapshot
@@ -213,16 +214,21 @@ def status(
 def stop(address: Address = _HERE, name: Name = "guardrail", debug: o.Debug = False) -> None:
     """Take no more requests, let those under way end, and end the replicas."""
     with session(debug=debug):
-        _ask_for_tokens()
+        _import_ray()
         from guardrail.cluster import stop as end
 
         with _linked(address):
             end(name)
 
 
-def _ask_for_tokens() -> None:
-    """Have Ray ask for its token, and send it; Ray reads this when it is imported."""
+def _import_ray() -> None:
+    """Have Ray ask for its token, and send it; Ray reads this when it is imported.
+
+    Raises:
+        MissingExtraError: the extra `ray` is not installed.
+    """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    require("ray")
 
 
 def _linked(address: str) -> Any:

@@ -113,14 +113,16 @@ class Agreement:
     async def admit(self, source: str, artefact_id: str) -> str | None:
         """Why a replica with these settings may not join: the others have another artefact.
 
-        Where there are no others it joins, and what its settings name is agreed on.
+        Where there are no others it joins, and what its settings name is agreed on. The end of an
+        update is waited for.
         """
         if artefact_id == self.agreed.configured:
             return None
-        if artefact_id == self.agreed.artefact_id:
-            self._agreed = replace(self.agreed, configured=artefact_id)
-            await self._store.write(self.agreed)
-            return None
+        async with self._updating:  # what is written by two at once may stay in either order
+            if artefact_id == self.agreed.artefact_id:
+                self._agreed = replace(self.agreed, configured=artefact_id)
+                await self._store.write(self.agreed)
+                return None
         if not self._updating.locked() and not self.members():
             await self.update(source, artefact_id, prepare_s=0.0, pause_s=0.0)
             if self.agreed.artefact_id == artefact_id:

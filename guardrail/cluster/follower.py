@@ -18,6 +18,11 @@ _RETRY_S = 0.2
 _ANSWER_S = 10.0  # for the coordinator's answer; it keeps a question for part of a lease
 
 
+def _awake_or_asleep() -> float:
+    """Seconds, those asleep too: a machine that wakes up must not take its lease for valid."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Hands(Protocol):
     """What carries orders out; each may be cancelled by the next order."""
 
@@ -48,19 +53,23 @@ class Follower:
         hands: Hands,
         *,
         facts: Callable[[], dict[str, object]] = dict,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = _awake_or_asleep,
     ) -> None:
         self._link, self._name, self._hands = link, name, hands
         self._facts, self._clock = facts, clock
         self._until = -math.inf
         self._work: asyncio.Task[None] | None = None
         self.problem: str | None = None
-        self.epoch: int | None = None  # of what was agreed on at the last word
+        self._epoch: int | None = None  # of what was agreed on at the last word
 
     @property
     def has_lease(self) -> bool:
         """Whether clients may be answered."""
         return self._clock() < self._until
+
+    def may_begin(self, epoch: int) -> bool:
+        """Whether answers may begin that are given under this agreement."""
+        return self.has_lease and self._epoch == epoch
 
     @property
     def silent_s(self) -> float:
@@ -80,7 +89,7 @@ class Follower:
                     _log.warning("the coordinator cannot be reached (%s)", type(error).__name__)
                     await asyncio.sleep(_RETRY_S)
                     continue
-                self.epoch = order.agreed.epoch
+                self._epoch = order.agreed.epoch
                 if order.lease_s:
                     self._until = asked + order.lease_s
                 if order.token != seen:

@@ -42,14 +42,14 @@ class _Flight:
 class ReplicaGate:
     """An ASGI app that passes requests on to another one.
 
-    `may_begin` is asked when a request comes and again when its answer begins: without a lease
-    neither happens, nor does an answer begin in a later epoch than its request. While paused,
-    requests wait for `wait_s` seconds at most; at a pause, one whose body is not here within
-    `body_s` is refused.
+    `may_begin` is asked, with the epoch in force here, when a request comes and again when its
+    answer begins: without a lease for that epoch neither happens, nor does an answer begin in a
+    later epoch than its request. While paused, requests wait for `wait_s` seconds at most; at a
+    pause, one whose body is not here within `body_s` is refused.
     """
 
     def __init__(
-        self, may_begin: Callable[[], bool], *, wait_s: float, body_s: float = 2.0
+        self, may_begin: Callable[[int], bool], *, wait_s: float, body_s: float = 2.0
     ) -> None:
         self._may_begin, self._wait_s, self._body_s = may_begin, wait_s, body_s
         self._app: ASGIApp | None = None
@@ -64,7 +64,7 @@ class ReplicaGate:
         """Why no request is let through now."""
         if self._stopped:
             return "the server is shutting down"
-        if not self._may_begin():
+        if not self._may_begin(self._epoch):
             return "this replica is not in agreement with the others"
         return None if self._open.is_set() else "the artefact is being exchanged"
 
@@ -118,7 +118,7 @@ class ReplicaGate:
                     await self._open.wait()
         except TimeoutError:
             raise Closed("the artefact is being exchanged") from None
-        if self._stopped or not self._may_begin():
+        if self._stopped or not self._may_begin(self._epoch):
             raise Closed(self.trouble or "this replica is not ready")
         return self._app
 
@@ -155,7 +155,9 @@ class ReplicaGate:
             if flight.cut:
                 return
             if message["type"] == "http.response.start":
-                if flight.pending and not (self._may_begin() and flight.epoch == self._epoch):
+                if flight.pending and not (
+                    self._may_begin(self._epoch) and flight.epoch == self._epoch
+                ):
                     # It came under an artefact that is perhaps in force no more.
                     flight.begun = True
                     await refuse(scope, _nothing, send, self.trouble or "the artefact has changed")

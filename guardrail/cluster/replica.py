@@ -94,7 +94,7 @@ class GuardReplica:
             raise GuardClosedError(self._follower.problem)
         if self._follower.silent_s > self._lease_s:
             raise GuardClosedError("the coordinator cannot be reached")
-        trouble = await app.state.service.answerer.trouble()
+        trouble = await app.state.service.trouble()
         if trouble is not None:
             raise GuardClosedError(trouble)
 
@@ -119,8 +119,8 @@ class GuardReplica:
         text, _ = self._observation.metrics.exposition(None)
         return text.decode()
 
-    def _may_begin(self) -> bool:
-        return self._follower.has_lease and self._follower.epoch == self._serving.epoch
+    def _may_begin(self, epoch: int) -> bool:
+        return self._follower.may_begin(epoch)
 
     def _facts(self) -> dict[str, object]:
         app = self._serving.app

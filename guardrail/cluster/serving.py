@@ -42,11 +42,6 @@ class Serving:
         self._leaving: set[asyncio.Task[None]] = set()
 
     @property
-    def epoch(self) -> int | None:
-        """The agreement under which requests are answered; None before the first."""
-        return None if self._current is None else self._current.pin.epoch
-
-    @property
     def guard(self) -> Guard | None:
         """The guard in force."""
         return None if self._current is None else self._current.guard
@@ -69,8 +64,9 @@ class Serving:
         """See `Hands`; what is not the agreed artefact is exchanged before a request gets in."""
         if self._current is not None and self._current.pin.artefact_id == pin.artefact_id:
             self._current = replace(self._current, pin=pin)
-        elif self._next is not None and self._next.pin.epoch == pin.epoch:
-            fresh, self._next = self._next, None
+        elif self._next is not None and self._next.pin.artefact_id == pin.artefact_id:
+            # Not by epoch: what was given up and what was agreed on then have the same one.
+            fresh, self._next = replace(self._next, pin=pin), None
             await self._exchange(fresh)
         else:
             await self._exchange(await self._ready(pin))

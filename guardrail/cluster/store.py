@@ -53,16 +53,17 @@ class KeyedStore:
 
     def _take(self, owner: str) -> Pin | None:
         before = self._get("owner")
-        if before is not None:
+        if before is not None and before != owner:
             self._put(f"before:{owner}", before)
         self._put("owner", owner)  # from here on the one before gives no leases
         self._name = owner
-        while before is not None:  # one that ended while it took over has written nothing
-            text = self._get(f"pin:{before}")
+        writer: str | None = owner  # this may be a second try
+        while writer is not None:  # one that ended while it took over has written nothing
+            text = self._get(f"pin:{writer}")
             if text is not None:
                 self._put(f"pin:{owner}", text)
                 return Pin(**json.loads(text))
-            before = self._get(f"before:{before}")
+            writer = self._get(f"before:{writer}")
         return None
 
 

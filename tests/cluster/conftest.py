@@ -84,8 +84,7 @@ class Replica:
     def answers(self) -> str | None:
         """The artefact under which a request that comes now is answered."""
         pin = self.hand.open
-        agreed = pin is not None and pin.epoch == self.follower.epoch
-        return pin.artefact_id if pin and agreed and self.follower.has_lease else None
+        return pin.artefact_id if pin and self.follower.may_begin(pin.epoch) else None
 
 
 @pytest.fixture

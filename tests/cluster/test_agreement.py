@@ -6,7 +6,7 @@ import pytest
 
 from guardrail.cluster.agreement import Agreement
 from guardrail.cluster.orders import Pin
-from guardrail.cluster.store import memory_store
+from guardrail.cluster.store import KeyedStore, memory_store
 
 LEASE_S = 0.3
 OLD, NEW = "guard-old", "guard-new"
@@ -157,6 +157,49 @@ async def test_an_owner_that_wrote_nothing_loses_nothing():
     data["before:second"], data["owner"] = "first", "second"  # it ended right there
 
     assert await memory_store(data).take("third") == Pin(3, "old", OLD)
+
+
+async def test_a_take_over_that_failed_half_way_is_done_again():
+    data: dict[str, str] = {}
+    first = memory_store(data)
+    await first.take("first")
+    await first.write(Pin(3, "old", OLD))
+    away = ["pin:first"]
+
+    def get(key: str) -> str | None:
+        if key in away:
+            away.remove(key)
+            raise ConnectionError("the store is away")
+        return data.get(key)
+
+    second = KeyedStore(get, data.__setitem__)
+    with pytest.raises(ConnectionError):
+        await second.take("second")
+    assert await asyncio.wait_for(second.take("second"), 2) == Pin(3, "old", OLD)
+    assert await memory_store(data).take("third") == Pin(3, "old", OLD)
+
+
+async def test_settings_that_are_told_during_an_update_are_written_in_their_turn(
+    agreement, join, monkeypatch
+):
+    await agreement.update("new.safetensors", NEW, **LIMITS)
+    await join("a")
+    written, write = [], agreement._store.write
+
+    async def slow(pin: Pin) -> None:
+        # What is written first takes longest.
+        await asyncio.sleep(0.05 if pin.epoch == 1 else 0)
+        await write(pin)
+        written.append(pin)
+
+    monkeypatch.setattr(agreement._store, "write", slow)
+    updating = asyncio.create_task(agreement.update("third", "guard-third", **LIMITS))
+    while agreement.phase != "pause":
+        await asyncio.sleep(0)
+    refused = await agreement.admit("new.safetensors", NEW)
+    assert (await updating).agreed == agreement.agreed == written[-1]
+    assert refused is not None
+    assert "guard-third" in refused
 
 
 async def test_other_settings_join_only_where_nobody_answers(agreement, join):

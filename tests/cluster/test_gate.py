@@ -39,7 +39,7 @@ class App:
 class Lease:
     held = True
 
-    def __call__(self) -> bool:
+    def __call__(self, _epoch: int) -> bool:
         return self.held
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,7 +23,7 @@ class Maker:
 
     def __init__(self, llava) -> None:
         self._model = (llava.model, llava.processor)
-        self.artefacts = {n: tiny_artefact(*self._model, seed=i) for i, n in enumerate("ab")}
+        self.artefacts = {n: tiny_artefact(*self._model, seed=i) for i, n in enumerate("abc")}
         self.made: list[Guard] = []
         self.hold = threading.Event()
         self.hold.set()
@@ -43,10 +46,14 @@ def maker(llava) -> Maker:
 
 @pytest.fixture
 async def serving(maker):
-    made = Serving(ReplicaGate(lambda: True, wait_s=1), maker, create_app)
+    made = Serving(ReplicaGate(lambda _epoch: True, wait_s=1), maker, create_app)
     yield made
     await made.aclose()
     assert maker.open == 0
+
+
+def epoch_of(serving: Serving) -> int:
+    return serving._current.pin.epoch
 
 
 def in_force(serving: Serving) -> str:
@@ -56,10 +63,10 @@ def in_force(serving: Serving) -> str:
 async def test_what_was_prepared_takes_over_on_the_same_model(serving, maker, until):
     await serving.serve(A)
     await serving.prepare(B)
-    assert serving.epoch == 0
+    assert epoch_of(serving) == 0
     await serving.pause()
     await serving.serve(B)
-    assert (serving.epoch, in_force(serving)) == (1, maker.artefacts["b"].artefact_id)
+    assert (epoch_of(serving), in_force(serving)) == (1, maker.artefacts["b"].artefact_id)
     assert maker.made[1].loaded is maker.made[0].loaded
     await until(lambda: maker.made[0].closed)
     assert len(maker.made) == 2
@@ -74,16 +81,62 @@ async def test_what_was_not_agreed_on_is_closed(serving, maker):
     assert maker.made[1].closed
 
 
+async def test_what_was_given_up_is_not_taken_for_what_was_agreed_on_next(serving, maker):
+    await serving.serve(A)
+    await serving.prepare(B)
+    await serving.serve(Pin(B.epoch, "c", "guard-c"))  # nothing was heard of the end of B
+    assert in_force(serving) == maker.artefacts["c"].artefact_id
+    assert maker.made[1].closed
+
+
+async def test_what_was_prepared_for_an_earlier_try_is_used_in_the_epoch_agreed_on(serving, maker):
+    await serving.serve(A)
+    await serving.prepare(B)
+    await serving.serve(replace(B, epoch=3))
+    assert (epoch_of(serving), len(maker.made)) == (3, 2)
+
+
+class Slow:
+    """An app of one answer that begins when `go` is set."""
+
+    def __init__(self) -> None:
+        self.go, self.came = asyncio.Event(), asyncio.Event()
+        self.state = SimpleNamespace(service=self)
+        self.router = SimpleNamespace(lifespan_context=lambda _app: contextlib.nullcontext())
+
+    async def replace(self, guard: Guard) -> None: ...
+
+    async def __call__(self, scope, receive, send) -> None:
+        self.came.set()
+        await self.go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+async def test_no_answer_of_before_begins_while_the_artefact_is_exchanged(maker, call):
+    agreed, app = [0], Slow()
+    gate = ReplicaGate(lambda epoch: epoch == agreed[0], wait_s=1)
+    serving = Serving(gate, maker, lambda _guard: app)
+    await serving.serve(A)
+    await serving.prepare(B)
+    late = call(gate).send()
+    await app.came.wait()
+    agreed[0] = 1  # it was silent for long, and hears that the others went over
+    app.go.set()
+    await serving.serve(B)
+    assert (await late.end()).status == 503
+    await serving.aclose()
+
+
 async def test_one_that_missed_an_update_loads_the_artefact_before_it_answers(serving, maker):
     await serving.serve(A)
     await serving.serve(B)
-    assert (serving.epoch, in_force(serving)) == (1, maker.artefacts["b"].artefact_id)
+    assert (epoch_of(serving), in_force(serving)) == (1, maker.artefacts["b"].artefact_id)
 
 
 async def test_the_same_artefact_in_a_later_epoch_is_not_loaded_again(serving, maker):
     await serving.serve(A)
     await serving.serve(C)
-    assert serving.epoch == 2
+    assert epoch_of(serving) == 2
     assert len(maker.made) == 1
 
 
