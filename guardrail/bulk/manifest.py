@@ -28,11 +28,12 @@ def read_manifest(out: Path) -> dict[str, Any] | None:
     path = out / NAME
     if not path.exists():
         others = sorted(name for name in os.listdir(out) if not name.startswith("."))
-        if others:
+        if others and NAME not in others:  # it may have come since
             raise ConfigurationError(
                 f"{out} holds {others[0]!r} and no {NAME}, so it is of no run; choose a new folder"
             )
-        return None
+        if not others:
+            return None
     try:
         found = strict_json(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:

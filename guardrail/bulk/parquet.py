@@ -6,13 +6,14 @@ read: for tables of pictures, write row groups of a few hundred rows.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guardrail.bulk.identity import file_digest
-from guardrail.bulk.items import Item
-from guardrail.errors import ConfigurationError, DatasetError
+from guardrail.bulk.items import Item, Loaded, plain_key
+from guardrail.errors import ConfigurationError, DatasetError, UnsupportedContentError
 from guardrail.extras import require
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardrail.bulk.columns import Columns
-    from guardrail.bulk.items import Loaded, Wanted
+    from guardrail.bulk.items import Wanted
 
 _BATCH = 16  # rows decoded together: each may hold pictures
 _BUFFER = 1 << 20  # bytes read ahead of each column
@@ -100,15 +101,29 @@ class ParquetSource:
         return f"{path.relative_to(self._folder).as_posix()}:{number - first}"
 
     def _load(self, batch: Any, place: int, folder: Path, key: str) -> Loaded:
-        (row,) = batch.slice(place, 1).to_pylist()
-        return self.columns.load(row, folder, prompt=self._prompt, otherwise=key)
+        return load_row(batch, place, self.columns, folder, prompt=self._prompt, otherwise=key)
+
+
+def load_row(
+    table: Any, place: int, columns: Columns, folder: Path, *, prompt: str | None, otherwise: str
+) -> Loaded:
+    """One row of an Arrow table or batch; see `Columns.load`."""
+    try:
+        (row,) = table.slice(place, 1).to_pylist()
+    except ValueError as error:  # text that is no UTF-8, a date that Python has none for
+        said = f"a value in this row cannot be read ({type(error).__name__})"
+        return Loaded(plain_key(None, otherwise), UnsupportedContentError(said))
+    return columns.load(row, folder, prompt=prompt, otherwise=otherwise)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     parquet, arrow = require("pyarrow.parquet"), require("pyarrow")
     try:
-        with parquet.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False) as file:
+        with (
+            arrow.OSFile(os.fsencode(path)) as source,  # a name need not be text
+            parquet.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False) as file,
+        ):
             yield file
     except (arrow.ArrowException, OSError) as error:  # a damaged page is an OSError to it
         said = " ".join(str(error).split())

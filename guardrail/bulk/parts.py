@@ -72,9 +72,13 @@ class Parts:
             OSError: the disk is full, say; then there is no part, and nothing half-written.
         """
         self._require_rows(number, [row["row"] for row in rows])
-        write_atomically(
-            self.path(number), _parquet(rows) if self.output == "parquet" else _jsonl(rows)
-        )
+        data = _parquet(rows) if self.output == "parquet" else _jsonl(rows)
+        try:
+            write_atomically(self.path(number), data)
+        except FileNotFoundError:
+            # Another process on the same shard finished it, and swept up what we were writing.
+            if not self.is_there(number):
+                raise
 
     def read(self, number: int, names: Sequence[str]) -> list[OutRow]:
         """Some fields of a part's rows, `row` among them.
@@ -88,6 +92,10 @@ class Parts:
             found = [row["row"] for row in rows]
         except (ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors
             raise self._damaged(path) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise self._damaged(path) from error  # a page that pyarrow cannot unpack
         self._require_rows(number, found)
         return rows
 

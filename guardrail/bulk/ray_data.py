@@ -10,6 +10,7 @@ from guardrail.bulk.columns import Columns
 from guardrail.bulk.engine import scored
 from guardrail.bulk.items import Item
 from guardrail.bulk.outcomes import VERDICT_FIELDS
+from guardrail.bulk.parquet import load_row
 from guardrail.errors import ConfigurationError
 from guardrail.extras import require
 
@@ -109,5 +110,6 @@ class _Scorer:
         return arrow.table(columns)
 
     def _load(self, table: Any, place: int) -> Any:
-        (row,) = table.slice(place, 1).to_pylist()
-        return self._columns.load(row, self._folder, prompt=self._prompt, otherwise="")
+        return load_row(
+            table, place, self._columns, self._folder, prompt=self._prompt, otherwise=""
+        )

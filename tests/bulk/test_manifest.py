@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -45,3 +46,12 @@ def test_a_damaged_manifest_is_said_to_be_one(tmp_path, text):
     (tmp_path / NAME).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigurationError, match="is damaged"):
         read_manifest(tmp_path)
+
+
+def test_one_that_comes_while_the_folder_is_looked_at_is_read(tmp_path, monkeypatch):
+    def late(path, listdir=os.listdir):
+        (tmp_path / NAME).write_text(json.dumps(FACTS))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", late)
+    assert read_manifest(tmp_path) == json.loads(json.dumps(FACTS))

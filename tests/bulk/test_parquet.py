@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from guardrail.bulk.columns import Columns
 from guardrail.bulk.parquet import ParquetSource
-from guardrail.errors import ConfigurationError, DatasetError
+from guardrail.errors import ConfigurationError, DatasetError, UnsupportedContentError
 
 
 def test_rows_of_many_files_are_in_order_and_named_by_file_and_number(
@@ -84,3 +86,28 @@ def test_files_of_different_columns_are_refused(parquet, tmp_path):
     ]
     with pytest.raises(ConfigurationError, match="other columns"):
         ParquetSource(paths, tmp_path, Columns(), prompt=None)
+
+
+def unreadable() -> pa.Array:
+    """A column of text of which the second value is no UTF-8, as careless writers leave it."""
+    held = pa.array([b"Row 0", b"Row \xff", b"Row 2"], pa.binary())
+    return pa.Array.from_buffers(pa.string(), 3, held.buffers())
+
+
+@pytest.mark.parametrize("name", ["text", "id"])
+def test_a_value_that_is_no_text_is_an_error_of_its_row_alone(tmp_path, everything, name):
+    columns = {"text": pa.array(["a", "b", "c"])} | {name: unreadable()}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    source = ParquetSource([tmp_path / "t.parquet"], tmp_path, Columns(), prompt=None)
+    first, second, third = [item.load() for item in source.items(everything)]
+    assert isinstance(second.value, UnsupportedContentError)
+    assert (second.key, "Row" in str(second.value)) == ("1", False)
+    assert isinstance(first.value, str)
+    assert isinstance(third.value, str)
+
+
+def test_a_file_whose_name_is_no_text_is_read(parquet, tmp_path, everything):
+    path = tmp_path / "\udcff.parquet"
+    parquet({"text": ["a"]}).rename(path)
+    source = ParquetSource([path], tmp_path, Columns(), prompt=None)
+    assert [item.load().value for item in source.items(everything)] == ["a"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 
 import pyarrow.parquet as pq
@@ -81,3 +82,30 @@ def test_without_pyarrow_json_lines_still_work_and_parquet_names_the_extra(tmp_p
     with pytest.raises(MissingExtraError, match=r"guardrail-vlm\[bulk\]"):
         Parts(out=tmp_path, rows=1, size=3, output="parquet")
     assert module.FORMATS == ("parquet", "jsonl")
+
+
+def test_a_page_that_cannot_be_unpacked_is_told_as_damage(tmp_path):
+    parts = Parts(out=tmp_path, rows=7, size=3, output="parquet")
+    parts.write(0, rows(0, 1, 2))
+    held = bytearray(parts.path(0).read_bytes())
+    held[20:60] = bytes(byte ^ 0xFF for byte in held[20:60])
+    parts.path(0).write_bytes(held)
+    with pytest.raises(DatasetError, match="remove it and start again"):
+        parts.read(0, ["row"])
+    with pytest.raises(FileNotFoundError):
+        parts.read(1, ["row"])
+
+
+def test_one_of_two_processes_on_a_part_may_lose_its_half_to_the_sweep_of_the_other(
+    parts, monkeypatch
+):
+    def sweep_first(source, target, replace=os.replace):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            parts.write(1, rows(3, 4, 5))
+        parts.sweep()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", sweep_first)
+    parts.write(1, rows(3, 4, 5))
+    assert parts.read(1, list(ROW_FIELDS)) == rows(3, 4, 5)
