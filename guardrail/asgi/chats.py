@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guardrail.asgi.labels import shown_labels
 from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
 from guardrail.requests.parts import as_mapping, refuse_unknown
@@ -19,6 +21,11 @@ _SETTINGS = frozenset(
     " repetition_penalty safety_identifier seed service_tier stop store stream stream_options"
     " temperature tool_choice top_k top_logprobs top_p truncation user verbosity".split()
 )
+# Some templates show these: they are words, as a text in one would go unchecked.
+_WORDED = ("reasoning", "reasoning_effort", "verbosity")
+_WORD = re.compile(r"[A-Za-z_]{0,16}")
+# Numbers and switches that have the model read less than what is checked, or more.
+_OTHER_TEXT = frozenset({"truncate_prompt_tokens", "enable_search"})
 _SOURCES = ("messages", "input", "prompt")
 _TOOLS = frozenset({"tools", "functions"})
 _FORMATS = frozenset({"response_format", "text"})  # a schema in them is shown to the model
@@ -57,7 +64,9 @@ class Content:
         if beside:
             value = with_caution(value, "\n\n".join(beside))
             if value is None:
-                raise UnsupportedContentError("tools and response formats need messages to go with")
+                raise UnsupportedContentError(
+                    "tools, response formats and names need a list of messages to go with"
+                )
         return value, {"tools": self.tools} if self.tools and with_tools else {}
 
 
@@ -78,23 +87,49 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
     source = sources[0]
     known = _SETTINGS | _TOOLS | _FORMATS | {source, *unchecked}
     _refuse_others(body, known | {"instructions"} if source == "input" else known)
+    _refuse_texts(body)
     read, change = _FORMS[source]
+    value, tools = read(body), _tools(body)
     beside = [text for key in sorted(_FORMATS) if (text := _schema(body.get(key)))]
+    beside += shown_labels(value, tools)
 
     def cautioned(words: str) -> bytes | None:
         changed = change(body, words)
         return None if changed is None else json.dumps({**body, **changed}).encode()
 
-    return Content(read(body), _tools(body), beside, cautioned)
+    return Content(value, tools, beside, cautioned)
 
 
 def _refuse_others(body: Body, known: Collection[str]) -> None:
     for key, value in body.items():
-        if key not in known and isinstance(value, str | list | Mapping) and value:
+        text = isinstance(value, Mapping) or (isinstance(value, str | list) and value)
+        # An empty object is no text, yet may switch on a search whose results are.
+        if key not in known and (text or (key in _OTHER_TEXT and value)):
             raise UnsupportedContentError(
                 f"the body has the key {key[:80]!r}, which is not read and would go unchecked; "
                 "leave it out, or let the route name it as unchecked or read it by its own select"
             )
+
+
+def _refuse_texts(body: Body) -> None:
+    format_ = body.get("text")
+    worded = {key: body.get(key) for key in _WORDED}
+    if isinstance(format_, Mapping):
+        worded["text.verbosity"] = format_.get("verbosity")
+    for key, value in worded.items():
+        if not _is_worded(value):
+            raise UnsupportedContentError(f"{key} holds a text, which would go unchecked")
+
+
+def _is_worded(value: object) -> bool:
+    match value:
+        case str():
+            return _WORD.fullmatch(value) is not None
+        case Mapping():
+            return all(map(_is_worded, value.values()))
+        case list():
+            return all(map(_is_worded, value))
+    return True
 
 
 def _messages(body: Body) -> Any:

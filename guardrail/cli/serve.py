@@ -6,11 +6,21 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from guardrail.cli import options as o
+from guardrail.cli import serve_access as access
+from guardrail.cli import serve_address as address
+from guardrail.cli import serve_bounds as bounds
+from guardrail.cli import serve_log as logs
 from guardrail.cli import serve_options as s
 from guardrail.cli import serve_upstream as up
 from guardrail.cli.output import session
 from guardrail.cli.serve_observe import Otel, observing
-from guardrail.cli.serve_parts import audit_log, configure_log, guard_source, read_keys
+from guardrail.cli.serve_parts import (
+    audit_log,
+    configure_log,
+    guard_source,
+    read_keys,
+    safe_names,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,32 +36,34 @@ if TYPE_CHECKING:
 def serve(
     model: s.Model,
     artefact: s.Artefact,
-    host: s.Host = "127.0.0.1",
-    port: s.Port = 8000,
-    unix_socket: s.UnixSocket = None,
-    tls_cert: s.TlsCert = None,
-    tls_key: s.TlsKey = None,
-    model_name: s.ModelAlias = "guarded",
-    api_keys: s.ApiKeys = None,
-    insecure_no_keys: s.Insecure = False,
-    open_metrics: s.OpenMetrics = False,
-    open_status: s.OpenStatus = False,
-    cors_origin: s.CorsOrigins = None,
-    fetch_urls: s.FetchUrls = False,
-    max_concurrent: s.MaxConcurrent = 64,
-    max_per_client: s.MaxPerClient = None,
-    max_connections: s.MaxConnections = 512,
-    max_body_bytes: s.MaxBodyBytes = 32_000_000,
-    timeout: s.Timeout = 120.0,
-    body_timeout: s.BodyTimeout = 30.0,
-    header_timeout: s.HeaderTimeout = 10.0,
-    drain: s.Drain = 30.0,
-    audit: s.Audit = None,
-    audit_max_bytes: s.AuditMaxBytes = 0,
-    audit_backups: s.AuditBackups = 5,
-    log_format: s.LogFormat = "json",
-    log_level: s.LogLevel = "info",
-    log_prompts: s.LogPrompts = False,
+    host: address.Host = "127.0.0.1",
+    port: address.Port = 8000,
+    unix_socket: address.UnixSocket = None,
+    tls_cert: address.TlsCert = None,
+    tls_key: address.TlsKey = None,
+    model_name: address.ModelAlias = "guarded",
+    api_keys: access.ApiKeys = None,
+    insecure_no_keys: access.Insecure = False,
+    open_metrics: access.OpenMetrics = False,
+    open_status: access.OpenStatus = False,
+    cors_origin: access.CorsOrigins = None,
+    fetch_urls: access.FetchUrls = False,
+    max_concurrent: bounds.MaxConcurrent = 64,
+    max_per_client: bounds.MaxPerClient = None,
+    max_connections: bounds.MaxConnections = 512,
+    max_body_bytes: bounds.MaxBodyBytes = 32_000_000,
+    max_checks: bounds.MaxChecks = 256,
+    default_tokens: bounds.DefaultTokens = 1024,
+    timeout: bounds.Timeout = 120.0,
+    body_timeout: bounds.BodyTimeout = 30.0,
+    header_timeout: bounds.HeaderTimeout = 10.0,
+    drain: bounds.Drain = 30.0,
+    audit: logs.Audit = None,
+    audit_max_bytes: logs.AuditMaxBytes = 0,
+    audit_backups: logs.AuditBackups = 5,
+    log_format: logs.LogFormat = "json",
+    log_level: logs.LogLevel = "info",
+    log_prompts: logs.LogPrompts = False,
     otel: Otel = False,
     upstream: up.Url = None,
     upstream_key_env: up.KeyEnv = None,
@@ -65,7 +77,7 @@ def serve(
     policy: s.Policy = None,
     device: s.Device = None,
     dtype: s.Dtype = "auto",
-    revision: o.Revision = None,
+    revision: s.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     allow_mismatch: o.AllowMismatch = False,
     debug: o.Debug = False,
@@ -77,20 +89,17 @@ def serve(
     """
     with session(debug=debug):
         configure_log(log_format, log_level)
-        from guardrail.server.binding import hostnames, require_safe_bind
         from guardrail.server.listening import Listening
         from guardrail.server.settings import ServerSettings
 
         keys = read_keys(api_keys)
-        if unix_socket is None:
-            require_safe_bind(host, keys, insecure=insecure_no_keys)
-        names = hostnames(host, keys, insecure=insecure_no_keys or unix_socket is not None)
+        insecure = insecure_no_keys or unix_socket is not None
         settings = ServerSettings(
             model_name=model_name,
             keys=keys,
             open_metrics=open_metrics,
             open_status=open_status,
-            hostnames=names,
+            hostnames=safe_names(host, keys, insecure=insecure),
             cors_origins=tuple(cors_origin or ()),
             fetch_urls=fetch_urls,
             max_body_bytes=max_body_bytes,
@@ -98,6 +107,8 @@ def serve(
             body_timeout_s=body_timeout,
             max_concurrent=max_concurrent,
             max_per_client=max_per_client,
+            max_checks=max_checks,
+            default_tokens=default_tokens,
             drain_s=drain,
             log_prompts=log_prompts,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
@@ -56,6 +56,18 @@ def read_keys(file: Path | None) -> tuple[ApiKey, ...]:
     return keys + keys_from_text(listed, source=KEYS_VARIABLE) if listed else keys
 
 
+def safe_names(host: str, keys: Sized, *, insecure: bool) -> frozenset[str]:
+    """The names by which requests may call a server that may listen at this host; none: any.
+
+    Raises:
+        ConfigurationError: it would answer everybody who can reach this machine.
+    """
+    from guardrail.server.binding import hostnames, require_safe_bind
+
+    require_safe_bind(host, keys, insecure=insecure)
+    return hostnames(host, keys, insecure=insecure)
+
+
 @contextmanager
 def audit_log(path: Path | None, max_bytes: int, backups: int) -> Iterator[AuditLog | None]:
     """The audit log, for the block; the lines it lost are told at its end."""
@@ -98,8 +110,10 @@ def guard_source(
 
     from guardrail.model.load import load_model
 
-    # the log has one event a line
+    # the log has one event a line, in its one form
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
 
     return GuardSource(
         loaded=load_model(model, **loading.keywords()),

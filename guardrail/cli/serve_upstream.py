@@ -150,5 +150,6 @@ def upstream_answerer(
         )
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        raise ConfigurationError(f"--upstream: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"--upstream: {said}") from None
     return through(upstream)

@@ -32,6 +32,9 @@ _VIDEO_KEYS = {
     "video_url": ("video_url",),
     "input_video": ("video_url",),
 }
+MEDIA_KEYS = frozenset(
+    key for keys in (*_IMAGE_KEYS.values(), *_VIDEO_KEYS.values()) for key in keys
+)
 _ACCEPTED = ", ".join((*_TEXT_KEYS, *_IMAGE_KEYS, *_VIDEO_KEYS))
 # Say how to handle a part, never what is in it; `source_type` is LangChain's older form.
 _ABOUT_PARTS = frozenset({"type", "id", "index", "cache_control", "detail"})

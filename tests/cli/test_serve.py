@@ -60,3 +60,21 @@ def test_options_come_from_the_environment_too(run, monkeypatch):
     monkeypatch.setenv("GUARDRAIL_SERVE_HOST", "0.0.0.0")
     result = serve(run)
     assert "0.0.0.0 can be reached" in " ".join(result.output.split())
+
+
+def test_every_bound_reaches_the_server_from_an_option_or_a_variable(run, monkeypatch):
+    served = []
+    monkeypatch.setattr("guardrail.cli.serve.guard_source", lambda *_: None)
+    monkeypatch.setattr("guardrail.cli.serve._answer", lambda _, *parts: served.append(parts))
+    monkeypatch.setenv("GUARDRAIL_SERVE_DEFAULT_TOKENS", "7")
+    monkeypatch.setenv("GUARDRAIL_SERVE_MAX_CHECKS", "9")
+    numbers = ["--max-checks", "8", "--max-concurrent", "5", "--max-per-client", "3"]
+    times = ["--timeout", "4", "--body-timeout", "2", "--header-timeout", "1", "--drain", "6"]
+    sizes = ["--max-connections", "10", "--max-body-bytes", "11"]
+    assert serve(run, *numbers, *times, *sizes).exit_code == 0
+    ((settings, listening, *_),) = served
+    assert (settings.default_tokens, settings.max_checks) == (7, 8)
+    assert (settings.max_concurrent, settings.max_per_client) == (5, 3)
+    assert (settings.timeout_s, settings.body_timeout_s, settings.drain_s) == (4, 2, 6)
+    assert settings.max_body_bytes == 11
+    assert (listening.header_timeout_s, listening.max_connections) == (1, 10)

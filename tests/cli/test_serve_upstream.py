@@ -57,5 +57,7 @@ def test_what_cannot_hold_is_told_without_secrets(monkeypatch):
     with pytest.raises(ConfigurationError, match="printable") as caught:
         settings_of(key_env="UP_KEY")
     assert "two words" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="--upstream: the upstream's address"):
+        settings_of("ftp://host")
     with pytest.raises(ConfigurationError, match="no user"):
         settings_of("http://user:secret@host/v1")

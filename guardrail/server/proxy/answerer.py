@@ -52,7 +52,7 @@ class ProxyAnswerer:
     def __init__(self, service: Service, settings: UpstreamSettings) -> None:
         self._service, self._settings = service, settings
         self._upstream = Upstream(settings)
-        self._checks, self._reach = checking.Checks(settings.unchecked), Reach(self._upstream)
+        self._reach = Reach(self._upstream)
         self._made = int(time.time())
         _log.info("forwarding", extra={"upstream": settings.url, "key": settings.key is not None})
         if settings.key_in_clear:
@@ -78,7 +78,8 @@ class ProxyAnswerer:
         model, caller = self._model(asked.model), request.state.caller
         deadline = asyncio.get_running_loop().time() + self._service.settings.timeout_s
         options = ask_options(self._service, caller)
-        checked = await self._checks.check(asked, self._service.guard, **options)
+        unchecked = self._settings.unchecked
+        checked = await checking.check(asked, self._service.guard, unchecked, options)
         headers = headers_of(checked.verdict)
         if checked.done == "flag":
             return _flagged(checked, caller, headers)
@@ -104,9 +105,8 @@ class ProxyAnswerer:
         return await self._reach.trouble()
 
     async def aclose(self) -> None:
-        """Let go of connections, and of guards that were made for checking."""
+        """Let go of connections."""
         await self._upstream.aclose()
-        await asyncio.to_thread(self._checks.close)
 
     async def _forwarded(
         self,

@@ -7,7 +7,6 @@ import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 from starlette.exceptions import HTTPException
 
@@ -15,6 +14,7 @@ from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type, parsed_json
 from guardrail.errors import DetectorError, GuardrailError
 from guardrail.server.api_error import ApiError
+from guardrail.server.proxy.media import refuse_unclear_media
 from guardrail.settling import settled
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from guardrail.types import Verdict
 
 _log = logging.getLogger(__name__)
-_DEEP = "the body is nested too deep"
-_OPENS_NOTHING = {"local_files": False, "allowed_hosts": frozenset[str]()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +52,13 @@ class Asked:
         """The bytes for the upstream: what was parsed, written again, so that both read the same.
 
         Raises:
-            HTTPException: 400, a text of it has no UTF-8 form, or it is nested too deep.
+            HTTPException: 400, a text of it has no UTF-8 form.
         """
         body = {**self.body, "model": model}
         try:
             return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         except UnicodeEncodeError:
             raise HTTPException(400, "a text of the body holds half a character") from None
-        except RecursionError:
-            raise HTTPException(400, _DEEP) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,52 +92,25 @@ async def read(data: bytes, headers: Headers, form: Form) -> Asked:
     return Asked(form, body)
 
 
-class Checks:
-    """Checks what goes to an upstream. Addresses and files that a client names are never opened.
+async def check(
+    asked: Asked, guard: Guard, unchecked: Collection[str], options: Mapping[str, Any]
+) -> Checked:
+    """The verdict, and what becomes of the request. `options` are those of `guard.acheck`.
 
-    The upstream would fetch an address by itself, and perhaps get another picture than the guard.
+    Raises:
+        GuardrailError: it cannot be read or checked, and the policy does not let it pass.
     """
-
-    def __init__(self, unchecked: Collection[str]) -> None:
-        self._unchecked = unchecked
-        # by the guard in force: it may be exchanged while requests are under way
-        self._strict: WeakKeyDictionary[Guard, Guard] = WeakKeyDictionary()
-
-    async def check(self, asked: Asked, guard: Guard, **options: Any) -> Checked:
-        """The verdict, and what becomes of the request.
-
-        Raises:
-            GuardrailError: it cannot be read or checked, and the policy does not let it pass.
-        HTTPException: 400, it is nested too deep.
-        """
-        checker = self._opening_nothing(guard)
-        policy = checker.policy
-        try:
-            content = read_chat(asked.body, self._unchecked)
-            verdict = await _verdict(content, checker, options)
-        except RecursionError:  # reading takes more room than parsing did
-            raise HTTPException(400, _DEEP) from None
-        except GuardrailError as error:
-            if not _lets_pass(error, policy):
-                raise
-            _log.warning("the policy lets a request through unchecked: %s", type(error).__name__)
-            return Checked(asked, None, "pass", policy)
-        return _settled(asked, content, verdict, policy)
-
-    def close(self) -> None:
-        """Close the guards that were made here."""
-        for made in [*self._strict.values()]:
-            made.close()
-        self._strict.clear()
-
-    def _opening_nothing(self, guard: Guard) -> Guard:
-        policy = guard.policy.model_copy(update=_OPENS_NOTHING)
-        if policy == guard.policy:
-            return guard
-        made = self._strict.get(guard)
-        if made is None:
-            made = self._strict[guard] = guard.with_policy(policy)
-        return made
+    policy = guard.policy
+    try:
+        await asyncio.to_thread(refuse_unclear_media, asked.body[asked.form.source])
+        content = read_chat(asked.body, unchecked)
+        verdict = await _verdict(content, guard, options)
+    except GuardrailError as error:
+        if not _lets_pass(error, policy):
+            raise
+        _log.warning("the policy lets a request through unchecked: %s", type(error).__name__)
+        return Checked(asked, None, "pass", policy)
+    return _settled(asked, content, verdict, policy)
 
 
 async def _verdict(content: Content, guard: Guard, options: Mapping[str, Any]) -> Verdict:

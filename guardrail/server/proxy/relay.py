@@ -108,7 +108,8 @@ class Relay:
         if event.data is None:
             return raw
         self._failed = self._failed or bool(event.data.get("error"))
-        if self._told and not self._form.closes(event.data, self._usage):
+        due = not self._told or self._form.closes(event.data, self._usage)
+        if not due and FIELD not in event.data:  # an upstream may have a verdict of its own
             return raw
         self._told = True
         return event.with_field(FIELD, self._verdict)

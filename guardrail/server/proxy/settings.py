@@ -7,6 +7,7 @@ import re
 from pathlib import Path  # pydantic reads the annotation
 from urllib.parse import urlsplit
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from guardrail.errors import ConfigurationError
@@ -64,7 +65,12 @@ class UpstreamSettings(BaseModel):
                 "the upstream's address must hold no user, query or fragment; give a key by "
                 "environment or file"
             )
-        return value.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
+        address = value.rstrip("/") + ("" if parts.path.strip("/") else "/v1")
+        try:
+            httpx.URL(address)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"the upstream's address cannot be used: {error}") from None
+        return address
 
     @field_validator("key")
     @classmethod

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _ERROR_BYTES = 65_536
 _HIDDEN = "***"
+_SHORTEST_SECRET = 8  # local servers are given keys such as "ollama" or "EMPTY"
 # Shorter than servers keep idle connections: a request must not meet one that is just being closed.
 _IDLE_S = 2.0
 _UNSURE = frozenset({502, 503, 504})
@@ -58,8 +59,10 @@ class Upstream:
         return text.replace(self._key, _HIDDEN) if self._key else text
 
     def clean_bytes(self, data: bytes) -> bytes:
-        """`clean` for bytes."""
-        return data.replace(self._key.encode(), _HIDDEN.encode()) if self._key else data
+        """An answer without this server's key; one as short as a word is in answers by chance."""
+        if len(self._key) < _SHORTEST_SECRET:
+            return data
+        return data.replace(self._key.encode(), _HIDDEN.encode())
 
     async def send(
         self,

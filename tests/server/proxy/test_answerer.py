@@ -210,6 +210,13 @@ UNREAD = [
     {"previous_response_id": "resp_1"},
     {"tools": [{"type": "web_search"}]},
     {"extra": {"a": "bad"}},
+    {"reasoning_effort": "low\n\nbad words"},
+    {"reasoning": {"effort": "low", "more": ["bad words"]}},
+    {"verbosity": "bad words"},
+    {"text": {"verbosity": "bad words"}},
+    {"truncate_prompt_tokens": 3},
+    {"web_search_options": {}},
+    {"enable_search": True},
 ]
 
 
@@ -226,9 +233,11 @@ async def test_what_nobody_reads_is_refused(proxy_of, upstream, wire, more):
     [
         {"tools": [{"type": "function", "function": {"name": "f", "description": "bad"}}]},
         {"response_format": {"type": "json_schema", "json_schema": {"description": "bad"}}},
+        {"messages": [{"role": "user", "name": "bad", "content": "x"}]},
+        {"messages": [{"role": "tool", "tool_call_id": "a bad id", "content": "x"}]},
     ],
 )
-async def test_tools_and_schemas_are_checked_like_messages(proxy_of, upstream, wire, more):
+async def test_tools_schemas_and_names_are_checked_like_messages(proxy_of, upstream, wire, more):
     answer = await proxy_of().post(PATH, json={**wire.CHAT, **more})
     assert answer.headers["x-guardrail-action"] == "flag"
     assert upstream.seen == []
@@ -353,20 +362,19 @@ async def test_without_an_own_key_none_is_sent(proxy_of, upstream, wire):
     assert "authorization" not in upstream.seen[0].headers
 
 
-async def test_a_guard_made_for_checking_is_closed_at_the_end(app_of, wire):
-    guard = wire.WordGuard(Policy(local_files=False, allowed_hosts=frozenset({"h.example"})))
+async def test_verdicts_are_counted_by_the_guard_in_force(app_of, guard_of, wire):
+    guard = guard_of(allowed_hosts=frozenset({"h.example"}))
     app = app_of(guard, ServerSettings(fetch_urls=True))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://p") as proxy:
-        await proxy.post(PATH, json=wire.CHAT)
-        await proxy.post(PATH, json=wire.CHAT)
-    await app.state.service.aclose()
-    assert [made.closed for made in guard.made] == [True]
+        assert (await proxy.post(PATH, json=wire.CHAT)).status_code == 200
+    [counted] = app.state.service.guard.monitor.snapshot().modalities.values()
+    assert counted.n == 1
 
 
 @pytest.mark.parametrize("key", ["user", "tools", "response_format", "messages"])
 async def test_deep_bodies_are_refused_or_forwarded_whole(proxy_of, upstream, key):
     proxy = proxy_of()
-    for depth in (100, *range(800, 1_000, 9)):
+    for depth in (90, *range(94, 102), 900):
         deep = f'{{"a": {"[" * depth}{"]" * depth}}}'
         inside = {
             "tools": f'[{{"type": "function", "function": {{"name": "f", "parameters": {deep}}}}}]',

@@ -162,6 +162,16 @@ async def test_the_key_does_not_come_back_in_a_stream(proxy_of, upstream, wire):
     assert answer.text.endswith("[DONE]\n\n")
 
 
+async def test_the_verdict_of_another_guard_behind_this_one_is_not_told_as_its_own(
+    proxy_of, upstream, wire
+):
+    said = wire.told({**wire.piece({"content": "x"}), "guardrail": {"action": "flag"}})
+    upstream.streams(wire.WORDS[0], said, *wire.LAST)
+    answer = await streamed(proxy_of(), wire)
+    told = wire.events(answer.content)[:-1]
+    assert {e["guardrail"]["action"] for e in told if "guardrail" in e} == {"pass"}
+
+
 async def test_words_arrive_before_the_upstream_has_ended(app_of, served, upstream, wire):
     go_on = asyncio.Event()
 

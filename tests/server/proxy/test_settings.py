@@ -24,7 +24,18 @@ def test_an_address_without_a_path_gets_the_usual_one(given, used):
     assert UpstreamSettings(url=given).url == used
 
 
-@pytest.mark.parametrize("url", ["h:1", "ftp://h", "http://", "http://u:p@h/v1", "http://h/?k=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "h:1",
+        "ftp://h",
+        "http://",
+        "http://u:p@h/v1",
+        "http://h/?k=1",
+        "http://h:x",
+        "http://h/\x07",
+    ],
+)
 def test_an_address_that_is_none_or_hides_a_secret_is_refused(url):
     with pytest.raises(ValidationError):
         UpstreamSettings(url=url)

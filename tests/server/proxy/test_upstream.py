@@ -103,6 +103,16 @@ async def test_the_key_does_not_come_back(proxy_of, upstream, wire, number):
     assert KEY not in answer.text + str(answer.headers)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_key_that_is_a_word_is_not_cut_out_of_answers(proxy_of, upstream, wire, stream):
+    if stream:
+        upstream.streams(wire.told(wire.piece({"content": "an ollama"})), *wire.LAST)
+    else:
+        upstream.says({**wire.ANSWER, "model": "an ollama"})
+    answer = await asked(proxy_of(key="ollama"), wire, stream=stream)
+    assert "an ollama" in answer.text
+
+
 async def test_an_upstream_that_is_not_there_is_a_bad_gateway(proxy_of, unused_port, wire):
     proxy = proxy_of(url=f"http://127.0.0.1:{unused_port}")
     answer = await asked(proxy, wire)

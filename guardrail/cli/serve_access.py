@@ -1,0 +1,71 @@
+"""Options of `guardrail serve`: who may ask, and for what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_ENV = "GUARDRAIL_SERVE_"
+_PANEL = "Who may ask"
+
+ApiKeys = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-keys",
+        envvar="GUARDRAIL_API_KEYS_FILE",
+        exists=True,
+        dir_okay=False,
+        metavar="FILE",
+        rich_help_panel=_PANEL,
+        help="name:token lines (or name:sha256:HEX); only their bearers may ask. The variable "
+        "GUARDRAIL_API_KEYS holds the same between commas.",
+    ),
+]
+Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure-no-keys",
+        envvar=f"{_ENV}INSECURE_NO_KEYS",
+        rich_help_panel=_PANEL,
+        help="Answer everybody, at any address: only behind something that asks for keys.",
+    ),
+]
+OpenMetrics = Annotated[
+    bool,
+    typer.Option(
+        "--open-metrics",
+        envvar=f"{_ENV}OPEN_METRICS",
+        rich_help_panel=_PANEL,
+        help="/metrics needs no key.",
+    ),
+]
+OpenStatus = Annotated[
+    bool,
+    typer.Option(
+        "--open-status",
+        envvar=f"{_ENV}OPEN_STATUS",
+        rich_help_panel=_PANEL,
+        help="The status page needs no key.",
+    ),
+]
+CorsOrigins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cors-origin",
+        envvar=f"{_ENV}CORS_ORIGINS",
+        metavar="ORIGIN",
+        rich_help_panel=_PANEL,
+        help="A site whose pages may ask from a browser; repeatable. Default: none.",
+    ),
+]
+FetchUrls = Annotated[
+    bool,
+    typer.Option(
+        "--fetch-urls",
+        envvar=f"{_ENV}FETCH_URLS",
+        rich_help_panel=_PANEL,
+        help="Fetch pictures from the policy's `allowed_hosts`; otherwise only data: URLs.",
+    ),
+]

@@ -1,0 +1,94 @@
+"""A picture that readers could take for different ones does not reach the upstream."""
+
+from __future__ import annotations
+
+import base64
+from io import BytesIO
+
+import pytest
+
+from guardrail.errors import UnsupportedContentError
+from guardrail.policy import Policy
+from guardrail.requests.images import decode_image
+from guardrail.server.proxy.media import refuse_unclear_media
+
+PATH = "/v1/chat/completions"
+
+
+@pytest.fixture
+def encoded(picture):
+    file = BytesIO()
+    picture().save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def chat(part):
+    return {"model": "big", "messages": [{"role": "user", "content": [part]}]}
+
+
+def parts(url):
+    return [
+        {"type": "image_url", "image_url": {"url": url, "detail": "any detail"}},
+        {"type": "image_url", "image_url": url},
+        {"type": "image", "url": url},
+        {"type": "video", "video": [url, url]},
+    ]
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "DATA:image/png;base64,", ""])
+def test_plain_base64_is_clear(encoded, which, head):
+    lines = "\r\n".join(encoded[i : i + 76] for i in range(0, len(encoded), 76))
+    for text in (encoded, lines, lines + "\n"):
+        refuse_unclear_media(chat(parts(head + text)[which])["messages"])
+
+
+@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:9/x.png",
+        "HTTPS://host/x.png",
+        "file:///etc/passwd",
+        "//host/x.png",
+        "data:image/png;a=b;base64,AAAA",
+        "data:image/png,AAAA",
+        "data:;base64,AAAA",
+        "data:image/png;base64,AA%41A",
+        "data:image/png;base64,AAA=A",
+        "data:image/png;base64,AAAA#AAAA",
+        "data:image/png;base64,AA-_",
+        "data:image/png;base64,",
+    ],
+)
+def test_what_readers_may_take_differently_is_refused(which, url):
+    with pytest.raises(UnsupportedContentError, match="plain base64"):
+        refuse_unclear_media(chat(parts(url)[which])["messages"])
+
+
+def test_words_and_calls_are_no_media():
+    refuse_unclear_media("http://host/x.png")
+    call = {"function": {"name": "f", "arguments": {"url": "http://host/"}}}
+    text = {"role": "user", "content": "see http://host/x.png"}
+    refuse_unclear_media([text, {"role": "assistant", "content": None, "tool_calls": [call]}])
+
+
+def test_a_long_text_that_does_not_fit_is_gone_over_once():
+    with pytest.raises(UnsupportedContentError):
+        refuse_unclear_media([{"image": " " * 300_000 + "!"}])
+
+
+@pytest.mark.parametrize("trick", ["percent", "second mark"])
+async def test_a_picture_behind_the_checked_one_does_not_get_through(
+    proxy_of, upstream, encoded, trick
+):
+    raw = base64.b64decode(encoded)
+    if trick == "percent":  # a lenient reader of base64 skips the percent signs
+        url = "data:image/png;base64," + encoded.replace("A", "%41", 4)
+    else:  # a reader that looks for ";base64," finds another picture
+        url = f"data:image/png,{''.join(f'%{byte:02x}' for byte in raw)};base64,{encoded}"
+    policy = Policy()
+    decode_image(url, limits=policy.limits, allowed_hosts=(), local_files=False)  # the guard can
+    answer = await proxy_of().post(PATH, json=chat(parts(url)[0]))
+    assert answer.status_code == 422
+    assert upstream.seen == []
