@@ -13,21 +13,20 @@ if TYPE_CHECKING:
 
     from guardrail.server.service import Service
 
-_FREE = frozenset({"GET", "HEAD", "OPTIONS"})  # they cost next to nothing
+FREE = frozenset({"GET", "HEAD", "OPTIONS"})  # they cost next to nothing, and bring no body
 
 
 class Admission:
     """Answers 429 to requests beyond the bounds; the body of one is not read."""
 
     def __init__(self, app: ASGIApp, *, service: Service) -> None:
-        self._app = app
+        self._app, self._service = app, service
         self._most = service.settings.max_concurrent
-        self._most_each = service.settings.per_client
         self._by_client: Counter[str | None] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse one request."""
-        if scope["type"] != "http" or scope["method"] in _FREE:
+        if scope["type"] != "http" or scope["method"] in FREE:
             await self._app(scope, receive, send)
             return
         client = scope["state"]["caller"].client
@@ -45,8 +44,9 @@ class Admission:
     def _problem(self, client: str | None) -> Problem | None:
         if self._by_client.total() >= self._most:
             return _busy(f"the server has its {self._most} requests under way", "too_many_requests")
-        if self._by_client[client] >= self._most_each:
-            return _busy(f"you have your {self._most_each} requests under way", "too_many_requests")
+        most_each = self._service.settings.per_client(self._service.keys)
+        if self._by_client[client] >= most_each:
+            return _busy(f"you have your {most_each} requests under way", "too_many_requests")
         return None
 
 

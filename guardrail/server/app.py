@@ -79,6 +79,7 @@ def create_app(
         middleware=seen.around(_middlewares(service), outside_of=Admission),
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the client named
     )
     app.state.service = service
     problems.install(app)

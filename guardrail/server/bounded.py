@@ -12,8 +12,9 @@ from starlette.requests import ClientDisconnect
 
 from guardrail.asgi.answers import Problem
 from guardrail.asgi.body import Body
+from guardrail.server.admission import FREE
 from guardrail.server.gate import DRAINING
-from guardrail.server.problems import AnswerCutError, refuse, stream_end
+from guardrail.server.problems import LATE, AnswerCutError, refuse, stream_end
 from guardrail.server.prompts import log_prompt
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
     from guardrail.server.service import Service
 
+_MOST_OF_FREE = 1024  # bytes, of requests that nobody counts and some of which need no key
 _LAST_WORD_S = 1.0  # for a client that does not read to take the end of its stream
 
 # Neither these nor 413 close the connection: closing it while a body arrives would make many
 # clients miss the answer. What still arrives is thrown away, for as long as headers may take.
 _SLOW_BODY = Problem(408, "the body did not arrive in time", "body_timeout")
-_LATE = Problem(504, "the time of this request was over before its answer was", "timeout")
 
 
 class Bounded:
@@ -46,7 +47,8 @@ class Bounded:
             return
         deadline = asyncio.get_running_loop().time() + self._service.settings.timeout_s
         with self._service.lifecycle.request():
-            body = Body(receive, self._service.settings.max_body_bytes)
+            most = self._service.settings.max_body_bytes
+            body = Body(receive, _MOST_OF_FREE if scope["method"] in FREE else most)
             problem = await self._read(body, scope)
             if problem is not None:
                 await refuse(problem, scope, receive, send)
@@ -93,7 +95,7 @@ class Bounded:
             if gone.done():
                 gone.result()
                 raise ClientDisconnect
-            return DRAINING if over.done() else _LATE
+            return DRAINING if over.done() else LATE
         finally:
             for task in tasks:
                 task.cancel()

@@ -6,13 +6,14 @@ model can honour. A key that is no field is kept in `model_extra`, for whoever a
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from guardrail.server.json_values import Object, Objects, Texts
+
 _INT64 = 2**63
 _STOPS, _STOP_CHARS = 4, 1_000
-Object = dict[str, Any]
 
 
 class StreamOptions(BaseModel):
@@ -30,7 +31,7 @@ class ChatBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str
-    messages: list[Object] = Field(min_length=1)
+    messages: Objects = Field(min_length=1)
 
     # how it is answered
     stream: bool | None = None
@@ -42,8 +43,8 @@ class ChatBody(BaseModel):
     top_k: int | None = Field(default=None, ge=-1, lt=2**31, description="-1 and 0: all tokens")
     repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
     seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
-    stop: str | list[str] | None = Field(default=None, description="up to 4 texts")
-    tools: list[Object] | None = None
+    stop: str | Texts | None = Field(default=None, description="up to 4 texts")
+    tools: Objects | None = None
     tool_choice: str | Object | None = Field(default=None, description="none | auto")
     parallel_tool_calls: bool | None = None
 
@@ -55,14 +56,14 @@ class ChatBody(BaseModel):
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[str, float] | None = None
     response_format: Object | None = None
-    modalities: list[str] | None = None
+    modalities: Texts | None = None
     reasoning_effort: str | None = None
     verbosity: str | None = None
     audio: Object | None = None
     prediction: Object | None = None
     moderation: Object | None = None
     web_search_options: Object | None = None
-    functions: list[Object] | None = None
+    functions: Objects | None = None
     function_call: str | Object | None = None
 
     # what changes no answer here

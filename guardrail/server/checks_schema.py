@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Object = dict[str, Any]
+from guardrail.server.json_values import Object, Objects
 
 
 class CheckItem(BaseModel):
@@ -17,9 +17,9 @@ class CheckItem(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    input: str | list[Object] | None = Field(default=None, description="a text, or content parts")
-    messages: list[Object] | None = None
-    tools: list[Object] | None = None
+    input: str | Objects | None = Field(default=None, description="a text, or content parts")
+    messages: Objects | None = None
+    tools: Objects | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -27,7 +27,7 @@ class CheckItem(BaseModel):
             raise ValueError("send either `input` or `messages`")
         return self
 
-    def value(self) -> str | list[Object]:
+    def value(self) -> str | Objects:
         """As `Guard.acheck` reads it."""
         if isinstance(self.input, list):
             return [{"role": "user", "content": self.input}]
@@ -40,10 +40,10 @@ class ChecksBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str | None = Field(default=None, description="the served model; it may be left out")
-    input: str | list[Object] | None = None
-    messages: list[Object] | None = None
-    tools: list[Object] | None = None
-    inputs: list[Object] | None = Field(
+    input: str | Objects | None = None
+    messages: Objects | None = None
+    tools: Objects | None = None
+    inputs: Objects | None = Field(
         default=None, min_length=1, description="objects with `input` or `messages`, and `tools`"
     )
 

@@ -87,7 +87,9 @@ class Form:
         return [_call(call) for call in result.tool_calls[:wanted]]
 
     def _finish(self, result: Result) -> str:
-        return "tool_calls" if result.tool_calls else _FINISH[result.finish_reason]
+        """Calls of an answer that was cut may not be all of them, so it does not end in calls."""
+        finish = _FINISH[result.finish_reason]
+        return "tool_calls" if finish == "stop" and result.tool_calls else finish
 
 
 def form_of(verdict: Verdict, model: str, *, parallel_calls: bool | None) -> Form:

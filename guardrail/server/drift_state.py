@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from guardrail.guard import Guard
-    from guardrail.monitor import Comparison
+    from guardrail.monitor import Comparison, Monitor
 
 EVERY_S = 30.0
 
@@ -24,16 +24,16 @@ class DriftState:
         self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._every_s, self._clock, self._lock = every_s, clock, threading.Lock()
-        self._known: tuple[str, float, Comparison] | None = None
+        self._known: tuple[Monitor, float, Comparison] | None = None
 
     def of(self, guard: Guard) -> Comparison:
-        """The comparison for this guard; another artefact's is never given out for it."""
-        artefact_id, now = guard.artefact.artefact_id, self._clock()
+        """The comparison for this guard; another one's is never given out for it."""
+        monitor, now = guard.monitor, self._clock()
         with self._lock:
             if self._known is not None:
                 whose, when, comparison = self._known
-                if whose == artefact_id and now - when < self._every_s:
+                if whose is monitor and now - when < self._every_s:
                     return comparison
-            comparison = compare(guard.monitor.snapshot(), guard.artefact)
-            self._known = (artefact_id, now, comparison)
+            comparison = compare(monitor.snapshot(), guard.artefact)
+            self._known = (monitor, now, comparison)
             return comparison

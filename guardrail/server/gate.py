@@ -27,6 +27,12 @@ DRAINING = Problem(
     "draining",
     {"Retry-After": "1", "Connection": "close"},
 )
+_AMBIGUOUS = Problem(  # where it ends is one thing to us, and maybe another to what is in front
+    400,
+    "a body has a Content-Length or a Transfer-Encoding, not both",
+    "ambiguous_length",
+    {"Connection": "close"},
+)
 _MISDIRECTED = Problem(
     421, "this server is not known by the name in the Host header", "misdirected"
 )
@@ -53,13 +59,16 @@ class Gate:
 
     def _problem(self, scope: Scope) -> Problem | None:
         headers, path = Headers(scope=scope), scope["path"]
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return _AMBIGUOUS
         if self._names and _hostname(headers.get("host", "")) not in self._names:
             return _MISDIRECTED
         if self._service.lifecycle.draining and path not in HEALTH:
             return DRAINING
-        if not self._service.keys or path in self._open:
+        reads = scope["method"] == "GET"  # others bring bodies, and take places for them
+        if not self._service.keys or (reads and path in self._open):
             return None
-        browser = path in STATUS and scope["method"] == "GET"
+        browser = reads and path in STATUS
         client = client_of(_token(headers, browser=browser), self._service.keys)
         if client is None:
             return _unknown(browser=browser)

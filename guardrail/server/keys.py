@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN = re.compile(r"[\x21-\x7e]{16,512}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_OF_NOTHING = hashlib.sha256().hexdigest()
 
 
 class ApiKey(BaseModel):
@@ -41,6 +42,8 @@ def api_key(name: str, token: str) -> ApiKey:
             "an API key's name is 1 to 64 letters, digits and '._-'; write name:token"
         )
     hashed = _DIGEST.fullmatch(token)
+    if hashed is not None and hashed[1] == _OF_NOTHING:  # of a variable that was not set
+        raise ConfigurationError(f"the API key {name!r} is the digest of an empty token")
     if hashed is not None:
         return ApiKey(name=name, digest=bytes.fromhex(hashed[1]))
     if _TOKEN.fullmatch(token) is None or token.startswith("sha256:"):

@@ -22,10 +22,10 @@ def contents(body: LiteLLMBody) -> list[Content]:
     """
     sent, found = body.structured_messages or [], []
     functions, others = _sorted(body.tools or [])
-    seen = set(_strings(sent))
+    chat = [readable(row) for row in sent]
+    seen = set(_strings(chat))
     parts = [*_texts(body, seen), *_pictures(body, seen)]
-    if sent:
-        chat = [readable(row) for row in sent]
+    if chat:
         found.append(Content(chat, tools=functions, beside=others))
     elif functions or others:
         parts[:0] = [_text(json.dumps(tool, ensure_ascii=False)) for tool in body.tools or []]
@@ -62,11 +62,12 @@ def _text(text: str) -> dict[str, Any]:
 
 
 def _sorted(tools: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Functions in the OpenAI form, and what else there is, as text."""
+    """Functions in the OpenAI form, and as text what else there is: many templates show it all."""
     functions, others = [], []
     for tool in tools:
-        if tool.get("type") == "function" and isinstance(tool.get("function"), dict):
-            functions.append({"type": "function", "function": tool["function"]})
+        usual = tool.keys() == {"type", "function"} and tool["type"] == "function"
+        if usual and isinstance(tool["function"], dict):
+            functions.append(tool)
         else:
             others.append(json.dumps(tool, ensure_ascii=False))
     return functions, others

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Object = dict[str, Any]
+from guardrail.server.json_values import Object, Objects, Texts
 
 
 class LiteLLMBody(BaseModel):
@@ -20,11 +20,11 @@ class LiteLLMBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     input_type: Literal["request", "response"]
-    texts: list[str] | None = None
-    images: list[str] | None = Field(default=None, description="data URLs or base64")
-    structured_messages: list[Object] | None = None
-    tools: list[Object] | None = None
-    tool_calls: list[Object] | None = None
+    texts: Texts | None = None
+    images: Texts | None = Field(default=None, description="data URLs or base64")
+    structured_messages: Objects | None = None
+    tools: Objects | None = None
+    tool_calls: Objects | None = None
 
 
 class LiteLLMAnswer(BaseModel):
@@ -32,6 +32,6 @@ class LiteLLMAnswer(BaseModel):
 
     action: Literal["NONE", "BLOCKED", "GUARDRAIL_INTERVENED"]
     blocked_reason: str | None = None
-    texts: list[str] | None = Field(default=None, description="in the place of those that came")
-    images: list[str] | None = None
+    texts: Texts | None = Field(default=None, description="in the place of those that came")
+    images: Texts | None = None
     guardrail: Object | None = None

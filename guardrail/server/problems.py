@@ -18,6 +18,7 @@ from guardrail.errors import (
     GuardrailViolation,
     MissingExtraError,
     QueueFullError,
+    RequestTimeoutError,
     UrlNotAllowedError,
 )
 from guardrail.server.api_error import ApiError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
     from starlette.types import Receive, Scope, Send
 
+LATE = Problem(504, "the time of this request was over before its answer was", "timeout")
 _NO_ADDRESS = (
     "an address in the request may not be fetched by this server; send the content as a data: URL"
 )
@@ -106,6 +108,8 @@ def told_as(error: Exception, refusal: str) -> Problem:
             seconds = math.ceil(max(getattr(error, "retry_after_s", 1.0), 1.0))
             wait = {"Retry-After": str(seconds)}
             return Problem(429, "too many requests are waiting", "queue_full", wait)
+        case RequestTimeoutError():
+            return LATE
         case UrlNotAllowedError():  # its words may tell where names lead to in this network
             return Problem(422, _NO_ADDRESS, "url_not_allowed")
         case MissingExtraError():

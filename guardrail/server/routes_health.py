@@ -18,7 +18,7 @@ async def alive() -> dict[str, str]:
 async def ready(request: Request) -> JSONResponse:
     """Whether chats are answered now; `status` says why not, `note` what an operator should see."""
     service = request.app.state.service
-    trouble = "draining" if service.lifecycle.draining else await service.answerer.trouble()
+    trouble = "draining" if service.lifecycle.draining else await service.trouble()
     told = {"status": trouble or "ok", "artefact": service.guard.artefact.artefact_id}
     if service.note is not None:
         told["note"] = service.note

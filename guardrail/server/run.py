@@ -44,7 +44,9 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self._lifecycle.draining:
+        if self.should_exit:
+            os._exit(_FORCED)  # what is left waits for the model, and it is asked for no answer
+        elif self._lifecycle.draining:
             self._lifecycle.end_now()
             self.should_exit = self.force_exit = True
         else:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from guardrail.server.observing import Observation
     from guardrail.server.settings import ServerSettings
 
+_HUNG_S = 30.0  # one step of a slow model may take that long
+
 
 class Answerer(Protocol):
     """Answers chats: with the guarded model itself, or by another server once it was checked."""
@@ -61,6 +63,12 @@ class Service:
         self.lifecycle = Lifecycle(drain_s=self.settings.drain_s)
         self.keys = self.settings.keys
         self._enforce(self.guard)
+
+    async def trouble(self) -> str | None:
+        """Why requests cannot be answered now; None when they can."""
+        if self.guard.load.overdue_s > _HUNG_S:
+            return "the model does not come back from a request; start the server again"
+        return await self.answerer.trouble()
 
     async def replace(self, guard: Guard) -> None:
         """Put another guard in force; waits until no request uses the one before it.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardrail.server.keys import ApiKey
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class ServerSettings(BaseModel):
@@ -37,10 +42,9 @@ class ServerSettings(BaseModel):
     drain_s: float = Field(default=30.0, ge=0, description="for answers under way at the end")
     log_prompts: bool = False
 
-    @property
-    def per_client(self) -> int:
-        """How many requests of one client may be under way."""
+    def per_client(self, keys: Iterable[ApiKey]) -> int:
+        """How many requests of one client may be under way where these keys are in force."""
         if self.max_per_client is not None:
             return self.max_per_client
-        several = len({key.name for key in self.keys}) > 1
+        several = len({key.name for key in keys}) > 1
         return (self.max_concurrent + 1) // 2 if several else self.max_concurrent

@@ -1,7 +1,8 @@
 """Routes whose JSON bodies are read one way only, whoever reads them.
 
 What is judged must be what is answered or passed on: so a body is refused where two readers may
-differ on it (`guardrail.asgi.content` lists how), before its schema is looked at.
+differ on it (`guardrail.asgi.content` lists how), before its schema is looked at. So is one of so
+many values that looking at them all would hold up everybody else.
 """
 
 from __future__ import annotations
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
     from fastapi import Response
 
 
+_MOST_VALUES, _MOST_KEYS = 200_000, 10_000
+_MOST_COMMAS = 5 * _MOST_VALUES  # texts have some, too; so many values are quickly read
+
+_TOO_MANY = (
+    f"the body has more than {_MOST_VALUES} values, or an object of more than {_MOST_KEYS} keys; "
+    "send less at once"
+)
+
+
 class StrictRequest(Request):
     """A request whose `json()` is strict, and the same object each time."""
 
@@ -28,10 +38,11 @@ class StrictRequest(Request):
         """The body's value.
 
         Raises:
-            HTTPException: 400, it is no JSON, or not the same to all readers.
+            HTTPException: 400, it is no JSON, or not the same to all readers; 413, it has more than
+                200,000 values, or an object of more than 10,000 keys.
         """
         if not hasattr(self, "_strict"):
-            self._strict = await asyncio.to_thread(parsed_json, await self.body())
+            self._strict = await asyncio.to_thread(_bounded_json, await self.body())
         return self._strict
 
 
@@ -56,3 +67,18 @@ async def _check(request: Request) -> None:
         raise HTTPException(415, f"this route reads {JSON} only")
     if not await request.body():
         raise HTTPException(400, "the body is empty; it must be a JSON object")
+
+
+def _bounded_json(data: bytes) -> Any:
+    if data.count(b",") > _MOST_COMMAS:
+        raise HTTPException(413, _TOO_MANY)
+    value = parsed_json(data)
+    left, waiting = _MOST_VALUES, [value]
+    while waiting:
+        outer = waiting.pop()
+        if isinstance(outer, dict | list):
+            left -= len(outer)
+            if left < 0 or (isinstance(outer, dict) and len(outer) > _MOST_KEYS):
+                raise HTTPException(413, _TOO_MANY)
+            waiting += outer.values() if isinstance(outer, dict) else outer
+    return value

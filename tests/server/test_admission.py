@@ -8,6 +8,7 @@ import pytest
 
 from guardrail.server import ServerSettings
 from guardrail.server.admission import Admission
+from guardrail.server.keys import keys_from_text
 
 
 class Slow:
@@ -15,7 +16,8 @@ class Slow:
 
     def __init__(self, settings):
         self.go, self.inside = asyncio.Event(), 0
-        self.app = Admission(self._answer, service=SimpleNamespace(settings=settings))
+        self.service = SimpleNamespace(settings=settings, keys=settings.keys)
+        self.app = Admission(self._answer, service=self.service)
 
     async def _answer(self, scope, receive, send):
         self.inside += 1
@@ -78,6 +80,18 @@ async def test_one_client_leaves_places_to_others(tried):
     await until(slow, 3)
     slow.go.set()
     assert [answer.status_code for answer in await asyncio.gather(*under_way)] == [200] * 3
+
+
+async def test_a_client_has_less_once_there_is_a_second_one(tried):
+    slow, ask = tried(max_concurrent=2)
+    under_way = [ask("a")]
+    await until(slow, 1)
+    slow.service.keys = keys_from_text("a:0123456789abcdef,b:fedcba9876543210", source="x")
+    assert (await ask("a")).status_code == 429
+    under_way.append(ask("b"))
+    await until(slow, 2)
+    slow.go.set()
+    assert [answer.status_code for answer in await asyncio.gather(*under_way)] == [200] * 2
 
 
 async def test_a_cancelled_request_leaves_its_place(tried):

@@ -66,6 +66,11 @@ def test_calls_are_told_as_text_and_end_the_turn():
     assert second["function"] == {"name": "go", "arguments": "not json"}
 
 
+def test_an_answer_that_was_cut_does_not_end_in_calls():
+    cut = replace(RESULT, finish_reason="length", tool_calls=CALLS)
+    assert whole(cut)["choices"][0]["finish_reason"] == "length"
+
+
 def test_words_beside_a_call_stay():
     message = whole(replace(RESULT, tool_calls=CALLS))["choices"][0]["message"]
     assert message["content"] == "Well."

@@ -43,3 +43,12 @@ def test_another_artefact_is_compared_at_once(guards):
     drift = DriftState(every_s=30, clock=Clock())
     for guard in (*guards, *guards):
         assert drift.of(guard).artefact_id == guard.artefact.artefact_id
+
+
+def test_a_guard_that_takes_another_ones_place_is_judged_by_its_own_requests(guards):
+    before, drift = guards[0], DriftState(every_s=30, clock=Clock())
+    for _ in range(200):
+        before.monitor.add(Modality.TEXT, Action.FLAG, 5.0)
+    assert drift.of(before).alarm
+    after = Stub(before.artefact)  # a reload, with nothing but another policy
+    assert not drift.of(after).alarm

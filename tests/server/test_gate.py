@@ -71,6 +71,29 @@ async def test_health_needs_none(path, client):
         assert (await client.get(path)).status_code == 200
 
 
+async def test_without_a_key_nothing_is_read_of_a_body(guard_of, client_of):
+    settings = ServerSettings(keys=KEYS[:1], max_concurrent=1)
+    async with client_of(guard_of(), settings) as client:
+        for method in ("POST", "PUT", "DELETE"):
+            answer = await client.request(method, "/healthz", content=never())
+            assert answer.status_code == 401
+        answer = await client.request("GET", "/healthz", content=bytes(2000))
+        assert answer.status_code == 413
+
+
+async def never():
+    """A body, of which nothing may be asked."""
+    yield pytest.fail("the body of a request without a key was read")
+
+
+async def test_a_path_with_a_slash_too_many_leads_nowhere(client):
+    async with client:
+        told = bearer() | {"Host": "evil.example"}
+        answer = await client.post("/v1/chat/completions/", json=HELLO, headers=told)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "not_found"
+
+
 async def test_metrics_and_status_can_be_opened(guard_of, client_of):
     settings = ServerSettings(keys=KEYS, open_metrics=True, open_status=True)
     async with client_of(guard_of(), settings) as client:

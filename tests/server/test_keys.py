@@ -48,6 +48,11 @@ def test_a_digest_stands_for_its_token():
     assert client_of(A, [bare]) == "key-1"
 
 
+def test_the_digest_of_nothing_lets_nobody_in():
+    with pytest.raises(ConfigurationError, match="'web' is the digest of an empty token"):
+        api_key("web", f"sha256:{hashlib.sha256(b'').hexdigest()}")
+
+
 def test_one_client_may_have_two_tokens():
     keys = keys_from_text(f"web:{A}\nweb:{B}", source="x")
     assert client_of(A, keys) == client_of(B, keys) == "web"

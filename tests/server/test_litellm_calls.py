@@ -49,10 +49,23 @@ def test_a_picture_in_the_chat_is_not_judged_again():
 
 def test_functions_go_with_the_chat_and_other_tools_as_text():
     other = {"type": "web_search", "filters": {"allowed": ["a"]}}
-    (content,) = judged(structured_messages=CHAT, tools=[TOOL | {"id": "1"}, other])
+    (content,) = judged(structured_messages=CHAT, tools=[TOOL, other])
     assert content.tools == [TOOL]
     assert len(content.beside) == 1
     assert "web_search" in content.beside[0]
+
+
+def test_what_stands_beside_a_tools_function_is_judged_too():
+    (content,) = judged(structured_messages=CHAT, tools=[TOOL | {"description": "and more"}])
+    assert content.tools == []
+    assert "and more" in content.beside[0]
+
+
+def test_a_text_is_judged_although_it_stands_where_the_guard_does_not_read():
+    hidden = [{"type": "redacted_thinking", "data": "more"}, {"type": "text", "text": "hello"}]
+    chat = [{"role": "assistant", "content": hidden}]
+    _, beside = judged(structured_messages=chat, texts=["hello", "more"])
+    assert parts_of(beside) == [{"type": "text", "text": "more"}]
 
 
 def test_tools_without_a_chat_are_text():

@@ -5,8 +5,13 @@ import json
 import pytest
 from starlette.exceptions import HTTPException
 
-from guardrail.errors import ConfigurationError, QueueFullError, UrlNotAllowedError
-from guardrail.server.problems import stream_end, told_as
+from guardrail.errors import (
+    ConfigurationError,
+    QueueFullError,
+    RequestTimeoutError,
+    UrlNotAllowedError,
+)
+from guardrail.server.problems import LATE, stream_end, told_as
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.2, "1"), (2.1, "3"), (60, "60")])
@@ -21,6 +26,10 @@ def test_where_an_address_leads_is_not_told():
     problem = told_as(UrlNotAllowedError("a.example resolves to 10.0.0.5"), "no")
     assert (problem.status, problem.code) == (422, "url_not_allowed")
     assert "10.0.0.5" not in problem.message
+
+
+def test_a_late_answer_is_told_the_same_whoever_notices():
+    assert told_as(RequestTimeoutError("the check took too long"), "no") == LATE
 
 
 def test_statuses_have_codes():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import ssl
 import subprocess
@@ -70,6 +71,28 @@ async def test_an_idle_server_ends_with_the_first_signal(running):
         assert "server" not in answer.headers
     await ended(server, task)
     assert not server.force_exit
+
+
+async def test_a_second_signal_does_not_wait_for_what_ends_slowly(running, monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    server, task, _ = await running()
+    slow, go_on = asyncio.Event(), asyncio.Event()
+    real = server.lifespan.shutdown
+
+    async def shutdown():
+        slow.set()
+        await go_on.wait()
+        await real()
+
+    monkeypatch.setattr(server.lifespan, "shutdown", shutdown)
+    server.handle_exit(signal.SIGTERM, None)
+    await asyncio.wait_for(slow.wait(), 20)
+    assert codes == []
+    server.handle_exit(signal.SIGTERM, None)
+    assert codes == [1]
+    go_on.set()
+    await asyncio.wait_for(task, 20)
 
 
 async def test_what_a_proxy_says_of_the_client_is_not_believed(running):

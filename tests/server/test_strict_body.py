@@ -99,3 +99,24 @@ async def test_json_of_another_shape_is_told_apart_from_malformed_json(client, d
 async def test_a_route_without_a_body_needs_no_type(client):
     async with client:
         assert (await client.get("/plain")).json() == {"ok": True}
+
+
+MANY = b"1," * 200_000 + b"1"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"name": [' + MANY + b"]}",
+        b'{"name": [' + b'["", ""],' * 70_000 + b"{}]}",
+        b"{" + b",".join(b'"%d": 1' % number for number in range(10_001)) + b"}",
+        b'{"name": [' + b"1," * 1_000_001 + b"no JSON",  # refused unread
+    ],
+)
+async def test_more_values_than_can_be_looked_at_are_too_large(client, data):
+    assert (await post(client, data)).status_code == 413
+
+
+async def test_a_long_text_is_one_value(client):
+    answer = await post(client, b'{"name": "' + MANY + b'"}')
+    assert answer.json()["name"] == MANY.decode()

@@ -59,7 +59,7 @@ def test_every_answer_is_one_that_the_api_describes(described: Any, mode: Genera
     assert len(asked) == 5
 
     @given(case=st.one_of([each.as_strategy(generation_mode=mode) for each in asked]))
-    @settings(max_examples=60, **BOUNDED)
+    @settings(max_examples=40, **BOUNDED)
     def run(case: Any) -> None:
         answer = case.call(headers=KEY)
         case.validate_response(answer, checks=CHECKS)
@@ -175,7 +175,7 @@ BODIES = st.fixed_dictionaries(
 
 
 @given(body=BODIES)
-@settings(max_examples=150, **BOUNDED)
+@settings(max_examples=100, **BOUNDED)
 def test_odd_chats_are_answered_or_refused(client: httpx.Client, body: Any) -> None:
     data = json.dumps(body).encode()
     answer = client.post(

@@ -50,6 +50,7 @@ async def test_two_lengths_or_a_length_beside_chunks_are_no_request(served, guar
     async with served(guard_of()) as url:
         for head in (
             b"Content-Length: 5\r\nContent-Length: 6",
+            b"Content-Length: 5\r\nTransfer-Encoding: chunked",
             b"Content-Length: 5\r\nTransfer-Encoding: gzip, chunked",
             b"Transfer-Encoding: xchunked",
             b"Content-Length: -1",

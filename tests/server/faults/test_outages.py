@@ -9,7 +9,7 @@ import threading
 import httpx
 import pytest
 
-from guardrail.server import create_app
+from guardrail.server import ServerSettings, create_app
 
 CHAT = "/v1/chat/completions"
 
@@ -95,16 +95,54 @@ async def test_requests_end_in_clear_when_the_thread_of_the_model_is_killed(
         assert await right_again(url) == before
 
 
-async def test_a_full_disk_under_the_audit_log_costs_no_answer(start, right_again):
+async def test_a_model_that_hangs_costs_no_more_than_the_time_of_each_request(
+    served, guard_of, right_again, hello, monkeypatch
+):
+    monkeypatch.setattr("guardrail.server.service._HUNG_S", 0.2)
+    guard, go_on = guard_of(), threading.Event()
+    async with (
+        served(guard, ServerSettings(timeout_s=1)) as url,
+        httpx.AsyncClient(base_url=url, timeout=30) as client,
+    ):
+        before = await right_again(url)
+        with monkeypatch.context() as patch:
+            patch.setattr("guardrail.online.engine.generate_rows", lambda *_, **__: go_on.wait())
+            patch.setattr("guardrail.online.engine.check_rows", lambda *_, **__: go_on.wait())
+            answers = await asyncio.gather(
+                client.post(CHAT, json=hello),
+                client.post(CHAT, json=hello | {"stream": True}),
+                client.post("/v1/checks", json={"input": "hello"}),
+            )
+            assert {answer.status_code for answer in answers} == {504}
+            assert await until_ready(client, 503)
+            assert (await client.get("/healthz")).status_code == 200
+        go_on.set()
+        assert await until_ready(client, 200)
+        assert await right_again(url) == before
+
+
+async def until_ready(client, status):
+    for _ in range(500):
+        if (await client.get("/readyz")).status_code == status:
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_a_full_disk_under_the_audit_log_costs_no_answer(start, right_again, hello):
     server = start("--audit", "/dev/full")
     first = await right_again(server.url)
     assert first[0] == 200
     assert await right_again(server.url) == first
-    async with httpx.AsyncClient(base_url=server.url) as client:
+    long = hello | {"messages": [{"role": "user", "content": "hello " * 3000}]}
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        assert (await client.post(CHAT, json=long)).status_code == 413
         assert (await client.get("/readyz")).status_code == 200
         metrics = (await client.get("/metrics")).text
     [lost] = [line for line in metrics.splitlines() if line.startswith("guardrail_audit_dropped")]
     assert float(lost.split()[-1]) >= 2
     told = [line for line in server.lines if "audit" in line["event"]]
     assert told
-    assert "hello" not in server.log.read_text()
+    log = server.log.read_text()
+    assert "hello" not in log
+    assert all(line.startswith("{") for line in log.splitlines())  # of the tokenizer's library, too
