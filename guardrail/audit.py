@@ -104,6 +104,8 @@ class AuditLog:
         self.include_text = include_text
         if max_bytes and not isinstance(target, str | Path):
             raise ConfigurationError("max_bytes rotates files; a stream cannot be rotated")
+        if max_bytes and backups < 1:  # the standard library would let the file grow for ever
+            raise ConfigurationError(f"max_bytes needs at least one of `backups`; got {backups}")
         self._sink = (
             _open(Path(target), max_bytes, backups)
             if isinstance(target, str | Path)

@@ -258,9 +258,12 @@ class Result:
 class Load:
     """How busy a guard's model is: requests waiting and running, of all guards on it.
 
-    `places` is how many may wait (the policy's `limits.queue`).
+    `places` is how many may wait (the policy's `limits.queue`), `overdue_s` for how many seconds
+    the model has not come back from requests whose time is over; 0 where it does, as it should
+    within a token.
     """
 
     waiting: int
     running: int
     places: int
+    overdue_s: float = 0.0

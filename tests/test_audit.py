@@ -187,6 +187,12 @@ def test_files_are_their_owners_alone_rotated_ones_too(tmp_path):
     assert len(list(tmp_path.iterdir())) > 1
 
 
+def test_a_bound_that_would_not_hold_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="backups"):
+        AuditLog(tmp_path / "audit.jsonl", max_bytes=600, backups=0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_threads_lose_no_line_while_files_rotate(tmp_path):
     path = tmp_path / "audit.jsonl"
     with AuditLog(path, max_bytes=5_000, backups=100) as log:

@@ -68,5 +68,7 @@ class Job(Generic[T]):
             self.fail(RequestCancelledError("the request was given up before its turn came"))
         elif self.deadline is not None and time.monotonic() >= self.deadline:
             self.fail(RequestTimeoutError("the time was over before the request's turn came"))
+        if self.future.done():
+            return False
         self.started_at = time.monotonic()
-        return not self.future.done()
+        return True

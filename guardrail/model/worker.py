@@ -85,12 +85,16 @@ class ModelWorker:
         """How many jobs wait and run."""
         with self._changed:
             running = sum(not job.future.done() for job in self._running)
-            return Load(len(self._waiting), running, limits.queue)
+            return Load(len(self._waiting), running, limits.queue, self._overdue_s())
 
     def drain_s(self) -> float:
         """When the jobs that wait now should be done, in s, within 1 to 60."""
         with self._changed:
             return self._pace.drain_s(len(self._waiting) + len(self._running))
+
+    def _overdue_s(self) -> float:
+        ends = [math.inf if job.deadline is None else job.deadline for job in self._running]
+        return max(time.monotonic() - max(ends, default=math.inf), 0.0)
 
     def _require_share(self, job: Job[Any]) -> None:
         held, free = self._waiting.held_by(job.client), job.limits.queue - len(self._waiting)
@@ -199,7 +203,9 @@ class ModelWorker:
         with self._changed:
             self._running = []
             now = time.monotonic()
-            self._pace.ran(len(batch), now - started)
+            ran = sum(job.started_at is not None for job in batch)
+            if ran:  # what nobody waited for any more says nothing about the model
+                self._pace.ran(ran, now - started)
             if len(batch) > 1:
                 self._shared_at = now
             self._changed.notify_all()

@@ -36,7 +36,9 @@ class Metrics:
         self._outages = self._counter(
             "guardrail_outages_total", "Requests that the detector failed on."
         )
-        self._queue = self._seconds("guardrail_queue_seconds", "From asking to the model's start.")
+        self._queue = self._seconds(
+            "guardrail_queue_seconds", "From queueing to the model's start."
+        )
         self._verdict = self._seconds(
             "guardrail_verdict_seconds", "From the model's start to the verdict."
         )

@@ -203,6 +203,23 @@ def test_a_full_queue_says_so_and_waiting_for_a_place_works(worker):
     thread.join(WAIT)
 
 
+def test_requests_that_ended_while_they_waited_do_not_make_the_model_look_fast(worker):
+    worker._pace.ran(1, 5.0)
+    gate = Gate(worker)
+    given_up = [job(echo(), n, cancelled=threading.Event()) for n in range(3)]
+    for each in given_up:
+        worker.submit(each)
+        each.cancelled.set()
+    pace = worker._pace.drain_s(1)
+    gate.open.set()
+    for each in given_up:
+        with pytest.raises(RequestCancelledError):
+            each.future.result(WAIT)
+    last = Gate(worker)  # by now the batch of nobody is on the books
+    assert worker._pace.drain_s(1) == pytest.approx(pace * 0.75, rel=0.05)  # the gate's own part
+    last.open.set()
+
+
 def test_one_client_cannot_take_the_last_places_from_the_others(worker):
     gate = Gate(worker)
     limits = Limits(queue=8, batch=1)
@@ -279,6 +296,18 @@ def test_the_load_counts_who_waits_and_who_runs(worker):
     waiting.future.result(WAIT)
     gate.job.future.result(WAIT)
     assert worker.load(LIMITS).waiting == 0
+
+
+def test_the_load_tells_of_a_model_that_does_not_come_back(worker):
+    gate = Gate(worker)
+    assert worker.load(LIMITS).overdue_s == 0
+    gate.job.deadline = time.monotonic() - 40
+    assert worker.load(LIMITS).overdue_s >= 40
+    gate.open.set()
+    gate.job.future.result(WAIT)
+    worker.submit(last := job(echo()))
+    last.future.result(WAIT)
+    assert worker.load(LIMITS).overdue_s == 0
 
 
 def test_a_job_knows_how_long_it_waited_and_ran(worker):
