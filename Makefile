@@ -65,9 +65,10 @@ $(LOWEST)/.installed: $(STAMP) tests/adapters/lowest.txt
 	$(BIN)/python -m pip install --quiet --upgrade --target $(LOWEST) -r tests/adapters/lowest.txt
 	@touch $@
 
-test-lowest: $(LOWEST)/.installed  ## the adapters' tests with the lowest versions they allow
+test-lowest: $(LOWEST)/.installed  ## adapters and server with the lowest versions they allow
 	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -o filterwarnings=default \
-	  tests/adapters tests/langchain tests/llamaindex tests/asgi
+	  tests/adapters tests/langchain tests/llamaindex tests/asgi tests/server tests/bulk/test_parquet.py \
+	  --ignore tests/server/clients --ignore tests/server/faults --ignore tests/server/test_load.py
 
 lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
 	$(BIN)/ruff check .
@@ -76,7 +77,7 @@ lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test test-lowest examples  ## exactly what CI runs
+check: lint test test-lowest examples test-ray  ## exactly what CI runs
 
 bench: $(TINY)/config.json  ## guarded against plain, side by side in one run
 	$(BIN)/python examples/bench.py --model $(TINY) --out .demo
