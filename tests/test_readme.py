@@ -19,7 +19,8 @@ def test_every_command_the_readme_names_is_a_target_or_a_command() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text("utf-8"), re.M))
     assert set(re.findall(r"^make ([a-z-]+)", text, re.M)) <= targets
-    commands = {command.callback.__name__ for command in app.registered_commands}
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    commands |= {group.name for group in app.registered_groups}
     assert set(re.findall(r"^guardrail ([a-z]+)", text, re.M)) <= commands
 
 
