@@ -50,6 +50,7 @@ def test_every_service_is_watched_and_reached_from_this_machine_alone(
 def test_what_is_mounted_is_there_and_cannot_be_written(
     compose: dict[str, Any], service: dict[str, Any], deploy: Path
 ) -> None:
+    assert len(set(service["volumes"])) == len(service["volumes"])  # compose refuses twins
     for volume in service["volumes"]:
         source, _, _target = re.sub(r"\$\{(\w+):\?[^}]*\}", r"$\1", volume).partition(":")
         if source.startswith("./"):
