@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import resource
 import stat
+from contextlib import contextmanager
 
 import pytest
 
@@ -21,13 +22,15 @@ def file(path):
     made.close()
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """Files of this process end at 100 bytes, as on a full disk."""
+    """Files of this process end at 100 bytes, as on a full disk; pytest's own output, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_line_is_in_the_file_at_once(file, path):
@@ -45,12 +48,13 @@ def test_a_new_file_is_its_owners_alone_and_an_old_ones_mode_stays(file, path, t
     assert stat.S_IMODE(old.stat().st_mode) == 0o640
 
 
-def test_of_a_line_that_does_not_fit_nothing_is_kept(file, path, small_files):
-    file.write("a" * 59 + "\n")
-    with pytest.raises(OSError, match="too large"):
-        file.write("b" * 59 + "\n")
-    assert path.read_text() == "a" * 59 + "\n"
-    file.write("c" * 9 + "\n")
+def test_of_a_line_that_does_not_fit_nothing_is_kept(file, path):
+    with small_files():
+        file.write("a" * 59 + "\n")
+        with pytest.raises(OSError, match="too large"):
+            file.write("b" * 59 + "\n")
+        assert path.read_text() == "a" * 59 + "\n"
+        file.write("c" * 9 + "\n")
     assert path.read_text().splitlines() == ["a" * 59, "c" * 9]
 
 
