@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from guardrail.cluster.store import Store
 
 _MARGIN = 1.2  # clocks of two machines do not run at quite the same pace
+_KEPT_S = 5.0  # a question at most: who asks gives up after a while, however long its lease
 
 
 @dataclass(slots=True)
@@ -92,7 +93,7 @@ class Agreement:
             member.facts = facts
         async with self._changed:
             try:
-                async with asyncio.timeout(self._lease_s / 4):
+                async with asyncio.timeout(min(self._lease_s / 4, _KEPT_S)):
                     while seen == self._token(replica):
                         await self._changed.wait()
             except TimeoutError:

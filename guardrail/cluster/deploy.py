@@ -153,9 +153,9 @@ def _asked(name: str, method: str, *values: object, wait_s: float, **more: objec
     while True:
         try:
             actor: Any = ray.get_actor(actor_name(name), namespace=NAMESPACE)
-            return ray.get(
-                getattr(actor, method).remote(*values, **more), timeout=end - time.monotonic()
-            )
+            asked = getattr(actor, method).remote(*values, **more)
+            # Ray ends the process where it is given less than no time.
+            return ray.get(asked, timeout=max(0.0, end - time.monotonic()))
         except ray.exceptions.ActorUnavailableError as error:
             if time.monotonic() > end - _LOOK_S or method == "update":
                 raise ClusterError("the coordinator is starting again; ask again") from error

@@ -74,13 +74,13 @@ class Wire:
     async def _through(self, method: str, values: Any) -> Any:
         world, chance = self._world, self._world.chance
         await world.pass_time()
-        if self.cut or chance.random() < 0.03:
+        if self.cut or chance.random() < world.trouble:
             raise ConnectionError("lost on the way there")
         # One in charge before may still answer: the replica has not heard of the next one.
-        known = world.coordinators[-2:] if chance.random() < 0.2 else world.coordinators[-1:]
-        answer = await getattr(known[0], method)(*values)
+        known = world.coordinators[-2:] if chance.random() < 7 * world.trouble else None
+        answer = await getattr((known or world.coordinators[-1:])[0], method)(*values)
         await world.pass_time()
-        if self.cut or chance.random() < 0.03:
+        if self.cut or chance.random() < world.trouble:
             raise ConnectionError("lost on the way back")
         return answer
 
@@ -111,7 +111,9 @@ class App:
 
     async def __call__(self, _scope: Any, _receive: Any, send: Any) -> None:
         guard = self._guard
-        await self._world.pass_time(self._world.chance.choice([0.0, 0.1, 4.0]))
+        chance = self._world.chance
+        most_s = 15.0 if chance.random() < 0.01 else chance.choice([0.0, 0.1, 4.0])
+        await self._world.pass_time(most_s)
         headers = [(b"artefact", guard.artefact_id.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -134,24 +136,32 @@ class Replica:
         )
         self.following = asyncio.create_task(self.follower.run())
 
+    async def kill(self) -> None:
+        """End it as a process ends: what it was told and what it promised stay with the others."""
+        self.wire.cut = True
+        self.following.cancel()
+        await asyncio.gather(self.following, return_exceptions=True)
+        await self.serving.aclose()
+
 
 class World:
     """Everything, and the ids of artefacts in the order in which answers began."""
 
-    def __init__(self, seed: int) -> None:
-        self.chance = random.Random(seed)
+    def __init__(self, seed: int, *, lease_s: float = LEASE_S) -> None:
+        self.chance, self._lease_s = random.Random(seed), lease_s
         self.data: dict[str, str] = {}
         self.coordinators: list[Agreement] = []
         self.replicas: list[Replica] = []
         self.begun: list[str] = []
         self.agreed = 0
+        self.trouble = 0.03  # the share of messages that are lost
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def pass_time(self, most_s: float = 0.05) -> None:
         await asyncio.sleep(self.chance.random() * most_s)
 
     async def take_over(self) -> None:
-        made = Agreement(Store(self), lease_s=LEASE_S, clock=asyncio.get_running_loop().time)
+        made = Agreement(Store(self), lease_s=self._lease_s, clock=asyncio.get_running_loop().time)
         await made.open(Pin(0, "", "0", "0"))
         self.coordinators.append(made)
 
@@ -173,15 +183,32 @@ class World:
         scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
         await replica.gate(scope, receive, send)
 
+    async def calm_down(self) -> None:
+        """Nothing goes wrong from now on; returns when all that was under way has ended."""
+        self.trouble = 0.0
+        for replica in self.replicas:
+            replica.wire.cut = False
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def answer_of(self, replica: Replica) -> str | None:
+        """The artefact that one request is answered under now; None: it is refused."""
+        before = len(self.begun)
+        await self.ask(replica)
+        return self.begun[-1] if len(self.begun) > before else None
+
     async def update(self, number: int) -> None:
-        limits = {"prepare_s": self.chance.choice([0.2, 6.0]), "pause_s": 6.0}
+        limits = {
+            "prepare_s": self.chance.choice([0.2, 6.0]),
+            "pause_s": self.chance.choice([6.0, 20.0]),
+        }
         outcome = await self.coordinators[-1].update("", str(number), **limits)
         self.agreed += outcome.problem is None
 
     async def end(self) -> None:
-        going = [*self._tasks, *(replica.following for replica in self.replicas)]
+        going = list(self._tasks)
         for task in going:
             task.cancel()
         await asyncio.gather(*going, return_exceptions=True)
         for replica in self.replicas:
-            await replica.serving.aclose()
+            await replica.kill()

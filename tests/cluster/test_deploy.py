@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from guardrail.errors import ArtefactError, ConfigurationError
+from guardrail.errors import ArtefactError, ClusterError, ConfigurationError
 from guardrail.testing import tiny_artefact
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's own
@@ -15,6 +16,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "deploy" / "ray"
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import ray
+
     import guardrail.cluster.deploy as deploy
     from guardrail.cluster.settings import ClusterSettings
 
@@ -99,3 +102,27 @@ def test_the_launcher_file_starts_ray_as_the_program_does():
         assert LIMIT in started
         assert "RAY_AUTH_MODE=token" in started
         assert "RAY_USAGE_STATS_ENABLED=0" in started
+
+
+def test_one_that_stays_away_is_asked_for_as_long_as_was_said_and_no_less_than_none(monkeypatch):
+    now, given = 0.0, []
+
+    def look(_name, **_where):
+        nonlocal now
+        now += 0.17  # the last look takes longer than what is left
+        return SimpleNamespace(status=SimpleNamespace(remote=lambda: None))
+
+    def get(_asked, *, timeout):
+        given.append(timeout)
+        raise ray.exceptions.ActorUnavailableError("starting again", None)
+
+    def sleep(seconds):
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(deploy, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    monkeypatch.setattr(ray, "get_actor", look)
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(ClusterError, match="starting again"):
+        deploy._asked("guardrail", "status", wait_s=0.4)
+    assert given == [pytest.approx(0.23), 0.0]

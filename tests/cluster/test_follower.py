@@ -36,3 +36,19 @@ async def test_an_artefact_that_cannot_be_served_is_told(agreement, join, until)
     await until(lambda: replica.follower.problem is not None)
     assert replica.answers is None
     assert "another one here" in replica.follower.problem
+
+
+async def test_a_report_that_is_lost_is_told_again(agreement, join, monkeypatch):
+    replica = await join("a")
+    tell, lost = replica.wire.tell, []
+
+    async def lose_first(*told):
+        if not lost:
+            lost.append(told)
+            raise ConnectionError("lost")
+        await tell(*told)
+
+    monkeypatch.setattr(replica.wire, "tell", lose_first)
+    outcome = await agreement.update("new.safetensors", "guard-new", prepare_s=2, pause_s=2)
+    assert outcome.problem is None
+    assert lost
