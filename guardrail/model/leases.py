@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -50,3 +51,15 @@ def _end_all() -> None:
         worker.stop()
     for worker in workers:
         worker.join(_EXIT_WAIT_S)
+
+
+def _forked() -> None:
+    """A child has the workers without their threads; it must not answer its parent's requests."""
+    global _LOCK
+    _LOCK = threading.RLock()  # a thread that is not here may have held it
+    for worker, _ in _WORKERS.values():
+        worker.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

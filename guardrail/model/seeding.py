@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -40,3 +41,13 @@ def _from_seed(kind: str, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices, device_type="cuda" if kind == "cpu" else kind):
         torch.manual_seed(seed)
         yield
+
+
+def _forked() -> None:
+    """A child has no thread but its own: whoever held the lock will never give it back there."""
+    global _DRAWING
+    _DRAWING = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

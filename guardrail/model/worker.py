@@ -38,16 +38,20 @@ class ModelWorker:
     """A queue and its thread; the thread starts with the first job and ends with `stop`."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: Lanes[Job[object]] = Lanes()
-        self._running: list[Job[object]] = []
+        self.forget()
         self._pace = Pace()
-        self._thread: threading.Thread | None = None
         self._stopped = False
         self._departed: WeakSet[object] = WeakSet()
         # Signs that several callers are about; only then is waiting for company worth its time.
         self._met = False  # a job came while another was unanswered, or out of a list
         self._shared_at = -math.inf  # when the last batch of more than one job ended
+
+    def forget(self) -> None:
+        """Begin with no job and no thread; those that a forked child sees are its parent's."""
+        self._changed = threading.Condition()
+        self._waiting: Lanes[Job[object]] = Lanes()
+        self._running: list[Job[object]] = []
+        self._thread: threading.Thread | None = None
 
     def submit(self, job: Job[T], *, wait: bool = False) -> None:
         """Queue a job; with `wait`, until its deadline if none of the first half of places is free.
@@ -159,7 +163,7 @@ class ModelWorker:
         return self._stopped or job.owner in self._departed
 
     def _ensure_thread(self) -> None:
-        """Start the thread, again if need be: a forked child inherits none."""
+        """Start the thread, again if need be."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._loop, name="guardrail-model", daemon=True)
             self._thread.start()

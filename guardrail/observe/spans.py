@@ -36,7 +36,7 @@ class SpanMiddleware:
             if name in _WANTED
         }
         span = scope[_SPAN] = self._tracing.begin(method, scope.get("scheme", "http"), headers)
-        status = NO_ANSWER
+        status, failed = NO_ANSWER, None
 
         async def watched(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -46,11 +46,12 @@ class SpanMiddleware:
 
         try:
             await self._app(scope, receive, watched)
-        except Exception:
-            status = status if status != NO_ANSWER else FAILED
+        except Exception as error:
+            status, failed = status if status != NO_ANSWER else FAILED, type(error).__name__
             raise
         finally:
-            self._tracing.end(span, f"{method} {route_of(scope)}", route_of(scope), status)
+            route = route_of(scope)
+            self._tracing.end(span, f"{method} {route}", route, status, failed=failed)
 
 
 class NamedSpanMiddleware:

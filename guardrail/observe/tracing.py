@@ -72,12 +72,14 @@ class Tracing:
             if self._under_way[request_id] <= 0:
                 del self._under_way[request_id]
 
-    def end(self, span: Span, name: str, route: str, status: int) -> None:
-        """End a request's span."""
+    def end(
+        self, span: Span, name: str, route: str, status: int, *, failed: str | None = None
+    ) -> None:
+        """End a request's span; `failed` is the kind of error that cut an answer short."""
         span.update_name(name)
         span.set_attributes({names.HTTP_ROUTE: route, names.HTTP_STATUS: status})
-        if status >= 500:
-            span.set_attribute(names.ERROR_TYPE, str(status))
+        if status >= 500 or failed is not None:
+            span.set_attribute(names.ERROR_TYPE, str(status) if status >= 500 else str(failed))
             span.set_status(StatusCode.ERROR)
         span.end()
 
@@ -115,6 +117,9 @@ class Tracing:
         if isinstance(finish := facts.get("finish_reason"), str):
             found[names.FINISH_REASONS] = (finish,)
         span, end = self._past(f"{names.CHAT} {self._model}", facts, facts.get("total_s"), found)
+        if finish == "error":
+            span.set_attribute(names.ERROR_TYPE, "model_failed")
+            span.set_status(StatusCode.ERROR)
         span.end(end)
 
     def _past(

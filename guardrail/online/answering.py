@@ -131,6 +131,13 @@ class Answering:
         else:
             self._job.fail(result)
 
+    def broke(self, *, alone: bool) -> None:
+        """The model failed; a judged answer that is not made again has ended, and on record."""
+        job = self._job
+        if job.verdict is not None and not job.future.done() and (alone or job.begun):
+            facts = {"event": "answer", **self._timings(), "finish_reason": "error"}
+            self._judge.record(job.verdict, facts)
+
     def _rule(self, ruling: Ruling) -> None:
         verdict = self._judge.verdict(self._job, ruling)
         if self._job.verdict is None:  # else a batch failed later, and this one was on record

@@ -160,7 +160,7 @@ class Engine:
             answer.control(self._room(length), settle_early=early)
             for answer, length in zip(answers, encoded.lengths, strict=True)
         ]
-        with self._outages(jobs):
+        with self._outages(jobs, answers):
             outcomes = generate_rows(
                 self.loaded,
                 encoded,
@@ -175,7 +175,9 @@ class Engine:
             answers[0].end(outcomes[0])
 
     @contextmanager
-    def _outages(self, jobs: Sequence[AnswerJob | CheckJob]) -> Iterator[None]:
+    def _outages(
+        self, jobs: Sequence[AnswerJob | CheckJob], answers: Sequence[Answering] = ()
+    ) -> Iterator[None]:
         """Put it on record when there is no decision at all; of a batch each job runs again."""
         try:
             yield
@@ -183,6 +185,8 @@ class Engine:
             judged = any(isinstance(job, AnswerJob) and job.verdict is not None for job in jobs)
             if len(jobs) == 1 and not judged and _first_outage(jobs[0]):
                 self.record(None, {"event": "outage", **who(jobs[0])})
+            for answer in answers:
+                answer.broke(alone=len(jobs) == 1)
             raise
 
     def _room(self, prompt_tokens: int) -> int | None:

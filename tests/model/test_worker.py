@@ -151,6 +151,39 @@ def test_an_error_reaches_only_the_job_that_caused_it(worker):
         jobs[1].future.result(WAIT)
 
 
+def test_what_a_failed_batch_held_is_free_before_its_requests_run_alone():
+    class Cache:
+        pass
+
+    held: list[weakref.ref[Cache]] = []
+    alive: list[int] = []
+
+    def run(jobs):
+        alive.append(sum(cache() is not None for cache in held))
+        try:
+            work(jobs)
+        except MemoryError as error:
+            raise RuntimeError("out of memory") from error
+
+    def work(jobs):
+        cache = Cache()
+        held.append(weakref.ref(cache))
+        if len(jobs) > 1 or jobs[0].owner == "large":
+            raise MemoryError
+        jobs[0].settle(jobs[0].owner)
+
+    jobs = [job(run, owner) for owner in ("small", "large", "other")]
+    gc.disable()  # memory of an accelerator does not wait for the collector
+    try:
+        run_batch(jobs)
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0, 0]
+    assert [jobs[0].future.result(0), jobs[2].future.result(0)] == ["small", "other"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        jobs[1].future.result(0)
+
+
 def test_a_job_whose_answer_has_begun_is_not_run_again(worker):
     gate = Gate(worker)
     runs: list[int] = []

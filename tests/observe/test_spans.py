@@ -10,6 +10,7 @@ pytest.importorskip("opentelemetry.sdk")
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 
 from guardrail.observe.spans import NamedSpanMiddleware, SpanMiddleware
 from guardrail.observe.tracing import Tracing
@@ -70,6 +71,20 @@ async def test_an_error_is_a_500_and_goes_on(tracing, exporter):
     assert span.attributes["error.type"] == "500"
     assert "zxqv" not in span.to_json()
     assert not tracing._under_way
+
+
+async def test_an_answer_that_is_cut_short_is_an_error(tracing, exporter):
+    async def cut(scope, receive, send):
+        await answer(scope, receive, send)
+        raise RuntimeError("zxqv")
+
+    with pytest.raises(RuntimeError):
+        await around(cut, tracing)(scope_of(), None, send)
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes["http.response.status_code"] == 200
+    assert span.attributes["error.type"] == "RuntimeError"
+    assert span.status.status_code is StatusCode.ERROR
+    assert "zxqv" not in span.to_json()
 
 
 async def test_a_request_given_up_ends_its_span(tracing, exporter):

@@ -105,6 +105,13 @@ def test_an_answer_has_its_tokens_and_its_time(tracing, exporter, verdict_of):
     assert answer.end_time <= time.time_ns()
 
 
+def test_an_answer_that_the_model_failed_under_is_an_error(tracing, exporter, verdict_of):
+    tracing(verdict_of(), {"event": "answer", "request_id": "r-1", "finish_reason": "error"})
+    (answer,) = exporter.get_finished_spans()
+    assert answer.attributes["error.type"] == "model_failed"
+    assert answer.status.status_code.name == "ERROR"
+
+
 def test_items_of_a_request_are_its_children(tracing, exporter, verdict_of):
     span = served(tracing, "a-b")
     tracing(verdict_of(), {"event": "verdict", "request_id": "a-b-11"})

@@ -524,6 +524,30 @@ def test_an_error_inside_the_model_reaches_the_caller_and_leaves_nothing(llava, 
     calm.close()
 
 
+def test_an_answer_that_the_model_fails_under_is_on_record_as_that(llava, guard_on, caplog):
+    caplog.set_level(logging.CRITICAL)
+    lines = []
+    limits = Limits(batch=2, batch_wait_s=0.3)
+    guard = guard_on(llava, limits=limits, audit=lambda _, facts: lines.append(facts))
+
+    def fail(_module, args):
+        if args[0].shape[1] == 1:
+            raise RuntimeError("no memory")
+
+    handle = decoder_layers(llava.model)[3].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        guard.generate("tell me", max_new_tokens=6, request_id="lone")
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(guard.stream("tell me", max_new_tokens=6, request_id="stream"))
+    texts = ["tell me", "what is this"]
+    guard.batch(texts, max_new_tokens=6, request_id="list", return_exceptions=True)
+    handle.remove()
+    found = [(facts["request_id"], facts["event"]) for facts in lines]
+    names = ("lone", "stream", "list-0", "list-1")
+    assert sorted(found) == sorted((n, e) for n in names for e in ("verdict", "answer"))
+    assert [f["finish_reason"] for f in lines if f["event"] == "answer"] == ["error"] * 4
+
+
 def test_a_batch_that_fails_late_is_answered_one_by_one_and_audited_once(llava, guard_on, caplog):
     lines = []
     guard = guard_on(

@@ -152,7 +152,7 @@ def test_clients_take_turns_and_one_cannot_keep_the_others_out(llava, guard_on, 
     next(streams[1])  # its turn came first
     streams[1].close()
     assert "".join(single) == single.result.text
-    assert guard.load.waiting == 5
+    assert guard.load.waiting + guard.load.running == 5  # the next one may have begun
     for stream in streams:
         stream.close()
 
@@ -279,3 +279,51 @@ def test_a_process_may_end_while_an_answer_is_being_made(tmp_path):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert (done.returncode, done.stdout) == (0, "ended by request\n"), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+def test_a_fork_of_a_busy_process_answers_its_own_requests_and_not_its_parents(tmp_path):
+    script = tmp_path / "forks.py"
+    script.write_text(
+        "import os, signal, threading, torch\n"
+        "from guardrail.model import seeding\n"
+        "from guardrail.model.jobs import Job\n"
+        "from guardrail.model.leases import WorkerLease\n"
+        "from guardrail.policy import Limits\n"
+        "lease = WorkerLease(torch.nn.Linear(1, 1))\n"
+        "worker = lease.worker\n"
+        "entered, leave = threading.Event(), threading.Event()\n"
+        "def slow(jobs):\n"
+        "    with seeding._DRAWING, worker._changed:\n"
+        "        entered.set()\n"
+        "        leave.wait(60)\n"
+        "def quick(jobs):\n"
+        "    ran.append(jobs[0].owner)\n"
+        "    with seeding._DRAWING:\n"
+        "        jobs[0].settle(jobs[0].owner)\n"
+        "def ask(run, owner):\n"
+        "    job = Job(run=run, owner=owner, limits=Limits())\n"
+        "    worker.submit(job)\n"
+        "    return job\n"
+        "ran = []\n"
+        "ask(slow, 'slow')\n"
+        "waits = Job(run=quick, owner='waits', limits=Limits())\n"
+        "worker._waiting.push(waits)\n"
+        "assert entered.wait(60)\n"
+        "if os.fork() == 0:\n"
+        "    signal.alarm(60)\n"
+        "    print(worker.load(Limits()).waiting, ask(quick, 'child').future.result(60), ran)\n"
+        "    os._exit(os.sys.stdout.flush() or 0)\n"
+        "print('child', os.wait()[1], flush=True)\n"
+        "leave.set()\n"
+        "print(waits.future.result(60), flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.returncode, done.stdout) == (0, "0 child ['child']\nchild 0\nwaits\n"), done.stderr
