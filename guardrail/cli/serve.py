@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from guardrail.server.service import Answerer, Service
     from guardrail.server.settings import ServerSettings
     from guardrail.server.source import GuardSource
+    from guardrail.server.starting import Start
 
 
 def serve(
@@ -91,6 +92,7 @@ def serve(
         configure_log(log_format, log_level)
         from guardrail.server.listening import Listening
         from guardrail.server.settings import ServerSettings
+        from guardrail.server.starting import starting
 
         keys = read_keys(api_keys)
         insecure = insecure_no_keys or unix_socket is not None
@@ -136,11 +138,13 @@ def serve(
             device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
         )
         with (
+            starting() as start,
             audit_log(audit, audit_max_bytes, audit_backups) as log,
             observing(model_name, log, otel=otel) as seen,
         ):
             source = guard_source(model, artefact, policy, loading, settings, log, allow_mismatch)
-            _answer(source, settings, listening, partial(read_keys, api_keys), seen, answerer)
+            keys_again = partial(read_keys, api_keys)
+            _answer(source, settings, listening, keys_again, seen, answerer, start)
 
 
 def _answer(
@@ -150,6 +154,7 @@ def _answer(
     keys_again: Callable[[], tuple[ApiKey, ...]],
     seen: Observation,
     answerer: Callable[[Service], Answerer] | None,
+    start: Start,
 ) -> None:
     """Warm the model up, then serve until a signal comes."""
     from guardrail.server.app import create_app
@@ -168,6 +173,6 @@ def _answer(
         "keys": len(settings.keys),
     }
     try:
-        run(app, listening, reloader, facts=facts)
+        run(app, listening, reloader, facts=facts, start=start)
     finally:
         reloader.close()

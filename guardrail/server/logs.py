@@ -25,7 +25,7 @@ Format = Literal["json", "text"]
 
 _OWN = ("guardrail", "uvicorn", "py.warnings")
 _PLAIN = re.compile(r"[\x21\x23-\x3c\x3e-\x7e]+")  # visible ASCII without quotes and "="
-_NOT_TOLD = ("color_message", "exc_info", "stack_info", "stack")
+_NOT_TOLD = ("color_message", "exc_info", "stack_info", "stack", "message", "asctime")
 
 
 def configure(*, style: Format = "json", level: Level = "info") -> None:
@@ -63,6 +63,8 @@ def _without_words(
     if error is not None:
         event["error"] = type(error).__name__
         event["at"] = places(error)
+        if event.get("logger") == "asyncio":  # below its first line it writes the error itself
+            event["event"] = str(event["event"]).partition("\n")[0]
     for key in _NOT_TOLD:
         event.pop(key, None)
     return {key: value for key, value in event.items() if value is not None}

@@ -46,6 +46,7 @@ class Reloader:
             try:
                 keys = await asyncio.to_thread(self._read_keys)
                 guard = await asyncio.to_thread(self._make)
+                ended = self._service.replace(guard)
             except Exception as error:  # a border: no trouble here may cost an answer
                 self._refused(error)
                 return False
@@ -53,9 +54,10 @@ class Reloader:
             self._service.keys, self._service.note = keys, None
             artefact_id = guard.artefact.artefact_id
             _log.info("reloaded", extra={"artefact": artefact_id, "keys": len(keys)})
-            await self._service.replace(guard)
-            await asyncio.to_thread(before.close)
-            return True
+        # Answers may take minutes, and the next reload, of keys after a theft, must not.
+        await ended
+        await asyncio.to_thread(before.close)
+        return True
 
     def close(self) -> None:
         """Close the guard in force."""

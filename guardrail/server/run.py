@@ -6,22 +6,24 @@ import asyncio
 import logging
 import os
 import signal
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from guardrail.server.listening import address_of, bound_socket
 from guardrail.server.protocol import bounded_protocol
+from guardrail.server.starting import handled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
     from types import FrameType
 
     from fastapi import FastAPI
 
     from guardrail.server.listening import Listening
     from guardrail.server.reload import Reloader
+    from guardrail.server.starting import Start
 
 _log = logging.getLogger(__name__)
 _HEADER_BYTES = 32_768
@@ -36,15 +38,24 @@ class Server(uvicorn.Server):
     refused connections before it has heard that the server is ending.
     """
 
-    def __init__(self, config: uvicorn.Config, app: FastAPI, reloader: Reloader | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        app: FastAPI,
+        reloader: Reloader | None,
+        socket_file: Path | None = None,
+    ) -> None:
         super().__init__(config)
         self._lifecycle, self._reloader = app.state.service.lifecycle, reloader
+        self._socket_file = socket_file  # not left behind, however the process ends
         self._reload_asked = False
         self._reloads: set[asyncio.Task[bool]] = set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The signal handler."""
         if self.should_exit:
+            if self._socket_file is not None:
+                self._socket_file.unlink(missing_ok=True)
             os._exit(_FORCED)  # what is left waits for the model, and it is asked for no answer
         elif self._lifecycle.draining:
             self._lifecycle.end_now()
@@ -104,33 +115,24 @@ def serve(
     reloader: Reloader | None = None,
     *,
     facts: Mapping[str, object] | None = None,
+    start: Start | None = None,
 ) -> None:
     """Answer until a signal ends it; a second signal ends the process with exit code 1.
 
-    `facts` are told in the log beside the address.
+    `facts` are told in the log beside the address; `start` has the signals that came before.
 
     Raises:
         ConfigurationError: the address cannot be used.
     """
-    server = Server(config_of(app, listening), app, reloader)
-    with bound_socket(listening) as listener, _on_hangup(server.ask_reload):
+    server = Server(config_of(app, listening), app, reloader, listening.unix_socket)
+    # from before the address is taken and told: uvicorn's own handlers come a little later
+    ends = {signal.SIGTERM: server.handle_exit, signal.SIGINT: server.handle_exit}
+    with handled(ends, server.ask_reload), bound_socket(listening) as listener:
+        if start is not None and start.reload_asked:
+            server.ask_reload()
         _log.info("serving", extra={"address": address_of(listener, listening), **(facts or {})})
         server.run(sockets=[listener])
     if server.force_exit:
         _log.warning("ended by a second signal; answers were cut")
         logging.shutdown()
         os._exit(_FORCED)  # the model's thread may be inside a long step, and nobody waits for it
-
-
-@contextmanager
-def _on_hangup(handler: Callable[..., None]) -> Iterator[None]:
-    """SIGHUP goes to a handler, where there is such a signal."""
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is None:
-        yield
-        return
-    before = signal.signal(hangup, handler)
-    try:
-        yield
-    finally:
-        signal.signal(hangup, before)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 from guardrail.server.lifecycle import Lifecycle
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from fastapi import Request, Response
 
     from guardrail.guard import Guard
@@ -70,13 +72,16 @@ class Service:
             return "the model does not come back from a request; start the server again"
         return await self.answerer.trouble()
 
-    async def replace(self, guard: Guard) -> None:
-        """Put another guard in force; waits until no request uses the one before it.
+    def replace(self, guard: Guard) -> Awaitable[None]:
+        """Put another guard in force now; to wait for is that no request uses the one before it.
 
-        The guard before it is closed only as far as it was made here.
+        The guard before it is closed then, but only as far as it was made here.
         """
         before = self._own
         self._enforce(guard)
+        return self._let_go(before)
+
+    async def _let_go(self, before: Guard | None) -> None:
         await self.lifecycle.all_ended()
         if before is not None:
             await asyncio.to_thread(before.close)

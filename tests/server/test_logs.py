@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import sys
@@ -68,6 +70,22 @@ def test_the_words_of_an_exception_stay_out(line_of):
     assert "RuntimeError" in line
     assert "because of ValueError" in line
     assert "test_logs.py" in line
+
+
+async def test_the_words_of_an_error_that_nobody_awaited_stay_out(line_of, caplog):
+    async def fails():
+        raise ValueError("SECRET prompt")
+
+    task = asyncio.create_task(fails())
+    await asyncio.wait({task})
+    del task
+    gc.collect()
+    [made] = [record for record in caplog.records if record.name == "asyncio"]
+    assert "SECRET" in made.getMessage()
+    line = line_of(made)
+    assert "never retrieved" in line
+    assert "ValueError" in line
+    assert "SECRET" not in line
 
 
 def test_a_value_that_is_no_json_is_told_by_its_kind():

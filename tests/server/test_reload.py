@@ -67,6 +67,43 @@ async def test_a_request_under_way_keeps_its_guard_until_it_ends(reloading):
     assert made[0].closed
 
 
+async def test_a_second_reload_does_not_wait_for_answers_that_the_first_one_waits_for(reloading):
+    told = [(), KEYS]
+    app, reloader, made = reloading(read_keys=lambda: told.pop(0))
+    service = app.state.service
+    with service.lifecycle.request():
+        first = asyncio.create_task(reloader.reload())
+        while len(made) < 2 or service.guard.closed:
+            await asyncio.sleep(0.01)
+        second = asyncio.create_task(reloader.reload())
+        for _ in range(500):
+            if service.keys == KEYS:
+                break
+            await asyncio.sleep(0.01)
+        assert service.keys == KEYS
+        assert [guard.closed for guard in made] == [False] * 3
+        assert not first.done()
+    assert await asyncio.gather(first, second) == [True, True]
+    assert [guard.closed for guard in made] == [True, True, False]
+    assert not service.guard.closed
+
+
+async def test_a_guard_that_cannot_take_the_place_leaves_the_keys_as_they_were(
+    reloading, monkeypatch
+):
+    app, reloader, made = reloading(read_keys=lambda: KEYS)
+    before = app.state.service.guard
+
+    def fail(*_args, **_options):
+        raise ConfigurationError("no such rules")
+
+    monkeypatch.setattr("guardrail.guard.Guard.with_policy", fail)
+    assert not await reloader.reload()
+    assert (app.state.service.guard, app.state.service.keys) == (before, ())
+    assert not made[0].closed
+    assert "ConfigurationError" in app.state.service.note
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -41,7 +41,7 @@ def running(guard_of):
     async def start(listening=None, reloader=None):
         where = listening or Listening(port=0)
         app = create_app(guard_of())
-        server = Server(config_of(app, where), app, reloader)
+        server = Server(config_of(app, where), app, reloader, where.unix_socket)
         bound = bound_socket(where)
         listener = bound.__enter__()
         task = asyncio.create_task(server.serve([listener]))
@@ -73,10 +73,10 @@ async def test_an_idle_server_ends_with_the_first_signal(running):
     assert not server.force_exit
 
 
-async def test_a_second_signal_does_not_wait_for_what_ends_slowly(running, monkeypatch):
-    codes = []
+async def test_a_second_signal_does_not_wait_for_what_ends_slowly(running, monkeypatch, tmp_path):
+    codes, path = [], tmp_path / "socket"
     monkeypatch.setattr(os, "_exit", codes.append)
-    server, task, _ = await running()
+    server, task, _ = await running(Listening(unix_socket=path))
     slow, go_on = asyncio.Event(), asyncio.Event()
     real = server.lifespan.shutdown
 
@@ -88,9 +88,9 @@ async def test_a_second_signal_does_not_wait_for_what_ends_slowly(running, monke
     monkeypatch.setattr(server.lifespan, "shutdown", shutdown)
     server.handle_exit(signal.SIGTERM, None)
     await asyncio.wait_for(slow.wait(), 20)
-    assert codes == []
+    assert (codes, path.exists()) == ([], True)
     server.handle_exit(signal.SIGTERM, None)
-    assert codes == [1]
+    assert (codes, path.exists()) == ([1], False)
     go_on.set()
     await asyncio.wait_for(task, 20)
 

@@ -84,6 +84,12 @@ async def test_other_types_are_not_read_as_json(client, kind):
     assert (await post(client, b'{"name": "a"}', kind)).status_code == 415
 
 
+async def test_what_curl_sends_by_itself_is_told_what_to_send_instead(client):
+    answer = await post(client, b'{"name": "a"}', "application/x-www-form-urlencoded")
+    assert "x-www-form-urlencoded' is not read here; send application/json" in answer.text
+    assert "multipart" not in answer.text  # which this route does not read either
+
+
 async def test_a_body_in_a_coding_is_not_read(client):
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     async with client:

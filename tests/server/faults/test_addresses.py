@@ -111,5 +111,6 @@ async def test_a_name_that_leads_into_the_network_is_not_followed(
         httpx.AsyncClient(base_url=url) as client,
     ):
         answer = await refused(client, hello, "http://pictures.example/a.png")
+        assert answer.json()["error"]["code"] == "url_not_allowed"  # not: nobody was there
         assert private not in answer.text  # where a name leads is the network's own affair
         assert (await right_again(url))[0] == 200

@@ -82,7 +82,7 @@ async def test_requests_end_in_clear_when_the_thread_of_the_model_is_killed(
         asked = [asyncio.create_task(client.post(CHAT, json=long)) for _ in range(3)]
         while not guard.load.running:
             await asyncio.sleep(0.01)
-        [thread] = [t for t in threading.enumerate() if t.name == "guardrail-model"]
+        thread = guard._engine.worker._thread
         ident = ctypes.c_ulong(thread.ident)
         kill = ctypes.pythonapi.PyThreadState_SetAsyncExc
         assert kill(ident, ctypes.py_object(SystemExit)) == 1

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import time
 
 import httpx
+import pytest
 
 LONG = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 900}
 
@@ -84,3 +87,62 @@ async def test_a_second_signal_ends_it_at_once(start):
         *_, last = await events_of(stream)
         assert "error" in json.loads(last)
     assert server.ended() == 1
+
+
+SLOW = """
+import sys, time
+import guardrail.model.load as loading
+load = loading.load_model
+def slow(*args, **options):
+    print("LOADING", file=sys.stderr, flush=True)
+    time.sleep(SECONDS)
+    return load(*args, **options)
+loading.load_model = slow
+"""
+
+
+@pytest.fixture
+def begin(zygote, files, tmp_path):
+    """`begin(word, seconds)`: the process of a server, its socket and its log with this word."""
+    log, socket = tmp_path / "log", tmp_path / "socket"
+
+    def begin(word, seconds):
+        args = [str(files.model), "-a", str(files.first), "--unix-socket", str(socket)]
+        before = SLOW.replace("SECONDS", str(seconds))
+        pid = zygote.told(args=args, log=str(log), before=before)
+        until(log, word)
+        return pid, socket, log
+
+    return begin
+
+
+def until(log, word):
+    ends = time.monotonic() + 60
+    while not (log.exists() and word in log.read_text()):
+        assert time.monotonic() < ends, log.read_text()
+        time.sleep(0.001)
+
+
+def test_sigterm_ends_a_server_that_still_loads_its_model(begin, zygote):
+    pid, socket, _ = begin("LOADING", 50)
+    told = time.monotonic()
+    os.kill(pid, signal.SIGTERM)
+    assert zygote.told(wait=pid) == 0  # of a handler: the first process of a container needs one
+    assert time.monotonic() - told < 25
+    assert not socket.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_right_after_the_address_is_told_ends_it_in_order(number, begin, zygote):
+    pid, socket, _ = begin('"serving"', 0)
+    os.kill(pid, number)
+    assert zygote.told(wait=pid) == 0
+    assert not socket.exists()
+
+
+def test_sighup_while_the_model_loads_is_heeded_later(begin, zygote):
+    pid, _, log = begin("LOADING", 1)
+    os.kill(pid, signal.SIGHUP)
+    until(log, '"reloaded"')
+    os.kill(pid, signal.SIGTERM)
+    assert zygote.told(wait=pid) == 0

@@ -57,20 +57,23 @@ async def test_a_second_request_on_a_connection_is_bounded_too(served, guard_of)
 async def test_a_long_answer_is_not_cut_by_the_time_for_headers(
     served, guard_of, hello, monkeypatch
 ):
-    guard = guard_of(local_files=False)
-    real = guard.agenerate
+    app = create_app(guard_of())
+    guard = app.state.service.guard  # the one that requests use
+    real, waited = guard.agenerate, []
 
     async def slow(*args, **options):
         await asyncio.sleep(0.3)
+        waited.append(True)
         return await real(*args, **options)
 
     monkeypatch.setattr(guard, "agenerate", slow)
     async with (
-        served(guard, header_timeout_s=0.1) as url,
+        served(None, app=app, header_timeout_s=0.1) as url,
         httpx.AsyncClient(timeout=30) as client,
     ):
         answer = await client.post(f"{url}/v1/chat/completions", json=hello)
     assert answer.status_code == 200
+    assert waited
 
 
 async def test_a_body_that_trickles_in_is_waited_for_so_long(served, guard_of, right_again):
@@ -100,6 +103,7 @@ async def test_a_refused_client_that_goes_on_sending_is_cut_off(served, guard_of
             while not answer.done():
                 writer.write(b"1\r\n \r\n")
                 await asyncio.sleep(0.05)
+            await answer  # it has ended because the connection has, not because time was over
         async with connected(url) as (reader, writer):
             writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
             assert (await all_of(reader)).startswith(b"HTTP/1.1 200")
