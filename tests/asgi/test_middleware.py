@@ -174,7 +174,7 @@ def test_an_outer_app_guards_a_mounted_one_by_the_whole_path(echo, word_guard, a
     outer.add_middleware(GuardrailASGIMiddleware, guard=word_guard(), routes=["/sub/chat"])
     assert ask(outer, "POST", "/sub/chat", json=user("bad")).status_code == 400
     assert ask(outer, "POST", "/sub/free", json=user("bad")).status_code == 200
-    assert inner.bodies == [json.dumps(user("bad"), separators=(",", ":")).encode()]
+    assert [json.loads(body) for body in inner.bodies] == [user("bad")]
 
 
 def test_it_works_between_middlewares_that_read_the_request_themselves(echo, word_guard):
@@ -543,8 +543,7 @@ def test_without_a_place_for_a_caution_such_a_request_counts_as_flagged(
 def test_the_policy_may_flag_or_pass_what_would_be_steered(echo, word_guard, unsteerable, status):
     app = echo(word_guard(Policy(unsteerable=unsteerable)))
     assert app.post(json=user("odd")).status_code == status
-    sent = [json.dumps(user("odd"), separators=(",", ":")).encode()] if status == 200 else []
-    assert app.bodies == sent
+    assert [json.loads(body) for body in app.bodies] == [user("odd")] * (status == 200)
 
 
 # --- what clients and audits are told -------------------------------------------------------------
