@@ -136,13 +136,20 @@ def _files(folder: Path) -> Iterator[Listed]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(f"{path}/")
-                elif entry.is_dir():
+                elif _leads_to_folder(entry):
                     raise DatasetError(
                         f"{folder / path} is a link to a folder, which is not followed; name that "
                         "folder itself, or take the link away"
                     )
                 elif not is_note(entry.name):
                     yield _looked_at(entry, path)
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a ring of links leads nowhere
+        return False
 
 
 def _looked_at(entry: os.DirEntry[str], path: str) -> Listed:
