@@ -11,6 +11,7 @@ from PIL import Image
 
 from guardrail.report import evaluation_page
 from guardrail.report.page import write_page
+from tests.in_browser import CONTRAST, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,43 +22,6 @@ if TYPE_CHECKING:
 # the driver is a child process on a socket pair; the page itself is a file
 pytestmark = pytest.mark.enable_socket
 
-CONTRAST = """selector => {
-  const parts = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
-  const light = text => {
-    const [r, g, b] = parts(text).map(v => v / 255)
-      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ground = node => {
-    for (; node; node = node.parentElement) {
-      const colour = getComputedStyle(node).backgroundColor;
-      if (colour !== 'rgba(0, 0, 0, 0)') return colour;
-    }
-    return 'rgb(255, 255, 255)';
-  };
-  return [...document.querySelectorAll(selector)].map(node => {
-    const style = getComputedStyle(node);
-    const ink = node instanceof SVGElement ? style.fill : style.color;
-    const [low, high] = [light(ink), light(ground(node))].sort((a, b) => a - b);
-    return (high + 0.05) / (low + 0.05);
-  });
-}"""
-OVERFLOWING_TEXT = """() => [...document.querySelectorAll('svg.drawn')].flatMap(svg => {
-  const frame = svg.getBoundingClientRect();
-  return [...svg.querySelectorAll('text')].filter(text => {
-    const box = text.getBoundingClientRect();
-    return box.left < frame.left - 1 || box.right > frame.right + 1
-      || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
-  }).map(text => svg.querySelector('title').textContent + ': ' + text.textContent);
-})"""
-OVERLAPPING_TEXT = """() => [...document.querySelectorAll('svg.drawn')].flatMap(svg => {
-  const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent,
-    t.getBoundingClientRect()]);
-  return texts.flatMap(([one, a], i) => texts.slice(i + 1).filter(([, b]) =>
-    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 &&
-    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4
-  ).map(([other]) => svg.querySelector('title').textContent + ': ' + one + ' / ' + other));
-})"""
 SIZES = """() => [...document.querySelectorAll('svg.drawn')].map(svg => {
   const box = svg.getBoundingClientRect(); return [box.width, box.height];
 })"""
@@ -84,27 +48,9 @@ def file(tmp_path_factory: pytest.TempPathFactory, report: Callable[..., Any]) -
 
 @pytest.fixture
 def opened(browser: Browser, file: Path) -> Iterator[Callable[..., Page]]:
-    """`opened(width=1280, **context options)`: the page, without errors or requests so far."""
-    contexts = []
-
-    def open_page(width: int = 1280, **options: Any) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        heard: list[str] = []
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(file.as_uri())
-        page.wait_for_load_state("networkidle")
-        assert heard == []
-        assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
+    """See `pages`."""
+    with pages(browser, file.as_uri()) as open_page:
+        yield open_page
 
 
 def colours(page: Page) -> tuple[str, str]:

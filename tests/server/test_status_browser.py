@@ -6,6 +6,7 @@ import base64
 import io
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import httpx
@@ -19,6 +20,7 @@ from guardrail.server import create_app
 from guardrail.server.listening import Listening, bound_socket
 from guardrail.testing import tiny_artefact
 from guardrail.types import Modality
+from tests.in_browser import CONTRAST, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,43 +28,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.enable_socket  # the driver is a child process on a socket pair
-
-CONTRAST = """selector => {
-  const light = text => {
-    const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
-      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const ground = node => {
-    for (; node; node = node.parentElement) {
-      const colour = getComputedStyle(node).backgroundColor;
-      if (colour !== 'rgba(0, 0, 0, 0)') return colour;
-    }
-    return 'rgb(255, 255, 255)';
-  };
-  return [...document.querySelectorAll(selector)].map(node => {
-    const style = getComputedStyle(node);
-    const ink = node instanceof SVGElement ? style.fill : style.color;
-    const [low, high] = [light(ink), light(ground(node))].sort((a, b) => a - b);
-    return (high + 0.05) / (low + 0.05);
-  });
-}"""
-WORDS_OUTSIDE = """() => [...document.querySelectorAll('svg.drawn')].flatMap(svg => {
-  const frame = svg.getBoundingClientRect();
-  return [...svg.querySelectorAll('text')].filter(text => {
-    const box = text.getBoundingClientRect();
-    return box.left < frame.left - 1 || box.right > frame.right + 1
-      || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
-  }).map(text => text.textContent);
-})"""
-WORDS_OVER_WORDS = """() => [...document.querySelectorAll('svg.drawn')].flatMap(svg => {
-  const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent,
-    t.getBoundingClientRect()]);
-  return texts.flatMap(([one, a], i) => texts.slice(i + 1).filter(([, b]) =>
-    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 &&
-    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4
-  ).map(([other]) => one + ' / ' + other));
-})"""
 
 
 @pytest.fixture(scope="module")
@@ -104,27 +69,9 @@ def _send_traffic(address: str, server: uvicorn.Server) -> None:
 
 @pytest.fixture
 def opened(browser: Browser, url: str) -> Iterator[Callable[..., Page]]:
-    """`opened(width, path="/?refresh=0", **context)`: the page as a reader sees it."""
-    contexts = []
-
-    def open_page(width: int = 1280, *, path: str = "/?refresh=0", **options) -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        asked: list[str] = []
-        heard: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: heard.append(message.text))
-        page.on("pageerror", lambda error: heard.append(str(error)))
-        page.goto(url + path)
-        page.wait_for_load_state("networkidle")
-        assert heard == []
-        assert [one for one in asked if not one.startswith("data:")] == [url + path]
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
+    """See `pages`; unless told otherwise, one that does not renew itself."""
+    with pages(browser, url) as open_page:
+        yield partial(open_page, path="/?refresh=0")
 
 
 def table(page: Page) -> dict[str, list[str]]:
@@ -180,8 +127,8 @@ def test_dark_and_light_differ_and_both_can_be_read(opened):
 def test_it_fits_a_phone_and_a_desk(opened, width):
     page = opened(width)
     assert page.evaluate("() => document.documentElement.scrollWidth") <= width
-    assert page.evaluate(WORDS_OUTSIDE) == []
-    assert page.evaluate(WORDS_OVER_WORDS) == []
+    assert page.evaluate(OVERFLOWING_TEXT) == []
+    assert page.evaluate(OVERLAPPING_TEXT) == []
     sizes = page.evaluate(
         "() => [...document.querySelectorAll('svg.drawn')].map(s => s.clientWidth)"
     )
