@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -204,7 +205,7 @@ class Artefact:
             return policy.thresholds[modality]
         used, calibration = self.calibration_for(modality)
         if used != modality:
-            _log.info("%s: no %s calibration, using %s", self.artefact_id, modality, used)
+            _tell_fallback(self.artefact_id, modality, used)
         stored = calibration.thresholds
         steer = _at_rate(calibration, policy.steer_rate, stored.steer)
         flag = _at_rate(calibration, policy.flag_rate, stored.flag)
@@ -218,6 +219,11 @@ class Artefact:
     def summary(self) -> dict[str, Any]:
         """What people want to know first, as plain values ready for JSON."""
         return summary_of(self)
+
+
+@lru_cache(maxsize=64)  # once, however many guards are made of the artefact
+def _tell_fallback(artefact_id: str, modality: Modality, used: Modality) -> None:
+    _log.info("%s: no %s calibration, using %s", artefact_id, modality, used)
 
 
 def _at_rate(calibration: Calibration, rate: float | None, stored: float) -> float:

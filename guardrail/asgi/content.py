@@ -21,6 +21,8 @@ from guardrail.asgi.forms import MULTIPART, URLENCODED, closing, read_fields, re
 from guardrail.requests.strict_json import strict_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.datastructures import Headers
     from starlette.types import Scope
 
@@ -31,11 +33,11 @@ JSON = "application/json"
 _log = logging.getLogger(__name__)
 
 
-def media_type(headers: Headers) -> str:
+def media_type(headers: Headers, among: Sequence[str] = (JSON, MULTIPART, URLENCODED)) -> str:
     """The one media type that the body is read as.
 
     Raises:
-        HTTPException: 415, none that is read, or an encoding that hides the body.
+        HTTPException: 415, none that is read here, or an encoding that hides the body.
     """
     given = headers.getlist("content-type")
     if len(given) != 1:
@@ -49,8 +51,9 @@ def media_type(headers: Headers) -> str:
         raise HTTPException(415, "only the charset UTF-8 is read")
     if name.startswith("application/") and name.endswith("+json"):
         return JSON
-    if name not in (JSON, MULTIPART, URLENCODED):
-        raise HTTPException(415, f"the media type {name[:80]!r} is not read; send JSON or a form")
+    if name not in among:
+        known = " or ".join(among)
+        raise HTTPException(415, f"the media type {name[:80]!r} is not read here; send {known}")
     return name
 
 

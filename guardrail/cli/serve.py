@@ -90,7 +90,7 @@ def serve(
     """
     with session(debug=debug):
         configure_log(log_format, log_level)
-        from guardrail.server.listening import Listening
+        from guardrail.server.listening import Listening, require_usable
         from guardrail.server.settings import ServerSettings
         from guardrail.server.starting import starting
 
@@ -142,6 +142,7 @@ def serve(
             audit_log(audit, audit_max_bytes, audit_backups) as log,
             observing(model_name, log, otel=otel) as seen,
         ):
+            require_usable(listening)
             source = guard_source(model, artefact, policy, loading, settings, log, allow_mismatch)
             keys_again = partial(read_keys, api_keys)
             _answer(source, settings, listening, keys_again, seen, answerer, start)

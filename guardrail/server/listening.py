@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import stat
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,9 +54,9 @@ def bound_socket(listening: Listening) -> Iterator[socket.socket]:
         found = _tcp(listening.host, listening.port) if path is None else _unix(path)
     except OSError as error:
         where = f"port {listening.port} of {listening.host}" if path is None else str(path)
+        why = str(error.strerror or error).partition(" (while")[0]  # that names the address again
         raise ConfigurationError(
-            f"cannot listen at {where}: {error.strerror or error}; choose another address, or end "
-            "what listens there"
+            f"cannot listen at {where}: {why}; choose another address, or end what listens there"
         ) from error
     try:
         with found:
@@ -63,6 +64,26 @@ def bound_socket(listening: Listening) -> Iterator[socket.socket]:
     finally:
         if path is not None:
             path.unlink(missing_ok=True)
+
+
+def require_usable(listening: Listening) -> None:
+    """Tell at once what would fail only after a model was loaded, which takes long.
+
+    The address is not kept: until there is an answer, clients shall hear that nobody listens.
+
+    Raises:
+        ConfigurationError: the address or the certificate cannot be used.
+    """
+    if listening.tls_cert is not None:
+        try:
+            _tls(listening.tls_cert, listening.tls_key)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{listening.tls_cert} and {listening.tls_key} cannot be used for TLS: "
+                f"{error.strerror or error}; give a certificate chain and its own key, both in PEM"
+            ) from error
+    with bound_socket(listening):
+        pass
 
 
 def address_of(bound: socket.socket, listening: Listening) -> str:
@@ -78,6 +99,10 @@ def _tcp(host: str, port: int) -> socket.socket:
     plain = host.removeprefix("[").removesuffix("]")
     family = socket.AF_INET6 if ":" in plain else socket.AF_INET
     return socket.create_server((plain, port), family=family, backlog=2048)
+
+
+def _tls(cert: Path, key: Path | None) -> None:
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
 
 
 def _unix(path: Path) -> socket.socket:

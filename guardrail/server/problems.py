@@ -33,8 +33,14 @@ LATE = Problem(504, "the time of this request was over before its answer was", "
 _NO_ADDRESS = (
     "an address in the request may not be fetched by this server; send the content as a data: URL"
 )
+_NO_PATH = "there is nothing at this path; chats are at /v1/chat/completions (base_url ends in /v1)"
 _NO_KIND = "this server reads no content of this kind; send text or pictures"
 _KINDS = frozenset({"str", "constrained-str"})
+_SAID = {  # where pydantic's own words are those of Python
+    "dict_type": "must be a JSON object",
+    "extra_forbidden": "there is no such field here",
+    "model_attributes_type": "must be a JSON object",
+}
 _CODES = {
     404: "not_found",
     405: "method_not_allowed",
@@ -98,7 +104,8 @@ def told_as(error: Exception, refusal: str) -> Problem:
     """What a client is told of an error."""
     match error:
         case RequestValidationError():
-            where, said = _where(error), error.errors()[0]["msg"].removeprefix("Value error, ")
+            where, wrong = _where(error), error.errors()[0]
+            said = _SAID.get(wrong["type"]) or wrong["msg"].removeprefix("Value error, ")
             return Problem(422, f"{where or 'the body'}: {said}", "invalid_body")
         case ApiError():
             return Problem(error.status, str(error), error.code)
@@ -116,6 +123,8 @@ def told_as(error: Exception, refusal: str) -> Problem:
             return Problem(422, _NO_KIND, "unsupported_content")
         case HTTPException():
             told = problem_of(error, refusal=refusal, flag_status=400)
+            if error.status_code == 404:  # one of the app itself: it has no such route
+                told = replace(told, message=_NO_PATH)
             return replace(told, code=told.code or _CODES.get(error.status_code))
         case _:
             return problem_of(error, refusal=refusal, flag_status=400)

@@ -533,6 +533,17 @@ def test_images_use_their_own_calibration_or_the_text_one(artefact: Artefact) ->
         only_images.thresholds(Modality.TEXT, policy)
 
 
+def test_a_fallback_is_told_once_for_all_guards_of_an_artefact(
+    artefact: Artefact, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = artefact.revised(calibration={Modality.TEXT: calibration(steer=0.25)})
+    with caplog.at_level("INFO", "guardrail"):
+        for _ in range(3):
+            own.thresholds(Modality.IMAGE, Policy())
+    told = f"{own.artefact_id}: no image calibration, using text"
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
 def test_the_summary_is_plain_json(artefact: Artefact) -> None:
     summary = json.loads(json.dumps(artefact.summary()))
     assert summary["artefact_id"] == artefact.artefact_id

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 TOKEN = "0123456789abcdef"
@@ -14,6 +16,7 @@ def _no_model(monkeypatch):
 
     monkeypatch.setattr("guardrail.model.load.load_model", load)
     monkeypatch.delenv("GUARDRAIL_API_KEYS", raising=False)
+    monkeypatch.setenv("GUARDRAIL_SERVE_PORT", "0")  # whatever else runs on this machine
     monkeypatch.setattr("guardrail.server.logs.configure", lambda **_: None)
 
 
@@ -54,6 +57,14 @@ def test_a_public_address_with_keys_goes_on_to_the_artefact(run, monkeypatch, tm
     assert result.exit_code == 2
     assert "nowhere.safetensors" in " ".join(result.output.split())
     assert TOKEN not in result.output
+
+
+def test_a_busy_port_is_told_before_a_model_is_loaded(run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = serve(run, "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 2
+    assert "already in use; choose another address" in " ".join(result.output.split())
+    assert "nowhere.safetensors" not in result.output  # nor are files read before
 
 
 def test_options_come_from_the_environment_too(run, monkeypatch):

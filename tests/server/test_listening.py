@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from guardrail.errors import ConfigurationError
-from guardrail.server.listening import Listening, address_of, bound_socket
+from guardrail.server.listening import Listening, address_of, bound_socket, require_usable
 
 
 def test_a_free_port_is_found_and_told():
@@ -14,9 +14,11 @@ def test_a_free_port_is_found_and_told():
     with bound_socket(where) as bound:
         address = address_of(bound, where)
         assert address == f"http://127.0.0.1:{bound.getsockname()[1]}"
-        with pytest.raises(ConfigurationError, match="cannot listen"):
-            with bound_socket(Listening(port=bound.getsockname()[1])):
-                pass
+        taken = Listening(port=bound.getsockname()[1])
+        for use in (require_usable, lambda where: bound_socket(where).__enter__()):
+            with pytest.raises(ConfigurationError, match="already in use; choose") as told:
+                use(taken)
+            assert str(told.value).count("127.0.0.1") == 1
 
 
 def test_another_machine_s_address_is_refused():
@@ -51,6 +53,22 @@ def test_a_unix_socket_that_is_answered_and_a_plain_file_are_left_alone(tmp_path
                 with bound_socket(Listening(unix_socket=tmp_path / name)):
                     pass
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_an_address_is_tried_and_not_kept(tmp_path):
+    where = Listening(unix_socket=tmp_path / "s")
+    require_usable(where)
+    assert not (tmp_path / "s").exists()
+    with bound_socket(where):
+        pass
+
+
+def test_a_file_that_is_no_certificate_is_told_before_a_port_is_tried(tmp_path):
+    for name in ("cert", "key"):
+        (tmp_path / name).write_text("no PEM")
+    where = Listening(host="192.0.2.1", tls_cert=tmp_path / "cert", tls_key=tmp_path / "key")
+    with pytest.raises(ConfigurationError, match="both in PEM"):
+        require_usable(where)
 
 
 def test_half_of_a_certificate_is_refused(tmp_path):

@@ -37,6 +37,10 @@ def test_statuses_have_codes():
     assert told_as(ConfigurationError("x"), "no").status == 400
 
 
+def test_a_path_without_v1_is_told_where_chats_are():
+    assert "/v1/chat/completions" in told_as(HTTPException(404), "no").message
+
+
 def test_the_end_of_a_stream_is_one_event_without_done():
     text = stream_end(told_as(HTTPException(404), "no")).decode()
     assert text.startswith("data: ")

@@ -113,6 +113,18 @@ async def test_what_is_no_check_is_refused(check, body):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"inputs": ["a"]}, "inputs.0: must be a JSON object"),
+        (["a"], "the body: must be a JSON object"),
+        ({"inptu": "a"}, "inptu: there is no such field here"),
+    ],
+)
+async def test_what_is_wrong_with_a_check_is_told_in_words_of_json(check, body, told):
+    assert (await check(body)).json()["error"]["message"] == told
+
+
 async def test_another_model_is_not_found(check):
     assert (await check({"input": "a", "model": "other"})).status_code == 404
 

@@ -87,7 +87,7 @@ class ProxyAnswerer:
             return await self._forwarded(checked, model, deadline, request, headers)
         except UpstreamProblem as problem:
             told = {"request_id": caller.request_id, "reason": problem.reason}
-            _log.warning("no answer from the upstream", extra=told)
+            _log.warning("no answer to pass on from the upstream", extra=told)
             headers |= problem.headers or {}
             return AsciiJSONResponse(problem.to_dict(), problem.status_code, headers=headers)
 

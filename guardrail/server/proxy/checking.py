@@ -78,8 +78,7 @@ async def read(data: bytes, headers: Headers, form: Form) -> Asked:
         HTTPException: 415 or 400, it is none, or two readers could differ on it.
         ApiError: it is of another form.
     """
-    if media_type(headers) != JSON:
-        raise HTTPException(415, "send the request as application/json")
+    media_type(headers, (JSON,))
     body = await asyncio.to_thread(parsed_json, data)
     if not isinstance(body, dict):
         raise ApiError("the body is no JSON object")
