@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +31,7 @@ EACH = {1: 8, 8: 3, 32: 2}  # answers that one client waits for in one run
 THINGS = "letter poem recipe list story note speech report".split()
 ABOUT = "a garden|a teacher|the weather in spring|an old bicycle|bread|a long journey".split("|")
 MEMORY_CLIENTS = 8
+WARM = 8  # clients that ask once before anything is measured
 HEAVY, LIGHT = 16, 8  # clients that keep the server busy, and answers that another one waits for
 
 
@@ -49,18 +50,25 @@ def bodies(tokens: int) -> list[Body]:
 
 
 async def rounds(
-    urls: Mapping[str, str], asked: Sequence[Body], *, clients: Sequence[int], repeats: int
+    model: str, artefact: str, asked: Sequence[Body], *, clients: Sequence[int], repeats: int
 ) -> dict[int, dict[str, list[Run]]]:
-    """Every number of clients at every side, `repeats` times, the sides' order changing."""
-    found: dict[int, dict[str, list[Run]]] = {n: {side: [] for side in urls} for n in clients}
-    for turn in range(-1, repeats):
-        for count in clients:
-            order = list(urls) if turn % 2 == 0 else list(reversed(urls))
-            for side in order:
-                each = 1 if turn < 0 else EACH.get(count, 2)
+    """Every number of clients at every side, `repeats` times, the sides' order changing.
+
+    The servers are started anew each time: where a process comes to lie makes some percent.
+    """
+    found: dict[int, dict[str, list[Run]]] = {n: {side: [] for side in SIDES} for n in clients}
+    for turn in range(repeats):
+        order = [*SIDES][turn % len(SIDES) :] + [*SIDES][: turn % len(SIDES)]
+        with ExitStack() as stack:
+            urls = {side: stack.enter_context(served(side, model, artefact))[0] for side in order}
+            for side in order:  # warm up
                 async with connected(urls[side]) as http:
-                    run = await closed_loop(http, asked, clients=count, each=each)
-                if turn >= 0:  # the first round warms up
+                    await closed_loop(http, asked, clients=WARM, each=1)
+            for count in clients:
+                for side in order:
+                    async with connected(urls[side]) as http:
+                        each = EACH.get(count, 2)
+                        run = await closed_loop(http, asked, clients=count, each=each)
                     found[count][side].append(run)
                     console.print(f"{count:3} clients, {side}: {run.requests_per_s:.2f} answers/s")
     return found
@@ -109,10 +117,10 @@ async def measured(
     model: str, artefact: str, *, clients: Sequence[int], tokens: int, repeats: int
 ) -> dict[str, Any]:
     """The comparison of all sides."""
-    with ExitStack() as stack:
-        urls = {side: stack.enter_context(served(side, model, artefact))[0] for side in SIDES}
-        runs = await rounds(urls, bodies(tokens), clients=clients, repeats=repeats)
-        fair = await fairness(urls["guarded"], bodies(tokens))
+    asked = bodies(tokens)
+    runs = await rounds(model, artefact, asked, clients=clients, repeats=repeats)
+    with served("guarded", model, artefact) as (url, _):
+        fair = await fairness(url, asked)
     per_count = {str(count): compared(sides) for count, sides in runs.items()}
     return {
         "model": Path(model).name,

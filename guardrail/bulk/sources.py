@@ -46,6 +46,8 @@ def open_source(
     else:
         raise DatasetError(f"{path}: a source is a folder, or a file .parquet, .jsonl or .ndjson")
     if not source.rows:
+        if isinstance(source, FilesSource):
+            source.listing.discard()
         raise DatasetError(f"there is no row in {path}")
     return source
 

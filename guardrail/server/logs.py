@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["json", "text"]
 
-_OWN = ("guardrail", "uvicorn", "py.warnings")
+_OWN = ("guardrail", "py.warnings")
 _PLAIN = re.compile(r"[\x21\x23-\x3c\x3e-\x7e]+")  # visible ASCII without quotes and "="
 _NOT_TOLD = ("color_message", "exc_info", "stack_info", "stack", "message", "asctime")
 
@@ -36,6 +36,8 @@ def configure(*, style: Format = "json", level: Level = "info") -> None:
     logging.captureWarnings(True)
     for name in _OWN:
         logging.getLogger(name).setLevel(level.upper())
+    # What uvicorn informs of, its own starting and ending, the server says by itself.
+    logging.getLogger("uvicorn").setLevel("WARNING" if level == "info" else level.upper())
 
 
 def formatter(style: Format) -> logging.Formatter:

@@ -45,9 +45,10 @@ def test_a_folder_that_could_be_several_things_is_refused(tmp_path, out, names, 
         open_source(touched(tmp_path / "f", *names), out, Columns())
 
 
-def test_a_refused_folder_leaves_nothing_behind(tmp_path, out):
+@pytest.mark.parametrize("names", [("a.jsonl",), ()])
+def test_a_refused_folder_leaves_nothing_behind(tmp_path, out, names):
     with pytest.raises(DatasetError):
-        open_source(touched(tmp_path / "f", "a.jsonl"), out, Columns())
+        open_source(touched(tmp_path / "f", *names), out, Columns())
     assert list(out.iterdir()) == []
 
 

@@ -51,6 +51,7 @@ async def test_sigterm_under_load_lets_answers_end_and_refuses_new_ones(start):
         assert {answer.status_code for answer in answers} == {200}
         assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {100}
     assert server.ended() == 0
+    assert not [line for line in server.lines if line["logger"].startswith("uvicorn")]
 
 
 async def until_draining(client, url):
