@@ -27,7 +27,8 @@ from tables import put
 from tiny_guard import data_url, drawn
 
 console = Console(width=120)
-EACH = {1: 8, 8: 3, 32: 2}  # answers that one client waits for in one run
+EACH = {1: 8, 8: 6, 32: 4}  # answers that one client waits for in one run
+FEW = {1: 8, 8: 2, 32: 1}  # the same for the side that takes them one at a time, and so steadily
 THINGS = "letter poem recipe list story note speech report".split()
 ABOUT = "a garden|a teacher|the weather in spring|an old bicycle|bread|a long journey".split("|")
 MEMORY_CLIENTS = 8
@@ -66,8 +67,8 @@ async def rounds(
                     await closed_loop(http, asked, clients=WARM, each=1)
             for count in clients:
                 for side in order:
+                    each = (FEW if side == "alone" else EACH).get(count, 2)
                     async with connected(urls[side]) as http:
-                        each = EACH.get(count, 2)
                         run = await closed_loop(http, asked, clients=count, each=each)
                     found[count][side].append(run)
                     console.print(f"{count:3} clients, {side}: {run.requests_per_s:.2f} answers/s")
