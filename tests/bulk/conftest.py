@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def guard(llava: Any) -> Iterator[Guard]:
     """A guard whose thresholds lie between scores of short prompts, so that all actions occur.
 
