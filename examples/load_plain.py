@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,9 @@ class PlainAnswerer:
         def emit(chunk: str | None) -> None:
             loop.call_soon_threadsafe(said.put_nowait, chunk)
 
-        job = await asyncio.to_thread(self._queue, body, emit)
+        cancelled = threading.Event()
+        with self._lease.worker.expecting(cancelled):
+            job = await asyncio.to_thread(self._queue, body, emit, cancelled)
         first = await said.get()
         events = _events(job, first, said, body.model)
         return StreamingResponse(events, media_type="text/event-stream")
@@ -78,7 +81,9 @@ class PlainAnswerer:
         self._line.shutdown(cancel_futures=True)
         self._lease.release()
 
-    def _queue(self, body: Any, emit: Callable[[str | None], None]) -> PlainJob:
+    def _queue(
+        self, body: Any, emit: Callable[[str | None], None], cancelled: threading.Event
+    ) -> PlainJob:
         asked = to_request(body.messages, policy=self._policy)
         tokens = body.max_completion_tokens or body.max_tokens or 16
         job = PlainJob(
@@ -88,6 +93,7 @@ class PlainAnswerer:
             run=self._run,
             owner=self,
             limits=LIMITS,
+            cancelled=cancelled,
             key=(asked.shape, tokens),
         )
         job.future.add_done_callback(lambda _done: emit(None))

@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakSet
 
@@ -20,12 +21,15 @@ from guardrail.errors import (
     RequestTimeoutError,
 )
 from guardrail.model.batches import run_batch, told
+from guardrail.model.company import Company
 from guardrail.model.lanes import Lanes
 from guardrail.model.pace import Pace
 from guardrail.model.shares import within_share
 from guardrail.types import Load
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from guardrail.model.jobs import Job
     from guardrail.policy import Limits
 
@@ -42,16 +46,25 @@ class ModelWorker:
         self._pace = Pace()
         self._stopped = False
         self._departed: WeakSet[object] = WeakSet()
-        # Signs that several callers are about; only then is waiting for company worth its time.
-        self._met = False  # a job came while another was unanswered, or out of a list
-        self._shared_at = -math.inf  # when the last batch of more than one job ended
 
     def forget(self) -> None:
         """Begin with no job and no thread; those that a forked child sees are its parent's."""
         self._changed = threading.Condition()
         self._waiting: Lanes[Job[object]] = Lanes()
         self._running: list[Job[object]] = []
+        self._company = Company()
         self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def expecting(self, cancelled: threading.Event) -> Iterator[None]:
+        """While a request is read whose job will have this event as its own."""
+        with self._changed:
+            self._company.comes(cancelled)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._company.came(cancelled)
 
     def submit(self, job: Job[T], *, wait: bool = False) -> None:
         """Queue a job; with `wait`, until its deadline if none of the first half of places is free.
@@ -114,7 +127,9 @@ class ModelWorker:
 
     def _queue(self, job: Job[Any], *, expects_company: bool) -> None:
         busy = any(not other.future.done() for other in self._running)
-        self._met = self._met or expects_company or busy
+        self._company.came(job.cancelled)
+        if expects_company or busy:
+            self._company.met()
         self._ensure_thread()  # first: a job must not be left behind where none can be started
         job.queued_at = time.monotonic()
         self._waiting.push(job)
@@ -206,12 +221,11 @@ class ModelWorker:
         run_batch(batch)
         with self._changed:
             self._running = []
-            now = time.monotonic()
             ran = sum(job.started_at is not None for job in batch)
             if ran:  # what nobody waited for any more says nothing about the model
-                self._pace.ran(ran, now - started)
+                self._pace.ran(ran, time.monotonic() - started)
             if len(batch) > 1:
-                self._shared_at = now
+                self._company.shared()
             self._changed.notify_all()
         return bool(batch)
 
@@ -237,9 +251,7 @@ class ModelWorker:
 
     def _crowded(self, first: Job[object]) -> bool:
         """Whether more jobs than `first` may be expected soon."""
-        met, self._met = self._met, False
-        recent = time.monotonic() - self._shared_at < first.limits.batch_wait_s
-        return met or recent or len(self._waiting) > 0
+        return self._company.is_expected(first.limits.batch_wait_s) or len(self._waiting) > 0
 
     def _gather(self, batch: list[Job[object]]) -> None:
         """Move waiting jobs of the batch's kind into it, in turn."""

@@ -127,7 +127,9 @@ class Asking:
         """Ask from an event loop; pictures are decoded and videos are judged in other threads."""
         cancelled = given_up or threading.Event()
         try:
-            begun = await asyncio.to_thread(ask, cancelled=cancelled)
+            with self._engine.worker.expecting(cancelled):
+                await asyncio.sleep(0)  # others that ask just now are expected, too
+                begun = await asyncio.to_thread(ask, cancelled=cancelled)
             return begun if isinstance(begun, Job) else await in_own_thread(begun)
         except asyncio.CancelledError:
             cancelled.set()  # the thread may still queue the job; it will be dropped there

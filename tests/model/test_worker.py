@@ -108,6 +108,21 @@ def test_a_lone_caller_does_not_wait_for_company(worker):
         assert alone.future.result(WAIT / 2) == number
 
 
+def test_a_job_waits_for_a_request_that_is_being_read_and_not_for_its_own(worker):
+    batches: list[int] = []
+    limits = Limits(batch=2, batch_wait_s=WAIT)
+    alone, first, second = (job(echo(batches), n, key="A", limits=limits) for n in range(3))
+    with worker.expecting(alone.cancelled):
+        worker.submit(alone)
+        assert alone.future.result(WAIT / 2) == 0
+    with worker.expecting(first.cancelled), worker.expecting(second.cancelled):
+        worker.submit(first)
+        time.sleep(0.02)
+        worker.submit(second)
+    assert second.future.result(WAIT / 2) == 2
+    assert batches == [1, 2]
+
+
 def test_jobs_out_of_a_list_wait_for_company_from_the_first_one_on(worker):
     batches: list[int] = []
     limits = Limits(batch=2, batch_wait_s=WAIT)

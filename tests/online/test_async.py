@@ -9,10 +9,12 @@ import pytest
 
 from guardrail.errors import (
     GuardrailViolation,
+    InputError,
     QueueFullError,
     RequestTimeoutError,
     UnsupportedContentError,
 )
+from guardrail.model.batches import run_batch
 from guardrail.model.decoder import decoder_layers
 from guardrail.policy import REFUSAL, Limits
 from guardrail.types import Action
@@ -50,6 +52,30 @@ def test_concurrent_tasks_get_their_own_answers(llava, guard_on):
 
     expected = [guard.generate(prompt, max_new_tokens=5).text for prompt in prompts]
     assert [result.text for result in asyncio.run(main())] == expected
+
+
+def test_a_burst_on_an_idle_guard_shares_its_first_batch(llava, guard_on, monkeypatch):
+    sizes = []
+
+    def counted(batch):
+        sizes.append(len(batch))
+        run_batch(batch)
+
+    monkeypatch.setattr("guardrail.model.worker.run_batch", counted)
+    guard = guard_on(llava, limits=Limits(batch=4, batch_wait_s=5.0))
+
+    async def main():
+        return await asyncio.gather(*(guard.acheck(f"number {n}") for n in range(4)))
+
+    assert len(asyncio.run(main())) == 4
+    assert sizes == [4]
+
+
+def test_what_could_not_be_read_is_not_waited_for(llava, guard_on):
+    guard = guard_on(llava)
+    with pytest.raises(InputError):
+        asyncio.run(guard.acheck([{"role": "nobody", "content": "hello"}]))
+    assert not guard._engine.worker._company.is_expected(0)
 
 
 def test_the_loop_runs_on_while_the_model_works(llava, guard_on, slow_layers):
