@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from starlette.exceptions import HTTPException
 
 from guardrail.asgi.chats import read_chat
-from guardrail.asgi.content import JSON, media_type, parsed_json
+from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError
 from guardrail.server.api_error import ApiError
 from guardrail.server.proxy.media import refuse_unclear_media
+from guardrail.server.strict_body import bounded_json
 from guardrail.settling import settled
 
 if TYPE_CHECKING:
@@ -75,11 +76,12 @@ async def read(data: bytes, headers: Headers, form: Form) -> Asked:
     """The JSON body of a request.
 
     Raises:
-        HTTPException: 415 or 400, it is none, or two readers could differ on it.
+        HTTPException: 415, 413 or 400: it is none, of too many values, or two readers could
+            differ on it.
         ApiError: it is of another form.
     """
     media_type(headers, (JSON,))
-    body = await asyncio.to_thread(parsed_json, data)
+    body = await asyncio.to_thread(bounded_json, data)
     if not isinstance(body, dict):
         raise ApiError("the body is no JSON object")
     if not isinstance(body.get("model"), str) or not body["model"]:

@@ -371,6 +371,15 @@ async def test_verdicts_are_counted_by_the_guard_in_force(app_of, guard_of, wire
     assert counted.n == 1
 
 
+async def test_a_body_of_more_values_than_can_be_looked_at_is_not_forwarded(
+    proxy_of, upstream, wire
+):
+    many = {str(number): 1 for number in range(10_001)}
+    answer = await proxy_of().post(PATH, json={**wire.CHAT, "logit_bias": many})
+    assert answer.status_code == 413
+    assert upstream.seen == []
+
+
 @pytest.mark.parametrize("key", ["user", "tools", "response_format", "messages"])
 async def test_deep_bodies_are_refused_or_forwarded_whole(proxy_of, upstream, key):
     proxy = proxy_of()
