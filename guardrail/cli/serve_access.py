@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-_ENV = "GUARDRAIL_SERVE_"
+from guardrail.cli.serve_options import ENV
+
 _PANEL = "Who may ask"
 
 ApiKeys = Annotated[
@@ -27,7 +28,7 @@ Insecure = Annotated[
     bool,
     typer.Option(
         "--insecure-no-keys",
-        envvar=f"{_ENV}INSECURE_NO_KEYS",
+        envvar=f"{ENV}INSECURE_NO_KEYS",
         rich_help_panel=_PANEL,
         help="Answer everybody, at any address: only behind something that asks for keys.",
     ),
@@ -36,7 +37,7 @@ OpenMetrics = Annotated[
     bool,
     typer.Option(
         "--open-metrics",
-        envvar=f"{_ENV}OPEN_METRICS",
+        envvar=f"{ENV}OPEN_METRICS",
         rich_help_panel=_PANEL,
         help="/metrics needs no key.",
     ),
@@ -45,7 +46,7 @@ OpenStatus = Annotated[
     bool,
     typer.Option(
         "--open-status",
-        envvar=f"{_ENV}OPEN_STATUS",
+        envvar=f"{ENV}OPEN_STATUS",
         rich_help_panel=_PANEL,
         help="The status page needs no key.",
     ),
@@ -54,7 +55,7 @@ CorsOrigins = Annotated[
     list[str] | None,
     typer.Option(
         "--cors-origin",
-        envvar=f"{_ENV}CORS_ORIGINS",
+        envvar=f"{ENV}CORS_ORIGINS",
         metavar="ORIGIN",
         rich_help_panel=_PANEL,
         help="A site whose pages may ask from a browser; repeatable. Default: none.",
@@ -64,7 +65,7 @@ FetchUrls = Annotated[
     bool,
     typer.Option(
         "--fetch-urls",
-        envvar=f"{_ENV}FETCH_URLS",
+        envvar=f"{ENV}FETCH_URLS",
         rich_help_panel=_PANEL,
         help="Fetch pictures from the policy's `allowed_hosts`; otherwise only data: URLs.",
     ),

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-_ENV = "GUARDRAIL_SERVE_"
+from guardrail.cli.serve_options import ENV
+
 _PANEL = "Address"
 
 Host = Annotated[
     str,
     typer.Option(
-        envvar=f"{_ENV}HOST",
+        envvar=f"{ENV}HOST",
         rich_help_panel=_PANEL,
         help="The address to listen at; others than this machine's loopback need --api-keys.",
     ),
@@ -21,14 +22,14 @@ Host = Annotated[
 Port = Annotated[
     int,
     typer.Option(
-        envvar=f"{_ENV}PORT", min=0, max=65_535, rich_help_panel=_PANEL, help="0: a free one."
+        envvar=f"{ENV}PORT", min=0, max=65_535, rich_help_panel=_PANEL, help="0: a free one."
     ),
 ]
 UnixSocket = Annotated[
     Path | None,
     typer.Option(
         "--unix-socket",
-        envvar=f"{_ENV}UNIX_SOCKET",
+        envvar=f"{ENV}UNIX_SOCKET",
         metavar="PATH",
         rich_help_panel=_PANEL,
         help="Listen there instead; open to this user and group.",
@@ -37,7 +38,7 @@ UnixSocket = Annotated[
 TlsCert = Annotated[
     Path | None,
     typer.Option(
-        envvar=f"{_ENV}TLS_CERT",
+        envvar=f"{ENV}TLS_CERT",
         exists=True,
         dir_okay=False,
         metavar="FILE",
@@ -48,7 +49,7 @@ TlsCert = Annotated[
 TlsKey = Annotated[
     Path | None,
     typer.Option(
-        envvar=f"{_ENV}TLS_KEY",
+        envvar=f"{ENV}TLS_KEY",
         exists=True,
         dir_okay=False,
         metavar="FILE",
@@ -60,7 +61,7 @@ ModelAlias = Annotated[
     str,
     typer.Option(
         "--model-name",
-        envvar=f"{_ENV}MODEL_NAME",
+        envvar=f"{ENV}MODEL_NAME",
         metavar="NAME",
         rich_help_panel=_PANEL,
         help="What clients name as `model`.",

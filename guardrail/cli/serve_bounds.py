@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-_ENV = "GUARDRAIL_SERVE_"
+from guardrail.cli.serve_options import ENV
+
 _PANEL = "Bounds"
 
 MaxConcurrent = Annotated[
     int,
     typer.Option(
-        envvar=f"{_ENV}MAX_CONCURRENT",
+        envvar=f"{ENV}MAX_CONCURRENT",
         min=1,
         rich_help_panel=_PANEL,
         help="Requests under way at once; more are answered 429.",
@@ -21,7 +22,7 @@ MaxConcurrent = Annotated[
 MaxPerClient = Annotated[
     int | None,
     typer.Option(
-        envvar=f"{_ENV}MAX_PER_CLIENT",
+        envvar=f"{ENV}MAX_PER_CLIENT",
         min=1,
         rich_help_panel=_PANEL,
         help="Of them by one key. Default: half where there are several keys.",
@@ -30,19 +31,19 @@ MaxPerClient = Annotated[
 MaxConnections = Annotated[
     int,
     typer.Option(
-        envvar=f"{_ENV}MAX_CONNECTIONS", min=1, rich_help_panel=_PANEL, help="Open at once."
+        envvar=f"{ENV}MAX_CONNECTIONS", min=1, rich_help_panel=_PANEL, help="Open at once."
     ),
 ]
 MaxBodyBytes = Annotated[
     int,
     typer.Option(
-        envvar=f"{_ENV}MAX_BODY_BYTES", min=1, rich_help_panel=_PANEL, help="Of one request."
+        envvar=f"{ENV}MAX_BODY_BYTES", min=1, rich_help_panel=_PANEL, help="Of one request."
     ),
 ]
 MaxChecks = Annotated[
     int,
     typer.Option(
-        envvar=f"{_ENV}MAX_CHECKS",
+        envvar=f"{ENV}MAX_CHECKS",
         min=1,
         rich_help_panel=_PANEL,
         help="Inputs of one request to /v1/checks.",
@@ -51,7 +52,7 @@ MaxChecks = Annotated[
 DefaultTokens = Annotated[
     int,
     typer.Option(
-        envvar=f"{_ENV}DEFAULT_TOKENS",
+        envvar=f"{ENV}DEFAULT_TOKENS",
         min=1,
         rich_help_panel=_PANEL,
         help="The most tokens of an answer for which the client names no limit.",
@@ -60,7 +61,7 @@ DefaultTokens = Annotated[
 Timeout = Annotated[
     float,
     typer.Option(
-        envvar=f"{_ENV}TIMEOUT",
+        envvar=f"{ENV}TIMEOUT",
         min=0.01,
         rich_help_panel=_PANEL,
         help="Seconds from a request to the end of its answer.",
@@ -69,7 +70,7 @@ Timeout = Annotated[
 BodyTimeout = Annotated[
     float,
     typer.Option(
-        envvar=f"{_ENV}BODY_TIMEOUT",
+        envvar=f"{ENV}BODY_TIMEOUT",
         min=0.01,
         rich_help_panel=_PANEL,
         help="Seconds for a body to arrive.",
@@ -78,7 +79,7 @@ BodyTimeout = Annotated[
 HeaderTimeout = Annotated[
     float,
     typer.Option(
-        envvar=f"{_ENV}HEADER_TIMEOUT",
+        envvar=f"{ENV}HEADER_TIMEOUT",
         min=0.01,
         rich_help_panel=_PANEL,
         help="Seconds for the headers of a request to arrive.",
@@ -87,7 +88,7 @@ HeaderTimeout = Annotated[
 Drain = Annotated[
     float,
     typer.Option(
-        envvar=f"{_ENV}DRAIN",
+        envvar=f"{ENV}DRAIN",
         min=0,
         rich_help_panel=_PANEL,
         help="Seconds that answers under way have after SIGTERM.",

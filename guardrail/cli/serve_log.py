@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-_ENV = "GUARDRAIL_SERVE_"
+from guardrail.cli.serve_options import ENV
+
 _PANEL = "Log and audit"
 
 Audit = Annotated[
@@ -16,7 +17,7 @@ Audit = Annotated[
         "--audit",
         metavar="FILE",
         dir_okay=False,
-        envvar=f"{_ENV}AUDIT",
+        envvar=f"{ENV}AUDIT",
         rich_help_panel=_PANEL,
         help="Append each verdict as a JSON line, without what was asked.",
     ),
@@ -24,7 +25,7 @@ Audit = Annotated[
 AuditMaxBytes = Annotated[
     int,
     typer.Option(
-        envvar=f"{_ENV}AUDIT_MAX_BYTES",
+        envvar=f"{ENV}AUDIT_MAX_BYTES",
         min=0,
         rich_help_panel=_PANEL,
         help="Start the next --audit file at this size. 0: never.",
@@ -33,13 +34,13 @@ AuditMaxBytes = Annotated[
 AuditBackups = Annotated[
     int,
     typer.Option(
-        envvar=f"{_ENV}AUDIT_BACKUPS", min=0, rich_help_panel=_PANEL, help="Older audit files kept."
+        envvar=f"{ENV}AUDIT_BACKUPS", min=0, rich_help_panel=_PANEL, help="Older audit files kept."
     ),
 ]
 LogFormat = Annotated[
     str,
     typer.Option(
-        envvar=f"{_ENV}LOG_FORMAT",
+        envvar=f"{ENV}LOG_FORMAT",
         metavar="json|text",
         rich_help_panel=_PANEL,
         help="A JSON object or key=value pairs a line, on stderr.",
@@ -48,14 +49,14 @@ LogFormat = Annotated[
 LogLevel = Annotated[
     str,
     typer.Option(
-        envvar=f"{_ENV}LOG_LEVEL", metavar="debug|info|warning|error", rich_help_panel=_PANEL
+        envvar=f"{ENV}LOG_LEVEL", metavar="debug|info|warning|error", rich_help_panel=_PANEL
     ),
 ]
 LogPrompts = Annotated[
     bool,
     typer.Option(
         "--log-prompts",
-        envvar=f"{_ENV}LOG_PROMPTS",
+        envvar=f"{ENV}LOG_PROMPTS",
         rich_help_panel=_PANEL,
         help="Write what was asked to the log, too. Off, no text of a request is ever there.",
     ),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from guardrail.cli.serve_options import ENV
+
 if TYPE_CHECKING:
     from guardrail.audit import AuditLog
     from guardrail.server.observing import Observation
@@ -17,7 +19,7 @@ Otel = Annotated[
     bool,
     typer.Option(
         "--otel",
-        envvar="GUARDRAIL_SERVE_OTEL",
+        envvar=f"{ENV}OTEL",
         rich_help_panel="Log and audit",
         help="Send OpenTelemetry spans, to where the OTEL_* variables say (default: OTLP over HTTP "
         "to localhost:4318). On without this when they name an exporter or an endpoint.",

@@ -9,16 +9,16 @@ import typer
 
 from guardrail.cli.options import MODEL_HELP
 
-_ENV = "GUARDRAIL_SERVE_"
+ENV = "GUARDRAIL_SERVE_"
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", envvar=f"{_ENV}MODEL", help=MODEL_HELP)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", envvar=f"{ENV}MODEL", help=MODEL_HELP)]
 Artefact = Annotated[
     str,
     typer.Option(
         "--artefact",
         "-a",
         metavar="ARTEFACT",
-        envvar=f"{_ENV}ARTEFACT",
+        envvar=f"{ENV}ARTEFACT",
         help="The fitted file, or its hub id.",
     ),
 ]
@@ -29,21 +29,21 @@ Policy = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        envvar=f"{_ENV}POLICY",
+        envvar=f"{ENV}POLICY",
         help="Rules in TOML, YAML or JSON. Default: GUARDRAIL_POLICY_* variables.",
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(envvar=f"{_ENV}DEVICE", help="cpu, cuda, cuda:1, ... Default: the best there is."),
+    typer.Option(envvar=f"{ENV}DEVICE", help="cpu, cuda, cuda:1, ... Default: the best there is."),
 ]
 Dtype = Annotated[
     str,
     typer.Option(
-        envvar=f"{_ENV}DTYPE", help="float32, bfloat16, ... or auto, the checkpoint's own."
+        envvar=f"{ENV}DTYPE", help="float32, bfloat16, ... or auto, the checkpoint's own."
     ),
 ]
 Revision = Annotated[
     str | None,
-    typer.Option(envvar=f"{_ENV}REVISION", help="A branch, tag or commit on the hub."),
+    typer.Option(envvar=f"{ENV}REVISION", help="A branch, tag or commit on the hub."),
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from guardrail.cli.serve_options import ENV
 from guardrail.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from guardrail.server.service import Answerer, Service
 
-_ENV = "GUARDRAIL_SERVE_UPSTREAM"
+_ENV = f"{ENV}UPSTREAM"
 _PANEL = "Upstream: check here, let another server answer"
 
 Url = Annotated[
