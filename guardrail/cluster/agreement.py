@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from guardrail.cluster.orders import Order, Outcome, Phase, Pin
+from guardrail.cluster.orders import ANSWER_S, Order, Outcome, Phase, Pin
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from guardrail.cluster.store import Store
 
 _MARGIN = 1.2  # clocks of two machines do not run at quite the same pace
-_KEPT_S = 5.0  # a question at most: who asks gives up after a while, however long its lease
+_KEPT_S = ANSWER_S / 2  # a question at most, however long the lease of who asks
 
 
 @dataclass(slots=True)

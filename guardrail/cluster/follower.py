@@ -8,6 +8,8 @@ import math
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from guardrail.cluster.orders import ANSWER_S
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.2
-_ANSWER_S = 10.0  # for the coordinator's answer; it keeps a question for part of a lease
 
 
 def _awake_or_asleep() -> float:
@@ -83,7 +84,7 @@ class Follower:
             while True:
                 asked = self._clock()
                 try:
-                    async with asyncio.timeout(_ANSWER_S):
+                    async with asyncio.timeout(ANSWER_S):
                         order = await self._link.follow(self._name, seen, self._facts())
                 except Exception as error:  # a border: whatever is wrong, the lease runs out
                     _log.warning("the coordinator cannot be reached (%s)", type(error).__name__)
@@ -132,7 +133,7 @@ class Follower:
     async def _tell(self, token: str, problem: str | None) -> None:
         while True:
             try:
-                async with asyncio.timeout(_ANSWER_S):
+                async with asyncio.timeout(ANSWER_S):
                     await self._link.tell(self._name, token, problem)
                 return
             except Exception as error:  # a border, as above

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+ANSWER_S = 10.0  # for the coordinator's answer; then a replica asks again
 Phase = Literal["serve", "prepare", "pause", "hold", "stop"]
 
 
