@@ -78,8 +78,9 @@ class Tracing:
         """End a request's span; `failed` is the kind of error that cut an answer short."""
         span.update_name(name)
         span.set_attributes({names.HTTP_ROUTE: route, names.HTTP_STATUS: status})
-        if status >= 500 or failed is not None:
-            span.set_attribute(names.ERROR_TYPE, str(status) if status >= 500 else str(failed))
+        error = str(status) if status >= 500 else failed
+        if error is not None:
+            span.set_attribute(names.ERROR_TYPE, error)
             span.set_status(StatusCode.ERROR)
         span.end()
 

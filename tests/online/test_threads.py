@@ -254,6 +254,18 @@ def test_an_audit_sink_that_asks_its_own_guard_is_an_error_not_a_deadlock(llava,
     assert "the audit sink failed" in caplog.text
 
 
+def own_process(script):
+    """A script run to its end by an interpreter of its own, with this one's modules."""
+    return subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
 def test_a_process_may_end_while_an_answer_is_being_made(tmp_path):
     """A thread inside the model at the interpreter's end would abort the process."""
     script = tmp_path / "leaves.py"
@@ -270,14 +282,7 @@ def test_a_process_may_end_while_an_answer_is_being_made(tmp_path):
         "lease.worker.submit(Job(run=run, owner=None, limits=Limits()))\n"
         "time.sleep(0.2)\n"
     )
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    done = own_process(script)
     assert (done.returncode, done.stdout) == (0, "ended by request\n"), done.stderr
 
 
@@ -318,12 +323,5 @@ def test_a_fork_of_a_busy_process_answers_its_own_requests_and_not_its_parents(t
         "leave.set()\n"
         "print(waits.future.result(60), flush=True)\n"
     )
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    done = own_process(script)
     assert (done.returncode, done.stdout) == (0, "0 child ['child']\nchild 0\nwaits\n"), done.stderr
