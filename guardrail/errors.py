@@ -20,7 +20,7 @@ GuardrailError
 │   ├── NoUsableDirectionError          the model shows no refusal direction
 │   └── CalibrationError                too little data for the target
 ├── DetectorError                       the detector itself failed; never a finding
-├── GuardrailViolation                  a flagged request, when the policy says `raise`; no Exception
+├── GuardrailViolation                  a flagged request, when the policy says `raise`; see below
 ├── QueueFullError                      more requests are waiting than the policy allows
 ├── RequestTimeoutError (TimeoutError)
 ├── RequestCancelledError
