@@ -6,7 +6,7 @@ ignored; of several frames one counts, or all. So whoever hands a request to ano
 makes it canonical, has *that* judged, and hands *that* on. A canonical picture is 8-bit RGB,
 upright, one frame, without anything beside its pixels.
 
-Videos are not rewritten.
+In shadow mode nothing is changed or refused. Videos are not rewritten.
 """
 
 from __future__ import annotations
@@ -144,6 +144,8 @@ class _Canonical:
         self._policy, self._budget = policy, Budget(policy.limits)
 
     def value(self, value: Any) -> Any:
+        if self._policy.mode == "shadow":
+            return value
         match value:
             case PILImage():
                 return self._decoded(PictureSource(value, "picture"))
@@ -158,17 +160,19 @@ class _Canonical:
 
     def encoded(self, picture: PictureSource) -> Encoded:
         """The picture as it is handed on."""
-        if self._policy.pictures == "refuse" and not isinstance(picture.source, PILImage):
-            data = picture.encoded(self._policy)
-            loaded = loaded_picture(data, self._policy.limits, what=picture.what)
+        policy, decoded = self._policy, isinstance(picture.source, PILImage)
+        if decoded or (policy.pictures == "canonical" and policy.mode == "enforce"):
+            return _written(self._decoded(picture))
+        data = picture.encoded(policy)
+        if policy.mode == "enforce":
+            loaded = loaded_picture(data, policy.limits, what=picture.what)
             self._budget.pixel_count(loaded.size)
             if (why := second_reading(data, loaded)) is not None:
                 raise UnsupportedContentError(
                     f"{picture.what} is {why}; decoders may read it in two ways: save it as an "
                     "8-bit RGB PNG, upright, of one frame and without transparency or profiles"
                 )
-            return Encoded(data, f"image/{sniffed_format(data)}".lower())
-        return _written(self._decoded(picture))
+        return Encoded(data, f"image/{sniffed_format(data)}".lower())
 
     def _decoded(self, picture: PictureSource) -> PILImage:
         decoded = picture.decoded(self._policy)
