@@ -105,6 +105,13 @@ def test_a_canonical_picture_has_nothing_but_its_pixels():
     assert position == len(data)
 
 
+def test_a_canonical_picture_stays_as_it_is():
+    data = saved(drawing(), "PNG", compress_level=9)
+    assert canonical_picture(data, POLICY).data == data
+    grey = saved(drawing("L"), "PNG")
+    assert canonical_picture(grey, POLICY).data != grey
+
+
 def test_a_large_photograph_is_handed_on_as_the_jpeg_that_is_judged():
     noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3), dtype=np.uint8)
     handed = canonical_picture(Image.fromarray(noise), POLICY)

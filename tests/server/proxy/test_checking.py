@@ -80,7 +80,7 @@ async def test_pictures_of_two_readings_can_be_refused(proxy_of, upstream, watch
     client = proxy_of(guard=watching(Policy(pictures="refuse")))
     for name, make in TWO_WAYS.items():
         answer = await client.post(path, json=body_of(path, make()))
-        assert answer.status_code == 400, name
+        assert answer.status_code == 422, name
         assert "save it as an 8-bit RGB PNG" in answer.text, name
     assert upstream.seen == []
     for name, make in ONE_WAY.items():
