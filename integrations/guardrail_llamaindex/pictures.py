@@ -11,10 +11,13 @@ from llama_index.core.schema import ImageNode, Node
 from guardrail.errors import UnsupportedContentError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from llama_index.core.base.llms.types import ChatMessage
     from llama_index.core.schema import BaseNode
+
+ASIDE = ("cache", "tool_call")  # blocks of a message that are no content
 
 
 def named_parts(
@@ -85,6 +88,41 @@ def document_parts(documents: Sequence[ImageBlock | BaseNode]) -> list[dict[str,
             )
         parts.append(found[0])
     return parts
+
+
+def with_pictures(
+    messages: Sequence[ChatMessage], chat: Sequence[Mapping[str, Any]]
+) -> list[ChatMessage]:
+    """The messages with the pictures of `chat`, which was made of them, in place of their own."""
+    return [_with_pictures(*pair) for pair in zip(messages, chat, strict=True)]
+
+
+def as_documents(parts: Sequence[Mapping[str, Any]]) -> list[ImageBlock]:
+    """Pictures as `image_documents`."""
+    return [_block(part) for part in parts]
+
+
+def _with_pictures(message: ChatMessage, turn: Mapping[str, Any]) -> ChatMessage:
+    if not any(isinstance(block, ImageBlock) for block in message.blocks):
+        return message
+    parts, blocks = iter(turn["content"]), []
+    for block in message.blocks:
+        part = {} if block.block_type in ASIDE else next(parts)
+        blocks.append(_block(part, block.detail) if isinstance(block, ImageBlock) else block)
+    # LlamaIndex made blocks of `images`; the pictures themselves would go on beside them.
+    extra = {key: value for key, value in message.additional_kwargs.items() if key != "images"}
+    return message.model_copy(update={"blocks": blocks, "additional_kwargs": extra})
+
+
+def _block(part: Mapping[str, Any], detail: str | None = None) -> ImageBlock:
+    data = part.get("image") or part.get("base64")
+    if data is None:
+        header, _, data = str(part.get("url") or part["image_url"]).partition(",")
+        return ImageBlock(
+            image=data.encode(), image_mimetype=header[5:].partition(";")[0], detail=detail
+        )
+    encoded = data.encode() if isinstance(data, str) else data
+    return ImageBlock(image=encoded, image_mimetype=part.get("mime_type"), detail=detail)
 
 
 def _inline(data: bytes | str | IOBase, kind: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms import types
 from llama_index.core.base.llms.types import (
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from guardrail.online.streams import AsyncGuardStream, GuardStream
     from guardrail.types import Result, ToolCall, Verdict
+
+R = TypeVar("R", ChatResponse, CompletionResponse)
 
 # The first releases of 0.14 keep calls in `additional_kwargs` alone.
 _CALL_BLOCK: Any = getattr(types, "ToolCallBlock", None)
@@ -45,6 +48,21 @@ def whole(result: Result, *, delta: str | None = None, single_call: bool = False
         delta=delta,
         additional_kwargs={**usage, "verdict": dict(verdict)},
     )
+
+
+def refusal(words: str, verdict: Verdict) -> ChatResponse:
+    """What stands for an answer of a model that was not asked."""
+    raw = {"finish_reason": "flag", "refused_by_guard": True}
+    return told(ChatResponse(message=_message(words, ()), raw=raw, delta=words), verdict)
+
+
+def told(response: R, verdict: Verdict) -> R:
+    """A response with the verdict beside it; `raw` is another model's, and may be an object."""
+    plain, raw = verdict.to_dict(), response.raw
+    if raw is None or isinstance(raw, dict):
+        raw = {**(raw or {}), "verdict": plain}
+    beside = {**response.additional_kwargs, "verdict": dict(plain)}
+    return response.model_copy(update={"raw": raw, "additional_kwargs": beside})
 
 
 def as_completion(response: ChatResponse) -> CompletionResponse:
@@ -81,6 +99,22 @@ async def achunks(
             yield whole(stream.result, delta="", single_call=single_call)
 
 
+def begun(chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
+    """The same chunks; the first one is waited for here.
+
+    The verdict comes before it, so a violation is raised to whoever asks for the stream. Chat
+    engines read streams in threads of their own, where nothing but an `Exception` is passed on.
+    """
+    first = next(chunks, None)
+    return _after(first, chunks)
+
+
+async def abegun(chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
+    """`begun` for `async for`."""
+    first = await anext(chunks, None)
+    return _aafter(first, chunks)
+
+
 def completions(responses: Generator[ChatResponse]) -> Generator[CompletionResponse]:
     """A stream of answers as completions."""
     for response in responses:
@@ -93,6 +127,23 @@ async def acompletions(
     """`completions` for `async for`."""
     async for response in responses:
         yield as_completion(response)
+
+
+def _after(first: ChatResponse | None, chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
+    with closing(chunks):
+        if first is not None:
+            yield first
+        yield from chunks
+
+
+async def _aafter(
+    first: ChatResponse | None, chunks: AsyncGenerator[ChatResponse]
+) -> AsyncGenerator[ChatResponse]:
+    async with aclosing(chunks):
+        if first is not None:
+            yield first
+        async for chunk in chunks:
+            yield chunk
 
 
 def _so_far(text: str, delta: str, verdict: Verdict | None) -> ChatResponse:
