@@ -32,7 +32,7 @@ Kind = Literal["function", "coroutine", "generator", "async generator"]
 USUAL_NAMES = ("messages", "prompt", "input", "query")
 # What also reaches a model, and would not be checked beside the messages.
 SIDE_NAMES = (*sorted(MEDIA_NAMES | SYSTEM_NAMES), "tools", "files", "context")
-_OWNERS = ("self", "cls")
+OWNERS = ("self", "cls")
 
 
 @dataclass(slots=True)
@@ -64,12 +64,7 @@ class Selector:
     """
 
     def __init__(self, fn: Callable[..., object], wanted: Wanted | None) -> None:
-        try:
-            self._signature = inspect.signature(fn)
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"{fn!r} does not tell its parameters; wrap it in a function that does"
-            ) from error
+        self._signature = signature_of(fn)
         self._select: Select | None = wanted if callable(wanted) else None
         self._guesses = wanted is None
         self._places: tuple[Place, ...] = ()
@@ -87,7 +82,7 @@ class Selector:
         if self._guesses:
             self._refuse_unchecked(bound)
         if self._select is not None:
-            given = {k: v for k, v in bound.arguments.items() if k not in _OWNERS}
+            given = {k: v for k, v in bound.arguments.items() if k not in OWNERS}
             bound.arguments.update({k: snapshot(v) for k, v in given.items()})
             value = self._select(bound)
             same = [(name,) for name, argument in bound.arguments.items() if argument is value]
@@ -118,6 +113,20 @@ class Selector:
                 f"this call has; name all that is checked with messages=({chosen!r}, ...), or "
                 f"confirm with messages={chosen!r}"
             )
+
+
+def signature_of(fn: Callable[..., object]) -> Signature:
+    """A callable's parameters.
+
+    Raises:
+        ConfigurationError: it does not tell them.
+    """
+    try:
+        return inspect.signature(fn)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{fn!r} does not tell its parameters; wrap it in a function that does"
+        ) from error
 
 
 def kind_of(fn: Callable[..., object], asynchronous: bool | None = None) -> Kind:
@@ -178,7 +187,7 @@ def _usual_name(signature: Signature) -> str:
             "say which with messages='name', or join them with messages=('name', ...)"
         )
     positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    first = [n for n, p in params.items() if p.kind in positional and n not in _OWNERS]
+    first = [n for n, p in params.items() if p.kind in positional and n not in OWNERS]
     if not usual and not first:
         raise ConfigurationError(
             f"nothing to check in {signature}; name a parameter with messages='name', "
