@@ -1020,7 +1020,11 @@ def only_picture(chat):
 
 
 @every_form
-@pytest.mark.parametrize("image", [url(encoded()), encoded(), Image.new("RGBA", (4, 4)), "a.png"])
+@pytest.mark.parametrize(
+    "image",
+    [url(encoded()), encoded(), Image.new("RGBA", (4, 4)), "a.png"],
+    ids=["data URL", "bytes", "Pillow", "path"],
+)
 def test_the_callable_gets_the_picture_that_was_judged(form, image, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").write_bytes(encoded())
