@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from guardrail.model.load import load_model
     from guardrail.monitor import Monitor, MonitorSnapshot
     from guardrail.policy import Limits, Policy, Thresholds, VideoSampling
+    from guardrail.tools import guard_tool
     from guardrail.types import Action, Modality, Request, Result, ToolCall, Verdict
     from guardrail.wrap import guarded
 
@@ -92,6 +93,7 @@ __all__ = [
     "VideoDecodeError",
     "VideoSampling",
     "__version__",
+    "guard_tool",
     "guarded",
     "load_model",
 ]
@@ -104,6 +106,7 @@ except metadata.PackageNotFoundError:  # a source tree that was never installed
 _HOME = {
     "Artefact": "guardrail.artefact",
     "Guard": "guardrail.guard",
+    "guard_tool": "guardrail.tools",
     "guarded": "guardrail.wrap",
     "load_model": "guardrail.model.load",
     **dict.fromkeys(("Monitor", "MonitorSnapshot"), "guardrail.monitor"),

@@ -1,7 +1,8 @@
 """Which arguments of a call the guard checks, and what is sent in their place.
 
 What is checked is what is sent: containers, pictures, arrays and pydantic models are copied before
-the check and the copy goes on, so that nobody can change a message in between.
+the check and the copy goes on, so that nobody can change a message in between. Pictures in the copy
+are canonical, so that nobody reads them in another way.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from inspect import BoundArguments, Parameter, Signature
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
@@ -20,9 +21,13 @@ from pydantic import BaseModel
 
 from guardrail.caution import with_caution
 from guardrail.errors import ConfigurationError
-from guardrail.joining import MEDIA_NAMES, SYSTEM_NAMES, joined
+from guardrail.joining import MEDIA_NAMES, SYSTEM_NAMES, canonical_argument, joined
 from guardrail.places import Place, get, is_there, put
+from guardrail.requests.canonical import canonical_chat, require_one_reading
 from guardrail.types import Request
+
+if TYPE_CHECKING:
+    from guardrail.policy import Policy
 
 Select = Callable[[BoundArguments], object]
 Wanted = str | Sequence[str] | Select
@@ -32,7 +37,7 @@ Kind = Literal["function", "coroutine", "generator", "async generator"]
 USUAL_NAMES = ("messages", "prompt", "input", "query")
 # What also reaches a model, and would not be checked beside the messages.
 SIDE_NAMES = (*sorted(MEDIA_NAMES | SYSTEM_NAMES), "tools", "files", "context")
-_OWNERS = ("self", "cls")
+OWNERS = ("self", "cls")
 
 
 @dataclass(slots=True)
@@ -42,6 +47,31 @@ class Call:
     bound: BoundArguments
     value: object
     places: Sequence[Place]  # where a caution may stand, the best one first
+    sources: Sequence[Place] = ()  # where `value` comes from; nowhere, if a callable made it
+    joins: bool = False
+
+    def make_canonical(self, policy: Policy) -> None:
+        """Have the pictures that are sent be those that are checked; nothing in shadow mode.
+
+        A picture that stays what it is (an argument that names a file or an address, a value that
+        a callable made) must have one reading.
+
+        Raises:
+            InputError: a picture cannot be read, or has two readings and must have one.
+        """
+        if policy.mode == "shadow":
+            return
+        if not self.sources:
+            require_one_reading(self.value, policy)
+        elif self.joins:
+            for place in self.sources:
+                value = canonical_argument(place[-1], get(self.bound, place), policy)
+                put(self.bound, place, value)
+            self.value = _joined(self.bound, self.sources)
+        else:
+            self.value = canonical_chat(self.value, policy)
+            for place in self.sources:
+                put(self.bound, place, self.value)
 
     def caution(self, words: str) -> bool:
         """Put a caution before what is sent; false when this call has no place for it."""
@@ -55,6 +85,10 @@ class Call:
         return False
 
 
+def _joined(bound: BoundArguments, places: Sequence[Place]) -> list[object]:
+    return joined([(place[-1], get(bound, place)) for place in places])
+
+
 class Selector:
     """Finds what to check among a function's arguments.
 
@@ -64,12 +98,7 @@ class Selector:
     """
 
     def __init__(self, fn: Callable[..., object], wanted: Wanted | None) -> None:
-        try:
-            self._signature = inspect.signature(fn)
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"{fn!r} does not tell its parameters; wrap it in a function that does"
-            ) from error
+        self._signature = signature_of(fn)
         self._select: Select | None = wanted if callable(wanted) else None
         self._guesses = wanted is None
         self._places: tuple[Place, ...] = ()
@@ -87,19 +116,19 @@ class Selector:
         if self._guesses:
             self._refuse_unchecked(bound)
         if self._select is not None:
-            given = {k: v for k, v in bound.arguments.items() if k not in _OWNERS}
+            given = {k: v for k, v in bound.arguments.items() if k not in OWNERS}
             bound.arguments.update({k: snapshot(v) for k, v in given.items()})
             value = self._select(bound)
             same = [(name,) for name, argument in bound.arguments.items() if argument is value]
-            return Call(bound, value, same if len(same) == 1 else ())
+            return Call(bound, value, same if len(same) == 1 else (), same)
         places = [p for p in self._places if len(self._places) == 1 or is_there(bound, p)]
         for place in places:
             put(bound, place, snapshot(get(bound, place)))
         if not self._joins:
-            return Call(bound, get(bound, places[0]), places)
-        value = joined([(place[-1], get(bound, place)) for place in places])
+            return Call(bound, get(bound, places[0]), places, places)
         wordy = [place for place in places if place[-1] not in MEDIA_NAMES]
-        return Call(bound, value, sorted(wordy, key=lambda p: p[-1] not in SYSTEM_NAMES))
+        cautioned = sorted(wordy, key=lambda place: place[-1] not in SYSTEM_NAMES)
+        return Call(bound, _joined(bound, places), cautioned, places, joins=True)
 
     def _refuse_unchecked(self, bound: BoundArguments) -> None:
         """What a `*` or `**` parameter takes is only seen at the call."""
@@ -118,6 +147,20 @@ class Selector:
                 f"this call has; name all that is checked with messages=({chosen!r}, ...), or "
                 f"confirm with messages={chosen!r}"
             )
+
+
+def signature_of(fn: Callable[..., object]) -> Signature:
+    """A callable's parameters.
+
+    Raises:
+        ConfigurationError: it does not tell them.
+    """
+    try:
+        return inspect.signature(fn)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{fn!r} does not tell its parameters; wrap it in a function that does"
+        ) from error
 
 
 def kind_of(fn: Callable[..., object], asynchronous: bool | None = None) -> Kind:
@@ -178,7 +221,7 @@ def _usual_name(signature: Signature) -> str:
             "say which with messages='name', or join them with messages=('name', ...)"
         )
     positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    first = [n for n, p in params.items() if p.kind in positional and n not in _OWNERS]
+    first = [n for n, p in params.items() if p.kind in positional and n not in OWNERS]
     if not usual and not first:
         raise ConfigurationError(
             f"nothing to check in {signature}; name a parameter with messages='name', "

@@ -1,17 +1,25 @@
-"""Several arguments of a call, joined into the one chat that the guard checks."""
+"""Several arguments of a call, joined into the one chat that the guard checks.
+
+An argument's name says what it holds; so does what becomes of its pictures before they are checked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import IOBase
 from pathlib import Path
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 from PIL import Image
 
 from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
+from guardrail.requests.canonical import canonical_chat, canonical_image, canonical_picture
+from guardrail.requests.sources import names_a_file
+
+if TYPE_CHECKING:
+    from guardrail.policy import Policy
 
 SYSTEM_NAMES = frozenset({"system", "system_prompt", "system_instruction", "instructions"})
 IMAGE_NAMES = frozenset({"image", "images", "image_url", "image_urls"})
@@ -53,6 +61,41 @@ def joined(named: Sequence[tuple[str, object]]) -> list[object]:
     words = "\n\n".join(system)
     before = with_caution(chat, words)
     return before if isinstance(before, list) else [{"role": "system", "content": words}]
+
+
+def canonical_argument(name: str, value: object, policy: Policy) -> object:
+    """An argument with its pictures canonical, in the form that it has.
+
+    What names a file or an address stays; others will read it, so the picture must have one
+    reading. Videos stay as they are.
+
+    Raises:
+        InputError: a picture cannot be read, or has two readings and must have one.
+    """
+    if is_history(value):
+        return canonical_chat(value, policy)
+    if name in VIDEO_NAMES:
+        return value
+    if type(value) in (list, tuple):
+        items = [canonical_argument(name, item, policy) for item in _items(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    what = f"the argument {name!r}"
+    if isinstance(value, Image.Image):
+        return canonical_image(value, policy, what=what)
+    if name not in IMAGE_NAMES or not isinstance(value, bytes | bytearray | str | Path):
+        return value
+    if isinstance(value, Path) or (isinstance(value, str) and _is_name(value)):
+        canonical_picture(value, policy.model_copy(update={"pictures": "refuse"}), what=what)
+        return value
+    encoded = canonical_picture(value, policy, what=what)
+    if not isinstance(value, str):
+        return encoded.data
+    return encoded.data_url if value[:5].lower() == "data:" else encoded.base64
+
+
+def _is_name(text: str) -> bool:
+    """Whether a string names a picture that is somewhere else."""
+    return names_a_file(text) or (":" in text and text[:5].lower() != "data:")
 
 
 def is_history(value: object) -> TypeGuard[Sequence[object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
@@ -107,8 +108,19 @@ class Plan:
     fallback: Callable[..., Any] | None
     audit: Audit | None
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """One call's arguments, and what of them is checked."""
+    def checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict]:
+        """One call's arguments as they would be sent, and the verdict on them."""
+        call = self._call(args, kwargs)
+        call.make_canonical(self.guard.policy)
+        return call, self.guard.check(call.value)
+
+    async def achecked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict]:
+        """`checked` without blocking the event loop."""
+        call = self._call(args, kwargs)
+        await asyncio.to_thread(call.make_canonical, self.guard.policy)
+        return call, await self.guard.acheck(call.value)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         LAST.set(None)  # a check that raises must not leave the verdict before it standing
         return self.selector.call(args, kwargs)
 

@@ -10,8 +10,11 @@ The local guard reads the messages first, and the call is made only if it may be
 callable cannot be steered; `policy.unsteerable` says what happens to a request that would be: a
 word of caution goes with it, it counts as flagged, or it passes.
 
-Messages that name a file or an address are read once by the guard and again by whoever answers;
-send pictures as objects, bytes or data: addresses where that matters.
+Pictures are sent as they were judged: decoded once, and written again in a form that every
+decoder reads alike (`policy.pictures`), also where a message named a file or an address. An
+argument that is itself a path or an address stays one and is read again by whoever answers, so
+what stands there must have one reading; so must the pictures in what a `messages` callable made.
+Videos go on as they are, and in shadow mode nothing is changed.
 """
 
 from __future__ import annotations
@@ -148,8 +151,8 @@ def guarded(
 def _function(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        made = plan.bind(args, kwargs)
-        stopped = plan.settle(made, plan.guard.check(made.value))
+        made, verdict = plan.checked(args, kwargs)
+        stopped = plan.settle(made, verdict)
         if stopped is None:
             return fn(*made.bound.args, **made.bound.kwargs)
         return plan.answer(made, stopped)
@@ -160,8 +163,8 @@ def _function(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
 def _coroutine(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        made = plan.bind(args, kwargs)
-        stopped = plan.settle(made, await plan.guard.acheck(made.value))
+        made, verdict = await plan.achecked(args, kwargs)
+        stopped = plan.settle(made, verdict)
         if stopped is None:
             return await fn(*made.bound.args, **made.bound.kwargs)
         answer = plan.answer(made, stopped)
@@ -173,8 +176,8 @@ def _coroutine(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
 def _generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        made = plan.bind(args, kwargs)
-        stopped = plan.settle(made, plan.guard.check(made.value))
+        made, verdict = plan.checked(args, kwargs)
+        stopped = plan.settle(made, verdict)
         if stopped is None:
             return (yield from fn(*made.bound.args, **made.bound.kwargs))
         yield from _chunks(plan.answer(made, stopped))
@@ -185,8 +188,8 @@ def _generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
 def _async_generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        made = plan.bind(args, kwargs)
-        stopped = plan.settle(made, await plan.guard.acheck(made.value))
+        made, verdict = await plan.achecked(args, kwargs)
+        stopped = plan.settle(made, verdict)
         if stopped is None:
             answer = fn(*made.bound.args, **made.bound.kwargs)
         else:

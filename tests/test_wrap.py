@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import contextvars
 import copy
 import functools
 import inspect
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +23,8 @@ from guardrail.errors import (
 )
 from guardrail.guard import Guard
 from guardrail.policy import CAUTION, REFUSAL, Policy
+from guardrail.requests.canonical import require_one_reading
+from guardrail.requests.messages import to_request
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, ImagePart, Message, Modality, Request, TextPart, Verdict
 from guardrail.wrap import guarded, last_verdict
@@ -135,6 +139,14 @@ class Forms:
 
 FORMS = ["function", "coroutine", "generator", "async_generator"]
 every_form = pytest.mark.parametrize("form", [getattr(Forms, name) for name in FORMS], ids=FORMS)
+
+
+@pytest.fixture
+def bad_png(tmp_path):
+    """A file whose name a `WordGuard` flags."""
+    path = tmp_path / "bad.png"
+    Image.new("RGB", (4, 4)).save(path)
+    return str(path)
 
 
 def _echo(value):
@@ -557,8 +569,8 @@ def test_further_arguments_may_themselves_be_the_checked_ones():
     assert guarded(lambda *prompt: prompt, guard=WordGuard())("a", "b") == ("a", "b")
 
 
-def test_such_an_argument_may_itself_be_the_checked_one():
-    assert guarded(lambda image: image, guard=WordGuard())("bad") == REFUSAL
+def test_such_an_argument_may_itself_be_the_checked_one(bad_png):
+    assert guarded(lambda image: image, guard=WordGuard())(bad_png) == REFUSAL
 
 
 @pytest.mark.parametrize(
@@ -867,12 +879,12 @@ SEVERAL = ("system", "prompt", "image")
 
 
 @pytest.mark.parametrize("number", range(4), ids=FORMS)
-def test_several_parameters_are_checked_together_in_every_form(number):
+def test_several_parameters_are_checked_together_in_every_form(number, bad_png):
     guard = WordGuard()
     fn = guarded(_describe(_echo)[number], guard=guard, messages=SEVERAL)
     assert Forms.run(fn, "hello", system="Be brief.") == [("sent", ("hello", None, "Be brief."))]
     assert [message["role"] for message in guard.seen[0]] == ["system", "user"]
-    assert Forms.run(fn, "hello", "bad.png") == [REFUSAL]
+    assert Forms.run(fn, "hello", bad_png) == [REFUSAL]
     assert Forms.run(fn, "hello", system="bad") == [REFUSAL]
     cautioned = ("hello", None, f"{CAUTION}\n\nodd")
     assert Forms.run(fn, "hello", system="odd") == [("sent", cautioned)]
@@ -946,7 +958,7 @@ def test_every_kind_of_method_is_guarded(fn):
     [
         (lambda *messages: messages, None, ({"role": "user", "content": "bad"},), {}),
         (lambda *prompts: prompts, ("prompts",), ("fine", "bad"), {}),
-        (lambda *args, **rest: rest, ("prompt", "image"), ("m",), {"image": "bad.png"}),
+        (lambda *args, **rest: rest, ("prompt", "video"), ("m",), {"video": "bad.mp4"}),
         (functools.partial(lambda prompt, n: prompt, n=3), None, ("bad",), {}),
         (functools.partial(lambda n, prompt: prompt, 3), None, ("bad",), {}),
         (functools.partial(lambda prompt, n: prompt, prompt="bad"), None, (), {"n": 3}),
@@ -983,3 +995,89 @@ def test_a_real_guard_scores_joined_arguments_as_the_same_chat(tiny_of, picture)
         ]
         chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
         assert last_verdict() == guard.check(chat)
+
+
+# --- pictures are sent as they were judged --------------------------------------------------------
+
+
+def encoded(mode="RGBA"):
+    """A PNG; in RGBA a transparent one, which decoders read differently."""
+    file = io.BytesIO()
+    Image.new(mode, (4, 4)).save(file, "PNG")
+    return file.getvalue()
+
+
+def url(data):
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def about(**image):
+    return [{"role": "user", "content": [{"type": "text", "text": "What?"}, image]}]
+
+
+def only_picture(chat):
+    return to_request(chat, policy=Policy()).images[0].tobytes()
+
+
+@every_form
+@pytest.mark.parametrize(
+    "image",
+    [url(encoded()), encoded(), Image.new("RGBA", (4, 4)), "a.png"],
+    ids=["data URL", "bytes", "Pillow", "path"],
+)
+def test_the_callable_gets_the_picture_that_was_judged(form, image, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(encoded())
+    guard = WordGuard()
+    chat = about(type="image", image=image)
+    [(_, sent)] = Forms.run(guarded(form(_echo), guard=guard), chat)
+    (tmp_path / "a.png").unlink()  # what is sent names no file
+    require_one_reading(sent, Policy())
+    assert only_picture(sent) == only_picture(guard.seen[0])
+    assert chat == about(type="image", image=image)
+
+
+@every_form
+def test_shadow_mode_sends_pictures_as_they_came(form):
+    chat = about(type="image", image=encoded())
+    ask = guarded(form(_echo), guard=WordGuard(Policy(mode="shadow", pictures="refuse")))
+    assert Forms.run(ask, chat) == [("sent", chat)]
+
+
+@every_form
+def test_the_policy_may_refuse_pictures_with_two_readings_instead(form):
+    made, guard = [], WordGuard(Policy(pictures="refuse"))
+    ask = guarded(form(made.append), guard=guard)
+    with pytest.raises(UnsupportedContentError, match="two ways"):
+        Forms.run(ask, about(type="image_url", image_url={"url": url(encoded())}))
+    assert (made, guard.seen) == ([], [])
+    chat = about(type="image_url", image_url={"url": url(encoded("RGB"))})
+    Forms.run(ask, chat)
+    assert made == [chat]
+
+
+def test_an_address_among_the_arguments_stays_one_and_must_have_one_reading(tmp_path):
+    path = tmp_path / "a.png"
+    show = guarded(lambda image, prompt: image, guard=WordGuard(), messages=("image", "prompt"))
+    for address in (path, str(path), path.as_uri()):
+        path.write_bytes(encoded("RGB"))
+        assert show(address, "What?") == address
+        path.write_bytes(encoded())
+        with pytest.raises(UnsupportedContentError, match=r"the argument 'image' is .* two ways"):
+            show(address, "What?")
+
+
+def test_what_a_callable_makes_must_have_one_reading_unless_it_is_an_argument():
+    def made(bound):
+        return [*bound.arguments["messages"]]
+
+    chat = about(type="image", image=encoded())
+    ask = guarded(Forms.function(_echo), guard=WordGuard(), messages=made)
+    with pytest.raises(UnsupportedContentError, match="two ways"):
+        ask(chat)
+    fine = about(type="image", image=encoded("RGB"))
+    assert ask(fine) == ("sent", fine)
+    chosen = guarded(
+        Forms.function(_echo), guard=WordGuard(), messages=lambda b: b.arguments["messages"]
+    )
+    require_one_reading(chosen(chat)[1], Policy())
