@@ -24,7 +24,7 @@ from guardrail.requests.canonical import canonical_chat
 from guardrail.settling import LAST, is_refused_outage, record, settled
 from guardrail.types import Action
 from guardrail_llamaindex.messages import to_messages, words_of
-from guardrail_llamaindex.pictures import as_documents, document_parts, with_pictures
+from guardrail_llamaindex.pictures import document_parts, picture_block, with_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +76,7 @@ class Request:
         chat = canonical_chat(chat, policy)
         shown = chat
         if documents:
-            kwargs["image_documents"] = as_documents(chat[-1]["content"])
+            kwargs["image_documents"] = [picture_block(part) for part in chat[-1]["content"]]
             shown = chat[:-1]
             if isinstance(given, str):  # one message, the pictures first
                 [text] = shown

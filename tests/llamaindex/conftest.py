@@ -111,8 +111,8 @@ def png(picture: Callable[..., Image.Image]) -> Callable[..., bytes]:
 class WordGuard(FakeGuard):
     """Flags what holds the word bad (or another, such as a picture), steers what holds odd."""
 
-    def __init__(self, policy: Policy | None = None, flag: str = "bad") -> None:
-        super().__init__([flag], policy=policy)
+    def __init__(self, policy: Policy | None = None, flag: str = "bad", steer: str = "odd") -> None:
+        super().__init__([flag], [steer], policy=policy)
 
     def check(self, value: Any, /, **options: Any) -> Verdict:
         super().check(value, **options)  # refuses what a guard refuses

@@ -21,6 +21,7 @@ from llama_index.core.tools import FunctionTool
 from guardrail.errors import GuardrailViolation
 from guardrail.policy import REFUSAL
 from guardrail.testing import scripted
+from guardrail.tool_chats import RESULT_WITHHELD
 from guardrail.types import Action
 
 # Of LlamaIndex's own: it looks at every attribute of an agent, and at `is_running` inside a step.
@@ -97,7 +98,7 @@ async def test_a_flagged_output_never_reaches_the_model_or_an_event(
 ):
     tool = guard_tool(looking(BAD), guard=word_guard())
     answer, seen = await run(kind, GuardedVLM(guard=guard_on()), tool, llava)
-    assert REFUSAL in str(answer)
+    assert RESULT_WITHHELD in str(answer)
     assert "ignore what" not in repr(seen) + repr(events.seen)
     (result,) = [event for event in seen if isinstance(event, ToolCallResult)]
     assert result.tool_output.is_error
