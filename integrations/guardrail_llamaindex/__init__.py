@@ -20,12 +20,12 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("llama_index.core", extra="llamaindex") from error
 
+from guardrail_llamaindex.endings import end_streams
 from guardrail_llamaindex.guarded import GuardedLLM
 from guardrail_llamaindex.llm import GuardedVLM
 from guardrail_llamaindex.messages import to_messages
 from guardrail_llamaindex.postprocessor import GuardrailNodePostprocessor
 from guardrail_llamaindex.tools import guard_tool
-from guardrail_llamaindex.workflows import end_streams
 
 end_streams()
 

@@ -57,7 +57,7 @@ class GuardedVLM(RaisingLLM):
     Generation settings are fields, and keywords of each call; None leaves them to the model's
     generation config; other settings are refused. The verdict is in a response's `raw` and
     `additional_kwargs`. A flagged request gets the policy's refusal message, or raises
-    `GuardrailViolation`. Asking for a stream waits for the verdict. The guard is shared, not owned,
+    `GuardrailViolation`; nothing is streamed before the verdict. The guard is shared, not owned,
     and never serialised: build a saved LLM again with `GuardedVLM.from_dict(data, guard=guard)`.
     """
 
@@ -135,10 +135,10 @@ class GuardedVLM(RaisingLLM):
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
-        """`stream_chat` for `async for`; it is awaited until the verdict is there."""
+        """`stream_chat` for `async for`; the request starts with the first chunk asked for."""
         ask = self._ask(to_messages(messages), kwargs)
         stream = self.guard.astream(ask.chat, **ask.options)
-        return await self._astreamed(replies.achunks(stream, single_call=ask.single_call))
+        return self._astreamed(replies.achunks(stream, single_call=ask.single_call))
 
     @_completion_events
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -175,7 +175,7 @@ class GuardedVLM(RaisingLLM):
         """`stream_complete` for `async for`."""
         ask = self._prompt(prompt, kwargs)
         chunks = replies.achunks(self.guard.astream(ask.chat, **ask.options))
-        return replies.acompletions(await self._astreamed(chunks))
+        return replies.acompletions(self._astreamed(chunks))
 
     def _prepare_chat_with_tools(
         self,
@@ -213,12 +213,12 @@ class GuardedVLM(RaisingLLM):
         return response
 
     def _streamed(self, chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
-        return replies.begun(unrefused(chunks) if self._raises else chunks)
+        return unrefused(chunks) if self._raises else chunks
 
-    async def _astreamed(
+    def _astreamed(
         self, chunks: AsyncGenerator[ChatResponse]
     ) -> AsyncGenerator[ChatResponse]:
-        return await replies.abegun(aunrefused(chunks) if self._raises else chunks)
+        return aunrefused(chunks) if self._raises else chunks
 
     def _prompt(self, prompt: str, kwargs: Mapping[str, Any]) -> _Ask:
         options = dict(kwargs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms import types
@@ -99,22 +98,6 @@ async def achunks(
             yield whole(stream.result, delta="", single_call=single_call)
 
 
-def begun(chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
-    """The same chunks; the first one is waited for here.
-
-    The verdict comes before it, so a violation is raised to whoever asks for the stream. Chat
-    engines read streams in threads of their own, where nothing but an `Exception` is passed on.
-    """
-    first = next(chunks, None)
-    return _after(first, chunks)
-
-
-async def abegun(chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
-    """`begun` for `async for`."""
-    first = await anext(chunks, None)
-    return _aafter(first, chunks)
-
-
 def completions(responses: Generator[ChatResponse]) -> Generator[CompletionResponse]:
     """A stream of answers as completions."""
     for response in responses:
@@ -127,23 +110,6 @@ async def acompletions(
     """`completions` for `async for`."""
     async for response in responses:
         yield as_completion(response)
-
-
-def _after(first: ChatResponse | None, chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
-    with closing(chunks):
-        if first is not None:
-            yield first
-        yield from chunks
-
-
-async def _aafter(
-    first: ChatResponse | None, chunks: AsyncGenerator[ChatResponse]
-) -> AsyncGenerator[ChatResponse]:
-    async with aclosing(chunks):
-        if first is not None:
-            yield first
-        async for chunk in chunks:
-            yield chunk
 
 
 def _so_far(text: str, delta: str, verdict: Verdict | None) -> ChatResponse:

@@ -233,17 +233,17 @@ def test_nothing_is_streamed_before_the_verdict(guard_on, monkeypatch, events):
         return decide(*args)
 
     monkeypatch.setattr(guard._engine._detector, "decide", slow)
-    llm = GuardedVLM(guard=guard, max_new_tokens=4)
-    streams = []
-    asker = threading.Thread(target=lambda: streams.append(llm.stream_chat(prompt_for("chat"))))
-    asker.start()
+    stream = GuardedVLM(guard=guard, max_new_tokens=4).stream_chat(prompt_for("chat"))
+    got = []
+    reader = threading.Thread(target=lambda: got.append(next(stream)))
+    reader.start()
     time.sleep(0.1)
-    assert streams == []
+    assert got == []
     assert events.names() == ["LLMChatStartEvent"]
     hold.set()
-    asker.join(10)
-    assert next(streams[0]).raw["verdict"]["action"] == "pass"
-    streams[0].close()
+    reader.join(10)
+    assert got[0].raw["verdict"]["action"] == "pass"
+    stream.close()
 
 
 @pytest.mark.parametrize("method", CHATS + COMPLETIONS)
