@@ -1,10 +1,13 @@
-"""Guard any callable: a remote model's client, a chain, a tool.
+"""Guard any callable that asks a model: a remote model's client, a chain.
 
     @guarded(guard=guard)
     def ask(messages): ...
 
     ask = guarded(client.chat.completions.create, guard=guard, messages="messages")
     describe = guarded(describe, guard=guard, messages=("system", "prompt", "image"))
+
+What the callable gives back is not read; for tools, whose results a model reads, there is
+`guardrail.guard_tool`.
 
 The local guard reads the messages first, and the call is made only if it may be. A model behind a
 callable cannot be steered; `policy.unsteerable` says what happens to a request that would be: a
