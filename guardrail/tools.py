@@ -311,7 +311,9 @@ class _Run:
         parts: list[dict[str, Any]] = []
         for owner, name in self._written():
             reading = self._read(snapshot(owner[name]), f"the argument {name!r}")
-            owner[name], said[name] = reading.value, reading.said
+            owner[name] = reading.value
+            # A keyword may be called like a parameter that is positional only.
+            said[f"**{name}" if name in said else name] = reading.said
             parts += reading.parts
         return call_chat(self._tool.name, said, parts) if said else None
 
