@@ -45,7 +45,7 @@ def with_image(url):
 
 @pytest.mark.parametrize(("path", "source", "value"), ANSWERS)
 async def test_what_passes_arrives_byte_for_byte(proxy_of, upstream, path, source, value):
-    body = asking(source, value, "héllo \u2028 \U0001f600", temperature=1.0, top_k=5, x_flag=True)
+    body = asking(source, value, "héllo \u2028 \U0001f600", temperature=1.0, top_k=5, store=True)
     sent = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     answer = await proxy_of().post(path, content=sent, headers={"content-type": "application/json"})
     assert answer.status_code == 200
