@@ -68,7 +68,7 @@ _MEDIA_TYPES = {
 # Each scan of a progressive JPEG costs a pass over all pixels and may be 50 bytes short; encoders
 # write about ten. A hundred passes over a picture of the largest size take a few seconds.
 _JPEG_SCANS = 100
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
+JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
 # What Pillow's parsers raise on damaged files is not documented and differs from format to format.
 PILLOW_ERRORS = (
     ArithmeticError,
@@ -229,7 +229,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 def _jpeg_scans(data: bytes) -> int:
     """Scans of the first picture in a JPEG file."""
     scans, position = 0, 2
-    while scans <= _JPEG_SCANS and (marker := _JPEG_MARKER.search(data, position)):
+    while scans <= _JPEG_SCANS and (marker := JPEG_MARKER.search(data, position)):
         if marker[1] == b"\xd9":  # end of the picture
             break
         scans += marker[1] == b"\xda"

@@ -75,11 +75,11 @@ def decode_image(
     if isinstance(source, Image.Image):
         check_size(source.size, limits, what=what)
         with pillow_errors(what, limits):
-            picture, orientation = source.copy(), _orientation(source)
+            picture, orientation = source.copy(), orientation_of(source)
     else:
         access = Access(limits, allowed_hosts, local_files)
         loaded = loaded_picture(picture_bytes(source, access, what), limits, what=what)
-        picture, orientation = loaded, _orientation(loaded)
+        picture, orientation = loaded, orientation_of(loaded)
     with pillow_errors(what, limits):
         rgb = rgb_of(picture, what)
         if orientation in _UPRIGHT:
@@ -88,7 +88,8 @@ def decode_image(
     return rgb
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation_of(picture: Image.Image) -> int:
+    """How a picture is to be turned by its EXIF data, 1 to 8; 1 is upright."""
     try:
         return int(picture.getexif().get(0x0112, 1))
     except PILLOW_ERRORS:  # damaged EXIF: show the pixels as they are stored, as viewers do
