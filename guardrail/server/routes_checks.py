@@ -22,12 +22,13 @@ from guardrail.server.checking import checked
 from guardrail.server.checks_schema import Check, CheckItem, CheckList, ChecksBody
 from guardrail.server.error_schema import ERRORS
 from guardrail.server.strict_body import StrictRoute
-from guardrail.server.verdicts import headers_of
+from guardrail.server.verdicts import headers_of, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from guardrail.guard import Guard
+    from guardrail.server.caller import Caller
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=ERRORS)
 
@@ -48,11 +49,12 @@ async def checks(body: ChecksBody, request: Request) -> Response:
         "created": int(time.time()),
         "model": settings.model_name,
     }
-    options = ask_options(service, request.state.caller)
+    caller = request.state.caller
+    options = ask_options(service, caller)
     if body.inputs is None:
         verdict = await checked(guard, _content(body.alone()), options)
-        told = {**head, "object": "check", "verdict": verdict.to_dict()}
-        return AsciiJSONResponse(told, headers=headers_of(verdict))
+        answer = {**head, "object": "check", "verdict": told(verdict, caller)}
+        return AsciiJSONResponse(answer, headers=headers_of(verdict, caller))
     if len(body.inputs) > settings.max_checks:
         raise ApiError(
             f"{len(body.inputs)} inputs; one request may bring {settings.max_checks}",
@@ -60,7 +62,7 @@ async def checks(body: ChecksBody, request: Request) -> Response:
             param="inputs",
             code="too_large",
         )
-    found = await _all(guard, body.inputs, options)
+    found = await _all(guard, body.inputs, options, caller)
     return AsciiJSONResponse({**head, "object": "list", "data": found})
 
 
@@ -69,7 +71,7 @@ def _content(item: CheckItem) -> Content:
 
 
 async def _all(
-    guard: Guard, inputs: list[dict[str, Any]], options: Mapping[str, Any]
+    guard: Guard, inputs: list[dict[str, Any]], options: Mapping[str, Any], caller: Caller
 ) -> list[dict[str, Any]]:
     """Each input's verdict or error; no more of them wait at once than run together."""
     room = asyncio.Semaphore(guard.policy.limits.batch)
@@ -83,9 +85,10 @@ async def _all(
                 verdict = await checked(guard, content, named)
             # a border: an error of one is not the others'
             except (Exception, GuardrailViolation) as error:
-                told = problems.answer(error, refusal=guard.policy.refusal_message)
-                return {**head, "status": told.status_code, **json.loads(bytes(told.body))}
-        return {**head, "status": 200, "verdict": verdict.to_dict()}
+                refusal = guard.policy.refusal_message
+                answer = problems.answer(error, refusal=refusal, caller=caller)
+                return {**head, "status": answer.status_code, **json.loads(bytes(answer.body))}
+        return {**head, "status": 200, "verdict": told(verdict, caller)}
 
     async with asyncio.TaskGroup() as tasks:
         jobs = [tasks.create_task(judged(i, item)) for i, item in enumerate(inputs)]
