@@ -1,6 +1,7 @@
 """Prometheus metrics of one server, in a registry of their own.
 
-Labels have few values: routes are templates, never paths, and nothing a client sends is a label.
+Labels have few values: routes are templates, never paths, clients are names of keys, and nothing
+a client sends is a label.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ class Metrics:
         self._tokens = self._counter(
             "guardrail_tokens_total", "Tokens read and written for answers.", ("kind",)
         )
+        self._near = self._counter(
+            "guardrail_near_duplicates_total",
+            "Requests nearly the same as one of the client's last ones.",
+            ("client",),
+        )
         self._add_http()
 
     def _add_http(self) -> None:
@@ -97,6 +103,10 @@ class Metrics:
             self._scores.observe(modality, verdict.score)
         _observe(self._queue, facts.get("queue_s"))
         _observe(self._verdict, facts.get("verdict_s"))
+
+    def near_duplicate(self, client: str) -> None:
+        """Count a request that is nearly one of the client's last; the client is a key's name."""
+        self._near.labels(client).inc()
 
     def answered(
         self, route: str, status: int, seconds: float, first_s: float | None = None

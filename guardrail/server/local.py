@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from guardrail.errors import DetectorError
 from guardrail.server.api_error import unknown_model
 from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.asking import ask_options
+from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.chat_options import generate_options
 from guardrail.server.completions import form_of
 from guardrail.server.streaming import EventStream, events
@@ -38,6 +38,7 @@ class LocalAnswerer:
             raise unknown_model(body.model, settings.model_name)
         asked = generate_options(body, guard, default_tokens=settings.default_tokens)
         asked |= ask_options(self._service, caller)
+        count_asked(self._service, caller, body.messages)
         if body.stream:
             return await _streamed(guard, body, asked, caller)
         result = await guard.agenerate(body.messages, **asked)

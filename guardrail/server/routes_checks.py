@@ -17,7 +17,7 @@ from guardrail.errors import GuardrailViolation
 from guardrail.server import problems
 from guardrail.server.api_error import ApiError, unknown_model
 from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.asking import ask_options
+from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.checking import checked
 from guardrail.server.checks_schema import Check, CheckItem, CheckList, ChecksBody
 from guardrail.server.error_schema import ERRORS
@@ -27,8 +27,8 @@ from guardrail.server.verdicts import headers_of, told
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from guardrail.guard import Guard
     from guardrail.server.caller import Caller
+    from guardrail.server.service import Service
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=ERRORS)
 
@@ -52,7 +52,9 @@ async def checks(body: ChecksBody, request: Request) -> Response:
     caller = request.state.caller
     options = ask_options(service, caller)
     if body.inputs is None:
-        verdict = await checked(guard, _content(body.alone()), options)
+        content = _content(body.alone())
+        count_asked(service, caller, content.value)
+        verdict = await checked(guard, content, options)
         answer = {**head, "object": "check", "verdict": told(verdict, caller)}
         return AsciiJSONResponse(answer, headers=headers_of(verdict, caller))
     if len(body.inputs) > settings.max_checks:
@@ -62,7 +64,7 @@ async def checks(body: ChecksBody, request: Request) -> Response:
             param="inputs",
             code="too_large",
         )
-    found = await _all(guard, body.inputs, options, caller)
+    found = await _all(service, body.inputs, options, caller)
     return AsciiJSONResponse({**head, "object": "list", "data": found})
 
 
@@ -71,9 +73,10 @@ def _content(item: CheckItem) -> Content:
 
 
 async def _all(
-    guard: Guard, inputs: list[dict[str, Any]], options: Mapping[str, Any], caller: Caller
+    service: Service, inputs: list[dict[str, Any]], options: Mapping[str, Any], caller: Caller
 ) -> list[dict[str, Any]]:
     """Each input's verdict or error; no more of them wait at once than run together."""
+    guard = service.guard
     room = asyncio.Semaphore(guard.policy.limits.batch)
 
     async def judged(index: int, item: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +84,7 @@ async def _all(
         async with room:
             try:
                 content = _content(_item(item))
+                count_asked(service, caller, content.value)
                 named = {**options, "request_id": f"{options['request_id']}-{index}"}
                 verdict = await checked(guard, content, named)
             # a border: an error of one is not the others'

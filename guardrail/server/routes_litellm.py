@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 
 from guardrail.errors import DetectorError
 from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.asking import ask_options
+from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.checking import checked
 from guardrail.server.error_schema import ERRORS
 from guardrail.server.litellm_calls import cautioned, contents
@@ -51,6 +51,8 @@ async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
         return AsciiJSONResponse({"action": "NONE", FIELD: None})
     caller = request.state.caller
     asked = ask_options(service, caller)
+    for content in judged:
+        count_asked(service, caller, content.value)
     try:
         after = await _strictest(guard, judged, asked, body.texts)
     except DetectorError:

@@ -14,7 +14,7 @@ from guardrail.errors import DetectorError
 from guardrail.server import problems
 from guardrail.server.api_error import ApiError
 from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.asking import ask_options
+from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.proxy import checking, routes
 from guardrail.server.proxy.failures import UpstreamProblem
 from guardrail.server.proxy.forms import CHAT, wants_usage
@@ -78,6 +78,7 @@ class ProxyAnswerer:
         model, caller = self._model(asked.model), request.state.caller
         deadline = asyncio.get_running_loop().time() + self._service.settings.timeout_s
         options = ask_options(self._service, caller)
+        count_asked(self._service, caller, asked.body[form.source])
         unchecked = self._settings.unchecked
         checked = await checking.check(asked, self._service.guard, unchecked, options)
         headers = headers_of(checked.verdict, caller)

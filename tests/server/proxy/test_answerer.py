@@ -468,3 +468,12 @@ async def test_a_client_that_is_not_told_scores_finds_none(
         assert number.lower() not in told[False].lower()
     assert "0.25" in told[True]
     assert "would_be" in told[False]
+
+
+async def test_nearly_the_same_again_is_counted(app_of, wire):
+    app = app_of()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as client:
+        for said in ("hello there, how are you?", "hello there, how are you??"):
+            await client.post(PATH, json=wire.saying(said))
+    counted = app.state.service.observation.metrics.registry.get_sample_value
+    assert counted("guardrail_near_duplicates_total", {"client": ""}) == 1
