@@ -478,6 +478,27 @@ def test_a_repository_without_artefact_is_explained(hub: dict[str, Any]) -> None
         Artefact.from_pretrained("owner/guards", filename="other.guard.safetensors")
 
 
+def test_a_plain_from_pretrained_asks_the_hub_and_not_about_what_is_here(
+    artefact: Artefact, path: Path, hub_server: Any
+) -> None:
+    for name in (path, str(path), path.parent, str(path.parent)):
+        assert Artefact.from_pretrained(name).artefact_id == artefact.artefact_id
+    with pytest.raises(ArtefactError, match="there is no artefact file"):
+        Artefact.from_pretrained(str(path.parent / "other.safetensors"))
+    assert hub_server.asked == []
+    hub_server.repositories["owner/guards"] = path.parent
+    made = Artefact.from_pretrained("owner/guards", filename=path.name)
+    assert made.artefact_id == artefact.artefact_id
+    assert hub_server.asked
+
+
+def test_a_hub_that_does_not_answer_is_explained(hub_server: Any) -> None:
+    hub_server.failing = 1000
+    with pytest.raises(ArtefactError, match=r"no file owner/guards.*check the connection"):
+        Artefact.from_pretrained("owner/guards")
+    assert len(hub_server.asked) == 4
+
+
 def test_a_refused_upload_is_explained(
     artefact: Artefact,
     hub: dict[str, Any],
