@@ -102,8 +102,11 @@ def test_a_transport_that_does_not_hold_ends_in_a_fit(
 
 
 def test_the_old_model_must_be_the_artefacts_own(text: Any, changed: Any) -> None:
-    with pytest.raises(ArtefactMismatchError, match="weights_digest"):
+    with pytest.raises(ArtefactMismatchError, match="weights_digest") as raised:
         text.check(text.loaded, old_model=changed("llama", "another"))
+    fitted, running = raised.value.fields["weights_digest"]
+    assert fitted == text.artefact.header.fingerprint.weights_digest
+    assert running not in str(raised.value)
 
 
 def test_other_prompts_are_refused_before_the_model_is_asked(text: Any) -> None:
