@@ -39,7 +39,8 @@ def test_a_name_that_is_not_given_is_an_error(template):
 def test_cells_of_a_table_tell_their_columns_heads_past_those_that_span_several(template):
     template(
         "{% macro t(heads) %}{{ caller() | labelled(heads) }}{% endmacro %}"
-        "{% call t(heads) %}<tr><th scope='row'>{{ word }}</th><td colspan=\"2\">1</td><td>2</td></tr>"
+        "{% call t(heads) %}<tr><th scope='row'>{{ word }}</th>"
+        '<td colspan="2">1</td><td>2</td></tr>'
         "<tr><td class='num'>3</td></tr>{% endcall %}"
     )
     found = page.render("x.html.j2", heads=["a", "b", "c", 'd"<'], word="<td>")
