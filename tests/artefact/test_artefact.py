@@ -519,9 +519,11 @@ def test_a_repository_without_artefact_is_explained(hub: dict[str, Any]) -> None
 
 
 def test_a_plain_from_pretrained_asks_the_hub_and_not_about_what_is_here(
-    artefact: Artefact, path: Path, hub_server: Any
+    artefact: Artefact, path: Path, hub_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (path, str(path), path.parent, str(path.parent)):
+    monkeypatch.chdir(path.parent)
+    artefact.save("owner/kept")  # a file that is called as a repository could be
+    for name in (path, str(path), path.parent, str(path.parent), "owner/kept"):
         assert Artefact.from_pretrained(name).artefact_id == artefact.artefact_id
     with pytest.raises(ArtefactError, match="there is no artefact file"):
         Artefact.from_pretrained(str(path.parent / "other.safetensors"))
