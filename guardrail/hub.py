@@ -75,21 +75,24 @@ def hub_file(
 
     offline = local_files_only or constants.HF_HUB_OFFLINE
     if not offline:
-        cached = look_up(repo_id, filename, revision=revision)
+        found = look_up(repo_id, filename, revision=revision)
+        cached = found if isinstance(found, str) else None  # it may say that there is none, too
         try:
-            if isinstance(cached, str):
+            if cached is not None:
                 ask()
             else:
                 with_retries(ask, what=f"asking the Hub for {repo_id}", within=ANSWER_S)
-        except Exception as error:  # of several libraries; all but an outage goes on
-            if not is_transient(error):
-                raise
-            if not isinstance(cached, str):
+        except Exception as error:  # an outage, in the words of several libraries, or a refusal
+            outage = is_transient(error)
+            if outage and cached is not None:
+                return HubFile(cached, online=False)
+            if outage:
                 said = " ".join(str(error).split())
                 raise ConnectionError(
                     f"{constants.ENDPOINT} did not answer, check the connection: {said}"
                 ) from error
-            return HubFile(cached, online=False)
+            if cached is None:  # else huggingface_hub decides whether the cache may be used
+                raise
     path = hf_hub_download(
         repo_id, filename, revision=revision, token=token, local_files_only=offline
     )

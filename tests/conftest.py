@@ -131,7 +131,8 @@ class Hub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, Path] = {}
-        self.failing, self.asked = 0, []  # type: ignore[var-annotated]
+        self.failing = 0
+        self.asked: list[str] = []
 
     @staticmethod
     def listens_at(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

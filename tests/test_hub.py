@@ -193,10 +193,11 @@ def test_offline_mode_asks_nothing(hub: Any, monkeypatch: pytest.MonkeyPatch, ho
     assert hub.asked == []
 
 
-def test_a_repository_that_is_gone_is_not_taken_from_the_cache(hub: Any) -> None:
-    hub_file("owner/one", "config.json")
+def test_what_the_hub_no_longer_gives_is_read_from_the_cache_alone(hub: Any) -> None:
+    known = hub_file("owner/one", "config.json").path
     hub.repositories.clear()
+    assert hub_file("owner/one", "config.json").path == known
     hub.asked.clear()
     with pytest.raises(RepositoryNotFoundError):
-        hub_file("owner/one", "config.json")
+        hub_file("owner/other", "config.json")
     assert len(hub.asked) == 1
