@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from guardrail.errors import DetectorError
+from guardrail.requests.canonical import require_one_reading
 from guardrail.server.ascii_json import AsciiJSONResponse
 from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.checking import checked
@@ -42,7 +43,8 @@ async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
     """Say whether a call of LiteLLM's may go to its model, and how.
 
     `BLOCKED`: it is flagged, or cannot be judged while the policy fails closed.
-    `GUARDRAIL_INTERVENED`: a caution stands before the first text. `NONE`: it goes as it is.
+    `GUARDRAIL_INTERVENED`: a caution stands before the first text. `NONE`: it goes as it is, so
+    pictures that the model's decoder may read otherwise are refused.
     """
     service = request.app.state.service
     guard = service.guard
@@ -53,6 +55,7 @@ async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
     asked = ask_options(service, caller)
     for content in judged:
         count_asked(service, caller, content.value)
+        await asyncio.to_thread(require_one_reading, content.value, guard.policy)
     try:
         after = await _strictest(guard, judged, asked, body.texts)
     except DetectorError:
