@@ -17,6 +17,7 @@ from guardrail_langchain.caching import digest, with_data
 from guardrail_langchain.concurrency import BoundedBatches, in_slices, room
 from guardrail_langchain.messages import to_chat
 from guardrail_langchain.settings import NAMES, guard_options, offered_tools
+from guardrail_langchain.violations import as_exception, as_itself
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -166,7 +167,14 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
     ) -> LLMResult:
         """`generate` for event loops; no more at once than the guard's queue takes."""
         chats = [list(map(with_data, chat)) for chat in messages]
-        return await in_slices(super().agenerate, chats, room(self.guard), args, kwargs)
+        with as_itself():
+            return await in_slices(super().agenerate, chats, room(self.guard), args, kwargs)
+
+    @override
+    async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        # `agenerate` takes whatever is no Exception for an answer.
+        with as_exception():
+            return await super()._agenerate_with_cache(*args, **kwargs)
 
     @override
     def get_token_ids(self, text: str) -> list[int]:

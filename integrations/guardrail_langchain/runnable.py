@@ -30,10 +30,11 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         chain = prompt | GuardrailRunnable(guard=guard) | model
         chain = prompt | (GuardrailRunnable(guard=guard, fallback=other_model) | model)
 
-    Alone it passes its input on, or raises `GuardrailViolation` (which `with_fallbacks` can catch).
-    With a `fallback`, or with `on_flag="refuse"`, `|` takes the next step inside: other inputs go
-    to that step, flagged ones to the fallback, or they are answered with the policy's refusal. Mind
-    the parentheses: the step that `|` meets first is the one that is stood in for.
+    Alone it passes its input on, or raises `GuardrailViolation`. That is no `Exception`, so
+    `with_fallbacks` and `with_retry` answer nothing that is flagged. With a `fallback` here, or
+    with `on_flag="refuse"`, `|` takes the next step inside: other inputs go to that step, flagged
+    ones to the fallback, or they are answered with the policy's refusal. Mind the parentheses: the
+    step that `|` meets first is the one that is stood in for.
 
     The input is a str, a prompt value, messages, or a dict with one of these under `key`. A model
     behind a step cannot be steered; the policy's `unsteerable` says what happens instead. Every
@@ -172,8 +173,7 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         if self._answers and self.bound is None:
             raise ConfigurationError(
                 "a fallback or refusal stands in for the next step, and there is none inside; "
-                "write prompt | (guard_step | model), with_config behind it, or catch "
-                "GuardrailViolation with with_fallbacks"
+                "write prompt | (guard_step | model), with_config behind it"
             )
 
     def _chat(self, value: Any) -> Any:
