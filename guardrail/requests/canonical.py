@@ -6,7 +6,7 @@ ignored; of several frames one counts, or all. So whoever hands a request to ano
 makes it canonical, has *that* judged, and hands *that* on. A canonical picture is 8-bit RGB,
 upright, one frame, without anything beside its pixels.
 
-Videos are not rewritten.
+In shadow mode nothing is changed or refused. Videos are not rewritten.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Lossless up to here; a photograph of 12 million pixels would be 20 MB, which few servers take.
 _MOST_PNG_BYTES = 4_000_000
 _PNG_HEADER = struct.Struct(">IIBBBBB")
-_SILENT_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"pHYs", b"sRGB", b"tIME", b"tEXt"})
+_SILENT_CHUNKS = frozenset({b"PLTE", b"IDAT", b"IEND", b"pHYs", b"sRGB", b"tIME", b"tEXt"})
 _SRGB_GAMMA = (45455).to_bytes(4, "big")
 # Frame headers of all JPEG processes; C4, C8 and CC are other segments.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -65,8 +65,9 @@ class Encoded:
 def canonical_picture(source: object, policy: Policy, *, what: str = "picture") -> Encoded:
     """The picture as it is handed on, under the policy's `pictures`.
 
-    Canonical: a PNG of 8-bit RGB; where that would be over 4 MB, a JPEG of high quality, and then
-    the JPEG's own pixels are those to be judged. Refuse: the bytes as they are.
+    Canonical: a PNG of 8-bit RGB, which stays as it is where it is one; where it would be over
+    4 MB, a JPEG of high quality, and then the JPEG's own pixels are those to be judged. Refuse: the
+    bytes as they are.
 
     Args:
         source: a Pillow image, bytes, path, URL, `data:` URL or base64, as for `decode_image`.
@@ -144,6 +145,8 @@ class _Canonical:
         self._policy, self._budget = policy, Budget(policy.limits)
 
     def value(self, value: Any) -> Any:
+        if self._policy.mode == "shadow":
+            return value
         match value:
             case PILImage():
                 return self._decoded(PictureSource(value, "picture"))
@@ -158,17 +161,22 @@ class _Canonical:
 
     def encoded(self, picture: PictureSource) -> Encoded:
         """The picture as it is handed on."""
-        if self._policy.pictures == "refuse" and not isinstance(picture.source, PILImage):
-            data = picture.encoded(self._policy)
-            loaded = loaded_picture(data, self._policy.limits, what=picture.what)
+        policy = self._policy
+        if isinstance(picture.source, PILImage):
+            return _written(self._decoded(picture))
+        data = picture.encoded(policy)
+        if policy.mode == "enforce" and policy.pictures == "canonical":
+            found = self._decoded(PictureSource(data, picture.what))
+            return Encoded(data, "image/png") if _is_canonical(data) else _written(found)
+        if policy.mode == "enforce":
+            loaded = loaded_picture(data, policy.limits, what=picture.what)
             self._budget.pixel_count(loaded.size)
             if (why := second_reading(data, loaded)) is not None:
                 raise UnsupportedContentError(
                     f"{picture.what} is {why}; decoders may read it in two ways: save it as an "
                     "8-bit RGB PNG, upright, of one frame and without transparency or profiles"
                 )
-            return Encoded(data, f"image/{sniffed_format(data)}".lower())
-        return _written(self._decoded(picture))
+        return Encoded(data, f"image/{sniffed_format(data)}".lower())
 
     def _decoded(self, picture: PictureSource) -> PILImage:
         decoded = picture.decoded(self._policy)
@@ -258,11 +266,19 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         yield b"", data[position:]
 
 
+def _is_canonical(data: bytes) -> bool:
+    if sniffed_format(data) != "PNG":
+        return False
+    first, *between, last = [name for name, _ in _chunks(data)]
+    plain = first == b"IHDR" and set(between) == {b"IDAT"} and last == b"IEND"
+    return plain and data[24:26] == b"\x08\x02"
+
+
 def _second_of_png(data: bytes, picture: PILImage) -> str | None:
-    for name, content in _chunks(data):
+    for number, (name, content) in enumerate(_chunks(data)):
         if name == b"":
             return "a PNG with bytes behind its end"
-        if name == b"IHDR":
+        if name == b"IHDR" and number == 0:
             _, _, depth, colours, *_ = _PNG_HEADER.unpack_from(content)
             if depth != 8:
                 return f"a PNG of {depth} bits a channel"
