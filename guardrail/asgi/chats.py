@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guardrail.asgi.labels import shown_labels
+from guardrail.requests.labels import shown_labels
 from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
 from guardrail.requests.parts import as_mapping, refuse_unknown
