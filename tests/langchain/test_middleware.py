@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from guardrail import ConfigurationError, GuardrailViolation, Policy
 from guardrail.policy import CAUTION, REFUSAL
 from guardrail.testing import FakeGuard, scripted
+from guardrail.tool_chats import CALL_WITHHELD, RESULT_WITHHELD
 from guardrail.types import Action
 
 
@@ -100,7 +101,9 @@ async def test_what_passes_is_answered_and_checked_in_every_turn():
         "ToolMessage",
         "AIMessage",
     ]
-    assert guard.seen == [to_chat(messages[:1]), to_chat(messages[:3])]
+    first, tools, second = guard.seen
+    assert [first, second] == [to_chat(messages[:1]), to_chat(messages[:3])]
+    assert "Say it again." in tools[0]["content"]
 
 
 async def test_a_tool_result_that_is_flagged_in_the_chat_ends_the_run():
@@ -146,7 +149,7 @@ async def test_a_model_that_cannot_be_steered_is_cautioned_in_its_system_prompt(
         state = await agent.ainvoke({"messages": [HumanMessage("odd")]}, config)
         assert llm.seen[0] == [SystemMessage(expected), HumanMessage("odd", id=llm.seen[0][1].id)]
         assert [m.content for m in state["messages"]] == ["odd", "one"]
-        assert set(state) == {"messages"}
+        assert set(state) == {"messages", "guardrail_verdict"}
 
 
 async def test_a_caution_does_not_outlast_the_turn_it_is_for():
@@ -179,7 +182,7 @@ async def test_flagged_arguments_become_an_error_result_and_the_agent_goes_on():
     messages = await run(agent)
     result = messages[2]
     assert isinstance(result, ToolMessage)
-    assert (result.content, result.status, result.tool_call_id) == (REFUSAL, "error", "c1")
+    assert (result.content, result.status, result.tool_call_id) == (CALL_WITHHELD, "error", "c1")
     assert messages[-1].content == "sorry"
     assert RAN == []
 
@@ -192,7 +195,7 @@ async def test_a_screenshot_with_instructions_in_it_is_held_back(asynchronous):
     given = {"messages": [HumanMessage("look")]}
     state = await agent.ainvoke(given) if asynchronous else agent.invoke(given)
     result = state["messages"][2]
-    assert (result.content, result.status) == (REFUSAL, "error")
+    assert (result.content, result.status) == (RESULT_WITHHELD, "error")
     assert "base64" not in repr(llm.seen)
     assert state["messages"][-1].content == "an answer"
 

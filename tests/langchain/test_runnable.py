@@ -155,7 +155,12 @@ def test_what_would_be_steered_is_sent_with_a_caution(step_for, model):
 
 
 def test_an_input_that_is_no_chat_is_refused_rather_than_read_by_its_keys(step_for):
-    for value in ({"question": "bad"}, {"messages": [HumanMessage("bad")]}, {"bad"}):
+    for value in (
+        {"question": "bad"},
+        {"messages": [HumanMessage("hi")], "question": "bad"},
+        {"messages": "bad"},
+        {"bad"},
+    ):
         with pytest.raises(UnsupportedContentError, match="no prompt and no chat"):
             step_for().invoke(value)
 
