@@ -13,6 +13,7 @@ from langchain_core.tools.base import TOOL_MESSAGE_BLOCK_TYPES
 from langgraph.types import Command
 
 from guardrail.errors import ConfigurationError
+from guardrail.requests.labels import is_label
 from guardrail.settling import Checker, OnFlag
 from guardrail.tool_chats import (
     CALL_WITHHELD,
@@ -95,9 +96,9 @@ class ToolRules:
         chat = result_chat(result_parts(sent, name))
         after = yield chat, partial(self._ruling.settle, sent.content, _cautioned_result)
         if after.stops:
-            named, label = message.name or name, message.tool_call_id
-            held = self._withheld(RESULT_WITHHELD, named, label, after.verdict)
-            return Judgement(held.model_copy(update={"id": message.id}), refused=True)
+            held = self._withheld(RESULT_WITHHELD, name, message.tool_call_id, after.verdict)
+            kept = message.id if is_label(message.id or "") else None
+            return Judgement(held.model_copy(update={"id": kept}), refused=True)
         if after.value is sent.content:
             return Judgement(sent)
         return Judgement(sent.model_copy(update={"content": after.value}))
