@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.tools import BaseTool, ToolException
 
+from guardrail_langchain.events import atell, tell
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.tool_rules import ToolRules
 from guardrail_langchain.violations import as_exception, as_itself
@@ -98,15 +99,15 @@ def _sync_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., Any
         if call.judged:
             return inner(self, *args, **kwargs)
         check = rules.guard.check
-        refused = judged(rules.before(self.name, call.written, call.call_id), check)
+        refused = judged(rules.before(self.name, call.written, call.call_id), check, tell)
         if refused is not None:
             return _shaped(self, refused)
         try:
             response = inner(self, *args, **kwargs)
         except ToolException as error:  # its words become the result
-            held = judged(_said(self, rules, error), check)
+            held = judged(_said(self, rules, error), check, tell)
             raise held from (None if held is not error else error.__cause__)
-        return judged(_after(self, rules, response, call), check)
+        return judged(_after(self, rules, response, call), check, tell)
 
     return guarded
 
@@ -117,18 +118,20 @@ def _async_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., An
         call = _CALL.get() or _Call({"args": args}, None)
         check = rules.guard.acheck
         with as_exception():
-            refused = await ajudged(rules.before(self.name, call.written, call.call_id), check)
+            refused = await ajudged(
+                rules.before(self.name, call.written, call.call_id), check, atell
+            )
             if refused is not None:
                 return _shaped(self, refused)
             token = _CALL.set(replace(call, judged=True))
             try:
                 response = await inner(self, *args, **kwargs)
             except ToolException as error:
-                held = await ajudged(_said(self, rules, error), check)
+                held = await ajudged(_said(self, rules, error), check, atell)
                 raise held from (None if held is not error else error.__cause__)
             finally:
                 _CALL.reset(token)
-            return await ajudged(_after(self, rules, response, call), check)
+            return await ajudged(_after(self, rules, response, call), check, atell)
 
     return guarded
 

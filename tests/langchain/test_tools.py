@@ -428,6 +428,12 @@ def test_a_plain_json_schema_hides_no_argument():
     assert '"b": "y"' in guard.seen[0][0]["content"]
 
 
+async def test_the_verdicts_on_a_tool_are_events_of_its_run():
+    events = guard_tool(echo, guard=FakeGuard()).astream_events({"text": "hi"}, version="v2")
+    found = [e["data"]["action"] async for e in events if e["event"] == "on_custom_event"]
+    assert found == ["pass", "pass"]
+
+
 def test_arguments_that_are_models_are_read():
     @tool
     def go(place: Place) -> str:
