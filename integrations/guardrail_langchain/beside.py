@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import partial
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
@@ -47,8 +47,7 @@ class Beside:
     """Judges such texts, and remembers the verdicts on those that need not be stopped."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Verdict] = {}
-        self._lock = Lock()
+        self._known: OrderedDict[str, Verdict] = OrderedDict()
 
     def judge(
         self, chats: Iterable[Chat], ruling: Ruling, *, put: Put = noted
@@ -70,10 +69,9 @@ class Beside:
     def _settled(self, name: str, ruling: Ruling, put: Put, verdict: Verdict) -> Outcome:
         after = ruling.settle(False, put, verdict)
         if not after.stops and verdict.reason == "score":
-            with self._lock:
-                if len(self._known) >= _MOST_KNOWN:
-                    del self._known[next(iter(self._known))]
-                self._known[name] = verdict
+            self._known[name] = verdict
+            if len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
         return after
 
 

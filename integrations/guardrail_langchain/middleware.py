@@ -160,7 +160,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         if told.get("model_provider") != "guardrail":
             return None
         end = {"jump_to": "end"} if told.get("refused_by_guard") else {}
-        return {"guardrail_verdict": told["verdict"], **end}
+        return {"guardrail_verdict": told.get("verdict"), **end}
 
     @override
     def after_agent(self, state: GuardrailState, runtime: Runtime[Any]) -> dict[str, Any] | None:
