@@ -221,6 +221,19 @@ class Verdict:
         plain = asdict(self) | {"layers": list(self.layers), "window": window}
         return {k: str(v) if isinstance(v, StrEnum) else v for k, v in plain.items()}
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Verdict:
+        """The verdict that `to_dict` made these values of."""
+        window = plain.get("window")
+        typed = {
+            "action": Action(plain["action"]),
+            "would_be": Action(plain["would_be"]),
+            "modality": Modality(plain["modality"]),
+            "layers": tuple(plain["layers"]),
+            "window": None if window is None else Window(**window),
+        }
+        return cls(**{**plain, **typed})
+
     def summary(self) -> str:
         """One line for people."""
         score = "none" if self.score is None else f"{self.score:.2f}"

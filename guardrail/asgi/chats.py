@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardrail.asgi.chat_settings import refuse_others
-from guardrail.asgi.labels import shown_labels
 from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
+from guardrail.requests.labels import shown_labels
 from guardrail.requests.parts import as_mapping, refuse_unknown
 
 _SOURCES = ("messages", "input", "prompt")

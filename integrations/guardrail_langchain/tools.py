@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.tools import BaseTool, ToolException
 
+from guardrail_langchain.events import atell, tell
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.tool_rules import ToolRules
+from guardrail_langchain.violations import as_exception, as_itself
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -74,12 +76,12 @@ def _guarded_class(kind: type[T], rules: ToolRules) -> type[T]:
 
     @functools.wraps(run)
     def guarded_run(self: T, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        with _serving(self, tool_input, kwargs):
+        with as_itself(), _serving(self, tool_input, kwargs):
             return run(self, tool_input, *args, **kwargs)
 
     @functools.wraps(arun)
     async def guarded_arun(self: T, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        with _serving(self, tool_input, kwargs):
+        with as_itself(), _serving(self, tool_input, kwargs):
             return await arun(self, tool_input, *args, **kwargs)
 
     body: dict[str, Any] = {"run": guarded_run, "arun": guarded_arun}
@@ -91,20 +93,21 @@ def _guarded_class(kind: type[T], rules: ToolRules) -> type[T]:
 
 def _sync_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., Any]:
     @functools.wraps(inner)
+    @as_exception()  # so that the tool's callbacks are told of it
     def guarded(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
         call = _CALL.get() or _Call({"args": args}, None)
         if call.judged:
             return inner(self, *args, **kwargs)
         check = rules.guard.check
-        refused = judged(rules.before(self.name, call.written, call.call_id), check)
+        refused = judged(rules.before(self.name, call.written, call.call_id), check, tell)
         if refused is not None:
             return _shaped(self, refused)
         try:
             response = inner(self, *args, **kwargs)
         except ToolException as error:  # its words become the result
-            held = judged(_said(self, rules, error), check)
+            held = judged(_said(self, rules, error), check, tell)
             raise held from (None if held is not error else error.__cause__)
-        return judged(_after(self, rules, response, call), check)
+        return judged(_after(self, rules, response, call), check, tell)
 
     return guarded
 
@@ -114,18 +117,21 @@ def _async_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., An
     async def guarded(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
         call = _CALL.get() or _Call({"args": args}, None)
         check = rules.guard.acheck
-        refused = await ajudged(rules.before(self.name, call.written, call.call_id), check)
-        if refused is not None:
-            return _shaped(self, refused)
-        token = _CALL.set(replace(call, judged=True))
-        try:
-            response = await inner(self, *args, **kwargs)
-        except ToolException as error:
-            held = await ajudged(_said(self, rules, error), check)
-            raise held from (None if held is not error else error.__cause__)
-        finally:
-            _CALL.reset(token)
-        return await ajudged(_after(self, rules, response, call), check)
+        with as_exception():
+            refused = await ajudged(
+                rules.before(self.name, call.written, call.call_id), check, atell
+            )
+            if refused is not None:
+                return _shaped(self, refused)
+            token = _CALL.set(replace(call, judged=True))
+            try:
+                response = await inner(self, *args, **kwargs)
+            except ToolException as error:
+                held = await ajudged(_said(self, rules, error), check, atell)
+                raise held from (None if held is not error else error.__cause__)
+            finally:
+                _CALL.reset(token)
+            return await ajudged(_after(self, rules, response, call), check, atell)
 
     return guarded
 
