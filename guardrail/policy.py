@@ -97,7 +97,9 @@ class Policy(_Frozen):
 
     `thresholds` fixes scores by hand for a modality; otherwise `steer_rate` and `flag_rate`, the
     shares of *benign* inputs that may be hit, pick them from the artefact's calibration (None: the
-    rates the artefact was calibrated for).
+    rates the artefact was calibrated for). With `fold_text`, what is checked for another model to
+    answer is scored a second time in plain letters, where that differs (see
+    `guardrail.requests.folding`); the higher score counts.
     """
 
     mode: Literal["enforce", "shadow"] = "enforce"
@@ -114,6 +116,7 @@ class Policy(_Frozen):
     video: VideoSampling = Field(default_factory=VideoSampling)
     allowed_hosts: frozenset[str] = frozenset()
     local_files: bool = True
+    fold_text: bool = True
 
     @field_validator("actions")
     @classmethod
