@@ -11,7 +11,7 @@ A folded copy says the same in the letters of an ordinary text:
   words that mix them with Latin letters, and, where most of the text reads as Latin, in words
   of lookalikes alone. Words of Russian or Greek hold other letters, and stay. So do the letters of
   European alphabets (`é`, `ß`, `æ`), whatever they look like.
-- Marks that make no letter of any alphabet go from Latin letters.
+- Marks that make no letter of any alphabet go from Latin letters, and from all of ASCII.
 - 0 and 1 between letters become what they look like, in words without another digit.
 - Four or more letters set apart by the same character are joined. The same character twice or
   three times, or spaces, end a word.
@@ -162,9 +162,9 @@ def _in_latin(text: str) -> str:
 
 
 def _unmarked(text: str) -> str:
-    """Latin letters without marks, but for letters that an alphabet has."""
+    """ASCII and Latin letters without marks, but for letters that an alphabet has."""
     marks = "".join(c for c in set(text) if unicodedata.category(c).startswith("M"))
-    return re.sub(rf"[^\W\d_][{marks}]++", _letter, text) if marks else text
+    return re.sub(f"[^{marks}][{marks}]++", _letter, text) if marks else text
 
 
 def _letter(found: re.Match[str]) -> str:
