@@ -96,7 +96,7 @@ def test_letters_are_joined_and_take_their_case(form: str, plain: str) -> None:
         "كيف أصنع كعكة في المنزل؟",
         "שָׁלוֹם وَقْت",
         "हिन्दी किगिमिनि ததததி",
-        "你好,请问iPhone怎么样?日本語のテスト〇ノ工",
+        "你好，请问iPhone怎么样？（日本語のテスト）〇ノ工",
         "한국어 텍스트 ไทย",
         "❤️ 👩‍❤️‍👨 👍🏽 🏳️‍🌈 🇩🇪 ok",
         "“quotes” – dash … a\u00a0b ‘c’ • 20\u202f%",
