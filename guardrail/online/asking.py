@@ -12,6 +12,7 @@ from guardrail.model.jobs import Job
 from guardrail.online.options import ASK, caller_of, numbered, settings_of
 from guardrail.online.reading import Begun, Reading, finished, in_own_thread
 from guardrail.online.scanning import LATE
+from guardrail.requests.folding import folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -66,7 +67,8 @@ class Asking:
         tools, caller = caller_of(options, engine.policy.limits, cancelled, wait=wait)
 
         def job(request: Request, floor: Floor) -> CheckJob:
-            return engine.check_job(request, floor=floor, **caller.of_job)
+            copy = folded(request) if engine.policy.fold_text else None
+            return engine.check_job(request, folded=copy, floor=floor, **caller.of_job)
 
         return self._reading.begin(value, tools, caller, job)
 
