@@ -99,8 +99,8 @@ class Policy(_Frozen):
     shares of *benign* inputs that may be hit, pick them from the artefact's calibration (None: the
     rates the artefact was calibrated for).
 
-    Two fields are for what another model will answer. With `fold_text` it is scored a second time
-    in plain letters, where that differs, and the higher score counts (`guardrail.requests.folding`).
+    Two fields are for what another model will answer. `fold_text`: it is scored a second time in
+    plain letters, where that differs, and the higher score counts (`guardrail.requests.folding`).
     `pictures`: what was judged is handed on in a form that all decoders read alike, or pictures
     that they may read in two ways are refused (`guardrail.requests.canonical`).
     """
