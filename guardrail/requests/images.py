@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.requests.decoders import DECODERS, LARGE
 from guardrail.requests.formats import (
     PILLOW_ERRORS,
     check_size,
-    loaded_picture,
+    loaded,
+    opened_picture,
     pillow_errors,
 )
 from guardrail.requests.sources import Access, picture_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from pathlib import Path
+
+    from PIL.ImageFile import ImageFile
 
     from guardrail.policy import Limits
 
@@ -56,7 +61,8 @@ def decode_image(
 
     Rules 3 and 5 and `Path` objects need `local_files`; only regular files are read, through links.
     Encoded pictures are PNG, JPEG (MPO), WebP, GIF, BMP or TIFF by content, never by name. Of an
-    animation the first frame counts. Encoded size, pixels and frames are checked before decoding.
+    animation the first frame counts. Encoded size, structure, pixels and frames are checked before
+    decoding, which one of the process's `decoders` does.
 
     A Pillow picture is copied, never changed, though a lazily opened one is loaded; the frame it
     stands on counts, its format is the caller's business, its pixels are checked. Modes without a
@@ -74,13 +80,29 @@ def decode_image(
     """
     if isinstance(source, Image.Image):
         check_size(source.size, limits, what=what)
-        with pillow_errors(what, limits):
-            picture, orientation = source.copy(), _orientation(source)
+        size, read = source.size, partial(_copied, source)
     else:
-        access = Access(limits, allowed_hosts, local_files)
-        loaded = loaded_picture(picture_bytes(source, access, what), limits, what=what)
-        picture, orientation = loaded, _orientation(loaded)
+        data = picture_bytes(source, Access(limits, allowed_hosts, local_files), what)
+        opened = DECODERS.result(partial(opened_picture, data, limits, what=what))
+        size, read = opened.size, partial(_loaded, opened, limits, what)
+    work = partial(_upright_rgb, read, limits, what)
+    return DECODERS.result(work, large=size[0] * size[1] > LARGE)
+
+
+def _copied(source: Image.Image) -> tuple[Image.Image, int]:
+    return source.copy(), _orientation(source)
+
+
+def _loaded(opened: ImageFile, limits: Limits, what: str) -> tuple[Image.Image, int]:
+    picture = loaded(opened, limits, what=what)
+    return picture, _orientation(picture)
+
+
+def _upright_rgb(
+    read: Callable[[], tuple[Image.Image, int]], limits: Limits, what: str
+) -> Image.Image:
     with pillow_errors(what, limits):
+        picture, orientation = read()
         rgb = rgb_of(picture, what)
         if orientation in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])
