@@ -20,12 +20,17 @@ GuardrailError
 │   ├── NoUsableDirectionError          the model shows no refusal direction
 │   └── CalibrationError                too little data for the target
 ├── DetectorError                       the detector itself failed; never a finding
-├── GuardrailViolation                  a flagged request, when the policy says `raise`
+├── GuardrailViolation                  a flagged request, when the policy says `raise`; see below
 ├── QueueFullError                      more requests are waiting than the policy allows
 ├── RequestTimeoutError (TimeoutError)
 ├── RequestCancelledError
 ├── ClusterError                        replicas could not do together what was asked
 └── GuardClosedError                    the guard was closed
+
+All but `GuardrailViolation` are an `Exception`, too. A violation is a decision and no failure: what
+catches `Exception` in order to try something else (a fallback, a retry) would have another model
+answer what was just refused. Python's own cancellation is none for the same reason. Catch it by its
+name, or with the rest of the family by `GuardrailError`.
 """
 
 from __future__ import annotations
@@ -36,8 +41,8 @@ if TYPE_CHECKING:
     from guardrail.types import Verdict
 
 
-class GuardrailError(Exception):
-    """Base of every error this package raises on purpose."""
+class GuardrailError(BaseException):
+    """Base of every error this package raises on purpose; see above which are an `Exception`."""
 
 
 class ConfigurationError(GuardrailError, ValueError):
@@ -86,7 +91,7 @@ class UrlNotAllowedError(InputError):
     """A remote address whose host the policy does not allow."""
 
 
-class ModelError(GuardrailError):
+class ModelError(GuardrailError, Exception):
     """Something about the guarded model."""
 
 
@@ -98,7 +103,7 @@ class UnsupportedModelError(ModelError):
     """The model loaded, but a guard cannot work inside it."""
 
 
-class ArtefactError(GuardrailError):
+class ArtefactError(GuardrailError, Exception):
     """Something about a fitted artefact."""
 
 
@@ -120,7 +125,7 @@ class ArtefactMismatchError(ArtefactError):
         )
 
 
-class FitError(GuardrailError):
+class FitError(GuardrailError, Exception):
     """Fitting did not end in an artefact."""
 
 
@@ -136,19 +141,22 @@ class CalibrationError(FitError):
     """Too few inputs for the rate that was asked for."""
 
 
-class DetectorError(GuardrailError):
+class DetectorError(GuardrailError, Exception):
     """The detector itself failed: an outage, never a finding."""
 
 
 class GuardrailViolation(GuardrailError):  # the public name users catch
-    """A flagged request under `on_flag = "raise"`; `verdict` says why."""
+    """A flagged request under `on_flag = "raise"`; `verdict` says why.
+
+    No `Exception`, so that no fallback or retry answers the request in the guard's place.
+    """
 
     def __init__(self, verdict: Verdict) -> None:
         self.verdict = verdict
         super().__init__(verdict.summary())
 
 
-class QueueFullError(GuardrailError):
+class QueueFullError(GuardrailError, Exception):
     """More requests are waiting than `limits.queue`, or than a client's share of it, allows.
 
     `retry_after_s`, from 1 to 60, is when those that wait now should be answered, in s.
@@ -166,13 +174,13 @@ class RequestTimeoutError(GuardrailError, TimeoutError):
     """The request's time was over before its answer was."""
 
 
-class RequestCancelledError(GuardrailError):
+class RequestCancelledError(GuardrailError, Exception):
     """The caller gave the request up."""
 
 
-class ClusterError(GuardrailError):
+class ClusterError(GuardrailError, Exception):
     """Replicas of one deployment could not do together what was asked; all are as before."""
 
 
-class GuardClosedError(GuardrailError):
+class GuardClosedError(GuardrailError, Exception):
     """The guard was closed and takes no more requests."""

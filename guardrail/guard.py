@@ -215,7 +215,7 @@ class Guard:
         *,
         return_exceptions: bool,
         **options: Unpack[GenerateOptions],
-    ) -> list[Result | Exception]: ...
+    ) -> list[Result | BaseException]: ...
 
     def batch(
         self,
@@ -223,11 +223,11 @@ class Guard:
         *,
         return_exceptions: bool = False,
         **options: Unpack[GenerateOptions],
-    ) -> list[Result] | list[Result | Exception]:
+    ) -> list[Result] | list[Result | BaseException]:
         """Answers in the order of `values`; waits for places in the queue. `timeout` is for each.
 
-        With `return_exceptions` a request's error takes its answer's place; otherwise the first
-        one ends the rest and is raised.
+        With `return_exceptions` a request's error, or its violation, takes its answer's place;
+        otherwise the first one ends the rest and is raised.
         """
         ask = self._asking.answer
         return self._asking.wait_all(values, ask, options, return_exceptions=return_exceptions)
@@ -248,7 +248,7 @@ class Guard:
         *,
         return_exceptions: bool,
         **options: Unpack[AskOptions],
-    ) -> list[Verdict | Exception]: ...
+    ) -> list[Verdict | BaseException]: ...
 
     def check_batch(
         self,
@@ -256,7 +256,7 @@ class Guard:
         *,
         return_exceptions: bool = False,
         **options: Unpack[AskOptions],
-    ) -> list[Verdict] | list[Verdict | Exception]:
+    ) -> list[Verdict] | list[Verdict | BaseException]:
         """Verdicts in the order of `values`; see `batch`."""
         ask = self._asking.verdict
         return self._asking.wait_all(values, ask, options, return_exceptions=return_exceptions)

@@ -98,6 +98,10 @@ class Policy(_Frozen):
     `thresholds` fixes scores by hand for a modality; otherwise `steer_rate` and `flag_rate`, the
     shares of *benign* inputs that may be hit, pick them from the artefact's calibration (None: the
     rates the artefact was calibrated for).
+
+    `pictures` is for calls to other models, whose decoders may read an encoded picture otherwise:
+    what was judged is handed on in a form that has one reading, or pictures that have two are
+    refused. See `guardrail.requests.canonical`.
     """
 
     mode: Literal["enforce", "shadow"] = "enforce"
@@ -110,6 +114,7 @@ class Policy(_Frozen):
     unsteerable: Literal["flag", "caution", "pass"] = "caution"
     caution_prompt: str = CAUTION
     fail: Literal["closed", "open"] = "closed"
+    pictures: Literal["canonical", "refuse"] = "canonical"
     limits: Limits = Field(default_factory=Limits)
     video: VideoSampling = Field(default_factory=VideoSampling)
     allowed_hosts: frozenset[str] = frozenset()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from guardrail.errors import (
@@ -43,7 +45,7 @@ class Problem:
         return {"error": error}
 
 
-def problem_of(error: Exception, *, refusal: str, flag_status: int) -> Problem:
+def problem_of(error: BaseException, *, refusal: str, flag_status: int) -> Problem:
     """How an error is told; what is wrong on this side is logged and told in general terms only."""
     match error:
         case HTTPException():
@@ -68,7 +70,7 @@ def _unavailable(message: str) -> Problem:
     return Problem(503, f"{message}; try again later", "unavailable", {"Retry-After": "1"})
 
 
-def answer_to(error: Exception, problem: Problem, owner: Any) -> ASGIApp:
+def answer_to(error: BaseException, problem: Problem, owner: Any) -> ASGIApp:
     """An app that answers with a problem as `owner`, a Starlette or FastAPI app, would.
 
     Its handler for this very error comes first, then that for HTTP errors. Without either, and for
@@ -80,20 +82,27 @@ def answer_to(error: Exception, problem: Problem, owner: Any) -> ASGIApp:
         for key, handler in (registered.items() if isinstance(registered, dict) else ())
         if key not in (500, Exception)  # those are for what nobody expected
     }
-    raised = HTTPException(problem.status, problem.message, headers=dict(problem.headers))
-    if any(kind in handlers for kind in type(error).__mro__):
-        raised_instead: Exception = error if not isinstance(error, HTTPException) else raised
-    elif HTTPException in handlers or problem.status in handlers:
-        raised_instead = raised
-    else:
+    told = HTTPException(problem.status, problem.message, headers=dict(problem.headers))
+    own = None if isinstance(error, HTTPException) else _handler(error, handlers)
+    handler = own or handlers.get(problem.status) or _handler(told, handlers)
+    if handler is None:
         return JSONResponse(problem.to_dict(), problem.status, headers=dict(problem.headers))
 
-    async def failing(scope: Scope, receive: Receive, send: Send) -> NoReturn:
-        raise raised_instead
-
-    answering = ExceptionMiddleware(failing, handlers=handlers)
-
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        await answering({**scope, "app": owner}, receive, send)
+        # Not raised for Starlette to find the handler: a violation need not be an `Exception`.
+        request = Request({**scope, "app": owner}, receive, send)
+        subject = error if own else told
+        if inspect.iscoroutinefunction(handler):
+            response = await handler(request, subject)
+        else:
+            response = await run_in_threadpool(handler, request, subject)
+            response = await response if inspect.isawaitable(response) else response
+        if response is not None:
+            await response(scope, receive, send)
 
     return answer
+
+
+def _handler(error: BaseException, handlers: Mapping[Any, Any]) -> Any:
+    """The handler that is registered for this kind of error; None where there is none."""
+    return next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)

@@ -84,9 +84,10 @@ class GuardrailASGIMiddleware:
             guard: the guard that checks; it stays yours to close.
             routes: the paths that are checked, or `GuardedRoute`s.
             policy: other rules than the guard's.
-            on_flag: "error": the app's handler for `GuardrailViolation` answers, or that for HTTP
-                errors, or an error in the form of the OpenAI API. "raise": the violation goes to
-                the middleware outside. "annotate": the app is called all the same. Or
+            on_flag: "error": the app's handler for this status or for HTTP errors answers (the
+                verdict is in `request.state.guardrail_verdict`), or an error in the form of the
+                OpenAI API. "raise": the violation goes to the middleware outside, which catches it
+                by its name. "annotate": the app is called all the same. Or
                 `on_flag(scope, verdict)`, which gives an ASGI app that answers, such as a Starlette
                 response. Default: "error", or "annotate" when the policy says so.
             status: the HTTP status of flagged requests.
@@ -154,7 +155,7 @@ class GuardrailASGIMiddleware:
             return body.replay(), send
         return await self._settled(content, verdict, body, scope, send)
 
-    def _lets_pass(self, error: Exception) -> bool:
+    def _lets_pass(self, error: BaseException) -> bool:
         outage = isinstance(error, DetectorError) and self._policy.fail == "open"
         return outage or self._policy.mode == "shadow"
 
@@ -194,7 +195,7 @@ class GuardrailASGIMiddleware:
         else:
             await self._fail(error, scope, receive, send)
 
-    async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _fail(self, error: BaseException, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._policy.refusal_message
         problem = problem_of(error, refusal=refusal, flag_status=self._status)
         answer = answer_to(error, problem, scope.get("app") or self._app)

@@ -42,7 +42,7 @@ ROW_FIELDS: Mapping[str, str] = {"row": "int64", "key": "string", **VERDICT_FIEL
 OutRow = dict[str, Any]
 
 
-def out_row(number: int, key: str, outcome: Verdict | Exception, artefact_id: str) -> OutRow:
+def out_row(number: int, key: str, outcome: Verdict | BaseException, artefact_id: str) -> OutRow:
     """One row out: `reason` is score, detector_failed, unreadable or failed.
 
     A row that could not be read or scored has neither action nor score, so no filter for `pass`
@@ -79,6 +79,6 @@ def _of_verdict(verdict: Verdict) -> OutRow:
     return found
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     words = " ".join(str(error).split()).translate(_CONTROLS)
     return words.encode("utf-8", "replace").decode()[:_LONGEST]

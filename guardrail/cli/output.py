@@ -54,7 +54,7 @@ def session(*, debug: bool) -> Iterator[TextIO]:
         # The reader left; stdout must not be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         raise typer.Exit(ERROR) from error
-    except Exception as error:  # the program's outermost border
+    except (Exception, GuardrailError) as error:  # the program's outermost border
         if debug:
             traceback.print_exc()
         kind = "" if isinstance(error, GuardrailError) else f"{type(error).__name__}: "

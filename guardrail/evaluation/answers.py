@@ -104,7 +104,7 @@ class GuardedAnswers:
     def __init__(self, guard: Guard, new_tokens: int) -> None:
         self._guard, self._new_tokens = guard, new_tokens
 
-    def __call__(self, requests: Sequence[Request]) -> list[GuardedAnswer | Exception]:
+    def __call__(self, requests: Sequence[Request]) -> list[GuardedAnswer | BaseException]:
         """Answers, or the error in an answer's place."""
         results = self._guard.batch(
             requests,
@@ -115,10 +115,10 @@ class GuardedAnswers:
         )
         return [self._read(result) for result in results]
 
-    def _read(self, result: Result | Exception) -> GuardedAnswer | Exception:
+    def _read(self, result: Result | BaseException) -> GuardedAnswer | BaseException:
         if isinstance(result, GuardrailViolation):
             return self._answer(result.verdict, "", ())
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             return result
         return self._answer(result.verdict, result.text, result.token_ids)
 

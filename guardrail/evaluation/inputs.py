@@ -55,7 +55,7 @@ class Troubles:
     found: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
 
-    def note(self, item: EvalItem, stage: str, error: Exception) -> None:
+    def note(self, item: EvalItem, stage: str, error: BaseException) -> None:
         """Leave an input out, or stop.
 
         Raises:

@@ -123,7 +123,7 @@ def _asked(
     values = _tried(stage, [partial(one.item.request, context.policy) for one in batch])
     found = []
     for one, value in zip(batch, values, strict=True):
-        if isinstance(value, Exception):
+        if isinstance(value, BaseException):
             for same in alike[one.digest]:
                 context.troubles.note(same.item, stage.name, value)
         else:
@@ -131,7 +131,7 @@ def _asked(
     return found
 
 
-def _tried(stage: Stage[T], readers: Sequence[Callable[[], Request]]) -> list[T | Exception]:
+def _tried(stage: Stage[T], readers: Sequence[Callable[[], Request]]) -> list[T | BaseException]:
     """Ask a batch; if it fails as a whole, each input alone."""
     try:
         return list(stage.ask([read() for read in readers]))

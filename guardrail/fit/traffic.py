@@ -95,19 +95,19 @@ def score_traffic(
         outcomes = guard.check_batch([item.value for item in chunk], return_exceptions=True)
         for item, outcome in zip(chunk, outcomes, strict=True):
             found = _score_or_problem(item.where, outcome)
-            if not isinstance(found, Exception):
+            if not isinstance(found, BaseException):
                 traffic.add(*found)
             elif skip_errors:
                 traffic.fail(str(found))
             else:
-                raise found from (outcome if isinstance(outcome, Exception) else None)
+                raise found from (outcome if isinstance(outcome, BaseException) else None)
     traffic.check_failures()
     return traffic
 
 
 def _score_or_problem(
-    where: str, outcome: Verdict | Exception
-) -> tuple[Modality, float] | Exception:
+    where: str, outcome: Verdict | BaseException
+) -> tuple[Modality, float] | BaseException:
     """What one request gave; errors that are not a request's own are raised."""
     match outcome:
         case InputError():
@@ -116,7 +116,7 @@ def _score_or_problem(
             return CalibrationError(f"{where}: the detector failed on a benign request: {outcome}")
         case RequestTimeoutError():
             return CalibrationError(f"{where}: cannot be scored: {outcome}")
-        case Exception():
+        case BaseException():
             raise outcome
     if outcome.score is None:
         return CalibrationError(f"{where}: the detector failed on a benign request; see the log")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from guardrail.errors import GuardrailError
 from guardrail.observe.routes import route_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class MetricsMiddleware:
             await self._app(scope, receive, watch)
         except BaseException as error:
             # A cancelled task is a client or a server that went away, not a fault.
-            watch.status = watch.status or (FAILED if isinstance(error, Exception) else NO_ANSWER)
+            failed = isinstance(error, Exception | GuardrailError)
+            watch.status = watch.status or (FAILED if failed else NO_ANSWER)
             raise
         finally:
             status, seconds = watch.status or NO_ANSWER, time.perf_counter() - watch.start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from guardrail.errors import GuardrailError
 from guardrail.observe.http import FAILED, NO_ANSWER
 from guardrail.observe.routes import route_of
 
@@ -46,7 +47,7 @@ class SpanMiddleware:
 
         try:
             await self._app(scope, receive, watched)
-        except Exception as error:
+        except (Exception, GuardrailError) as error:
             status, failed = status if status != NO_ANSWER else FAILED, type(error).__name__
             raise
         finally:

@@ -146,7 +146,7 @@ class Answering:
         self._job.verdict = verdict
         self._job.tell(verdict)
 
-    def _result(self, outcome: RowOutcome) -> Result | Exception:
+    def _result(self, outcome: RowOutcome) -> Result | Exception | GuardrailViolation:
         """What the caller of a finished row gets."""
         verdict, ruling = self._job.verdict, outcome.ruling
         if outcome.finish == "cancelled":

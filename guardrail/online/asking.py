@@ -8,7 +8,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from guardrail.errors import RequestTimeoutError
+from guardrail.errors import GuardrailViolation, RequestTimeoutError
 from guardrail.model.jobs import Job
 from guardrail.online.options import ASK, caller_of, numbered, settings_of
 from guardrail.online.reading import Begun, Reading, finished, in_own_thread
@@ -96,20 +96,20 @@ class Asking:
         options: AskOptions,
         *,
         return_exceptions: bool,
-    ) -> list[T | Exception]:
+    ) -> list[T | BaseException]:
         """Ask everything, then wait in order; the first error ends all, unless it is wanted."""
 
         def asked(item: tuple[int, Any]) -> Job[T]:
             number, value = item
             return finished(ask(value, numbered(options, number), wait=True))
 
-        jobs: list[Job[T] | Exception] = []
+        jobs: list[Job[T] | BaseException] = []
         try:
             for item in enumerate(values):
                 jobs.append(_caught(asked, item) if return_exceptions else asked(item))
-            outcomes: list[T | Exception] = []
+            outcomes: list[T | BaseException] = []
             for job in jobs:
-                if isinstance(job, Exception):
+                if isinstance(job, BaseException):
                     outcomes.append(job)
                 elif return_exceptions:
                     outcomes.append(_caught(self.wait, job))
@@ -118,7 +118,7 @@ class Asking:
             return outcomes
         except BaseException:
             for job in jobs:
-                if not isinstance(job, Exception):
+                if not isinstance(job, BaseException):
                     self.give_up(job)
             raise
 
@@ -159,11 +159,14 @@ class Asking:
             raise
 
 
-def _caught(function: Callable[[Any], T], value: Any) -> T | Exception:
+def _caught(function: Callable[[Any], T], value: Any) -> T | BaseException:
     """The result, or the error that was asked for in its place."""
     try:
         return function(value)
-    except Exception as error:  # the caller wants to see it beside the other answers
+    except (
+        Exception,
+        GuardrailViolation,
+    ) as error:  # the caller wants to see it beside the other answers
         return error
 
 

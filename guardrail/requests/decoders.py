@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGE = 4_000_000  # pixels
+_LARGE = 4_000_000  # pixels
 _LARGE_AT_ONCE = min(4, os.cpu_count() or 1)
 _LOOK_S = 0.05  # how often a caller that waits looks whether it still should
 
@@ -49,13 +49,13 @@ class Decoders:
         self._waiting: deque[_Work] = deque()
         self._threads = self._large = 0
 
-    def result(self, run: Callable[[], T], *, large: bool = False) -> T:
+    def result(self, run: Callable[[], T], *, pixels: int = 0) -> T:
         """What `run` returns or raises, called by one of the threads in the caller's context.
 
         It is not called at all when the caller's `patience` ends before, which is raised here.
         """
         still_wanted()
-        work = _Work(run, large)
+        work = _Work(run, large=pixels > _LARGE)
         with self._changed:
             if self._threads <= self._most:
                 threading.Thread(target=self._serve, name="guardrail-decoder", daemon=True).start()

@@ -38,6 +38,10 @@ _REDIRECTS = 3
 _OPERATION_S = 5.0
 _ADDRESSES = 4  # of a host, tried in the resolver's order
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All that was ever given out for the public network; the rest are forms of other networks' own,
+# such as addresses that a router turns into private IPv4 ones. `is_global` knows some of them.
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
+_NOT_PUBLIC = (ipaddress.IPv6Network("3fff::/20"), ipaddress.IPv4Network("192.88.99.0/24"))
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 
 
@@ -156,7 +160,11 @@ def _is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:  # a tunnel leads to the IPv4 address inside
             return _is_public(str(inner))
-    return ip is not None and ip.is_global and not ip.is_multicast
+        if ip not in _GLOBAL_V6:
+            return False
+    if ip is None or any(ip in network for network in _NOT_PUBLIC):
+        return False
+    return ip.is_global and not ip.is_multicast
 
 
 def _answer(target: _Target, order: _Order) -> bytes | str:

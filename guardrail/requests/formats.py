@@ -10,8 +10,9 @@ import re
 import struct
 import zlib
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import (
     BmpImagePlugin,
@@ -28,6 +29,7 @@ from guardrail.errors import (
     InputError,
     LimitExceededError,
 )
+from guardrail.requests.decoders import DECODERS
 from guardrail.requests.medium import Medium
 from guardrail.requests.structure import check_exif, counted_frames
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
     from guardrail.policy import Limits
+
+T = TypeVar("T")
 
 _OPENERS: dict[str, Callable[[BytesIO], ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -143,10 +147,27 @@ def check_size(size: tuple[int, int], limits: Limits, *, what: str) -> None:
 
 def loaded_picture(data: bytes, limits: Limits, *, what: str) -> ImageFile:
     """The first frame of an encoded picture, decoded once all that is known of it is allowed."""
-    return loaded(opened_picture(data, limits, what=what), limits, what=what)
+    return decoded(data, limits, lambda picture: picture, what=what)
 
 
-def opened_picture(data: bytes, limits: Limits, *, what: str) -> ImageFile:
+def decoded(data: bytes, limits: Limits, then: Callable[[ImageFile], T], *, what: str) -> T:
+    """What `then` makes of a loaded picture; it is called by one of the process's `Decoders`, too.
+
+    Raises:
+        InputError: it cannot be read, or is larger than the policy allows.
+    """
+    picture = DECODERS.result(partial(_opened, data, limits, what))
+
+    def finished() -> T:
+        with pillow_errors(what, limits):
+            picture.load()
+        check_exif(picture.info, what)
+        return then(picture)
+
+    return DECODERS.result(finished, pixels=picture.width * picture.height)
+
+
+def _opened(data: bytes, limits: Limits, what: str) -> ImageFile:
     """An encoded picture whose structure, size and frames are within the limits; no pixels yet."""
     name = sniffed_format(data)
     if name is None:
@@ -164,14 +185,6 @@ def opened_picture(data: bytes, limits: Limits, *, what: str) -> ImageFile:
             _check_frames(int(getattr(picture, "n_frames", 1)), limits, what)
         if name == "BMP" and picture.info.get("compression") in (1, 2):
             _check_runs(picture, data, what)
-    return picture
-
-
-def loaded(picture: ImageFile, limits: Limits, *, what: str) -> ImageFile:
-    """The same picture, its first frame decoded."""
-    with pillow_errors(what, limits):
-        picture.load()
-    check_exif(picture.info, what)
     return picture
 
 

@@ -9,21 +9,18 @@ import numpy as np
 from PIL import Image
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.requests.decoders import DECODERS, LARGE
+from guardrail.requests.decoders import DECODERS
 from guardrail.requests.formats import (
     PILLOW_ERRORS,
     check_size,
-    loaded,
-    opened_picture,
+    decoded,
     pillow_errors,
 )
 from guardrail.requests.sources import Access, picture_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
     from pathlib import Path
-
-    from PIL.ImageFile import ImageFile
 
     from guardrail.policy import Limits
 
@@ -78,39 +75,25 @@ def decode_image(
     Raises:
         InputError: one of its kinds, whatever the bytes are.
     """
+    upright = partial(_upright, limits=limits, what=what)
     if isinstance(source, Image.Image):
         check_size(source.size, limits, what=what)
-        size, read = source.size, partial(_copied, source)
-    else:
-        data = picture_bytes(source, Access(limits, allowed_hosts, local_files), what)
-        opened = DECODERS.result(partial(opened_picture, data, limits, what=what))
-        size, read = opened.size, partial(_loaded, opened, limits, what)
-    work = partial(_upright_rgb, read, limits, what)
-    return DECODERS.result(work, large=size[0] * size[1] > LARGE)
+        return DECODERS.result(partial(upright, source), pixels=source.width * source.height)
+    data = picture_bytes(source, Access(limits, allowed_hosts, local_files), what)
+    return decoded(data, limits, upright, what=what)
 
 
-def _copied(source: Image.Image) -> tuple[Image.Image, int]:
-    return source.copy(), _orientation(source)
-
-
-def _loaded(opened: ImageFile, limits: Limits, what: str) -> tuple[Image.Image, int]:
-    picture = loaded(opened, limits, what=what)
-    return picture, _orientation(picture)
-
-
-def _upright_rgb(
-    read: Callable[[], tuple[Image.Image, int]], limits: Limits, what: str
-) -> Image.Image:
+def _upright(picture: Image.Image, *, limits: Limits, what: str) -> Image.Image:
     with pillow_errors(what, limits):
-        picture, orientation = read()
         rgb = rgb_of(picture, what)
-        if orientation in _UPRIGHT:
+        if (orientation := orientation_of(picture)) in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])
     rgb.info.clear()  # a second reader must not turn it again
     return rgb
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation_of(picture: Image.Image) -> int:
+    """How a picture is to be turned by its EXIF data, 1 to 8; 1 is upright."""
     try:
         return int(picture.getexif().get(0x0112, 1))
     except PILLOW_ERRORS:  # damaged EXIF: show the pixels as they are stored, as viewers do

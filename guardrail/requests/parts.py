@@ -12,7 +12,7 @@ from PIL.Image import Image as PILImage
 from guardrail.errors import UnsupportedContentError
 from guardrail.requests.formats import PICTURE
 from guardrail.requests.images import decode_image
-from guardrail.requests.sources import decoded_base64
+from guardrail.requests.sources import Access, decoded_base64, picture_bytes
 from guardrail.requests.videos import VideoSource
 
 if TYPE_CHECKING:
@@ -52,18 +52,24 @@ class PictureSource:
 
     def decoded(self, policy: Policy) -> PILImage:
         """The upright RGB picture; see `decode_image`."""
-        source = self.source
-        if self.base64_only and isinstance(source, str) and source[:5].lower() != "data:":
-            source = decoded_base64(source, PICTURE, policy.limits, what=self.what)
-        if self.media_type is not None and isinstance(source, bytes):
-            PICTURE.check_media_type(source, self.media_type, what=self.what)
+        whole = isinstance(self.source, PILImage)
         return decode_image(
-            source,
+            self.source if whole else self.encoded(policy),
             limits=policy.limits,
             allowed_hosts=policy.allowed_hosts,
             local_files=policy.local_files,
             what=self.what,
         )
+
+    def encoded(self, policy: Policy) -> bytes:
+        """The encoded picture that the source is or names; a Pillow picture has none."""
+        source, limits = self.source, policy.limits
+        if self.base64_only and isinstance(source, str) and source[:5].lower() != "data:":
+            source = decoded_base64(source, PICTURE, limits, what=self.what)
+        if self.media_type is not None and isinstance(source, bytes):
+            PICTURE.check_media_type(source, self.media_type, what=self.what)
+        access = Access(limits, policy.allowed_hosts, policy.local_files)
+        return picture_bytes(source, access, self.what)
 
 
 Piece = str | PictureSource | VideoSource
@@ -84,9 +90,9 @@ def read_part(part: object, what: str, budget: Budget) -> Piece:
         key = _TEXT_KEYS[kind]
         refuse_unknown(part, _ABOUT_PARTS | {key}, what)
         return budget.text(part.get(key), f"{what}.{key}")
-    if kind in _IMAGE_KEYS:
+    if (picture := picture_in(part, what)) is not None:
         budget.image()
-        return _picture(part, _IMAGE_KEYS[kind], what)
+        return picture[1]
     if kind in _VIDEO_KEYS:
         return _video(part, _VIDEO_KEYS[kind], what, budget.video())
     raise UnsupportedContentError(
@@ -115,7 +121,16 @@ def refuse_unknown(value: Mapping[object, object], known: Collection[str], what:
             )
 
 
-def _picture(part: Mapping[object, object], keys: tuple[str, ...], what: str) -> PictureSource:
+def picture_in(part: Mapping[object, object], what: str) -> tuple[str, PictureSource] | None:
+    """The key that holds a part's picture, and the picture; None for other parts.
+
+    Raises:
+        UnsupportedContentError: a picture in no form that is read, or beside keys that are not.
+    """
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in _IMAGE_KEYS:
+        return None
+    keys = _IMAGE_KEYS[kind]
     refuse_unknown(part, _ABOUT_MEDIA | set(keys), what)
     key, source, where = _source(part, keys, what)
     if not isinstance(source, PILImage | bytes | str | Path):
@@ -124,7 +139,7 @@ def _picture(part: Mapping[object, object], keys: tuple[str, ...], what: str) ->
             "URL, a data URL or base64"
         )
     media_type = _media_type(part, what)
-    return PictureSource(source, where, media_type, base64_only=key in ("base64", "data"))
+    return key, PictureSource(source, where, media_type, base64_only=key in ("base64", "data"))
 
 
 def _video(

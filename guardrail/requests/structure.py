@@ -31,8 +31,8 @@ EXIF_BYTES = 262_144  # a segment of a JPEG holds 65,533
 _SCANS = 100
 _TABLES = 2 + 4 * 129  # bytes of four quantization tables, which is all that a JPEG can use
 
-_MARKER = re.compile(rb"\xff([^\x00\xff])")
-_MARKER_IN_SCAN = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
+JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # of a segment, also among data
+_MARKER_AT_HEAD = re.compile(rb"\xff([^\x00\xff])")
 _BARE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # without a length
 _FRAME_HEADERS = frozenset((*range(0xC0, 0xD0), 0xDE)) - {0xC4, 0xC8, 0xCC}
 _GIF_BLOCK = re.compile(rb"[!,;]")
@@ -90,12 +90,12 @@ def _check_jpeg(data: bytes, what: str) -> None:
     position, segments, scans, headers, exif, junk = 2, 0, 0, 0, 0, 0
     while True:
         if scans:
-            found = _MARKER_IN_SCAN.search(data, position)
+            found = JPEG_MARKER.search(data, position)
             end = found.start() if found else len(data)
             if data.find(b"\xff" * _JUNK, position, end) >= 0:  # read anew with each block of data
                 junk = _JUNK + 1
         else:
-            found = _MARKER.search(data, position, position + _JUNK + 2)
+            found = _MARKER_AT_HEAD.search(data, position, position + _JUNK + 2)
             junk += (found.start() if found else len(data)) - position
         _bound(junk, _JUNK, what, "bytes between its segments")
         if found is None or (scans and found[1] == b"\xd9"):  # the end of the picture

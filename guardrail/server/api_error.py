@@ -5,7 +5,7 @@ from __future__ import annotations
 from guardrail.errors import GuardrailError
 
 
-class ApiError(GuardrailError):
+class ApiError(GuardrailError, Exception):
     """A request that the client can mend; `param` names the field, in the OpenAI error form."""
 
     def __init__(

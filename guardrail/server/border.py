@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from guardrail.asgi.answers import Problem
-from guardrail.server.problems import AnswerCutError, refuse
+from guardrail.errors import GuardrailError
+from guardrail.server.problems import AnswerCutError, refuse, tell
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,9 @@ _BROKEN = Problem(500, "the server failed at this request", "internal_error")
 
 class Border:
     """Answers 500 for an unexpected error, or cuts an answer that has begun.
+
+    The package's own errors are told here, too: Starlette's handlers are for an `Exception`, which
+    that of a flagged request need not be.
 
     The HTTP server would log the error's words, which may quote the request, so it hears of
     another error in its place.
@@ -42,7 +46,10 @@ class Border:
             _log.debug("a client left before its answer")
         except AnswerCutError:
             raise
-        except Exception as error:  # the border
+        except (Exception, GuardrailError) as error:  # the border
+            if isinstance(error, GuardrailError) and not begun:
+                await tell(Request(scope), error)(scope, receive, send)
+                return
             _log.error("a request failed", exc_info=error)
             if scope["type"] != "http" or begun:
                 raise AnswerCutError(type(error).__name__) from None

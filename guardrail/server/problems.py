@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from guardrail.asgi.answers import Problem, problem_of
 from guardrail.errors import (
     ConfigurationError,
-    GuardrailError,
     GuardrailViolation,
     MissingExtraError,
     QueueFullError,
@@ -55,16 +54,21 @@ class AnswerCutError(Exception):
 
 
 def install(app: FastAPI) -> None:
-    """Let an app tell the errors that are expected in one form; `Border` has the others."""
+    """Let an app tell what is wrong with a request as `Border` tells all other errors."""
 
-    async def tell(request: Request, error: Exception) -> Response:
-        return answer(error, refusal=app.state.service.guard.policy.refusal_message)
+    async def told(request: Request, error: Exception) -> Response:
+        return tell(request, error)
 
-    for kind in (GuardrailError, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, tell)
+    for kind in (HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, told)
 
 
-def answer(error: Exception, *, refusal: str) -> Response:
+def tell(request: Request, error: BaseException) -> Response:
+    """The answer to a request that ended in an error."""
+    return answer(error, refusal=request.app.state.service.guard.policy.refusal_message)
+
+
+def answer(error: BaseException, *, refusal: str) -> Response:
     """The HTTP answer that an error is told by."""
     problem = told_as(error, refusal)
     body: dict[str, Any] = problem.to_dict()
@@ -76,7 +80,7 @@ def answer(error: Exception, *, refusal: str) -> Response:
     return AsciiJSONResponse(body, problem.status, headers=headers)
 
 
-def _param(error: Exception) -> str | None:
+def _param(error: BaseException) -> str | None:
     """The field that an error is about."""
     if isinstance(error, RequestValidationError):
         return _where(error) or None
@@ -100,7 +104,7 @@ def stream_end(problem: Problem) -> bytes:
     return f"data: {json.dumps(problem.to_dict())}\n\n".encode()
 
 
-def told_as(error: Exception, refusal: str) -> Problem:
+def told_as(error: BaseException, refusal: str) -> Problem:
     """What a client is told of an error."""
     match error:
         case RequestValidationError():

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from guardrail.asgi.chats import Content
+from guardrail.errors import GuardrailViolation
 from guardrail.server import problems
 from guardrail.server.api_error import ApiError, unknown_model
 from guardrail.server.ascii_json import AsciiJSONResponse
@@ -80,7 +81,8 @@ async def _all(
                 content = _content(_item(item))
                 named = {**options, "request_id": f"{options['request_id']}-{index}"}
                 verdict = await checked(guard, content, named)
-            except Exception as error:  # a border: an error of one is not the others'
+            # a border: an error of one is not the others'
+            except (Exception, GuardrailViolation) as error:
                 told = problems.answer(error, refusal=guard.policy.refusal_message)
                 return {**head, "status": told.status_code, **json.loads(bytes(told.body))}
         return {**head, "status": 200, "verdict": verdict.to_dict()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 
+from guardrail.errors import GuardrailViolation
 from guardrail.server import problems
 from guardrail.server.verdicts import FIELD, headers_of
 
@@ -69,7 +70,8 @@ async def events(
                 yield _event(form.chunk({"content": first}, **counts))
             async for text in stream:
                 yield _event(form.chunk({"content": text}, **counts))
-        except Exception as error:  # a border: the status is sent, so the stream says it
+        # a border: the status is sent, so the stream says it
+        except (Exception, GuardrailViolation) as error:
             yield problems.stream_end(problems.told_as(error, refusal))
             return
         if stream.result is not None:

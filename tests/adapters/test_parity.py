@@ -24,7 +24,7 @@ from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScor
 from llama_index.core.tools import FunctionTool
 from PIL import Image
 
-from guardrail import Guard, GuardrailViolation, Policy, Thresholds, guarded
+from guardrail import Guard, Policy, Thresholds, guarded
 from guardrail.asgi import GuardrailASGIMiddleware
 from guardrail.testing import tiny_artefact, tiny_model
 from guardrail.tool_chats import result_chat
@@ -218,11 +218,11 @@ async def through_guarded_coroutine(guard: Guard, case: str) -> Verdict:
 async def through_asgi(guard: Guard, case: str) -> Verdict:
     app, told = FastAPI(), []
 
-    @app.exception_handler(GuardrailViolation)
-    async def refused(request: Request, error: GuardrailViolation) -> Any:
+    @app.exception_handler(400)
+    async def refused(request: Request, error: Exception) -> Any:
         from starlette.responses import Response
 
-        told.append(error.verdict)
+        told.append(request.state.guardrail_verdict)
         return Response(status_code=400)
 
     @app.post("/v1/chat/completions")

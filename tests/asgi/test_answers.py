@@ -132,3 +132,12 @@ def test_other_apps_answer_in_the_form_of_the_openai_api(ask, owner):
     response = answered(ask, owner)
     assert response.status_code == 451
     assert response.json()["error"]["code"] == "content_filter"
+
+
+def test_a_handler_answers_for_an_error_that_starlette_would_not_catch(ask):
+    class Bare(BaseException):
+        pass
+
+    owner = Starlette(exception_handlers={Bare: _later})
+    response = ask(answer_to(Bare(), problem(VIOLATION), owner), "POST", "/chat")
+    assert response.text == "later: Bare"

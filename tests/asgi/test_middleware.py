@@ -248,11 +248,11 @@ def test_a_fastapi_app_refuses_in_its_own_form(word_guard, ask):
     assert reached == {"verdict": "pass", "body": user("hello")}
 
 
-def test_an_apps_handler_for_violations_answers_with_the_verdict(echo, word_guard):
+def test_an_apps_handler_for_the_status_answers_with_the_verdict(echo, word_guard):
     def handler(request, error):
-        return PlainTextResponse(f"score {error.verdict.score}", 418)
+        return PlainTextResponse(f"score {request.state.guardrail_verdict.score}", 418)
 
-    app = echo(word_guard(), exception_handlers={GuardrailViolation: handler})
+    app = echo(word_guard(), exception_handlers={400: handler})
     response = app.post(json=user("bad"))
     assert (response.status_code, response.text) == (418, "score 0.5")
 

@@ -130,3 +130,18 @@ async def test_other_connections_pass_uncounted(metrics):
     await MetricsMiddleware(inner, metrics=metrics)({"type": "lifespan"}, None, None)
     assert seen == ["lifespan"]
     assert counted(metrics) == {}
+
+
+async def test_an_error_of_the_package_is_a_fault_whatever_python_calls_it(metrics, monkeypatch):
+    class Bare(BaseException):
+        pass
+
+    async def failing(scope, receive, send):
+        raise Bare
+
+    monkeypatch.setattr("guardrail.observe.http.GuardrailError", Bare)
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    with pytest.raises(Bare):
+        await MetricsMiddleware(failing, metrics=metrics)(scope, None, None)
+    text = metrics.exposition(None)[0].decode()
+    assert 'guardrail_requests_total{route="other",status="500"} 1.0' in text

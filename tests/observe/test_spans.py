@@ -119,3 +119,19 @@ async def test_other_connections_have_no_span(tracing, exporter):
     await around(inner, tracing)({"type": "lifespan"}, None, None)
     assert seen == ["lifespan"]
     assert not exporter.get_finished_spans()
+
+
+async def test_an_error_of_the_package_is_a_fault_whatever_python_calls_it(
+    tracing, exporter, monkeypatch
+):
+    class Bare(BaseException):
+        pass
+
+    async def failing(scope, receive, send):
+        raise Bare
+
+    monkeypatch.setattr("guardrail.observe.spans.GuardrailError", Bare)
+    with pytest.raises(Bare):
+        await around(failing, tracing)(scope_of(), None, send)
+    (span,) = exporter.get_finished_spans()
+    assert span.attributes["http.response.status_code"] == 500

@@ -16,7 +16,7 @@ from PIL import Image
 from guardrail.errors import QueueFullError, RequestCancelledError, RequestTimeoutError
 from guardrail.online.reading import Caller, finished
 from guardrail.policy import Limits
-from guardrail.requests import decoders, images
+from guardrail.requests import decoders, formats
 from guardrail.requests.shots import Shot
 from guardrail.requests.video_footage import Encoded
 from guardrail.types import Action
@@ -70,9 +70,9 @@ def opening(monkeypatch):
             assert self.leave.wait(WAIT)
             return real(*args, **options)
 
-    real = images.opened_picture
+    real = formats._opened
     held = Opening()
-    monkeypatch.setattr(images, "opened_picture", held)
+    monkeypatch.setattr(formats, "_opened", held)
     yield held
     held.leave.set()
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WAIT = 60.0
+LARGE = 40_000_000
 told: ContextVar[str] = ContextVar("told", default="nothing")
 
 
@@ -62,7 +63,7 @@ def test_results_errors_and_the_callers_context_go_through() -> None:
 
 def test_no_small_picture_waits_for_large_ones(callers: ThreadPoolExecutor) -> None:
     decoders, first, second = Decoders(1), Blocked(), Blocked()
-    large = [callers.submit(decoders.result, work, large=True) for work in (first, second)]
+    large = [callers.submit(decoders.result, work, pixels=LARGE) for work in (first, second)]
     running = first if first.begun.wait(WAIT) else second
     assert decoders.result(lambda: "small") == "small"
     assert not second.begun.is_set()
@@ -112,8 +113,8 @@ def test_a_caller_that_left_does_not_disturb_the_thread_that_works_for_it(
             raise GoneError
 
     with patience(gone_once_begun), pytest.raises(GoneError):
-        decoders.result(work, large=True)
-    later = callers.submit(decoders.result, lambda: "later", large=True)
+        decoders.result(work, pixels=LARGE)
+    later = callers.submit(decoders.result, lambda: "later", pixels=LARGE)
     work.leave.set()
     assert later.result(WAIT) == "later"
 
@@ -127,7 +128,7 @@ def own_process(tmp_path: Path, script: str) -> Any:
         "    begun.set()\n"
         "    leave.wait(600)\n"
         "def ask():\n"
-        "    DECODERS.result(block, large=True)\n"
+        "    DECODERS.result(block, pixels=40_000_000)\n"
         "threading.Thread(target=ask, daemon=True).start()\n"
         "begun.wait(60)\n" + script
     )
@@ -155,7 +156,7 @@ def test_a_fork_of_a_busy_process_has_decoders_of_its_own(tmp_path: Path) -> Non
         "    child = os.fork()\n"
         "if child == 0:\n"
         "    signal.alarm(60)\n"
-        "    os._exit(DECODERS.result(lambda: 7, large=True))\n"
+        "    os._exit(DECODERS.result(lambda: 7, pixels=40_000_000))\n"
         "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     done = own_process(tmp_path, script)

@@ -592,7 +592,9 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "fe80::1", "fc00::1", "0.0.0.0",
-     "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1", "100.64.0.1"],
+     "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "224.0.0.1", "100.64.0.1",
+     "64:ff9b:1::7f00:1", "::127.0.0.1", "::ffff:0:127.0.0.1", "5f00::1", "fec0::1", "3fff::1",
+     "192.88.99.1"],
 )  # fmt: skip
 def test_a_name_must_not_resolve_to_a_private_address(
     address: str, monkeypatch: pytest.MonkeyPatch
@@ -601,6 +603,13 @@ def test_a_name_must_not_resolve_to_a_private_address(
     resolve_to(monkeypatch, "93.184.215.14", address)
     with pytest.raises(UrlNotAllowedError, match="no public address"):
         decode("https://example.com/a.png", hosts=("example.com",))
+
+
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "2606:2800:21f::1", "64:ff9b::5db8:d70e", "::ffff:93.184.215.14"]
+)
+def test_a_public_address_is_one_in_all_its_forms(address: str) -> None:
+    assert fetch._is_public(address)
 
 
 def test_the_connection_goes_to_the_checked_address_under_the_hosts_name(

@@ -13,7 +13,7 @@ import pytest
 from guardrail.guard import Guard
 from guardrail.policy import Policy, Thresholds
 from guardrail.server import ServerSettings, create_app
-from guardrail.testing import tiny_artefact
+from guardrail.testing import FakeGuard, tiny_artefact
 from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:
@@ -86,3 +86,19 @@ def mp4() -> bytes:
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return file.getvalue()
+
+
+@pytest.fixture
+def bare_violation(monkeypatch: pytest.MonkeyPatch) -> BaseException:
+    """A violation that no `except Exception` sees, wherever the server asks for one."""
+
+    class Base(BaseException):
+        pass
+
+    class Bare(Base):
+        verdict = FakeGuard().check("hello")
+
+    for module in ("asgi.answers", "server.problems", "server.routes_checks", "server.streaming"):
+        monkeypatch.setattr(f"guardrail.{module}.GuardrailViolation", Bare)
+    monkeypatch.setattr("guardrail.server.border.GuardrailError", Base)
+    return Bare("SECRET")

@@ -6,10 +6,11 @@ import base64
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from guardrail.guard import Guard
-from guardrail.server import ServerSettings
+from guardrail.server import ServerSettings, create_app
 from guardrail.testing import scripted, tiny_artefact
 from guardrail.types import Action
 
@@ -167,3 +168,21 @@ async def test_control_tokens_in_a_message_are_only_text(ask, llava):
     assert suspect.count("<|im_start|>") == usual.count("<|im_start|>")
     assert suspect.count("<|im_end|>") == usual.count("<|im_end|>")
     assert "obey" in suspect
+
+
+async def test_a_violation_is_told_although_it_is_no_exception(
+    guard_of, monkeypatch, bare_violation
+):
+    app = create_app(guard_of(refusal_message="No."))
+
+    async def violated(*_args, **_options):
+        raise bare_violation
+
+    monkeypatch.setattr(app.state.service.guard, "agenerate", violated)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as client:
+        answer = await client.post("/v1/chat/completions", json=CHAT)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["message"], error["code"]) == ("No.", "content_filter")
+    assert error["guardrail"]["action"] == answer.headers["x-guardrail-action"]
+    assert "SECRET" not in answer.text

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import pytest
 
 from guardrail.policy import Limits
-from guardrail.server import ServerSettings
+from guardrail.server import ServerSettings, create_app
 from guardrail.types import Action
 
 URL = "/v1/checks"
@@ -143,3 +144,21 @@ async def test_an_outage_is_an_error_and_no_verdict(check):
 async def test_an_outage_is_told_in_the_verdict_where_the_policy_fails_open(check):
     verdict = (await check({"input": "hello"}, fail="open")).json()["verdict"]
     assert (verdict["action"], verdict["reason"]) == ("pass", "detector_failed")
+
+
+async def test_a_violation_of_one_is_told_in_its_place_although_it_is_no_exception(
+    guard_of, monkeypatch, bare_violation
+):
+    app = create_app(guard_of())
+    real = app.state.service.guard.acheck
+
+    async def checked(value, **options):
+        if value == "bad":
+            raise bare_violation
+        return await real(value, **options)
+
+    monkeypatch.setattr(app.state.service.guard, "acheck", checked)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as client:
+        body = {"inputs": [{"input": "bad"}, {"input": "hello"}]}
+        answer = await client.post("/v1/checks", json=body)
+    assert [each["status"] for each in answer.json()["data"]] == [400, 200]

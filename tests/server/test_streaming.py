@@ -114,3 +114,8 @@ async def test_a_stream_that_was_never_read_is_closed_too():
     response = EventStream(stream, told(stream))
     await response({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)
     assert stream.closed
+
+
+async def test_a_violation_is_an_event_although_it_is_no_exception(bare_violation):
+    lines = [line async for line in told(Words(error=bare_violation))]
+    assert json.loads(lines[-1].removeprefix(b"data: "))["error"]["code"] == "content_filter"

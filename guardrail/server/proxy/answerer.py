@@ -125,7 +125,7 @@ class ProxyAnswerer:
             "POST", asked.form.path, deadline=deadline, headers=sent, content=content
         )
         verdict = checked.verdict.to_dict() if checked.verdict else None
-        kept = {**headers, **_kept_headers(response.headers)}
+        kept = {**headers, **_kept_headers(response.headers, upstream.clean)}
         if not asked.streams:
             found = await upstream.read_json(response, deadline=deadline)
             return AsciiJSONResponse({**found, FIELD: verdict}, headers=kept)
@@ -191,7 +191,7 @@ def _sent_headers(request: Request, *, streams: bool) -> dict[str, str]:
     return sent | ({"traceparent": trace} if _TRACE.fullmatch(trace) else {})
 
 
-def _kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
+def _kept_headers(headers: Mapping[str, str], clean: Callable[[str], str]) -> dict[str, str]:
     """All that the client hears of the upstream's headers."""
-    name = headers.get("x-request-id", "")
+    name = clean(headers.get("x-request-id", ""))
     return {"X-Upstream-Request-ID": name} if re.fullmatch(r"[\w.:-]{1,200}", name, re.A) else {}

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError
+from guardrail.requests.canonical import canonical_chat
 from guardrail.server.api_error import ApiError
 from guardrail.server.proxy.media import refuse_unclear_media
 from guardrail.server.strict_body import bounded_json
@@ -103,7 +104,7 @@ async def check(
     """
     policy = guard.policy
     try:
-        await asyncio.to_thread(refuse_unclear_media, asked.body[asked.form.source])
+        asked = await asyncio.to_thread(_canonical, asked, policy)
         content = read_chat(asked.body, unchecked)
         verdict = await _verdict(content, guard, options)
     except GuardrailError as error:
@@ -112,6 +113,13 @@ async def check(
         _log.warning("the policy lets a request through unchecked: %s", type(error).__name__)
         return Checked(asked, None, "pass", policy)
     return _settled(asked, content, verdict, policy)
+
+
+def _canonical(asked: Asked, policy: Policy) -> Asked:
+    """The same with pictures that the upstream reads as the guard does."""
+    source, said = asked.form.source, asked.body[asked.form.source]
+    refuse_unclear_media(said)
+    return Asked(asked.form, {**asked.body, source: canonical_chat(said, policy)})
 
 
 async def _verdict(content: Content, guard: Guard, options: Mapping[str, Any]) -> Verdict:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guardrail.requests.strict_json import strict_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Atomic, so that the two bytes of one line end never count as two line ends.
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
@@ -51,11 +54,13 @@ class Splitter:
 class Event:
     """One event. `data` is its JSON object; None for comments and for the closing mark (`done`).
 
+    `clean` takes out of the data what must not go on; `raw` is the event without it.
+
     Raises:
         ValueError: it is no UTF-8, or its data are neither an object nor the mark.
     """
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, clean: Callable[[Any], Any] = lambda value: value) -> None:
         self.raw, self.done = raw, False
         self.data: dict[str, Any] | None = None
         self._lines = _LINE_END.split(raw.decode("utf-8").removeprefix("\ufeff"))
@@ -65,17 +70,23 @@ class Event:
             self.done = True
         elif text:
             try:
-                data = strict_json(text)
+                found = strict_json(text)
+                data = clean(found)
             except RecursionError as error:
                 raise ValueError("nested too deep") from error
             if not isinstance(data, dict):
                 raise ValueError("the data are no object")
             self.data = data
+            if data != found:
+                self.raw = self._with(data)
 
     def with_field(self, name: str, value: object) -> bytes:
         """The event with a key in its data; its other lines stay."""
+        return self._with({**(self.data or {}), name: value})
+
+    def _with(self, value: object) -> bytes:
         kept = [line for line in self._lines if line and not _is_data(line)]
-        data = json.dumps({**(self.data or {}), name: value})
+        data = json.dumps(value)
         return ("\n".join([*kept, f"data: {data}"]) + "\n\n").encode()
 
 

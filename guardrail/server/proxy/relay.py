@@ -101,16 +101,16 @@ class Relay:
         if raw is None:
             return None
         try:
-            event = Event(raw)
+            event = Event(raw, self._upstream.clean_value)
         except ValueError:
             raise broken("an event of it cannot be read") from None
         self._whole = self._form.ends(event)
         if event.data is None:
-            return raw
+            return event.raw
         self._failed = self._failed or bool(event.data.get("error"))
         due = not self._told or self._form.closes(event.data, self._usage)
         if not due and FIELD not in event.data:  # an upstream may have a verdict of its own
-            return raw
+            return event.raw
         self._told = True
         return event.with_field(FIELD, self._verdict)
 

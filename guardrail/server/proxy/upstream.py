@@ -59,10 +59,23 @@ class Upstream:
         return text.replace(self._key, _HIDDEN) if self._key else text
 
     def clean_bytes(self, data: bytes) -> bytes:
-        """An answer without this server's key; one as short as a word is in answers by chance."""
+        """Bytes without this server's key; one as short as a word is in answers by chance."""
         if len(self._key) < _SHORTEST_SECRET:
             return data
         return data.replace(self._key.encode(), _HIDDEN.encode())
+
+    def clean_value(self, value: Any) -> Any:
+        """A parsed answer without this server's key: JSON has several ways to write one text."""
+        if len(self._key) < _SHORTEST_SECRET:
+            return value
+        match value:
+            case str():
+                return self.clean(value)
+            case list():
+                return [self.clean_value(each) for each in value]
+            case dict():
+                return {self.clean(key): self.clean_value(each) for key, each in value.items()}
+        return value
 
     async def send(
         self,
@@ -154,7 +167,7 @@ class Upstream:
         data = bytearray()
         async for chunk in self.chunks(response):
             data += chunk
-        found = await asyncio.to_thread(_parsed, self.clean_bytes(bytes(data)))
+        found = await asyncio.to_thread(_parsed, bytes(data), self.clean_value)
         if not isinstance(found, dict):
             raise broken("it is no JSON object that can be read")
         return found
@@ -223,9 +236,9 @@ def media_type(response: httpx.Response) -> str:
     return given.partition(";")[0].strip().lower()
 
 
-def _parsed(data: bytes) -> object:
+def _parsed(data: bytes, clean: Callable[[Any], Any] = lambda value: value) -> object:
     try:
-        return strict_json(data.decode())
+        return clean(strict_json(data.decode()))
     except (ValueError, RecursionError):
         return None
 

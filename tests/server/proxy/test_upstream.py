@@ -332,3 +332,26 @@ def test_authorities_that_cannot_be_read_are_an_error_at_the_start(tmp_path):
     for name in ("ca.pem", "none.pem"):
         with pytest.raises(ConfigurationError, match=name):
             Upstream(UpstreamSettings(url="https://h", ca_file=tmp_path / name))
+
+
+ESCAPED = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
+
+
+async def test_a_key_that_an_answer_writes_in_escapes_is_not_told(proxy_of, upstream, wire):
+    data = json.dumps({**wire.ANSWER, "a key": "a key", "list": ["a key"]})
+    upstream.bytes(data.replace("a key", ESCAPED).encode(), x_request_id=KEY)
+    answer = await asked(proxy_of(key=KEY), wire)
+    assert answer.status_code == 200
+    assert KEY not in json.dumps(answer.json(), ensure_ascii=False)
+    assert KEY not in str(answer.headers)
+    assert answer.json()["***"] == "***"
+    assert answer.json()["choices"] == wire.ANSWER["choices"]
+
+
+async def test_a_key_that_a_stream_writes_in_escapes_is_not_told(proxy_of, upstream, wire):
+    echo = wire.told(wire.piece({"content": "a key"})).replace(b"a key", ESCAPED.encode())
+    upstream.streams(wire.WORDS[0], wire.WORDS[1], echo, *wire.LAST)
+    answer = await asked(proxy_of(key=KEY), wire, stream=True)
+    assert KEY not in json.dumps(wire.events(answer.content))
+    assert wire.WORDS[1] in answer.content  # what holds no key goes on byte for byte
+    assert wire.events(answer.content)[2]["choices"][0]["delta"] == {"content": "***"}
