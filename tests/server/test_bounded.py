@@ -27,6 +27,7 @@ class Exchange:
         self.sent, self.received = [], 0
         self.left = asyncio.Event()
         self.life = Lifecycle(drain_s=0)
+        self.takes_no_more = lambda message: False
         self._messages = list(messages)
         service = SimpleNamespace(settings=ServerSettings(**settings), lifecycle=self.life)
         self._app = Bounded(app, service=service)
@@ -44,6 +45,8 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def _send(self, message):
+        if self.takes_no_more(message):
+            await asyncio.Event().wait()
         self.sent.append(message)
 
     @property
@@ -132,6 +135,15 @@ async def test_a_stream_whose_time_is_over_ends_with_an_error_and_not_as_if_it_w
     assert json.loads(last["body"].removeprefix(b"data: "))["error"]["code"] == "timeout"
     assert b"[DONE]" not in one.body
     assert ended == [True]
+
+
+async def test_a_client_that_takes_no_last_word_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("guardrail.server.bounded._LAST_WORD_S", 0.01)
+    one = Exchange(waiting(STREAM, chunk(b"data: 1\n\n"), ended=[]), timeout_s=0.01)
+    one.takes_no_more = lambda message: b"timeout" in message.get("body", b"")
+    with pytest.raises(AnswerCutError, match="timeout"):
+        await asyncio.wait_for(one.run(), 20)
+    assert one.life.under_way == 0
 
 
 @pytest.mark.parametrize(
