@@ -27,14 +27,14 @@ class Exchange:
         self.sent, self.received = [], 0
         self.left = asyncio.Event()
         self.life = Lifecycle(drain_s=0)
-        self.takes_no_more = lambda message: False
+        self.path, self.takes_no_more = "/", lambda message: False
         self._messages = list(messages)
         service = SimpleNamespace(settings=ServerSettings(**settings), lifecycle=self.life)
         self._app = Bounded(app, service=service)
         self._headers = [(k.encode(), v.encode()) for k, v in headers]
 
     async def run(self):
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": self._headers}
+        scope = {"type": "http", "method": "POST", "path": self.path, "headers": self._headers}
         await self._app(scope | {"state": {"caller": None}}, self._receive, self._send)
 
     async def _receive(self):
@@ -217,6 +217,18 @@ async def test_the_end_of_the_server_ends_requests_in_clear(begun, status):
     assert b'"code": "draining"' in one.body.replace(b'":"', b'": "')
     assert ended == [True]
     assert one.life.drained()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_the_end_of_the_server_is_not_put_off_by_probes(path):
+    one = Exchange(waiting(ended=[]))
+    one.path = path
+    task = asyncio.create_task(one.run())
+    await asyncio.sleep(0)
+    one.life.drain()
+    assert one.life.drained()
+    one.left.set()
+    await asyncio.wait({task}, timeout=20)
 
 
 async def test_an_error_of_the_app_is_its_own():

@@ -90,6 +90,45 @@ async def test_a_second_signal_ends_it_at_once(start):
     assert server.ended() == 1
 
 
+async def again_and_again(url, sent, *, reads):
+    """Connections one after another, until nobody listens: asked on, or dropped after `sent`."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            return
+        except OSError:  # reset on the way
+            continue
+        try:
+            writer.write(sent)
+            while reads and await reader.readuntil(b"}"):
+                writer.write(sent)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 50))]
+)
+async def test_a_storm_of_connections_and_probes_does_not_put_the_end_off(number, start):
+    server = start("--drain", "600")  # for answers, and none of these is one
+    health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    storm = [again_and_again(server.url, health, reads=True) for _ in range(40)]
+    storm += [again_and_again(server.url, health[:cut], reads=False) for cut in range(0, 40, 2)]
+    going = asyncio.gather(*storm)
+    await asyncio.sleep(0.2 + 0.01 * number)
+    server.signal(signal.SIGTERM)
+    ended = asyncio.create_task(asyncio.to_thread(server.ended))
+    await asyncio.wait({ended}, timeout=120)
+    in_time = ended.done()
+    going.cancel()  # it may end now
+    assert await ended == 0
+    assert in_time
+
+
 SLOW = """
 import sys, time
 import guardrail.model.load as loading
