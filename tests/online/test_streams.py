@@ -22,6 +22,7 @@ from tests.waiting import LONG_S, at_rest, passes_of, until
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 
+
 @pytest.mark.parametrize("action", [PASS, STEER])
 def test_chunks_join_to_the_waiting_answer(tiny, guard_on, action):
     guard = guard_on(tiny, action)
