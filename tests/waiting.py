@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 import time
 from contextlib import contextmanager
@@ -31,9 +32,10 @@ def until(condition: Callable[[], T], *, seconds: float = LONG_S) -> T:
     raise AssertionError(f"it did not become true within {seconds} s")
 
 
-async def auntil(condition: Callable[[], T], *, seconds: float = LONG_S) -> T:
-    """The same while the event loop runs on."""
-    for found in _looks(condition, seconds):
+async def auntil(condition: Callable[[], Any], *, seconds: float = LONG_S) -> Any:
+    """The same while the event loop runs on; what is looked at may be waited for, too."""
+    for looked in _looks(condition, seconds):
+        found = await looked if inspect.isawaitable(looked) else looked
         if found:
             return found
         await asyncio.sleep(_LOOK_S)

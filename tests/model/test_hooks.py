@@ -133,7 +133,7 @@ def test_a_plain_thread_does_not_inherit_the_call_but_a_copied_context_does(llav
         )
         for thread in (plain, copied):
             thread.start()
-            thread.join(60)
+            thread.join()
 
         async def in_a_thread() -> None:
             seen.append(await asyncio.to_thread(hooks._call))

@@ -120,7 +120,7 @@ def test_two_threads_read_their_own_prompts(llama, loaded_of, ask):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     assert found == {0: [True] * 8, 1: [True] * 8}
 
 

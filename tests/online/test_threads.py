@@ -177,10 +177,12 @@ def test_the_models_own_generate_may_run_beside_a_guard(llava, guard_on):
 
     thread = threading.Thread(target=plain)
     thread.start()
-    for _ in range(8):
-        assert guard.generate("tell me about the dog", max_new_tokens=6).token_ids == steered
-    stop.set()
-    thread.join(WAIT)
+    try:
+        for _ in range(8):
+            assert guard.generate("tell me about the dog", max_new_tokens=6).token_ids == steered
+    finally:
+        stop.set()
+        thread.join(WAIT)
     assert wrong == []
 
 
