@@ -215,9 +215,7 @@ class GuardedVLM(RaisingLLM):
     def _streamed(self, chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
         return unrefused(chunks) if self._raises else chunks
 
-    def _astreamed(
-        self, chunks: AsyncGenerator[ChatResponse]
-    ) -> AsyncGenerator[ChatResponse]:
+    def _astreamed(self, chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
         return aunrefused(chunks) if self._raises else chunks
 
     def _prompt(self, prompt: str, kwargs: Mapping[str, Any]) -> _Ask:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import threading
 
 from guardrail.online.places import Places
-
-WAIT = 10.0
+from tests.waiting import LONG_S
 
 
 def test_one_client_leaves_places_to_the_others():
@@ -28,6 +27,6 @@ def test_waiting_ends_with_a_place_or_with_the_time():
     waiter = threading.Thread(target=places.take, args=("b",), kwargs={"timeout": None})
     waiter.start()
     places.give_back("a")
-    waiter.join(WAIT)
+    waiter.join(LONG_S)
     assert not waiter.is_alive()
     assert not places.take("a")
