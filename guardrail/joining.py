@@ -1,23 +1,35 @@
-"""Several arguments of a call, joined into the one chat that the guard checks."""
+"""Several arguments of a call, joined into the one chat that the guard checks.
+
+An argument's name says what it holds; so does what becomes of its pictures before they are checked.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from io import IOBase
 from pathlib import Path
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel
 
 from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
+from guardrail.requests.canonical import canonical_chat, canonical_image, canonical_picture
+from guardrail.requests.sources import names_a_file
+
+if TYPE_CHECKING:
+    from guardrail.policy import Policy
 
 SYSTEM_NAMES = frozenset({"system", "system_prompt", "system_instruction", "instructions"})
 IMAGE_NAMES = frozenset({"image", "images", "image_url", "image_urls"})
 FRAMES = "frames"  # always of one video
 VIDEO_NAMES = frozenset({"video", "videos", "video_url", "video_urls", FRAMES})
 MEDIA_NAMES = IMAGE_NAMES | VIDEO_NAMES
+SCHEMA_NAMES = frozenset({"tools", "functions", "response_format", "text_format"})
+_FREE_FORMATS = ({"type": "text"}, {"type": "json_object"})  # of answers; they say nothing
 
 Part = dict[str, object]
 
@@ -25,12 +37,12 @@ Part = dict[str, object]
 def joined(named: Sequence[tuple[str, object]]) -> list[object]:
     """One chat from arguments and their names, in order; None and empty lists say nothing.
 
-    A list of messages is history; a text with one of SYSTEM_NAMES goes before everything; a
-    picture, or whatever has one of IMAGE_NAMES, is an image part, and a video whatever has one of
-    VIDEO_NAMES; other texts are text parts, a blank line between neighbours. A list of texts,
-    pictures or videos counts as several, but a list of decoded pictures with one of VIDEO_NAMES,
-    and any list that is named frames, is one video. What stands between two histories is one user
-    message.
+    A list of messages is history; a text with one of SYSTEM_NAMES goes before everything, and so do
+    schemas with one of SCHEMA_NAMES, as JSON; a picture, or whatever has one of IMAGE_NAMES, is an
+    image part, and a video whatever has one of VIDEO_NAMES; other texts are text parts, a blank
+    line between neighbours. A list of texts, pictures or videos counts as several, but a list of
+    decoded pictures with one of VIDEO_NAMES, and any list that is named frames, is one video. What
+    stands between two histories is one user message.
 
     Raises:
         UnsupportedContentError: a value of another type; the message names the argument.
@@ -44,6 +56,8 @@ def joined(named: Sequence[tuple[str, object]]) -> list[object]:
             parts = []
         elif name in SYSTEM_NAMES:
             system += [_text(name, item) for item in _items(value)]
+        elif name in SCHEMA_NAMES:
+            system += [_schema(name, item) for item in _items(value) if item not in _FREE_FORMATS]
         else:
             for item in [value] if _is_frames(name, value) else _items(value):
                 _append(parts, _part(name, item))
@@ -53,6 +67,41 @@ def joined(named: Sequence[tuple[str, object]]) -> list[object]:
     words = "\n\n".join(system)
     before = with_caution(chat, words)
     return before if isinstance(before, list) else [{"role": "system", "content": words}]
+
+
+def canonical_argument(name: str, value: object, policy: Policy) -> object:
+    """An argument with its pictures canonical, in the form that it has.
+
+    What names a file or an address stays; others will read it, so the picture must have one
+    reading. Videos stay as they are.
+
+    Raises:
+        InputError: a picture cannot be read, or has two readings and must have one.
+    """
+    if is_history(value):
+        return canonical_chat(value, policy)
+    if name in VIDEO_NAMES:
+        return value
+    if type(value) in (list, tuple):
+        items = [canonical_argument(name, item, policy) for item in _items(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    what = f"the argument {name!r}"
+    if isinstance(value, Image.Image):
+        return canonical_image(value, policy, what=what)
+    if name not in IMAGE_NAMES or not isinstance(value, bytes | bytearray | str | Path):
+        return value
+    if isinstance(value, Path) or (isinstance(value, str) and _is_name(value)):
+        canonical_picture(value, policy.model_copy(update={"pictures": "refuse"}), what=what)
+        return value
+    encoded = canonical_picture(value, policy, what=what)
+    if not isinstance(value, str):
+        return encoded.data
+    return encoded.data_url if value[:5].lower() == "data:" else encoded.base64
+
+
+def _is_name(text: str) -> bool:
+    """Whether a string names a picture that is somewhere else."""
+    return names_a_file(text) or (":" in text and text[:5].lower() != "data:")
 
 
 def is_history(value: object) -> TypeGuard[Sequence[object]]:
@@ -109,6 +158,19 @@ def _text(name: str, value: object) -> str:
         "others; send a str, a Pillow image or a list of messages, name pictures image or images "
         "and videos video or videos, or join them with a callable"
     )
+
+
+def _schema(name: str, value: object) -> str:
+    """A tool or the form of an answer, as a model is shown it."""
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        value = value.model_json_schema()
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnsupportedContentError(
+            f"the argument {name!r} holds a {type(value).__name__}, which is no schema; send JSON "
+            "values or pydantic classes"
+        ) from error
 
 
 def _append(parts: list[Part], part: Part) -> None:

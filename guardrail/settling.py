@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from guardrail.errors import DetectorError, GuardrailError, GuardrailViolation
+from guardrail.errors import (
+    ConfigurationError,
+    DetectorError,
+    GuardrailError,
+    GuardrailViolation,
+)
 from guardrail.types import Action, Verdict
 
 if TYPE_CHECKING:
@@ -97,6 +103,20 @@ def record(audit: Audit | None, verdict: Verdict | None, done: str) -> None:
         _log.exception("the audit sink failed; the call is not affected")
 
 
+def check_reaction(on_flag: object, fallback: object = None) -> None:
+    """Refuse what says nothing about flagged calls, or says two things.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if on_flag not in (None, *get_args(OnFlag)):
+        raise ConfigurationError(f"on_flag={on_flag!r}: refuse, raise or annotate")
+    if fallback is not None and not callable(fallback):
+        raise ConfigurationError(f"fallback={fallback!r} cannot be called with verdict and call")
+    if on_flag is not None and fallback is not None:
+        raise ConfigurationError("on_flag and fallback both say what a flag leads to; give one")
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One guarded callable's guard, its checked argument, and what a flag leads to."""
@@ -107,8 +127,19 @@ class Plan:
     fallback: Callable[..., Any] | None
     audit: Audit | None
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """One call's arguments, and what of them is checked."""
+    def checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict]:
+        """One call's arguments as they would be sent, and the verdict on them."""
+        call = self._call(args, kwargs)
+        call.make_canonical(self.guard.policy)
+        return call, self.guard.check(call.value)
+
+    async def achecked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict]:
+        """`checked` without blocking the event loop."""
+        call = self._call(args, kwargs)
+        await asyncio.to_thread(call.make_canonical, self.guard.policy)
+        return call, await self.guard.acheck(call.value)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         LAST.set(None)  # a check that raises must not leave the verdict before it standing
         return self.selector.call(args, kwargs)
 

@@ -25,9 +25,13 @@ RESULT_CAUTION = (
 )
 
 
-def call_chat(name: str, arguments: Mapping[str, Any] | str) -> list[dict[str, Any]]:
-    """A call, as the line of JSON that a model writes."""
-    return [{"role": "user", "content": call_text(ToolCall(name=name, arguments=arguments))}]
+def call_chat(
+    name: str, arguments: Mapping[str, Any] | str, parts: Sequence[Any] = ()
+) -> list[dict[str, Any]]:
+    """A call, as the line of JSON that a model writes; `parts` are what JSON cannot hold."""
+    written = call_text(ToolCall(name=name, arguments=arguments))
+    content = [*parts, {"type": "text", "text": written}] if parts else written
+    return [{"role": "user", "content": content}]
 
 
 def result_chat(content: str | Sequence[Any]) -> list[dict[str, Any]]:

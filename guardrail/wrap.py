@@ -1,4 +1,4 @@
-"""Guard any callable: a remote model's client, a chain, a tool.
+"""Guard any callable that asks a model: a remote model's client, a chain.
 
     @guarded(guard=guard)
     def ask(messages): ...
@@ -6,12 +6,18 @@
     ask = guarded(client.chat.completions.create, guard=guard, messages="messages")
     describe = guarded(describe, guard=guard, messages=("system", "prompt", "image"))
 
+What the callable gives back is not read; for tools, whose results a model reads, there is
+`guardrail.guard_tool`.
+
 The local guard reads the messages first, and the call is made only if it may be. A model behind a
 callable cannot be steered; `policy.unsteerable` says what happens to a request that would be: a
 word of caution goes with it, it counts as flagged, or it passes.
 
-Messages that name a file or an address are read once by the guard and again by whoever answers;
-send pictures as objects, bytes or data: addresses where that matters.
+Pictures are sent as they were judged: decoded once, and written again in a form that every
+decoder reads alike (`policy.pictures`), also where a message named a file or an address. An
+argument that is itself a path or an address stays one and is read again by whoever answers, so
+what stands there must have one reading; so must the pictures in what a `messages` callable made.
+Videos go on as they are, and in shadow mode nothing is changed.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from guardrail.arguments import Selector, kind_of
 from guardrail.errors import ConfigurationError
-from guardrail.settling import LAST, Plan
+from guardrail.settling import LAST, Plan, check_reaction
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -109,9 +115,11 @@ def guarded(
             system_instruction or instructions goes first, image, images, image_url or image_urls
             hold pictures, None is skipped. Or a callable that makes the messages from the bound
             arguments. Default: the parameter named messages, prompt, input or query, else the first
-            positional one; then neither another parameter nor a keyword of a call may have one of
-            these names (or tools, files or context), and a `*` parameter must stay empty: they
-            would go unchecked. A caution stands
+            positional one. Then nothing else may reach the model: a parameter whose name says that
+            it would (a picture, a system prompt, tools, context, documents) is an error at once,
+            and a call with words, pictures or files under any name that is no known setting (model,
+            temperature, ...) is one. Name the argument, or all of them, to say that the rest is
+            fine. What a closure or an object holds is never seen. A caution stands
             before the checked argument, or the system one, or else the first text; where there is
             none (a picture, a made value) a call that would be cautioned counts as flagged.
         policy: other rules than the guard's.
@@ -129,8 +137,7 @@ def guarded(
         ConfigurationError: what to check is ambiguous or missing, or settings contradict; also at a
             call that brings what would go unchecked.
     """
-    if on_flag is not None and fallback is not None:
-        raise ConfigurationError("on_flag and fallback both say what a flag leads to; give one")
+    check_reaction(on_flag, fallback)
     checker = guard if policy is None else guard.with_policy(policy)
 
     def decorate(target: F) -> F:
@@ -148,8 +155,8 @@ def guarded(
 def _function(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        made = plan.bind(args, kwargs)
-        stopped = plan.settle(made, plan.guard.check(made.value))
+        made, verdict = plan.checked(args, kwargs)
+        stopped = plan.settle(made, verdict)
         if stopped is None:
             return fn(*made.bound.args, **made.bound.kwargs)
         return plan.answer(made, stopped)
@@ -160,8 +167,8 @@ def _function(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
 def _coroutine(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        made = plan.bind(args, kwargs)
-        stopped = plan.settle(made, await plan.guard.acheck(made.value))
+        made, verdict = await plan.achecked(args, kwargs)
+        stopped = plan.settle(made, verdict)
         if stopped is None:
             return await fn(*made.bound.args, **made.bound.kwargs)
         answer = plan.answer(made, stopped)
@@ -173,8 +180,8 @@ def _coroutine(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
 def _generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        made = plan.bind(args, kwargs)
-        stopped = plan.settle(made, plan.guard.check(made.value))
+        made, verdict = plan.checked(args, kwargs)
+        stopped = plan.settle(made, verdict)
         if stopped is None:
             return (yield from fn(*made.bound.args, **made.bound.kwargs))
         yield from _chunks(plan.answer(made, stopped))
@@ -185,8 +192,8 @@ def _generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
 def _async_generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        made = plan.bind(args, kwargs)
-        stopped = plan.settle(made, await plan.guard.acheck(made.value))
+        made, verdict = await plan.achecked(args, kwargs)
+        stopped = plan.settle(made, verdict)
         if stopped is None:
             answer = fn(*made.bound.args, **made.bound.kwargs)
         else:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.joining import is_history, joined
+from guardrail.joining import canonical_argument, is_history, joined
 from guardrail.policy import Policy
+from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.messages import to_request
 from guardrail.types import Message, Request, TextPart
 
@@ -131,3 +134,46 @@ def test_what_is_joined_is_a_request_like_any_other():
     assert [picture.getpixel((0, 0)) for picture in request.images] == [(255, 0, 0), (0, 0, 255)]
     (seen,) = to_request(joined([("video", [RED, BLUE])]), policy=Policy()).videos
     assert [frame.getpixel((0, 0)) for frame in seen.clip.frames] == [(255, 0, 0), (0, 0, 255)]
+
+
+def encoded(mode="RGBA"):
+    file = io.BytesIO()
+    Image.new(mode, (4, 4)).save(file, "PNG")
+    return file.getvalue()
+
+
+def base64_of(data):
+    return base64.b64encode(data).decode()
+
+
+CLEAR = encoded()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image", CLEAR),
+        ("image", bytearray(CLEAR)),
+        ("images", [CLEAR, CLEAR]),
+        ("images", (CLEAR,)),
+        ("image_url", f"data:image/png;base64,{base64_of(CLEAR)}"),
+        ("image", base64_of(CLEAR)),
+        ("image", Image.new("RGBA", (4, 4))),
+        ("prompt", Image.new("RGBA", (4, 4))),
+        ("history", [{"role": "user", "content": [image(CLEAR)]}]),
+    ],
+)
+def test_an_arguments_pictures_become_canonical_in_the_form_they_have(name, value):
+    kept = canonical_argument(name, value, Policy())
+    assert type(kept) is (bytes if isinstance(value, bytearray) else type(value))
+    require_one_reading(joined([(name, kept)]), Policy())
+    if isinstance(value, str):
+        assert kept[:5] == ("data:" if value.startswith("data:") else "iVBOR")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("prompt", "a.png"), ("prompt", base64_of(CLEAR)), ("image", 3), ("video", CLEAR)],
+)
+def test_other_arguments_stay_as_they_are(name, value):
+    assert canonical_argument(name, value, Policy()) is value

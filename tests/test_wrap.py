@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import contextvars
 import copy
 import functools
 import inspect
+import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from guardrail.arguments import kind_of
 from guardrail.errors import (
@@ -21,6 +26,8 @@ from guardrail.errors import (
 )
 from guardrail.guard import Guard
 from guardrail.policy import CAUTION, REFUSAL, Policy
+from guardrail.requests.canonical import require_one_reading
+from guardrail.requests.messages import to_request
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, ImagePart, Message, Modality, Request, TextPart, Verdict
 from guardrail.wrap import guarded, last_verdict
@@ -135,6 +142,14 @@ class Forms:
 
 FORMS = ["function", "coroutine", "generator", "async_generator"]
 every_form = pytest.mark.parametrize("form", [getattr(Forms, name) for name in FORMS], ids=FORMS)
+
+
+@pytest.fixture
+def bad_png(tmp_path):
+    """A file whose name a `WordGuard` flags."""
+    path = tmp_path / "bad.png"
+    Image.new("RGB", (4, 4)).save(path)
+    return str(path)
 
 
 def _echo(value):
@@ -404,7 +419,7 @@ class Client:
         (Client().ask, None, ("bad",), {}),
         (Client().ask, None, (), {"question": "bad"}),
         (functools.partial(_keyword_only, "m"), None, (), {"messages": "bad"}),
-        (lambda a, prompt: prompt, None, ("fine", "bad"), {}),
+        (lambda a, prompt: prompt, None, (3, "bad"), {}),
         (lambda a, b: b, "b", ("fine", "bad"), {}),
         (lambda a, b="bad": b, "b", ("fine",), {}),
         (lambda a, b: b, lambda bound: [*bound.args], ("fine", "bad"), {}),
@@ -505,6 +520,8 @@ def test_a_proxy_that_has_every_attribute_is_a_function():
 SIDES = (
     "image images image_url image_urls video videos video_url video_urls"
     " system system_prompt system_instruction instructions tools files context"
+    " functions response_format text_format documents attachments history chat_history extra_body"
+    " prefix suffix"
 ).split()
 
 
@@ -557,8 +574,8 @@ def test_further_arguments_may_themselves_be_the_checked_ones():
     assert guarded(lambda *prompt: prompt, guard=WordGuard())("a", "b") == ("a", "b")
 
 
-def test_such_an_argument_may_itself_be_the_checked_one():
-    assert guarded(lambda image: image, guard=WordGuard())("bad") == REFUSAL
+def test_such_an_argument_may_itself_be_the_checked_one(bad_png):
+    assert guarded(lambda image: image, guard=WordGuard())(bad_png) == REFUSAL
 
 
 @pytest.mark.parametrize(
@@ -586,6 +603,13 @@ def test_a_call_without_the_named_keyword_is_an_error_and_nothing_is_sent():
 def test_on_flag_and_fallback_contradict_each_other():
     with pytest.raises(ConfigurationError, match="give one"):
         guarded(_anything, guard=WordGuard(), on_flag="raise", fallback=print)
+
+
+def test_an_on_flag_or_a_fallback_that_means_nothing_is_an_error_at_decoration():
+    with pytest.raises(ConfigurationError, match="on_flag='rise': refuse, raise or annotate"):
+        guarded(_anything, guard=WordGuard(), messages="messages", on_flag="rise")
+    with pytest.raises(ConfigurationError, match="fallback='ask a person' cannot be called"):
+        guarded(_anything, guard=WordGuard(), messages="messages", fallback="ask a person")
 
 
 def test_a_policy_of_its_own_replaces_the_guards():
@@ -867,12 +891,12 @@ SEVERAL = ("system", "prompt", "image")
 
 
 @pytest.mark.parametrize("number", range(4), ids=FORMS)
-def test_several_parameters_are_checked_together_in_every_form(number):
+def test_several_parameters_are_checked_together_in_every_form(number, bad_png):
     guard = WordGuard()
     fn = guarded(_describe(_echo)[number], guard=guard, messages=SEVERAL)
     assert Forms.run(fn, "hello", system="Be brief.") == [("sent", ("hello", None, "Be brief."))]
     assert [message["role"] for message in guard.seen[0]] == ["system", "user"]
-    assert Forms.run(fn, "hello", "bad.png") == [REFUSAL]
+    assert Forms.run(fn, "hello", bad_png) == [REFUSAL]
     assert Forms.run(fn, "hello", system="bad") == [REFUSAL]
     cautioned = ("hello", None, f"{CAUTION}\n\nodd")
     assert Forms.run(fn, "hello", system="odd") == [("sent", cautioned)]
@@ -946,7 +970,7 @@ def test_every_kind_of_method_is_guarded(fn):
     [
         (lambda *messages: messages, None, ({"role": "user", "content": "bad"},), {}),
         (lambda *prompts: prompts, ("prompts",), ("fine", "bad"), {}),
-        (lambda *args, **rest: rest, ("prompt", "image"), ("m",), {"image": "bad.png"}),
+        (lambda *args, **rest: rest, ("prompt", "video"), ("m",), {"video": "bad.mp4"}),
         (functools.partial(lambda prompt, n: prompt, n=3), None, ("bad",), {}),
         (functools.partial(lambda n, prompt: prompt, 3), None, ("bad",), {}),
         (functools.partial(lambda prompt, n: prompt, prompt="bad"), None, (), {"n": 3}),
@@ -983,3 +1007,218 @@ def test_a_real_guard_scores_joined_arguments_as_the_same_chat(tiny_of, picture)
         ]
         chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
         assert last_verdict() == guard.check(chat)
+
+
+# --- whatever reaches the model -------------------------------------------------------------------
+
+
+class Answer(BaseModel):
+    """A schema whose words a model is shown."""
+
+    text: str = Field(description="bad")
+
+
+@dataclass
+class Settings:
+    system: str = "bad"
+
+
+def ask(messages, temperature=0.5, *, model="m", tone=None, style="bad", **options):
+    return "sent"
+
+
+def describe(prompt, image=None, system=None, history=(), tools=None, response_format=None):
+    return "sent"
+
+
+def complete(prompt, *more, suffix=""):
+    return "sent"
+
+
+TOOL = {"type": "function", "function": {"name": "a", "description": "bad"}}
+BAD = [{"role": "user", "content": "bad"}]
+FINE = [{"role": "user", "content": "fine"}]
+JOINED = ("history", "prompt", "image", "system", "tools", "response_format")
+SEEN, REFUSED, AUTHORS_OWN = "a planted word is seen", "the call is refused", "nobody planted it"
+CHANNELS = {
+    "messages": (ask, None, {"messages": BAD}, SEEN),
+    "an assistant's tool call": (
+        ask,
+        None,
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "bad"}}]}]},
+        SEEN,
+    ),
+    "a speaker's name": (ask, None, {"messages": [{**FINE[0], "name": "bad"}]}, SEEN),
+    "tools": (ask, None, {"messages": FINE, "tools": [TOOL]}, REFUSED),
+    "functions": (ask, None, {"messages": FINE, "functions": [TOOL["function"]]}, REFUSED),
+    "a schema": (ask, None, {"messages": FINE, "response_format": Answer}, REFUSED),
+    "a text schema": (ask, None, {"messages": FINE, "text": {"format": TOOL}}, REFUSED),
+    "instructions": (ask, None, {"messages": FINE, "instructions": "bad"}, REFUSED),
+    "context": (ask, None, {"messages": FINE, "context": "bad"}, REFUSED),
+    "documents": (ask, None, {"messages": FINE, "documents": ["bad"]}, REFUSED),
+    "a body beside the body": (ask, None, {"messages": FINE, "extra_body": {"a": 1}}, REFUSED),
+    "a prediction": (ask, None, {"messages": FINE, "prediction": {"content": "bad"}}, REFUSED),
+    "an earlier answer": (ask, None, {"messages": FINE, "previous_response_id": "bad"}, REFUSED),
+    "an unknown keyword": (ask, None, {"messages": FINE, "topic": "bad"}, REFUSED),
+    "words deep inside": (ask, None, {"messages": FINE, "topic": [[("bad",)]]}, REFUSED),
+    "an own parameter": (ask, None, {"messages": FINE, "tone": "bad"}, REFUSED),
+    "a parameter's default": (ask, None, {"messages": FINE}, AUTHORS_OWN),
+    "a settings object": (ask, None, {"messages": FINE, "config": Settings()}, REFUSED),
+    "a model as settings": (ask, None, {"messages": FINE, "config": Answer(text="bad")}, REFUSED),
+    "an effort": (ask, None, {"messages": FINE, "reasoning_effort": "a bad one"}, REFUSED),
+    "a nested effort": (ask, None, {"messages": FINE, "reasoning": {"a": "a bad one"}}, REFUSED),
+    "a picture": (ask, None, {"messages": FINE, "shot": Image.new("RGB", (2, 2))}, REFUSED),
+    "encoded bytes": (ask, None, {"messages": FINE, "shot": b"bad"}, REFUSED),
+    "a file": (ask, None, {"messages": FINE, "shot": Path("bad.png")}, REFUSED),
+    "an open file": (ask, None, {"messages": FINE, "shot": io.BytesIO(b"bad")}, REFUSED),
+    "several inputs": (complete, "prompt", {"prompt": "bad"}, SEEN),
+    "joined text": (describe, JOINED, {"prompt": "bad"}, SEEN),
+    "joined system": (describe, JOINED, {"prompt": "fine", "system": "bad"}, SEEN),
+    "joined history": (describe, JOINED, {"prompt": "fine", "history": BAD}, SEEN),
+    "joined tools": (describe, JOINED, {"prompt": "fine", "tools": [TOOL]}, SEEN),
+    "joined schema": (describe, JOINED, {"prompt": "fine", "response_format": Answer}, SEEN),
+}
+
+
+@pytest.mark.parametrize(("fn", "wanted", "kwargs", "what"), CHANNELS.values(), ids=CHANNELS)
+def test_words_reach_the_callable_only_where_they_were_read(fn, wanted, kwargs, what):
+    guard = WordGuard()
+    made = []
+    guarded_fn = guarded(
+        functools.wraps(fn)(lambda *args, **given: made.append(args)), guard=guard, messages=wanted
+    )
+    if what == REFUSED:
+        with pytest.raises(ConfigurationError, match=r"is checked in .*, but not"):
+            guarded_fn(**kwargs)
+        assert guard.seen == []
+    elif what == SEEN:
+        assert guarded_fn(**kwargs) == REFUSAL
+    else:
+        guarded_fn(**kwargs)
+    assert bool(made) is (what == AUTHORS_OWN)
+
+
+def test_positional_words_beside_the_messages_are_refused():
+    with pytest.raises(ConfigurationError, match="but not suffix"):
+        guarded(complete, guard=WordGuard())
+    with pytest.raises(ConfigurationError, match="but not more, which"):
+        guarded(lambda prompt, *more: "sent", guard=WordGuard())("fine", "bad")
+    with pytest.raises(ConfigurationError, match="but not tone, which"):
+        guarded(lambda prompt, tone: "sent", guard=WordGuard())("fine", "bad")
+
+
+def test_settings_and_objects_pass_beside_the_messages():
+    kwargs = {"model": "m", "stop": ["a b"], "user": "eve", "reasoning": {"effort": "low"}}
+    more = {"client": object(), "callback": print, "count": 3, "flags": [True], "tone": ""}
+    assert guarded(ask, guard=WordGuard())(FINE, 0.1, **kwargs, **more) == "sent"
+
+
+def test_a_client_may_mark_what_is_left_out_by_an_object():
+    left_out = object()
+
+    def create(messages, tools=left_out, response_format=left_out):
+        return tools
+
+    guard = WordGuard()
+    fn = guarded(create, guard=guard, messages=("messages", "tools", "response_format"))
+    assert fn(FINE) is left_out
+    assert fn(FINE, response_format={"type": "json_object"}) is left_out
+    assert guard.seen == [FINE, FINE]
+    assert fn(FINE, [TOOL]) == REFUSAL
+    with pytest.raises(UnsupportedContentError, match="'tools' holds a object, which is no schema"):
+        fn(FINE, [object()])
+
+
+def test_a_caution_never_stands_among_the_tools():
+    def create(messages, tools=None):
+        return messages, tools
+
+    fn = guarded(create, guard=WordGuard(), messages=("tools", "messages"))
+    tools = [{"type": "function", "function": {"name": "odd"}}]
+    assert fn(FINE, tools) == ([{"role": "system", "content": CAUTION}, *FINE], tools)
+
+
+# --- pictures are sent as they were judged --------------------------------------------------------
+
+
+def encoded(mode="RGBA"):
+    """A PNG; in RGBA a transparent one, which decoders read differently."""
+    file = io.BytesIO()
+    Image.new(mode, (4, 4)).save(file, "PNG")
+    return file.getvalue()
+
+
+def url(data):
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def about(**image):
+    return [{"role": "user", "content": [{"type": "text", "text": "What?"}, image]}]
+
+
+def only_picture(chat):
+    return to_request(chat, policy=Policy()).images[0].tobytes()
+
+
+@every_form
+@pytest.mark.parametrize(
+    "image",
+    [url(encoded()), encoded(), Image.new("RGBA", (4, 4)), "a.png"],
+    ids=["data URL", "bytes", "Pillow", "path"],
+)
+def test_the_callable_gets_the_picture_that_was_judged(form, image, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").write_bytes(encoded())
+    guard = WordGuard()
+    chat = about(type="image", image=image)
+    [(_, sent)] = Forms.run(guarded(form(_echo), guard=guard), chat)
+    (tmp_path / "a.png").unlink()  # what is sent names no file
+    require_one_reading(sent, Policy())
+    assert only_picture(sent) == only_picture(guard.seen[0])
+    assert chat == about(type="image", image=image)
+
+
+@every_form
+def test_shadow_mode_sends_pictures_as_they_came(form):
+    chat = about(type="image", image=encoded())
+    ask = guarded(form(_echo), guard=WordGuard(Policy(mode="shadow", pictures="refuse")))
+    assert Forms.run(ask, chat) == [("sent", chat)]
+
+
+@every_form
+def test_the_policy_may_refuse_pictures_with_two_readings_instead(form):
+    made, guard = [], WordGuard(Policy(pictures="refuse"))
+    ask = guarded(form(made.append), guard=guard)
+    with pytest.raises(UnsupportedContentError, match="two ways"):
+        Forms.run(ask, about(type="image_url", image_url={"url": url(encoded())}))
+    assert (made, guard.seen) == ([], [])
+    chat = about(type="image_url", image_url={"url": url(encoded("RGB"))})
+    Forms.run(ask, chat)
+    assert made == [chat]
+
+
+def test_an_address_among_the_arguments_stays_one_and_must_have_one_reading(tmp_path):
+    path = tmp_path / "a.png"
+    show = guarded(lambda image, prompt: image, guard=WordGuard(), messages=("image", "prompt"))
+    for address in (path, str(path), path.as_uri()):
+        path.write_bytes(encoded("RGB"))
+        assert show(address, "What?") == address
+        path.write_bytes(encoded())
+        with pytest.raises(UnsupportedContentError, match=r"the argument 'image' is .* two ways"):
+            show(address, "What?")
+
+
+def test_what_a_callable_makes_must_have_one_reading_unless_it_is_an_argument():
+    def made(bound):
+        return [*bound.arguments["messages"]]
+
+    chat = about(type="image", image=encoded())
+    ask = guarded(Forms.function(_echo), guard=WordGuard(), messages=made)
+    with pytest.raises(UnsupportedContentError, match="two ways"):
+        ask(chat)
+    fine = about(type="image", image=encoded("RGB"))
+    assert ask(fine) == ("sent", fine)
+    chosen = guarded(
+        Forms.function(_echo), guard=WordGuard(), messages=lambda b: b.arguments["messages"]
+    )
+    require_one_reading(chosen(chat)[1], Policy())

@@ -19,6 +19,7 @@ from guardrail.asgi.channels import answer_to_nobody, marked, sized
 from guardrail.asgi.content import media_type, read_content
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
+from guardrail.requests.canonical import require_one_reading
 from guardrail.settling import is_refused_outage, record, settled, stopped
 
 if TYPE_CHECKING:
@@ -48,10 +49,13 @@ class GuardrailASGIMiddleware:
 
     Read are JSON bodies of the OpenAI API (chat completions with tools, responses, completions),
     forms with texts, pictures and videos, and with a route's `select` any other JSON or form. The
-    app then gets the same bytes. Other routes, websockets, query strings, headers and the names of
-    form fields and files are not checked. What cannot be read is answered with an error and never
-    let through, except in shadow mode; what cannot be checked because the detector fails passes
-    where the policy fails open (a full queue and a check that takes too long are no such failure).
+    app then gets the same bytes, so a picture that decoders may read in two ways (transparency, 16
+    bits, a rotation in its EXIF data, several frames, a colour profile) is an error that says how
+    to send it instead, whatever the policy's `pictures` says. Other routes, websockets, query
+    strings, headers and the names of form fields and files are not checked. What cannot be read is
+    answered with an error and never let through, except in shadow mode; what cannot be checked
+    because the detector fails passes where the policy fails open (a full queue and a check that
+    takes too long are no such failure).
     Answers are passed on as they come. It runs under asyncio only.
 
     The app finds the verdict in `request.state.guardrail_verdict`. Its model cannot be steered;
@@ -163,6 +167,8 @@ class GuardrailASGIMiddleware:
         content, guard = await reading(), self._checker()
         value, options = content.asked(with_tools=getattr(guard, "supports_tools", False))
         try:
+            if self._policy.mode == "enforce":
+                await asyncio.to_thread(require_one_reading, value, self._policy)
             return content, await guard.acheck(value, **options)
         except GuardrailError:
             raise

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+import io
 import json
 
 import pytest
 from fastapi import FastAPI, Request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -44,7 +46,7 @@ def code_of(response):
 
 def test_a_passed_request_reaches_the_app_byte_for_byte_with_its_verdict(echo, word_guard):
     app = echo(word_guard())
-    body = b'{ "messages" : [{"role": "user", "content": "h\\u00e9llo"}],  "n": 1.50 }'
+    body = b'{ "messages" : [{"role": "user", "content": "h\\u00e9llo"}],  "top_p": 1.50 }'
     response = app.post(content=body, headers={"content-type": "application/json"})
     assert response.json() == {"reached": True}
     assert app.bodies == [body]
@@ -398,6 +400,60 @@ def test_a_video_in_a_chat_is_within_the_bodys_bound(echo, word_guard, mp4):
     assert echo(guard := word_guard()).post(json=body).status_code == 200
     assert guard.requests[0].modality == "video"
     assert echo(word_guard(), max_body_bytes=len(mp4)).post(json=body).status_code == 413
+
+
+def _turned():
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4), "red").save(file, "JPEG", exif=exif)
+    return file.getvalue()
+
+
+def _transparent():
+    file = io.BytesIO()
+    Image.new("RGBA", (4, 4)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _upload(data):
+    return {"files": {"prompt": (None, "look"), "shot": ("a", data, "image/png")}}
+
+
+def _in_json(data):
+    url = f"data:{'image/png' if data[1:4] == b'PNG' else 'image/jpeg'};base64,"
+    part = {"type": "image_url", "image_url": {"url": url + base64.b64encode(data).decode()}}
+    return {"json": {"messages": [{"role": "user", "content": [part]}]}}
+
+
+SELECTED = [
+    GuardedRoute(
+        "/chat", select=lambda scope, body: {"role": "user", "content": [{"type": "image", **body}]}
+    )
+]
+
+
+def _own_form(data):
+    return {"json": {"data": base64.b64encode(data).decode()}}
+
+
+@pytest.mark.parametrize(
+    ("request_of", "routes"),
+    [(_upload, ["/chat"]), (_in_json, ["/chat"]), (_own_form, SELECTED)],
+    ids=["form", "chat", "select"],
+)
+@pytest.mark.parametrize("data", [_turned(), _transparent()], ids=["turned", "transparent"])
+def test_a_picture_with_two_readings_is_refused_since_the_app_gets_the_same_bytes(
+    echo, word_guard, request_of, routes, data
+):
+    app = echo(guard := word_guard(Policy(pictures="canonical")), routes)
+    answer = app.post(**request_of(data))
+    assert answer.status_code == 422
+    assert "two ways: save it as an 8-bit RGB PNG" in answer.text
+    assert (app.bodies, guard.requests) == ([], [])
+    shadow = echo(word_guard(Policy(mode="shadow")), routes)
+    assert shadow.post(**request_of(data)).status_code == 200
+    assert shadow.verdicts[0].would_be is Action.PASS  # and not unchecked
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ import dataclasses
 import io
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import typer
 
-from guardrail.cli.output import exit_code, session, write
+from guardrail.cli import output
+from guardrail.cli.output import exit_code, progress, session, write
 from guardrail.errors import ConfigurationError
 from guardrail.types import Action, Modality, Verdict
 
@@ -92,3 +94,39 @@ def test_stdout_and_warnings_are_as_before_after_an_error():
     with pytest.raises(typer.Exit), session(debug=False):
         raise ConfigurationError("wrong")
     assert (sys.stdout, warnings.showwarning) == before
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What the time is, in s; to be moved on."""
+    now = [100.0]
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_progress_that_no_terminal_shows_is_a_line_now_and_then(capsys, clock):
+    with progress() as report:
+        report("prompts", 16, 4000)
+        for done in range(32, 2000, 16):
+            report("prompts", done, 4000)
+        clock[0] += output.EVERY_S
+        report("prompts", 2000, 4000)
+        report("prompts", 4000, 4000)
+        report("pictures", 8, 8)
+    assert capsys.readouterr() == (
+        "",
+        "prompts: 16 of 4,000 (0 s)\n"
+        "prompts: 2,000 of 4,000 (10 s)\n"
+        "prompts: 4,000 of 4,000 (10 s)\n"
+        "pictures: 8 of 8 (0 s)\n",
+    )
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress() as report:
+        report("prompts", 1, 2)
+    assert "━" in terminal.getvalue()
+    assert "1/2" in terminal.getvalue()

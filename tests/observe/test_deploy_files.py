@@ -46,6 +46,7 @@ def known(verdict_of) -> dict[str, set[str]]:
     facts = {"event": "answer", "total_s": 1, "prompt_tokens": 1, "completion_tokens": 1}
     metrics(verdict_of(), facts)
     metrics.answered("/x", 200, 1.0, 0.5)
+    metrics.near_duplicate("web")
     found = {name: set[str]() for name in OF_THE_PROCESS}
     for family in metrics.registry.collect():
         for sample in family.samples:

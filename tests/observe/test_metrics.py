@@ -68,6 +68,7 @@ def filled(metrics, verdict_of):
     metrics(verdict_of(), {"event": "answer", "total_s": 1.0, "prompt_tokens": 3})
     metrics.answered("/v1/checks", 200, 0.1)
     metrics.answered("/v1/chat/completions", 200, 0.4, 0.2)
+    metrics.near_duplicate("web")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from guardrail.server import ServerSettings
 from guardrail.server.bounded import Bounded
+from guardrail.server.caller import Caller
 from guardrail.server.lifecycle import Lifecycle
 from guardrail.server.problems import AnswerCutError
 
@@ -25,16 +26,19 @@ class Exchange:
 
     def __init__(self, app, *messages, headers=(), **settings):
         self.sent, self.received = [], 0
-        self.left = asyncio.Event()
+        self.left, self.client = asyncio.Event(), None
         self.life = Lifecycle(drain_s=0)
         self._messages = list(messages)
-        service = SimpleNamespace(settings=ServerSettings(**settings), lifecycle=self.life)
-        self._app = Bounded(app, service=service)
+        made = ServerSettings(**settings)
+        service = SimpleNamespace(settings=made, lifecycle=self.life, keys=made.keys)
+        self._app = app if isinstance(app, Bounded) else Bounded(app, service=service)
         self._headers = [(k.encode(), v.encode()) for k, v in headers]
 
     async def run(self):
         scope = {"type": "http", "method": "POST", "path": "/", "headers": self._headers}
-        await self._app(scope | {"state": {"caller": None}}, self._receive, self._send)
+        await self._app(
+            scope | {"state": {"caller": Caller("x", self.client)}}, self._receive, self._send
+        )
 
     async def _receive(self):
         if self._messages:
@@ -213,3 +217,33 @@ async def test_an_error_of_the_app_is_its_own():
 
     with pytest.raises(KeyError):
         await Exchange(app).run()
+
+
+def big(app, size, client, settings=None):
+    one = Exchange(
+        app, body(bytes(size), True), headers=[("content-length", "9")], **settings or {}
+    )
+    one.client = client
+    return one
+
+
+async def test_bodies_that_do_not_end_take_no_more_room_than_those_that_are_let_in():
+    settings = {"max_concurrent": 3, "max_per_client": 2, "max_body_bytes": 10}
+    first = big(echo, 10, "a", settings)
+    under_way = [asyncio.create_task(first.run())]
+    for client in ("a", "b"):
+        under_way.append(asyncio.create_task(big(first._app, 9, client).run()))
+    await asyncio.sleep(0)
+    mine, full = big(first._app, 2, "a"), big(first._app, 3, "b")
+    for refused in (mine, full):
+        await refused.run()
+        assert (refused.status, refused.error["code"]) == (429, "too_many_requests")
+    under_way[0].cancel()
+    await asyncio.gather(under_way[0], return_exceptions=True)
+    again = Exchange(first._app, body(b"ab"), headers=[("content-length", "2")])
+    await again.run()
+    assert again.body == b"ab"
+    for task in under_way:
+        task.cancel()
+    await asyncio.gather(*under_way, return_exceptions=True)
+    assert not first._app._bytes

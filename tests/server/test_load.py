@@ -244,7 +244,7 @@ async def test_2000_requests_by_32_clients_get_each_its_own_answer(
     assert all(taken[action] > 20 for action in (Action.PASS, Action.STEER, Action.FLAG))
     assert len({(one.alone.text, one.alone.verdict.score) for one in answers}) == len(answers)
     keys = tuple(api_key(f"team-{number}", key) for number, key in enumerate(KEYS))
-    with served(create_app(guard, ServerSettings(keys=keys))) as url:
+    with served(create_app(guard, ServerSettings(keys=keys, expose_scores=True))) as url:
         asker = Asker(answers, url)
         await asker.run()
         await again(guard)

@@ -20,7 +20,7 @@ from guardrail.server import create_app
 from guardrail.server.listening import Listening, bound_socket
 from guardrail.testing import tiny_artefact
 from guardrail.types import Modality
-from tests.in_browser import CONTRAST, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
+from tests.in_browser import CONTRAST, CUT_OFF, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,6 +121,11 @@ def test_dark_and_light_differ_and_both_can_be_read(opened):
             assert found
             assert min(found) >= 4.5, (scheme, selector)
     assert len(grounds) == 2
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_nothing_of_it_is_cut_on_a_phone(opened, width):
+    assert opened(width).evaluate(CUT_OFF) == []
 
 
 @pytest.mark.parametrize("width", [320, 375, 1280])
