@@ -181,3 +181,18 @@ def in_own_thread(work: Callable[[], T]) -> Awaitable[T]:
     thread.daemon = True  # the interpreter's end does not wait for it
     thread.start()
     return asyncio.wrap_future(future)
+
+
+async def read_apart(read: Callable[[], T]) -> T:
+    """`read` what holds media, in a thread of its own; no further once the task is cancelled."""
+    caller = Caller(None, threading.Event(), wait=False)
+
+    def patient() -> T:
+        with patience(caller.still_waits):
+            return read()
+
+    try:
+        return await in_own_thread(patient)
+    except asyncio.CancelledError:
+        caller.cancelled.set()
+        raise

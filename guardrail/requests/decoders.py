@@ -11,7 +11,6 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future
-from contextlib import suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +27,7 @@ _LARGE_AT_ONCE = min(4, os.cpu_count() or 1)
 _LOOK_S = 0.05  # how often a caller that waits looks whether it still should
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)  # a picture's bytes are long to show
 class _Work:
     run: Callable[[], Any]
     large: bool
@@ -65,8 +64,9 @@ class Decoders:
         try:
             found: T = self._awaited(work.future)
         except BaseException:  # Ctrl-C among them
-            with self._changed, suppress(ValueError):  # it may have begun
-                self._waiting.remove(work)
+            with self._changed:
+                if work in self._waiting:  # it has not begun
+                    self._waiting.remove(work)
             raise
         finally:
             del work  # an error's traceback must not keep the picture

@@ -61,6 +61,18 @@ def test_results_errors_and_the_callers_context_go_through() -> None:
         assert caught.value is error
 
 
+def test_an_error_does_not_write_the_work_down() -> None:
+    class Shown:
+        def __call__(self) -> None:
+            raise GoneError
+
+        def __repr__(self) -> str:
+            pytest.fail("it was written down")
+
+    with pytest.raises(GoneError):
+        Decoders(1).result(Shown())
+
+
 def test_no_small_picture_waits_for_large_ones(callers: ThreadPoolExecutor) -> None:
     decoders, first, second = Decoders(1), Blocked(), Blocked()
     large = [callers.submit(decoders.result, work, pixels=LARGE) for work in (first, second)]
