@@ -74,6 +74,7 @@ class Passes:
     def go_on(self) -> None:
         """Let that pass through, and all others."""
         self._open.set()
+        self._at_gate.clear()
 
     def come(self, *_: Any) -> None:
         """A pass begins."""
