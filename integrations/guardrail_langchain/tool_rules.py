@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.tools.base import TOOL_MESSAGE_BLOCK_TYPES
@@ -14,14 +14,10 @@ from langgraph.types import Command
 
 from guardrail.errors import ConfigurationError
 from guardrail.requests.labels import is_label
-from guardrail.settling import Checker, OnFlag
-from guardrail.tool_chats import (
-    CALL_WITHHELD,
-    RESULT_CAUTION,
-    RESULT_WITHHELD,
-    call_chat,
-    result_chat,
-)
+from guardrail.settling import Checker, OnFlag, check_reaction
+from guardrail.tool_chats import RESULT_CAUTION, call_chat, result_chat
+from guardrail.tool_values import read_value
+from guardrail.tools import SIDES, WITHHELD, Side
 from guardrail_langchain.commands import command_messages, command_texts, with_messages
 from guardrail_langchain.messages import content_parts, result_parts, to_judged_chat
 from guardrail_langchain.pictures import canonical_contents, canonical_messages
@@ -31,8 +27,6 @@ from guardrail_langchain.rules import Ruling, no_place
 if TYPE_CHECKING:
     from guardrail import Verdict
     from guardrail_langchain.judging import Judging
-
-Side = Literal["arguments", "result"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +47,8 @@ class ToolRules:
 
     def __post_init__(self) -> None:
         """Refuse sides that a call does not have, and an `on_flag` that means nothing."""
-        if self.on_flag not in (None, *get_args(OnFlag)):
-            raise ConfigurationError(f"on_flag={self.on_flag!r}: refuse, raise or annotate")
-        if not self.sides <= set(get_args(Side)):
+        check_reaction(self.on_flag)
+        if not self.sides <= {*SIDES}:
             raise ConfigurationError(
                 f"check={sorted(self.sides)} may hold only 'arguments' and 'result'"
             )
@@ -67,8 +60,12 @@ class ToolRules:
         written = arguments if isinstance(arguments, str) else _plain(arguments)
         if not written:  # the model wrote nothing but a name, which is the app's
             return None
-        after = yield call_chat(name, written), partial(self._ruling.settle, arguments, no_place)
-        return self._withheld(CALL_WITHHELD, name, call_id, after.verdict) if after.stops else None
+        # The tool gets them as they are, so an encoded picture among them has one reading.
+        policy = self.guard.policy.model_copy(update={"pictures": "refuse"})
+        read = read_value(written, policy, f"the arguments of {name}")
+        chat: Any = call_chat(name, cast("Any", read.said), read.parts)
+        after = yield chat, partial(self._ruling.settle, arguments, no_place)
+        return self._withheld("arguments", name, call_id, after.verdict) if after.stops else None
 
     def after(self, name: str, output: Any, call_id: str | None) -> Judging[Judgement]:
         """What the model gets to read in place of `output`: itself, cautioned, or a refusal."""
@@ -88,7 +85,7 @@ class ToolRules:
         chat = result_chat(content_parts(sent, f"the result of {name}"))
         after = yield chat, partial(self._ruling.settle, sent, _cautioned_result)
         if after.stops:
-            return Judgement(self._withheld(RESULT_WITHHELD, name, call_id, after.verdict), True)
+            return Judgement(self._withheld("result", name, call_id, after.verdict), True)
         return Judgement(output if after.value is shown else after.value)
 
     def _message(self, name: str, message: ToolMessage) -> Judging[Judgement]:
@@ -96,7 +93,7 @@ class ToolRules:
         chat = result_chat(result_parts(sent, name))
         after = yield chat, partial(self._ruling.settle, sent.content, _cautioned_result)
         if after.stops:
-            held = self._withheld(RESULT_WITHHELD, name, message.tool_call_id, after.verdict)
+            held = self._withheld("result", name, message.tool_call_id, after.verdict)
             kept = message.id if is_label(message.id or "") else None
             return Judgement(held.model_copy(update={"id": kept}), refused=True)
         if after.value is sent.content:
@@ -130,13 +127,13 @@ class ToolRules:
         after = yield chat, partial(self._ruling.settle, chat, no_place)
         if not after.stops:
             return None
-        return self._withheld(RESULT_WITHHELD, name, call_id, after.verdict)
+        return self._withheld("result", name, call_id, after.verdict)
 
     @property
     def _ruling(self) -> Ruling:
         return Ruling(self.guard, self.on_flag)
 
-    def _withheld(self, words: str, name: str, call_id: str | None, verdict: Verdict) -> Any:
+    def _withheld(self, side: Side, name: str, call_id: str | None, verdict: Verdict) -> Any:
         """An error result without a word of what is held back; a str where no call asked.
 
         Raises:
@@ -144,9 +141,9 @@ class ToolRules:
         """
         self._ruling.stop(verdict)
         if call_id is None:
-            return words
+            return WITHHELD[side]
         return ToolMessage(
-            words,
+            WITHHELD[side],
             name=name,
             tool_call_id=call_id,
             status="error",

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from guardrail.settling import Checker, OnFlag
+    from guardrail.tools import Side
     from guardrail_langchain.judging import Judging
-    from guardrail_langchain.tool_rules import Side
 
 T = TypeVar("T", bound="BaseTool")
 
@@ -52,12 +52,14 @@ def guard_tool(
     Name, description, schema, injected arguments, artifacts, callbacks, error handling and both
     the sync and the async form stay the tool's own; the tool itself is not changed. What is
     checked is what the model wrote (not what the app injects), and what the model will read: texts,
-    pictures and videos of the result, and the words of a `ToolException`. A flagged call or result
-    becomes a `ToolMessage` with status "error" and the policy's refusal; what was held back is in
-    neither its content nor its artifact. `on_flag="raise"` raises `GuardrailViolation` instead.
+    pictures and videos of both, and the words of a `ToolException`. A flagged call or result
+    becomes a `ToolMessage` with status "error" that says that it was withheld, as data; what was
+    held back is in neither its content nor its artifact. `on_flag="raise"` raises
+    `GuardrailViolation` instead. Pictures of a result go on in the form that was judged; those in
+    arguments must have one reading, and an artifact, which no model reads, is left as it is.
 
-    A tool cannot be steered. Where the policy's `unsteerable` asks for a caution, it goes before a
-    result; arguments have no place for one and count as flagged.
+    A tool cannot be steered. Where the policy's `unsteerable` asks for a caution, one about results
+    goes before a result; arguments have no place for one and count as flagged.
 
     Raises:
         TypeError: `tool` is no LangChain tool.

@@ -198,6 +198,20 @@ async def test_pictures_that_a_tool_gives_go_on_as_they_were_judged(form):
     assert message.content == [block]
 
 
+async def test_a_picture_that_a_model_wrote_is_seen_and_has_to_have_one_reading():
+    show = StructuredTool.from_function(lambda picture: "so", name="look", description="d")
+    for data in (PLAIN, CLEAR):
+        guard = FakeGuard()
+        call = {**CALL, "args": {"picture": f"data:image/png;base64,{coded(data)}"}}
+        guarded = guard_tool(show, guard=guard)
+        if data is PLAIN:
+            assert (await guarded.ainvoke(call)).content == "so"
+            assert [part["type"] for part in guard.seen[0][0]["content"]] == ["image", "text"]
+            continue
+        with pytest.raises(UnsupportedContentError, match="two ways"):
+            guarded.invoke(call)
+
+
 async def test_an_agents_tool_results_go_on_as_they_were_judged():
     class Caller(Model):
         def _generate(self, messages: Any, *args: Any, **kwargs: Any) -> Any:
