@@ -368,6 +368,16 @@ def test_an_unknown_keyword_is_named(guard_on, method):
         ask(GuardedVLM(guard=guard_on()), method, prompt_for(method), best_of=3)
 
 
+def test_a_setting_that_does_not_exist_is_refused_when_it_is_made(guard_on):
+    guard = guard_on()
+    with pytest.raises(ConfigurationError, match=r"'max_tokens' .* 'max_new_tokens'\?"):
+        GuardedVLM(guard=guard, max_tokens=3)
+    with pytest.raises(ConfigurationError, match=r"'max_tokens' .* 'max_new_tokens'\?"):
+        GuardedVLM(guard=guard).chat(prompt_for("chat"), max_tokens=3)
+    with pytest.raises(ConfigurationError, match="'max_tokens'"):
+        GuardedVLM.from_dict({"class_name": "GuardedVLM", "max_tokens": 3}, guard=guard)
+
+
 def test_settings_that_cannot_hold_are_errors(guard_on):
     guard = guard_on(limits=Limits(new_tokens=16))
     with pytest.raises(ValidationError):

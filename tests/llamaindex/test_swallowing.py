@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from guardrail_llamaindex import GuardedLLM, GuardedVLM, GuardrailNodePostprocessor
@@ -46,6 +46,9 @@ from guardrail.policy import REFUSAL
 from guardrail.testing import FakeGuard
 from guardrail.types import Action
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 WAYS = ("sync", "async")
 every_way = pytest.mark.parametrize("way", WAYS)
 
@@ -71,6 +74,16 @@ class Asking(BaseQueryEngine):
 
     async def _aquery(self, query_bundle: Any) -> Response:
         return Response((await self.llm.acomplete(query_bundle.query_str)).text)
+
+
+@pytest.fixture(autouse=True)
+def closed_loop() -> Iterator[None]:
+    """A loop for LlamaIndex to find, which would make one and leave it open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 @pytest.fixture
