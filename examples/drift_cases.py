@@ -112,7 +112,9 @@ def outcome(case: Case, artefact: Artefact, old: LoadedModel, work: Path) -> Out
     new = case.make(old, work / "saved")
     old_model = None if artefact.header.extra.get("reference") else old
     try:
-        drift = check_drift(artefact, new, old_model=old_model, fix=True, work_dir=work)
+        drift = check_drift(
+            artefact, new, old_model=old_model, fix=True, measure=True, work_dir=work
+        )
     except NoUsableDirectionError as error:
         spent, right = time.monotonic() - started, ERROR in case.right
         return Outcome(case.name, case.right, ERROR, right, (str(error),), seconds=spent)
@@ -121,7 +123,7 @@ def outcome(case: Case, artefact: Artefact, old: LoadedModel, work: Path) -> Out
 
 def described(case: Case, drift: Drift, new: LoadedModel, seconds: float) -> Outcome:
     """A checked case as plain values."""
-    report, made = drift.report, drift.artefact
+    report, made, plain = drift.report, drift.artefact, drift.report.model_dump(mode="json")
     how = None if report.repaired is None else report.repaired.how
     auroc = made and made.header.readout.figures.get("auroc")
     differing = made and made.header.fingerprint.differences(fingerprint(new))
@@ -131,8 +133,8 @@ def described(case: Case, drift: Drift, new: LoadedModel, seconds: float) -> Out
         verdict=report.verdict,
         right=report.verdict in case.right and how in case.repairs,
         reasons=report.reasons,
-        figures=report.figures.model_dump(mode="json"),
-        transport=report.transport and report.transport.model_dump(mode="json"),
+        figures=plain["figures"] or {},
+        transport=plain["transport"],
         repaired=how,
         auroc_repaired=auroc if isinstance(auroc, float) else None,
         fits_new_model=None if differing is None else not differing,

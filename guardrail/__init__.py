@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from guardrail.model.load import load_model
     from guardrail.monitor import Monitor, MonitorSnapshot
     from guardrail.policy import Limits, Policy, Thresholds, VideoSampling
+    from guardrail.requests.canonical import canonical_chat
     from guardrail.tools import guard_tool
     from guardrail.types import Action, Modality, Request, Result, ToolCall, Verdict
     from guardrail.wrap import guarded
@@ -93,6 +94,7 @@ __all__ = [
     "VideoDecodeError",
     "VideoSampling",
     "__version__",
+    "canonical_chat",
     "guard_tool",
     "guarded",
     "load_model",
@@ -106,6 +108,7 @@ except metadata.PackageNotFoundError:  # a source tree that was never installed
 _HOME = {
     "Artefact": "guardrail.artefact",
     "Guard": "guardrail.guard",
+    "canonical_chat": "guardrail.requests.canonical",
     "guard_tool": "guardrail.tools",
     "guarded": "guardrail.wrap",
     "load_model": "guardrail.model.load",

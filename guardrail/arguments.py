@@ -10,9 +10,12 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from inspect import BoundArguments, Parameter, Signature
+from io import IOBase
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,7 +24,13 @@ from pydantic import BaseModel
 
 from guardrail.caution import with_caution
 from guardrail.errors import ConfigurationError
-from guardrail.joining import MEDIA_NAMES, SYSTEM_NAMES, canonical_argument, joined
+from guardrail.joining import (
+    MEDIA_NAMES,
+    SCHEMA_NAMES,
+    SYSTEM_NAMES,
+    canonical_argument,
+    joined,
+)
 from guardrail.places import Place, get, is_there, put
 from guardrail.requests.canonical import canonical_chat, require_one_reading
 from guardrail.types import Request
@@ -36,7 +45,22 @@ Kind = Literal["function", "coroutine", "generator", "async generator"]
 
 USUAL_NAMES = ("messages", "prompt", "input", "query")
 # What also reaches a model, and would not be checked beside the messages.
-SIDE_NAMES = (*sorted(MEDIA_NAMES | SYSTEM_NAMES), "tools", "files", "context")
+SIDE_NAMES = (
+    *sorted(MEDIA_NAMES | SYSTEM_NAMES | SCHEMA_NAMES),
+    *"attachments chat_history context documents extra_body files history prefix suffix".split(),
+)
+# How a model is called, never what it reads. Words under any other name are refused, not ignored.
+_SETTINGS = frozenset(
+    "api_key api_version base_url best_of extra_headers extra_query frequency_penalty logit_bias"
+    " logprobs max_completion_tokens max_new_tokens max_output_tokens max_tokens metadata"
+    " modalities model model_id model_name n num_beams parallel_tool_calls presence_penalty"
+    " prompt_cache_key repetition_penalty safety_identifier seed service_tier stop stop_sequences"
+    " store stream stream_options temperature timeout tool_choice top_k top_logprobs top_p"
+    " truncation user".split()
+)
+# Some chat templates show these: they are words, as a text in one would go unchecked.
+_WORDED = frozenset({"reasoning", "reasoning_effort", "verbosity"})
+_WORD = re.compile(r"[A-Za-z_]{0,16}")
 OWNERS = ("self", "cls")
 
 
@@ -107,39 +131,41 @@ class Selector:
         self._places = _places(self._signature, wanted)
         alone = wanted is None or isinstance(wanted, str)
         # A str is a prompt to the guard, so a picture's or video's address must come as a part.
-        self._joins = not alone or self._places[0][-1] in MEDIA_NAMES
+        self._joins = not alone or self._places[0][-1] in MEDIA_NAMES | SCHEMA_NAMES
 
     def call(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call:
         """Bind one call's arguments and copy what can change."""
         bound = self._signature.bind(*args, **kwargs)
+        given = set(bound.arguments)
         bound.apply_defaults()
         if self._guesses:
-            self._refuse_unchecked(bound)
+            self._refuse_unchecked(bound, given)
         if self._select is not None:
-            given = {k: v for k, v in bound.arguments.items() if k not in OWNERS}
-            bound.arguments.update({k: snapshot(v) for k, v in given.items()})
+            own = {k: v for k, v in bound.arguments.items() if k not in OWNERS}
+            bound.arguments.update({k: snapshot(v) for k, v in own.items()})
             value = self._select(bound)
             same = [(name,) for name, argument in bound.arguments.items() if argument is value]
             return Call(bound, value, same if len(same) == 1 else (), same)
-        places = [p for p in self._places if len(self._places) == 1 or is_there(bound, p)]
+        places = [p for p in self._places if len(self._places) == 1 or _is_said(bound, p, given)]
         for place in places:
             put(bound, place, snapshot(get(bound, place)))
         if not self._joins:
             return Call(bound, get(bound, places[0]), places, places)
-        wordy = [place for place in places if place[-1] not in MEDIA_NAMES]
+        wordy = [place for place in places if place[-1] not in MEDIA_NAMES | SCHEMA_NAMES]
         cautioned = sorted(wordy, key=lambda place: place[-1] not in SYSTEM_NAMES)
         return Call(bound, _joined(bound, places), cautioned, places, joins=True)
 
-    def _refuse_unchecked(self, bound: BoundArguments) -> None:
-        """What a `*` or `**` parameter takes is only seen at the call."""
+    def _refuse_unchecked(self, bound: BoundArguments, given: set[str]) -> None:
+        """What reaches the model beside the messages; a default is the author's own."""
         [(chosen,)] = self._places
         beside: list[str] = []
-        for name, parameter in self._signature.parameters.items():
+        for place, (name, parameter) in enumerate(self._signature.parameters.items()):
             taken = bound.arguments[name]
+            if name == chosen or name not in given or (place == 0 and name in OWNERS):
+                continue
             if parameter.kind is Parameter.VAR_KEYWORD:
-                names = (*USUAL_NAMES, *SIDE_NAMES)
-                beside += [n for n in names if _says_something(taken.get(n))]
-            elif parameter.kind is Parameter.VAR_POSITIONAL and taken and name != chosen:
+                beside += [key for key, value in taken.items() if _is_unchecked(key, value)]
+            elif parameter.kind is Parameter.VAR_POSITIONAL or _is_unchecked(name, taken):
                 beside.append(name)
         if beside:
             raise ConfigurationError(
@@ -237,8 +263,37 @@ def _usual_name(signature: Signature) -> str:
     return chosen
 
 
-def _says_something(value: object) -> bool:
-    return value is not None and not (isinstance(value, Sized) and len(value) == 0)
+def _is_unchecked(name: str, value: object) -> bool:
+    """Whether an argument beside the messages could hold words for the model."""
+    if name in USUAL_NAMES or name in SIDE_NAMES:
+        return value is not None and not (isinstance(value, Sized) and len(value) == 0)
+    if name in _WORDED:
+        return not _is_worded(value)
+    return name not in _SETTINGS and _has_words(value)
+
+
+def _is_worded(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_worded, value.values()))
+    return _WORD.fullmatch(value) is not None if isinstance(value, str) else not _has_words(value)
+
+
+def _has_words(value: object) -> bool:
+    """Whether a value holds texts, pictures or files; clients and other objects hold none."""
+    if isinstance(value, str | bytes | bytearray | Mapping):
+        return bool(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_has_words, value))
+    if isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
+        return any(map(_has_words, vars(value).values()))
+    return isinstance(value, Image.Image | np.ndarray | Path | IOBase)
+
+
+def _is_said(bound: BoundArguments, place: Place, given: set[str]) -> bool:
+    """Whether a call has one of several arguments; clients mark what is left out by an object."""
+    default = None if place[0] in given else bound.arguments[place[0]]
+    marked = default is not None and not _has_words(default) and len(place) == 1
+    return not marked and is_there(bound, place)
 
 
 def snapshot(value: object) -> object:

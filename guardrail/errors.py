@@ -112,11 +112,19 @@ class ArtefactFormatError(ArtefactError):
 
 
 class ArtefactMismatchError(ArtefactError):
-    """The artefact was fitted on another checkpoint; `fields` maps names to (fitted, running)."""
+    """The artefact was fitted on another checkpoint; `fields` maps names to (fitted, running).
+
+    The message names the fields. Digests, which tell a reader nothing, stand in the traceback.
+    """
 
     def __init__(self, fields: dict[str, tuple[str, str]]) -> None:
         self.fields = dict(fields)
-        shown = "; ".join(f"{name}: fitted on {a}, running {b}" for name, (a, b) in fields.items())
+        told = {name: f"{name}: fitted on {a}, running {b}" for name, (a, b) in fields.items()}
+        for name in told:
+            if name.endswith("_digest"):
+                self.add_note(told[name])
+                told[name] = name
+        shown = "; ".join(told.values())
         template = " (the chat template is part of it)" if "tokenizer_digest" in fields else ""
         super().__init__(
             f"the artefact was fitted on another model ({shown}){template}; `guardrail drift` says "

@@ -5,6 +5,7 @@ An argument's name says what it holds; so does what becomes of its pictures befo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from io import IOBase
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel
 
 from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
@@ -26,6 +28,8 @@ IMAGE_NAMES = frozenset({"image", "images", "image_url", "image_urls"})
 FRAMES = "frames"  # always of one video
 VIDEO_NAMES = frozenset({"video", "videos", "video_url", "video_urls", FRAMES})
 MEDIA_NAMES = IMAGE_NAMES | VIDEO_NAMES
+SCHEMA_NAMES = frozenset({"tools", "functions", "response_format", "text_format"})
+_FREE_FORMATS = ({"type": "text"}, {"type": "json_object"})  # of answers; they say nothing
 
 Part = dict[str, object]
 
@@ -33,12 +37,12 @@ Part = dict[str, object]
 def joined(named: Sequence[tuple[str, object]]) -> list[object]:
     """One chat from arguments and their names, in order; None and empty lists say nothing.
 
-    A list of messages is history; a text with one of SYSTEM_NAMES goes before everything; a
-    picture, or whatever has one of IMAGE_NAMES, is an image part, and a video whatever has one of
-    VIDEO_NAMES; other texts are text parts, a blank line between neighbours. A list of texts,
-    pictures or videos counts as several, but a list of decoded pictures with one of VIDEO_NAMES,
-    and any list that is named frames, is one video. What stands between two histories is one user
-    message.
+    A list of messages is history; a text with one of SYSTEM_NAMES goes before everything, and so do
+    schemas with one of SCHEMA_NAMES, as JSON; a picture, or whatever has one of IMAGE_NAMES, is an
+    image part, and a video whatever has one of VIDEO_NAMES; other texts are text parts, a blank
+    line between neighbours. A list of texts, pictures or videos counts as several, but a list of
+    decoded pictures with one of VIDEO_NAMES, and any list that is named frames, is one video. What
+    stands between two histories is one user message.
 
     Raises:
         UnsupportedContentError: a value of another type; the message names the argument.
@@ -52,6 +56,8 @@ def joined(named: Sequence[tuple[str, object]]) -> list[object]:
             parts = []
         elif name in SYSTEM_NAMES:
             system += [_text(name, item) for item in _items(value)]
+        elif name in SCHEMA_NAMES:
+            system += [_schema(name, item) for item in _items(value) if item not in _FREE_FORMATS]
         else:
             for item in [value] if _is_frames(name, value) else _items(value):
                 _append(parts, _part(name, item))
@@ -152,6 +158,19 @@ def _text(name: str, value: object) -> str:
         "others; send a str, a Pillow image or a list of messages, name pictures image or images "
         "and videos video or videos, or join them with a callable"
     )
+
+
+def _schema(name: str, value: object) -> str:
+    """A tool or the form of an answer, as a model is shown it."""
+    if isinstance(value, type) and issubclass(value, BaseModel):
+        value = value.model_json_schema()
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnsupportedContentError(
+            f"the argument {name!r} holds a {type(value).__name__}, which is no schema; send JSON "
+            "values or pydantic classes"
+        ) from error
 
 
 def _append(parts: list[Part], part: Part) -> None:

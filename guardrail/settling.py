@@ -7,9 +7,14 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from guardrail.errors import DetectorError, GuardrailError, GuardrailViolation
+from guardrail.errors import (
+    ConfigurationError,
+    DetectorError,
+    GuardrailError,
+    GuardrailViolation,
+)
 from guardrail.types import Action, Verdict
 
 if TYPE_CHECKING:
@@ -96,6 +101,20 @@ def record(audit: Audit | None, verdict: Verdict | None, done: str) -> None:
         audit(verdict, {"event": "call", "done": done})
     except Exception:  # a border: the sink is the user's code
         _log.exception("the audit sink failed; the call is not affected")
+
+
+def check_reaction(on_flag: object, fallback: object = None) -> None:
+    """Refuse what says nothing about flagged calls, or says two things.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if on_flag not in (None, *get_args(OnFlag)):
+        raise ConfigurationError(f"on_flag={on_flag!r}: refuse, raise or annotate")
+    if fallback is not None and not callable(fallback):
+        raise ConfigurationError(f"fallback={fallback!r} cannot be called with verdict and call")
+    if on_flag is not None and fallback is not None:
+        raise ConfigurationError("on_flag and fallback both say what a flag leads to; give one")
 
 
 @dataclass(frozen=True, slots=True)

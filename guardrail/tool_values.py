@@ -192,14 +192,17 @@ class _Walk:
             isinstance(kind, str) and kind in _UNREAD and not _UNREAD_KEYS.isdisjoint(named)
         ):
             raise self._unread(f"content of the type {kind!r}")
-        said: dict[str, Any] = {}
+        said: dict[str | float, Any] = {}
         for key, item in rest.items():
             new, text = self.value(item)
             if new is not item:
                 changed[key] = new
             text = None if text is _TAKEN else text
             if text is not None or value is named:  # an object's attributes are no words
-                said[str(key)] = text
+                name = key if isinstance(key, str | int | float) else str(key)
+                if name in said:
+                    raise self._unread(f"two keys that are written {name!r}")
+                said[name] = text
         taken = len(rest) < len(named) and not said
         return _with(value, changed), _TAKEN if taken else said
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, get_args, o
 
 from guardrail.arguments import OWNERS, kind_of, signature_of, snapshot
 from guardrail.errors import ConfigurationError
-from guardrail.settling import LAST, OnFlag, record, settled, stopped
+from guardrail.settling import LAST, check_reaction, record, settled, stopped
 from guardrail.tool_chats import (
     CALL_WITHHELD,
     RESULT_CAUTION,
@@ -31,7 +31,7 @@ from guardrail.tool_values import cautioned_result, read_value
 
 if TYPE_CHECKING:
     from guardrail.policy import Policy
-    from guardrail.settling import Audit, Checker, Settled
+    from guardrail.settling import Audit, Checker, OnFlag, Settled
     from guardrail.tool_values import Reading
     from guardrail.types import Verdict
 
@@ -70,8 +70,7 @@ class ToolRules:
         sides = frozenset((check,) if isinstance(check, str) else check)
         if not sides or not sides <= {*SIDES}:
             raise ConfigurationError(f"check={check!r} must name arguments, result or both")
-        if on_flag not in (None, *get_args(OnFlag)):
-            raise ConfigurationError(f"on_flag={on_flag!r}: refuse, raise or annotate")
+        check_reaction(on_flag)
         checker = guard if policy is None else guard.with_policy(policy)
         kept = cast("frozenset[Side]", sides)
         return cls(checker, kept, on_flag or checker.policy.on_flag, audit)
@@ -182,8 +181,7 @@ def guard_tool(
     Raises:
         ConfigurationError: a setting that cannot hold, or a tool that gives its result in pieces.
     """
-    if on_flag is not None and fallback is not None:
-        raise ConfigurationError("on_flag and fallback both say what a flag leads to; give one")
+    check_reaction(on_flag, fallback)
     rules = ToolRules.of(
         guard,
         check,
@@ -313,7 +311,9 @@ class _Run:
         parts: list[dict[str, Any]] = []
         for owner, name in self._written():
             reading = self._read(snapshot(owner[name]), f"the argument {name!r}")
-            owner[name], said[name] = reading.value, reading.said
+            owner[name] = reading.value
+            # A keyword may be called like a parameter that is positional only.
+            said[f"**{name}" if name in said else name] = reading.said
             parts += reading.parts
         return call_chat(self._tool.name, said, parts) if said else None
 

@@ -1,10 +1,13 @@
-"""Guard any callable: a remote model's client, a chain, a tool.
+"""Guard any callable that asks a model: a remote model's client, a chain.
 
     @guarded(guard=guard)
     def ask(messages): ...
 
     ask = guarded(client.chat.completions.create, guard=guard, messages="messages")
     describe = guarded(describe, guard=guard, messages=("system", "prompt", "image"))
+
+What the callable gives back is not read; for tools, whose results a model reads, there is
+`guardrail.guard_tool`.
 
 The local guard reads the messages first, and the call is made only if it may be. A model behind a
 callable cannot be steered; `policy.unsteerable` says what happens to a request that would be: a
@@ -27,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from guardrail.arguments import Selector, kind_of
 from guardrail.errors import ConfigurationError
-from guardrail.settling import LAST, Plan
+from guardrail.settling import LAST, Plan, check_reaction
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -112,9 +115,11 @@ def guarded(
             system_instruction or instructions goes first, image, images, image_url or image_urls
             hold pictures, None is skipped. Or a callable that makes the messages from the bound
             arguments. Default: the parameter named messages, prompt, input or query, else the first
-            positional one; then neither another parameter nor a keyword of a call may have one of
-            these names (or tools, files or context), and a `*` parameter must stay empty: they
-            would go unchecked. A caution stands
+            positional one. Then nothing else may reach the model: a parameter whose name says that
+            it would (a picture, a system prompt, tools, context, documents) is an error at once,
+            and a call with words, pictures or files under any name that is no known setting (model,
+            temperature, ...) is one. Name the argument, or all of them, to say that the rest is
+            fine. What a closure or an object holds is never seen. A caution stands
             before the checked argument, or the system one, or else the first text; where there is
             none (a picture, a made value) a call that would be cautioned counts as flagged.
         policy: other rules than the guard's.
@@ -132,8 +137,7 @@ def guarded(
         ConfigurationError: what to check is ambiguous or missing, or settings contradict; also at a
             call that brings what would go unchecked.
     """
-    if on_flag is not None and fallback is not None:
-        raise ConfigurationError("on_flag and fallback both say what a flag leads to; give one")
+    check_reaction(on_flag, fallback)
     checker = guard if policy is None else guard.with_policy(policy)
 
     def decorate(target: F) -> F:

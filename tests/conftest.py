@@ -6,9 +6,12 @@ The models are shared: a test that changes weights, hooks or settings builds its
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # before anything imports transformers: nothing in these tests may look for a network
 os.environ.update(
@@ -28,6 +31,7 @@ from guardrail.testing import tiny_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from playwright.sync_api import Browser
 
@@ -35,6 +39,17 @@ torch.set_num_threads(1)
 
 CORE_FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "llama")
 """Three ways of placing pictures and a text-only model: what most tests run over."""
+
+
+LONGER_S = {"families": 1800, "gpu": 3600, "network": 3600, "ray": 1800, "slow": 3600}
+"""How long tests with a marker may take; the limit of all others is in pyproject.toml."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        longer = [s for name, s in LONGER_S.items() if item.get_closest_marker(name) is not None]
+        if longer and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(max(longer)))
 
 
 class Tiny(NamedTuple):
@@ -114,6 +129,90 @@ def http_error() -> Callable[..., Exception]:
         return error
 
     return make
+
+
+class Hub:
+    """A Hub on this machine, of the folders in `repositories`, each at one commit.
+
+    It answers the first `failing` requests with 503. `asked` names the files that were asked for,
+    once for each request.
+    """
+
+    commit = "1" * 40
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Path] = {}
+        self.failing = 0
+        self.asked: list[str] = []
+
+    @staticmethod
+    def listens_at(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let huggingface_hub ask at a port of this machine, as HF_ENDPOINT would."""
+        from huggingface_hub import constants
+
+        there = f"http://127.0.0.1:{port}"
+        template = there + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", there)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        owner, name, kind, _revision, *rest = [*request.path.strip("/").split("/"), "", "", "", ""]
+        if kind != "resolve":  # what huggingface_hub wants to know beside files
+            return self._send(request, 404, {})
+        file = "/".join(rest).strip("/")
+        self.asked.append(file)
+        if self.failing:
+            self.failing -= 1
+            return self._send(request, 503, {})
+        folder = self.repositories.get(f"{owner}/{name}")
+        if folder is None:
+            return self._send(request, 404, {"X-Error-Code": "RepoNotFound"})
+        there = {"X-Repo-Commit": self.commit}
+        if not (folder / file).is_file():
+            return self._send(request, 404, there | {"X-Error-Code": "EntryNotFound"})
+        content = (folder / file).read_bytes()
+        there["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+        return self._send(request, 200, there, content)
+
+    @staticmethod
+    def _send(
+        request: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes = b""
+    ) -> None:
+        request.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(body)
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that is asked instead of the real one, with an empty cache; no wait takes time."""
+    from huggingface_hub import constants
+
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            hub.answer(self)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    hub.listens_at(server.server_port, monkeypatch)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    yield hub
+    server.shutdown()
+    serving.join()
+    server.server_close()
 
 
 @pytest.fixture(scope="module")  # its event loop must be gone before an asynchronous test runs

@@ -48,6 +48,18 @@ OVERLAPPING_TEXT = """() => [...document.querySelectorAll('svg.drawn')].flatMap(
   ).map(([other]) => svg.querySelector('title').textContent + ': ' + one + ' / ' + other));
 })"""
 
+# What is beside the window, or hidden inside a box of its own until that is scrolled.
+CUT_OFF = """() => {
+  for (const folded of document.querySelectorAll('details')) folded.open = true;
+  return [...document.querySelectorAll('body *')].filter(node => {
+    const box = node.getBoundingClientRect();
+    if (!box.width || !box.height) return false;
+    const inside = node instanceof SVGElement || getComputedStyle(node).display === 'inline'
+      || node.scrollWidth <= node.clientWidth + 1;
+    return !inside || box.left < -1 || box.right > document.documentElement.clientWidth + 1;
+  }).map(node => node.tagName + ': ' + node.textContent.trim().slice(0, 60));
+}"""
+
 
 @contextmanager
 def pages(browser: Browser, base: str) -> Iterator[Callable[..., Page]]:

@@ -102,6 +102,8 @@ Pair = namedtuple("Pair", "left right")
         {"bad"},
         {"a": {"b": [1, "bad"]}},
         {"bad": 1},
+        {1: "bad", "1": "a"},
+        {(1, 2): "bad"},
         {"a": {"bad": None}},
         OrderedDict(a="bad"),
         Pair("a", "bad"),
@@ -275,6 +277,7 @@ def _looped():
         (Loose(uri="a:b", blob=b64(b"bad")), "blob is no picture"),
         ("data:application/pdf;base64,AAAA", "type application/pdf"),
         (_looped(), "too deep"),
+        ({(1,): "bad", "(1,)": "a"}, "two keys that are written"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_that_says_what_it_is(value, words):

@@ -243,6 +243,12 @@ def test_the_tools_name_may_be_another():
     assert said(guard) == ['{"name": "look_up", "arguments": {"query": "hello"}}']
 
 
+def test_arguments_of_one_name_are_both_read():
+    tool = guard_tool(lambda query, /, *more, **options: query, guard=FakeGuard())
+    assert tool("bad", query="a") == tool("a", query="bad") == CALL_WITHHELD
+    assert tool("a", "bad", more="b") == tool("a", "b", more="bad") == CALL_WITHHELD
+
+
 def test_what_the_app_fills_in_is_not_read_and_anything_unknown_is_an_error():
     made = []
 

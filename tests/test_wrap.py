@@ -10,9 +10,12 @@ import inspect
 import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from guardrail.arguments import kind_of
 from guardrail.errors import (
@@ -416,7 +419,7 @@ class Client:
         (Client().ask, None, ("bad",), {}),
         (Client().ask, None, (), {"question": "bad"}),
         (functools.partial(_keyword_only, "m"), None, (), {"messages": "bad"}),
-        (lambda a, prompt: prompt, None, ("fine", "bad"), {}),
+        (lambda a, prompt: prompt, None, (3, "bad"), {}),
         (lambda a, b: b, "b", ("fine", "bad"), {}),
         (lambda a, b="bad": b, "b", ("fine",), {}),
         (lambda a, b: b, lambda bound: [*bound.args], ("fine", "bad"), {}),
@@ -517,6 +520,8 @@ def test_a_proxy_that_has_every_attribute_is_a_function():
 SIDES = (
     "image images image_url image_urls video videos video_url video_urls"
     " system system_prompt system_instruction instructions tools files context"
+    " functions response_format text_format documents attachments history chat_history extra_body"
+    " prefix suffix"
 ).split()
 
 
@@ -598,6 +603,13 @@ def test_a_call_without_the_named_keyword_is_an_error_and_nothing_is_sent():
 def test_on_flag_and_fallback_contradict_each_other():
     with pytest.raises(ConfigurationError, match="give one"):
         guarded(_anything, guard=WordGuard(), on_flag="raise", fallback=print)
+
+
+def test_an_on_flag_or_a_fallback_that_means_nothing_is_an_error_at_decoration():
+    with pytest.raises(ConfigurationError, match="on_flag='rise': refuse, raise or annotate"):
+        guarded(_anything, guard=WordGuard(), messages="messages", on_flag="rise")
+    with pytest.raises(ConfigurationError, match="fallback='ask a person' cannot be called"):
+        guarded(_anything, guard=WordGuard(), messages="messages", fallback="ask a person")
 
 
 def test_a_policy_of_its_own_replaces_the_guards():
@@ -995,6 +1007,135 @@ def test_a_real_guard_scores_joined_arguments_as_the_same_chat(tiny_of, picture)
         ]
         chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
         assert last_verdict() == guard.check(chat)
+
+
+# --- whatever reaches the model -------------------------------------------------------------------
+
+
+class Answer(BaseModel):
+    """A schema whose words a model is shown."""
+
+    text: str = Field(description="bad")
+
+
+@dataclass
+class Settings:
+    system: str = "bad"
+
+
+def ask(messages, temperature=0.5, *, model="m", tone=None, style="bad", **options):
+    return "sent"
+
+
+def describe(prompt, image=None, system=None, history=(), tools=None, response_format=None):
+    return "sent"
+
+
+def complete(prompt, *more, suffix=""):
+    return "sent"
+
+
+TOOL = {"type": "function", "function": {"name": "a", "description": "bad"}}
+BAD = [{"role": "user", "content": "bad"}]
+FINE = [{"role": "user", "content": "fine"}]
+JOINED = ("history", "prompt", "image", "system", "tools", "response_format")
+SEEN, REFUSED, AUTHORS_OWN = "a planted word is seen", "the call is refused", "nobody planted it"
+CHANNELS = {
+    "messages": (ask, None, {"messages": BAD}, SEEN),
+    "an assistant's tool call": (
+        ask,
+        None,
+        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "bad"}}]}]},
+        SEEN,
+    ),
+    "a speaker's name": (ask, None, {"messages": [{**FINE[0], "name": "bad"}]}, SEEN),
+    "tools": (ask, None, {"messages": FINE, "tools": [TOOL]}, REFUSED),
+    "functions": (ask, None, {"messages": FINE, "functions": [TOOL["function"]]}, REFUSED),
+    "a schema": (ask, None, {"messages": FINE, "response_format": Answer}, REFUSED),
+    "a text schema": (ask, None, {"messages": FINE, "text": {"format": TOOL}}, REFUSED),
+    "instructions": (ask, None, {"messages": FINE, "instructions": "bad"}, REFUSED),
+    "context": (ask, None, {"messages": FINE, "context": "bad"}, REFUSED),
+    "documents": (ask, None, {"messages": FINE, "documents": ["bad"]}, REFUSED),
+    "a body beside the body": (ask, None, {"messages": FINE, "extra_body": {"a": 1}}, REFUSED),
+    "a prediction": (ask, None, {"messages": FINE, "prediction": {"content": "bad"}}, REFUSED),
+    "an earlier answer": (ask, None, {"messages": FINE, "previous_response_id": "bad"}, REFUSED),
+    "an unknown keyword": (ask, None, {"messages": FINE, "topic": "bad"}, REFUSED),
+    "words deep inside": (ask, None, {"messages": FINE, "topic": [[("bad",)]]}, REFUSED),
+    "an own parameter": (ask, None, {"messages": FINE, "tone": "bad"}, REFUSED),
+    "a parameter's default": (ask, None, {"messages": FINE}, AUTHORS_OWN),
+    "a settings object": (ask, None, {"messages": FINE, "config": Settings()}, REFUSED),
+    "a model as settings": (ask, None, {"messages": FINE, "config": Answer(text="bad")}, REFUSED),
+    "an effort": (ask, None, {"messages": FINE, "reasoning_effort": "a bad one"}, REFUSED),
+    "a nested effort": (ask, None, {"messages": FINE, "reasoning": {"a": "a bad one"}}, REFUSED),
+    "a picture": (ask, None, {"messages": FINE, "shot": Image.new("RGB", (2, 2))}, REFUSED),
+    "encoded bytes": (ask, None, {"messages": FINE, "shot": b"bad"}, REFUSED),
+    "a file": (ask, None, {"messages": FINE, "shot": Path("bad.png")}, REFUSED),
+    "an open file": (ask, None, {"messages": FINE, "shot": io.BytesIO(b"bad")}, REFUSED),
+    "several inputs": (complete, "prompt", {"prompt": "bad"}, SEEN),
+    "joined text": (describe, JOINED, {"prompt": "bad"}, SEEN),
+    "joined system": (describe, JOINED, {"prompt": "fine", "system": "bad"}, SEEN),
+    "joined history": (describe, JOINED, {"prompt": "fine", "history": BAD}, SEEN),
+    "joined tools": (describe, JOINED, {"prompt": "fine", "tools": [TOOL]}, SEEN),
+    "joined schema": (describe, JOINED, {"prompt": "fine", "response_format": Answer}, SEEN),
+}
+
+
+@pytest.mark.parametrize(("fn", "wanted", "kwargs", "what"), CHANNELS.values(), ids=CHANNELS)
+def test_words_reach_the_callable_only_where_they_were_read(fn, wanted, kwargs, what):
+    guard = WordGuard()
+    made = []
+    guarded_fn = guarded(
+        functools.wraps(fn)(lambda *args, **given: made.append(args)), guard=guard, messages=wanted
+    )
+    if what == REFUSED:
+        with pytest.raises(ConfigurationError, match=r"is checked in .*, but not"):
+            guarded_fn(**kwargs)
+        assert guard.seen == []
+    elif what == SEEN:
+        assert guarded_fn(**kwargs) == REFUSAL
+    else:
+        guarded_fn(**kwargs)
+    assert bool(made) is (what == AUTHORS_OWN)
+
+
+def test_positional_words_beside_the_messages_are_refused():
+    with pytest.raises(ConfigurationError, match="but not suffix"):
+        guarded(complete, guard=WordGuard())
+    with pytest.raises(ConfigurationError, match="but not more, which"):
+        guarded(lambda prompt, *more: "sent", guard=WordGuard())("fine", "bad")
+    with pytest.raises(ConfigurationError, match="but not tone, which"):
+        guarded(lambda prompt, tone: "sent", guard=WordGuard())("fine", "bad")
+
+
+def test_settings_and_objects_pass_beside_the_messages():
+    kwargs = {"model": "m", "stop": ["a b"], "user": "eve", "reasoning": {"effort": "low"}}
+    more = {"client": object(), "callback": print, "count": 3, "flags": [True], "tone": ""}
+    assert guarded(ask, guard=WordGuard())(FINE, 0.1, **kwargs, **more) == "sent"
+
+
+def test_a_client_may_mark_what_is_left_out_by_an_object():
+    left_out = object()
+
+    def create(messages, tools=left_out, response_format=left_out):
+        return tools
+
+    guard = WordGuard()
+    fn = guarded(create, guard=guard, messages=("messages", "tools", "response_format"))
+    assert fn(FINE) is left_out
+    assert fn(FINE, response_format={"type": "json_object"}) is left_out
+    assert guard.seen == [FINE, FINE]
+    assert fn(FINE, [TOOL]) == REFUSAL
+    with pytest.raises(UnsupportedContentError, match="'tools' holds a object, which is no schema"):
+        fn(FINE, [object()])
+
+
+def test_a_caution_never_stands_among_the_tools():
+    def create(messages, tools=None):
+        return messages, tools
+
+    fn = guarded(create, guard=WordGuard(), messages=("tools", "messages"))
+    tools = [{"type": "function", "function": {"name": "odd"}}]
+    assert fn(FINE, tools) == ([{"role": "system", "content": CAUTION}, *FINE], tools)
 
 
 # --- pictures are sent as they were judged --------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from guardrail.errors import ArtefactError
-from guardrail.hub import with_retries
+from guardrail.hub import hub_file, with_retries
 
 FILENAME = "model.guard.safetensors"
 """What an artefact is called on the Hub unless told otherwise."""
@@ -83,20 +83,12 @@ def _only_artefact(folder: Path, filename: str | None) -> Path:
 def _download(
     repo_id: str, filename: str, revision: str | None, token: str | None, local_files_only: bool
 ) -> str:
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
     try:
-        return with_retries(
-            lambda: hf_hub_download(
-                repo_id,
-                filename,
-                revision=revision,
-                token=token,
-                local_files_only=local_files_only,
-            ),
-            what=f"downloading {filename}",
-        )
+        return hub_file(
+            repo_id, filename, revision=revision, token=token, local_files_only=local_files_only
+        ).path
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise ArtefactError(
             f"there is no file {repo_id}, and {filename} could not be had from a Hub repository of "

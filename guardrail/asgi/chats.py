@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guardrail.asgi.labels import shown_labels
+from guardrail.asgi.chat_settings import refuse_others
 from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
+from guardrail.requests.labels import shown_labels
 from guardrail.requests.parts import as_mapping, refuse_unknown
 
-# How to answer, never what the model reads. A key that is missing here is refused, not ignored.
-_SETTINGS = frozenset(
-    "audio background best_of echo frequency_penalty function_call include logit_bias logprobs"
-    " max_completion_tokens max_output_tokens max_tokens max_tool_calls metadata min_p modalities"
-    " model n parallel_tool_calls presence_penalty prompt_cache_key reasoning reasoning_effort"
-    " repetition_penalty safety_identifier seed service_tier stop store stream stream_options"
-    " temperature tool_choice top_k top_logprobs top_p truncation user verbosity".split()
-)
-# Some templates show these: they are words, as a text in one would go unchecked.
-_WORDED = ("reasoning", "reasoning_effort", "verbosity")
-_WORD = re.compile(r"[A-Za-z_]{0,16}")
-# Numbers and switches that have the model read less than what is checked, or more.
-_OTHER_TEXT = frozenset({"truncate_prompt_tokens", "enable_search"})
 _SOURCES = ("messages", "input", "prompt")
 _TOOLS = frozenset({"tools", "functions"})
-_FORMATS = frozenset({"response_format", "text"})  # a schema in them is shown to the model
+_FORMATS = ("response_format", "text")  # a schema in them is shown to the model
 
 
 _FREE_FORMATS: tuple[object, ...] = (
@@ -74,7 +61,7 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
     """The messages, input or prompt of a request to a model.
 
     Raises:
-        UnsupportedContentError: none or several of them, or other keys with text in them.
+        UnsupportedContentError: none or several of them, or other keys than settings.
     """
     if not isinstance(body, Mapping):
         raise UnsupportedContentError(f"the body is a {type(body).__name__}, no JSON object")
@@ -85,12 +72,11 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
             f"{' and '.join(sources) or 'none'}"
         )
     source = sources[0]
-    known = _SETTINGS | _TOOLS | _FORMATS | {source, *unchecked}
-    _refuse_others(body, known | {"instructions"} if source == "input" else known)
-    _refuse_texts(body)
+    read_here = {source, *_TOOLS, *(["instructions"] if source == "input" else ())}
+    refuse_others(body, read_here | {*unchecked})
     read, change = _FORMS[source]
     value, tools = read(body), _tools(body)
-    beside = [text for key in sorted(_FORMATS) if (text := _schema(body.get(key)))]
+    beside = [text for key in _FORMATS if (text := _schema(key, body.get(key)))]
     beside += shown_labels(value, tools)
 
     def cautioned(words: str) -> bytes | None:
@@ -98,38 +84,6 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
         return None if changed is None else json.dumps({**body, **changed}).encode()
 
     return Content(value, tools, beside, cautioned)
-
-
-def _refuse_others(body: Body, known: Collection[str]) -> None:
-    for key, value in body.items():
-        text = isinstance(value, Mapping) or (isinstance(value, str | list) and value)
-        # An empty object is no text, yet may switch on a search whose results are.
-        if key not in known and (text or (key in _OTHER_TEXT and value)):
-            raise UnsupportedContentError(
-                f"the body has the key {key[:80]!r}, which is not read and would go unchecked; "
-                "leave it out, or let the route name it as unchecked or read it by its own select"
-            )
-
-
-def _refuse_texts(body: Body) -> None:
-    format_ = body.get("text")
-    worded = {key: body.get(key) for key in _WORDED}
-    if isinstance(format_, Mapping):
-        worded["text.verbosity"] = format_.get("verbosity")
-    for key, value in worded.items():
-        if not _is_worded(value):
-            raise UnsupportedContentError(f"{key} holds a text, which would go unchecked")
-
-
-def _is_worded(value: object) -> bool:
-    match value:
-        case str():
-            return _WORD.fullmatch(value) is not None
-        case Mapping():
-            return all(map(_is_worded, value.values()))
-        case list():
-            return all(map(_is_worded, value))
-    return True
 
 
 def _messages(body: Body) -> Any:
@@ -220,9 +174,9 @@ def _tool(value: object, what: str, *, bare: bool) -> Mapping[str, object]:
     return {"type": "function", "function": tool}
 
 
-def _schema(value: object) -> str:
+def _schema(key: str, value: object) -> str:
     """What of a response format the model is shown, as text."""
-    if isinstance(value, Mapping):
+    if key == "text" and isinstance(value, Mapping):
         value = {key: item for key, item in value.items() if key != "verbosity"}
     return "" if value in _FREE_FORMATS else json.dumps(value, ensure_ascii=False)
 

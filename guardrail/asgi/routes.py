@@ -40,8 +40,8 @@ class GuardedRoute:
             the app unread. Without it all are: name them where the app reads only some, or a
             sender can fill the others with harmless words. The names of fields and files are never
             checked; keep them from the model.
-        unchecked: keys of JSON bodies that the app does not show to its model. The settings of the
-            OpenAI API are known; any other key with text in it is refused.
+        unchecked: keys of JSON bodies that the app does not show to its model, whatever they hold.
+            The settings of the OpenAI API are known, with their types; any other key is refused.
     """
 
     path: str

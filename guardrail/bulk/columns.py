@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from guardrail.bulk.items import Loaded, plain_key
@@ -19,17 +20,26 @@ _USUAL = {
     "text": ("text", "prompt"),
     "image": ("image", "images"),
     "video": ("video", "videos"),
-    "id": ("id",),
 }
+# What a column of a request is called, as the last word of its name and without a plural's s.
+_INPUT = {"audio", "caption", "chat", "clip", "content", "context", "conversation", "dialog"}
+_INPUT |= {"dialogue", "frame", "history", "image", "img", "input", "instruction", "message"}
+_INPUT |= {"photo", "picture", "prompt", "query", "question", "request", "text", "video"}
+_FORM = {"b64", "base64", "bytes", "file", "path", "uri", "url"}  # said behind it
+_OPTIONS = "--text-column, --image-column, --video-column or --messages-column"
+_LEFT_OUT = "--ignore-column, or `Columns(ignored=...)`"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of columns. With none but `id` given, those of the usual names are taken.
+    """Names of columns; where a kind has none given, that of the usual name is taken.
 
     `text` holds words; `image` and `video` hold bytes, a path, a data URL, a struct of `bytes` and
     `path` (as Hugging Face datasets write it), or a list of these; `messages` holds a whole chat,
     as a list or as JSON. A null is nothing: a row may have words without a picture.
+
+    A column that looks like part of a request and would not be read is an error, unless it is among
+    the `ignored`.
     """
 
     text: str | None = None
@@ -37,6 +47,7 @@ class Columns:
     video: str | None = None
     messages: str | None = None
     id: str | None = None
+    ignored: tuple[str, ...] = ()
 
     @property
     def given(self) -> bool:
@@ -45,51 +56,92 @@ class Columns:
 
     def names(self) -> list[str]:
         """The columns to read."""
-        return [name for name in asdict(self).values() if name is not None]
+        named = (self.text, self.image, self.video, self.messages, self.id)
+        return [name for name in named if name is not None]
 
-    def found_in(self, present: Collection[str]) -> Columns:
+    def found_in(
+        self, present: Collection[str], media: Mapping[str, bool] | None = None
+    ) -> Columns:
         """The columns to read of a table that has these.
 
+        `media` says of a column, where its type tells, whether it holds pictures or the like (True)
+        or nothing of a request at all (False: numbers, dates); of the others the name tells.
+
         Raises:
-            ConfigurationError: a named one is missing, none has a usual name, or several could be
-                meant.
+            ConfigurationError: a named one is missing, none has a usual name, several could be
+                meant, or one that looks like part of a request would not be read.
+        """
+        self.require_consistent()
+        if missing := [name for name in self.names() if name not in present]:
+            raise ConfigurationError(
+                f"there is no column {missing[0]!r}; there are {_listed(present)}"
+            )
+        found = self._with_usual(present)
+        if not found.given:
+            raise ConfigurationError(
+                f"no column is called {', '.join(names[0] for names in _USUAL.values())} or "
+                f"the like; there are {_listed(present)}. Name the one to read: {_OPTIONS}"
+            )
+        found.require_read(present, media)
+        return found
+
+    def require_consistent(self) -> None:
+        """Refuse names that contradict each other.
+
+        Raises:
+            ConfigurationError: naming them.
         """
         if self.messages and (self.text or self.image or self.video):
             raise ConfigurationError(
                 "a column of messages holds whole chats; name no text, image or video column "
                 "beside it"
             )
-        if missing := [name for name in self.names() if name not in present]:
-            raise ConfigurationError(
-                f"there is no column {missing[0]!r}; there are {_listed(present)}"
-            )
-        named = self if self.given else self._usual(present)
-        if named.id is None and "id" in present:
-            named = replace(named, id="id")
-        return named
+        if both := sorted(set(self.names()) & set(self.ignored)):
+            raise ConfigurationError(f"the column {both[0]!r} cannot be both read and ignored")
 
-    def _usual(self, present: Collection[str]) -> Columns:
-        found = {
-            kind: [name for name in names if name in present]
-            for kind, names in _USUAL.items()
-            if kind != "id"
-        }
-        content = [name for names in found.values() for name in names]
-        if not content:
+    def require_read(
+        self, present: Collection[str], media: Mapping[str, bool] | None = None
+    ) -> None:
+        """Refuse to leave a part of a request unread.
+
+        Raises:
+            ConfigurationError: naming the columns that look like one.
+        """
+        passed = {*self.names(), *self.ignored}
+        known = media or {}
+        lost = [n for n in present if n not in passed and known.get(n, looks_like_input(n))]
+        if lost:
             raise ConfigurationError(
-                f"no column is called {', '.join(n for k, v in _USUAL.items() for n in v[:1])} or "
-                f"the like; there are {_listed(present)}. Name the one to read: "
-                "--text-column, --image-column, --video-column or --messages-column"
+                f"{_listed(lost)} would not be read, and may be part of the requests: name what to "
+                f"read ({_OPTIONS}), and what to leave out on purpose ({_LEFT_OUT})"
             )
-        several = next((names for names in found.values() if len(names) > 1), None)
-        if several is None and found["messages"] and len(content) > 1:
-            several = content
+
+    def _with_usual(self, present: Collection[str]) -> Columns:
+        """These, and for each kind without a name the column of the usual name."""
+        taken = {*self.names(), *self.ignored}
+        usual = {
+            kind: [name for name in names if name in present and name not in taken]
+            for kind, names in _USUAL.items()
+            if getattr(self, kind) is None
+        }
+        if self.messages is not None:
+            usual = {}  # whole chats have no words or pictures beside them
+        elif self.given:
+            usual.pop("messages", None)
+        several = next((names for names in usual.values() if len(names) > 1), None)
+        if several is None and usual.get("messages"):
+            content = [name for names in usual.values() for name in names]
+            several = content if len(content) > 1 else None
         if several:
             raise ConfigurationError(
-                f"the columns {' and '.join(map(repr, several))} could both be meant; name those "
-                "to read: --text-column, --image-column, --video-column or --messages-column"
+                f"the columns {' and '.join(map(repr, several))} could both be meant; name the one "
+                f"to read ({_OPTIONS}), and leave out the other on purpose ({_LEFT_OUT})"
             )
-        return replace(self, **{kind: names[0] for kind, names in found.items() if names})
+        chosen: dict[str, Any] = {kind: names[0] for kind, names in usual.items() if names}
+        found = replace(self, **chosen)
+        if found.id is None and "id" in present and "id" not in self.ignored:
+            found = replace(found, id="id")
+        return found
 
     def load(
         self, row: Mapping[str, Any], folder: Path, *, prompt: str | None, otherwise: str
@@ -165,6 +217,14 @@ def _from_pixels(pixels: Any) -> object:
         return Image.fromarray(pixels)
     except (TypeError, ValueError) as error:
         raise UnsupportedContentError(f"an array that is no picture of 8 bits: {error}") from error
+
+
+def looks_like_input(name: str) -> bool:
+    """Whether a column is called as parts of requests are: `Question`, `image_2`, `video_path`."""
+    words = [word for word in re.split(r"[\W_\d]+", name.lower()) if word]
+    while len(words) > 1 and words[-1] in _FORM:
+        words.pop()
+    return bool(words) and (words[-1] in _INPUT or words[-1].removesuffix("s") in _INPUT)
 
 
 def _listed(names: Collection[str]) -> str:

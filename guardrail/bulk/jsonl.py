@@ -6,9 +6,15 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO
 
+from guardrail.bulk.columns import Columns
 from guardrail.bulk.identity import file_digest
 from guardrail.bulk.items import Item, Loaded, plain_key
-from guardrail.errors import DatasetError, InputError, UnsupportedContentError
+from guardrail.errors import (
+    ConfigurationError,
+    DatasetError,
+    InputError,
+    UnsupportedContentError,
+)
 from guardrail.requests.lines import line_request
 from guardrail.requests.strict_json import strict_json
 
@@ -17,19 +23,19 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from guardrail.bulk.columns import Columns
     from guardrail.bulk.items import Wanted
 
 _MAX_LINE = 256_000_000  # bytes; a longer line is a row with an error
 _LOOKED_AT = 100  # lines, of which one must be readable
+_KEYS = Columns(messages="messages", text="text", image="image", video="video")
 
 
 class JsonlSource:
     """The lines of a file; relative paths in them are taken from its folder.
 
     Without columns a line is a string, a chat, or an object with `messages`, or with `text`,
-    `image` and `video`; with columns it is an object of which only those are read. `known` is what
-    an earlier run noted: a file that did not change is not counted again.
+    `image` and `video`; with columns it is an object, of which those are read that `Columns` says.
+    `known` is what an earlier run noted: a file that did not change is not counted again.
 
     Raises:
         DatasetError: none of the first lines is a request: a key is misspelt, say.
@@ -45,8 +51,7 @@ class JsonlSource:
         prompt: str | None,
         known: Mapping[str, Any] | None = None,
     ) -> None:
-        if columns.given:
-            columns.found_in(columns.names())  # refuses those that exclude each other
+        columns.require_consistent()
         self._path, self._columns, self._prompt = path, columns, prompt
         self._digest = self.now()
         counted = known is not None and known.get("digest") == self._digest
@@ -89,13 +94,20 @@ class JsonlSource:
             if isinstance(row, dict):
                 key = plain_key(row.get(columns.id or "id"), key)
                 if columns.given:
-                    return columns.load(row, folder, prompt=self._prompt, otherwise=key)
-                row = {name: value for name, value in row.items() if name != columns.id}
+                    here = columns.found_in([*columns.names(), *_there(row)], _media(row))
+                    return here.load(row, folder, prompt=self._prompt, otherwise=key)
+                left_out = {columns.id, *columns.ignored}
+                row = {name: value for name, value in row.items() if name not in left_out}
             elif columns.given:
                 raise UnsupportedContentError("columns are named, and the line is no object")
-            return Loaded(key, self._asked(line_request(row, folder)))
+            request = line_request(row, folder)
+            if isinstance(row, dict):  # what passes for a label may be what is asked
+                _KEYS.require_read(_there(row), _media(row))
+            return Loaded(key, self._asked(request))
         except InputError as error:
             return Loaded(key, error)
+        except ConfigurationError as error:  # of this line's keys, so this line's fault
+            return Loaded(key, UnsupportedContentError(str(error)))
 
     def _asked(self, request: object) -> object:
         """The request, with the prompt beside pictures and videos that came without words."""
@@ -106,6 +118,20 @@ class JsonlSource:
                 asked = {"type": "text", "text": self._prompt}
                 return [{"role": "user", "content": [*content, asked]}]
         return request
+
+
+def _there(row: Mapping[str, Any]) -> list[str]:
+    """The keys of a line that hold something."""
+    return [name for name, value in row.items() if value is not None]
+
+
+def _media(row: Mapping[str, Any]) -> dict[str, bool]:
+    """What the values of a line tell of its keys; see `Columns.found_in`."""
+    return {
+        name: isinstance(value, dict)
+        for name, value in row.items()
+        if isinstance(value, int | float) or (isinstance(value, dict) and "bytes" in value)
+    }
 
 
 def _has_words(part: object) -> bool:

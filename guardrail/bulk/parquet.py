@@ -52,11 +52,13 @@ class ParquetSource:
         found: Columns | None = None
         for path in self._paths:
             with _opened(path) as file:
-                here = columns.found_in(file.schema_arrow.names)
+                names, types = file.schema_arrow.names, file.schema_arrow.types
+                here = columns.found_in(names, media_by_type(names, types))
                 self._counts.append(file.metadata.num_rows)
             if found is not None and here != found:
                 raise ConfigurationError(
-                    f"{path} has other columns than {self._paths[0]}: name those to read"
+                    f"{path} has other columns than {self._paths[0]}: name those to read, or "
+                    "leave out with --ignore-column what is not in all"
                 )
             found = here
         self.columns = found or columns
@@ -114,6 +116,25 @@ def load_row(
         said = f"a value in this row cannot be read ({type(error).__name__})"
         return Loaded(plain_key(None, otherwise), UnsupportedContentError(said))
     return columns.load(row, folder, prompt=prompt, otherwise=otherwise)
+
+
+def media_by_type(names: Sequence[str], types: Sequence[Any]) -> dict[str, bool]:
+    """What Arrow types tell of columns; see `Columns.found_in`."""
+    arrow, known = require("pyarrow.types"), require("pyarrow").DataType
+    told: dict[str, bool] = {}
+    for name, kind in zip(names, types, strict=True):
+        if not isinstance(kind, known):  # a column of Python objects in a Ray dataset
+            continue
+        one = kind
+        while arrow.is_list(one) or arrow.is_large_list(one) or arrow.is_fixed_size_list(one):
+            one = one.value_type
+        if arrow.is_binary(one) or arrow.is_large_binary(one):
+            told[name] = True
+        elif arrow.is_struct(one) and one.get_field_index("bytes") >= 0:
+            told[name] = True
+        elif arrow.is_primitive(kind) or arrow.is_decimal(kind) or arrow.is_null(kind):
+            told[name] = False  # numbers, truth values, dates, or nothing at all
+    return told
 
 
 @contextmanager

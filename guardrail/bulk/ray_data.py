@@ -10,7 +10,7 @@ from guardrail.bulk.columns import Columns
 from guardrail.bulk.engine import scored
 from guardrail.bulk.items import Item
 from guardrail.bulk.outcomes import VERDICT_FIELDS
-from guardrail.bulk.parquet import load_row
+from guardrail.bulk.parquet import load_row, media_by_type
 from guardrail.errors import ConfigurationError
 from guardrail.extras import require
 
@@ -47,11 +47,14 @@ def score_dataset(
     `folder`) must be readable on every machine. `load` are keywords of `Guard.from_pretrained`.
 
     Raises:
-        ConfigurationError: the rows could not be told apart, or there are no such columns.
+        ConfigurationError: the rows could not be told apart, there are no such columns, or one
+            that looks like part of a request would not be read.
         MissingExtraError: Ray is not installed.
     """
     data = require("ray.data")
-    found = (columns or Columns()).found_in(dataset.columns() or ())
+    schema = dataset.schema()
+    names, types = ([], []) if schema is None else (schema.names, schema.types)
+    found = (columns or Columns()).found_in(names, media_by_type(names, types))
     if found.id is None and not keep:
         raise ConfigurationError(
             "the rows of a Ray dataset have no numbers: name an id column, or columns to keep"
@@ -102,7 +105,7 @@ class _Scorer:
         read = batch.select(self._columns.names())
         items = (Item(place, partial(self._load, read, place)) for place in range(batch.num_rows))
         rows = list(scored(self._guard, items))
-        kinds = {"float64": arrow.float64(), "string": arrow.string()}
+        kinds = {"bool": arrow.bool_(), "float64": arrow.float64(), "string": arrow.string()}
         columns = {name: batch.column(name) for name in self._keep}
         columns["key"] = arrow.array([row["key"] or None for row in rows], arrow.string())
         for name, kind in VERDICT_FIELDS.items():

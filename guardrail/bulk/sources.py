@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from guardrail.bulk.columns import Columns
 from guardrail.bulk.files import FilesSource
 from guardrail.bulk.jsonl import JsonlSource
 from guardrail.bulk.listing import list_folder
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from guardrail.bulk.columns import Columns
     from guardrail.bulk.listing import Listing
 
 AnySource = FilesSource | JsonlSource | ParquetSource
@@ -80,6 +80,6 @@ def _of_listing(listing: Listing, columns: Columns, prompt: str | None) -> AnySo
         listing.discard()
         paths = [listing.folder / name for name in names]
         return ParquetSource(paths, listing.folder, columns, prompt=prompt)
-    if columns.given or columns.id:
+    if columns != Columns():
         raise ConfigurationError(f"{listing.folder} holds files without columns; name none")
     return FilesSource(listing, prompt=prompt)

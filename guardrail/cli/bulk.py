@@ -44,7 +44,9 @@ def score(
             "--out", "-o", metavar="DIR", file_okay=False, help="A folder for the verdicts."
         ),
     ],
-    text_column: Annotated[str | None, typer.Option(help="The column of words.")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="The column of words, if not `text`.")
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Of pictures: bytes, paths, or structs of both.")
     ] = None,
@@ -53,6 +55,10 @@ def score(
         str | None, typer.Option(help="Of whole chats: lists, or JSON.")
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Of ids; `id` if there is one.")] = None,
+    ignore_column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Leave out a column that looks like a part; repeatable."),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Asked beside pictures and videos without words.")
     ] = None,
@@ -98,6 +104,7 @@ def score(
             video=video_column,
             messages=messages_column,
             id=id_column,
+            ignored=tuple(ignore_column or ()),
         )
         job = prepare(
             source,

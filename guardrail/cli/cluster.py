@@ -60,6 +60,7 @@ def start(
     model_name: serve_address.ModelAlias = "guarded",
     api_keys: serve_access.ApiKeys = None,
     insecure_no_keys: serve_access.Insecure = False,
+    expose_scores: serve_access.ExposeScores = None,
     open_metrics: serve_access.OpenMetrics = False,
     max_concurrent: serve_bounds.MaxConcurrent = 64,
     max_body_bytes: serve_bounds.MaxBodyBytes = 32_000_000,
@@ -84,7 +85,7 @@ def start(
         _import_ray()
         from guardrail.cluster import ClusterSettings
         from guardrail.cluster.deploy import whole_path
-        from guardrail.server.binding import hostnames
+        from guardrail.server.binding import hostnames, shown_scores
         from guardrail.server.settings import ServerSettings
 
         keys = read_keys(api_keys)
@@ -93,6 +94,7 @@ def start(
             keys=keys,
             open_metrics=open_metrics,
             hostnames=hostnames(host, keys, insecure=insecure_no_keys),
+            expose_scores=shown_scores(expose_scores, keys, insecure=insecure_no_keys),
             max_concurrent=max_concurrent,
             max_body_bytes=max_body_bytes,
             timeout_s=timeout,

@@ -68,6 +68,16 @@ def drift(
     data: Data = None,
     replace_data: ReplaceData = False,
     old_model: OldModel = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Read the prompts even if MODEL has not changed.")
+    ] = False,
+    per_kind: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Prompts of each kind to read, out of the fit's; fewer tell less. Not to fix.",
+        ),
+    ] = None,
     batch_size: BatchSize = 16,
     work_dir: WorkDir = None,
     device: o.Device = None,
@@ -79,10 +89,14 @@ def drift(
 ) -> None:
     """Hold ARTEFACT against another checkpoint: keep it, recalibrate it, or fit again.
 
+    The model it was fitted on is kept without a measurement.
+
     Exit codes: 0 keep, 1 drifted (repaired or not), 2 an error or no usable direction.
     """
     if fix is (made is None):
         raise typer.BadParameter("--fix and --out belong together: where should what be written?")
+    if fix and per_kind is not None:
+        raise typer.BadParameter("--fix needs all prompts of the fit: leave --per-kind out")
     check_data(data, replace_data)
     loading = o.Loading(
         device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
@@ -106,6 +120,8 @@ def drift(
                 data=data,
                 extend=not replace_data,
                 fix=fix,
+                measure=measure,
+                per_kind=per_kind,
                 batch_size=batch_size,
                 work_dir=work_dir,
                 progress=report,

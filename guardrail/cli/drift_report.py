@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from guardrail.drift.schema import (
         DriftReport,
+        Figures,
         TransportFigures,
     )
     from guardrail.estimates import Estimate, Share
@@ -29,7 +30,9 @@ def show_drift(stdout: TextIO, report: DriftReport) -> None:
     write_rows(stdout, list(_rows(report)))
     width = None if stdout.isatty() else WIDE  # a file has no edge to wrap at
     console = Console(file=stdout, highlight=False, markup=False, width=width)
-    for table in (_separations(report), _rates(report), _layers(report)):
+    if (figures := report.figures) is None:
+        return
+    for table in (_separations(figures), _rates(figures), _layers(figures)):
         if table.row_count:
             console.print(table)
 
@@ -48,7 +51,6 @@ def transport_rows(figures: TransportFigures) -> list[tuple[str, str]]:
 
 
 def _rows(report: DriftReport) -> Iterator[tuple[str, str]]:
-    figures = report.figures
     yield "verdict", report.verdict
     for reason in report.reasons:
         yield "", reason
@@ -56,6 +58,18 @@ def _rows(report: DriftReport) -> Iterator[tuple[str, str]]:
     yield "model", report.model
     changed = [f.field + ("" if f.decides else " (does not decide)") for f in report.fingerprint]
     yield "fingerprint", ", ".join(changed) or "the same"
+    if report.figures is not None:
+        yield from _measured(report.figures)
+    if report.transport is not None:
+        yield from transport_rows(report.transport)
+        if report.transport.reason is not None:
+            yield "no transport", report.transport.reason
+    if report.repaired is not None:
+        made = report.repaired
+        yield "repaired", f"{made.how}: {made.artefact_id}, written to {made.path or NONE}"
+
+
+def _measured(figures: Figures) -> Iterator[tuple[str, str]]:
     steering = figures.steering
     if steering is not None:
         shifts = (steering.shift_fitted, steering.shift_now, steering.shift_fresh)
@@ -67,33 +81,26 @@ def _rows(report: DriftReport) -> Iterator[tuple[str, str]]:
         )
     for offset in figures.offsets:
         yield f"offset {offset.kind}", f"{offset.now:.3f} ({offset.fitted:.3f} at the fit)"
-    if report.transport is not None:
-        yield from transport_rows(report.transport)
-        if report.transport.reason is not None:
-            yield "no transport", report.transport.reason
-    if report.repaired is not None:
-        made = report.repaired
-        yield "repaired", f"{made.how}: {made.artefact_id}, written to {made.path or NONE}"
 
 
-def _separations(report: DriftReport) -> Table:
+def _separations(figures: Figures) -> Table:
     """Mean figure first, then each form."""
     table = _table("AUROC on held-out prompts", "form", "n", "at the fit", "old readout now",
                    "same, fitted anew", "best new fit")  # fmt: skip
-    whole = report.figures.separation
+    whole = figures.separation
     table.add_row(
         "mean", str(whole.n), *map(_estimate, (whole.fitted, whole.old, whole.same, whole.best))
     )
-    for row in report.figures.forms:
+    for row in figures.forms:
         found = map(_estimate, (row.fitted, row.old, row.same, row.best))
         table.add_row(row.form, f"{row.n_unsafe}+{row.n_safe}", *found)
     return table
 
 
-def _rates(report: DriftReport) -> Table:
+def _rates(figures: Figures) -> Table:
     table = _table("Shares above the old thresholds", "inputs", "threshold", "target",
                    "at the fit", "now", "p")  # fmt: skip
-    for row in report.figures.rates:
+    for row in figures.rates:
         table.add_row(
             f"{row.label} {row.modality}",
             f"{row.action} {row.threshold:.3f}",
@@ -105,9 +112,9 @@ def _rates(report: DriftReport) -> Table:
     return table
 
 
-def _layers(report: DriftReport) -> Table:
+def _layers(figures: Figures) -> Table:
     table = _table("Old and new direction", "layer", "", "cosine", "gap then", "gap now")
-    for row in report.figures.layers:
+    for row in figures.layers:
         jobs = [job for job, has in (("read", row.read), ("edited", row.edited)) if has]
         cosine = NONE if row.cosine is None else f"{row.cosine:.3f}"
         gaps = f"{row.gap_fitted:.3g}", f"{row.gap_now:.3g}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +31,7 @@ from guardrail.types import Action, Verdict
 
 FINDING = 1
 ERROR = 2
+EVERY_S = 10.0  # between lines of progress where stderr is no terminal
 
 # A model's words may hold terminal commands; tab and line feed are the only controls kept.
 _CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
@@ -99,6 +102,7 @@ def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("score", f"{score} ({thresholds})"),
         ("modality", verdict.modality),
         *([] if verdict.window is None else [("window", str(verdict.window))]),
+        *([("folded", "the score is that of the text in plain letters")] if verdict.folded else []),
         ("layers", ", ".join(map(str, verdict.layers))),
         ("mode", verdict.mode),
         ("reason", verdict.reason),
@@ -124,14 +128,21 @@ def exit_code(verdict: Verdict, *, strict: bool) -> int:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on stderr; yields what to call with a stage's name, what is done and the total."""
+    """What to call with a stage's name, what is done and the total: it is shown on stderr.
+
+    As bars on a terminal, else as lines: where a stage begins and ends, and now and then between.
+    """
+    console = Console(stderr=True)
+    if not console.is_interactive:
+        yield _Lines()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
 
         def report(stage: str, done: int, total: int) -> None:
@@ -140,3 +151,19 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield report
+
+
+class _Lines:
+    """Progress for a log: no stage has a line sooner than `EVERY_S` after its last but its end."""
+
+    def __init__(self) -> None:
+        self._began: dict[str, float] = {}
+        self._said: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        began = self._began.setdefault(stage, now)
+        if done < total and now - self._said.get(stage, -math.inf) < EVERY_S:
+            return
+        self._said[stage] = now
+        say(f"{stage}: {done:,} of {total:,} ({now - began:.0f} s)")

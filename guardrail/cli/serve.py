@@ -45,6 +45,7 @@ def serve(
     model_name: address.ModelAlias = "guarded",
     api_keys: access.ApiKeys = None,
     insecure_no_keys: access.Insecure = False,
+    expose_scores: access.ExposeScores = None,
     open_metrics: access.OpenMetrics = False,
     open_status: access.OpenStatus = False,
     cors_origin: access.CorsOrigins = None,
@@ -90,6 +91,7 @@ def serve(
     """
     with session(debug=debug):
         configure_log(log_format, log_level)
+        from guardrail.server.binding import shown_scores
         from guardrail.server.listening import Listening, require_usable
         from guardrail.server.settings import ServerSettings
         from guardrail.server.starting import starting
@@ -102,6 +104,7 @@ def serve(
             open_metrics=open_metrics,
             open_status=open_status,
             hostnames=safe_names(host, keys, insecure=insecure),
+            expose_scores=shown_scores(expose_scores, keys, insecure=insecure),
             cors_origins=tuple(cors_origin or ()),
             fetch_urls=fetch_urls,
             max_body_bytes=max_body_bytes,
@@ -172,6 +175,7 @@ def _answer(
         "artefact": guard.artefact.artefact_id,
         "mode": guard.policy.mode,
         "keys": len(settings.keys),
+        "trusted": sum(key.trusted for key in settings.keys),
     }
     try:
         run(app, listening, reloader, facts=facts, start=start)

@@ -20,8 +20,19 @@ ApiKeys = Annotated[
         dir_okay=False,
         metavar="FILE",
         rich_help_panel=_PANEL,
-        help="name:token lines (or name:sha256:HEX); only their bearers may ask. The variable "
-        "GUARDRAIL_API_KEYS holds the same between commas.",
+        help="name:token lines (or name:sha256:HEX); only their bearers may ask. Those of "
+        "name+trusted:token are told scores. The variable GUARDRAIL_API_KEYS holds the same "
+        "between commas.",
+    ),
+]
+ExposeScores = Annotated[
+    bool | None,
+    typer.Option(
+        "--expose-scores/--hide-scores",
+        envvar=f"{ENV}EXPOSE_SCORES",
+        rich_help_panel=_PANEL,
+        help="Tell scores and thresholds to everybody, or to nobody. Default: to trusted keys, and "
+        "without keys to this machine: they help a search for a request that passes.",
     ),
 ]
 Insecure = Annotated[

@@ -56,14 +56,17 @@ def build(args: ClusterSettings | Mapping[str, Any]) -> Application:
 def plan_of(settings: ClusterSettings) -> Plan:
     """What the replicas are to run, with the artefact's id and what the named files hold."""
     from guardrail.policy_io import load_policy, policy_from_env
+    from guardrail.server.binding import shown_scores
     from guardrail.server.keys import keys_from_file
 
     name = settings.artefact_id or artefact_id_of(settings.artefact)
     policy = policy_from_env() if settings.policy is None else load_policy(settings.policy)
     server = settings.server
+    keys = server.keys
     if settings.keys_file is not None:
-        keys, _ = keys_from_file(settings.keys_file)
-        server = server.model_copy(update={"keys": server.keys + keys})
+        keys += keys_from_file(settings.keys_file)[0]
+    shown = shown_scores(server.expose_scores, keys, insecure=settings.insecure_no_keys)
+    server = server.model_copy(update={"keys": keys, "expose_scores": shown})
     return Plan(settings, Pin(0, whole_path(settings.artefact), name, name), policy, server)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from guardrail.observe.metrics import PRIVATE
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 LABEL = "replica"
 _MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -22,18 +24,21 @@ def metrics_router(texts: Callable[[], Awaitable[Mapping[str, str]]]) -> APIRout
     router = APIRouter()
 
     @router.get("/metrics", response_class=Response)
-    async def metrics() -> Response:
-        told = merged(await texts())
+    async def metrics(request: Request) -> Response:
+        private = request.state.caller.sees_scores
+        told = merged(await texts(), hidden=frozenset() if private else PRIVATE)
         return Response(told, headers={"Content-Type": _MEDIA_TYPE, "Cache-Control": "no-store"})
 
     return router
 
 
-def merged(texts: Mapping[str, str]) -> bytes:
+def merged(texts: Mapping[str, str], *, hidden: Collection[str] = ()) -> bytes:
     """Several expositions in Prometheus' text form as one, with the replica as a label."""
     families: dict[str, Metric] = {}
     for replica, text in sorted(texts.items()):
         for found in text_string_to_metric_families(text):
+            if found.name in hidden:
+                continue
             family = families.setdefault(
                 found.name, Metric(found.name, found.documentation, found.type)
             )

@@ -188,7 +188,10 @@ class Repaired(Frozen):
 
 
 class DriftReport(Frozen):
-    """A whole comparison of an artefact with a model."""
+    """A whole comparison of an artefact with a model.
+
+    `figures` is None where nothing was measured, because nothing has changed.
+    """
 
     schema_version: Literal[1] = 1
     created: str
@@ -201,7 +204,7 @@ class DriftReport(Frozen):
     fingerprint: tuple[FieldChange, ...]
     data: dict[str, JsonValue] = Field(default_factory=dict)
     readout: dict[str, JsonValue] = Field(default_factory=dict)
-    figures: Figures
+    figures: Figures | None
     transport: TransportFigures | None = None
     repaired: Repaired | None = None
     scores: tuple[Scores, ...] = ()

@@ -44,6 +44,10 @@ LOWEST = MINIMUM_AUROC - MARGIN - AS_IT_WAS
 EFFECT_KEPT = 0.5
 ALPHA = 0.01
 MOVED = 0.1  # text gaps
+UNCHANGED = (
+    "nothing was measured, because nothing has changed: this is the model that the artefact was "
+    "fitted on, in the same dtype"
+)
 
 
 @dataclass(frozen=True)

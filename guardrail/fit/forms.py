@@ -39,19 +39,26 @@ class Sample:
     request: Request
 
 
-def plain(contrast: ContrastSet, per_kind: int | None = None) -> list[Sample]:
+def plain(
+    contrast: ContrastSet, per_kind: int | None = None, *, of_these: int | None = None
+) -> list[Sample]:
     """The prompts as they stand, at most `per_kind` of a kind in the fit split, half in the next.
 
     All benign prompts of the calibration split are kept, as thresholds need them; its unsafe ones
-    are left out, as no decision does.
+    are left out, as no decision does. `of_these` bounds in the same way how many of those are
+    taken: fewer, and none but what was read with `per_kind` alone.
     """
-    limits = {"fit": per_kind, "select": per_kind and -(-per_kind // 2), "calibrate": None}
+    first, then = _limits(per_kind), _limits(of_these)
     return [
         Sample(i, "plain", text_request(contrast.prompts[i].text))
         for (split, kind), group in _groups(contrast).items()
         if (split, kind) != ("calibrate", "unsafe")
-        for i in spread(group, limits[split])
+        for i in spread(spread(group, first[split]), then[split])
     ]
+
+
+def _limits(per_kind: int | None) -> dict[Split, int | None]:
+    return {"fit": per_kind, "select": per_kind and -(-per_kind // 2), "calibrate": None}
 
 
 def drawn(contrast: ContrastSet, per_kind: int) -> list[Sample]:

@@ -64,6 +64,7 @@ def read_all(
     rates: Rates,
     per_kind: int | None,
     *,
+    of_these: int | None = None,
     video: bool = False,
     videos: int = 0,
 ) -> Readings:
@@ -71,7 +72,7 @@ def read_all(
 
     With `video` that of clips, too, and `videos` safe prompts drawn as such.
     """
-    bare = plain(contrast, per_kind)
+    bare = plain(contrast, per_kind, of_these=of_these)
     residuals = collect([s.request for s in bare], "contrast prompts")
     carried = formed(contrast, "carried", limits=CARRIED)
     forms = {

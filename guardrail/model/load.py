@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -21,7 +22,6 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from guardrail.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
-from guardrail.hub import with_retries
 from guardrail.model.adapters import adapter_at, without_peft_shell
 from guardrail.model.loaded import IN_MEMORY, LoadedModel
 from guardrail.model.source import Source, locate, reason
@@ -63,9 +63,11 @@ def load_model(
 
     Raises:
         ModelLoadError: the message says what is missing and what to do.
-        ConfigurationError: `device` and `device_map` are both given, or there is nothing to spread.
+        ConfigurationError: `device` and `device_map` are both given, there is nothing to spread, or
+            no such device.
     """
     spread = _spread(device, device_map, max_memory, offload_folder)
+    target = _target(device)
     adapter = adapter_at(source)
     if adapter is None:
         place = locate(source, revision=revision, local_files_only=local_files_only)
@@ -73,14 +75,13 @@ def load_model(
         place = adapter.locate_base(revision, local_files_only=local_files_only)
     common: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
-        "local_files_only": local_files_only,
+        "local_files_only": local_files_only or not place.online,
         "revision": place.revision or revision or "main",
     }
     config = _attempt("configuration", place.name, AutoConfig.from_pretrained, **common)
     kind, multimodal = _auto_class(config, place.name)
     if quantization_config:
         common["quantization_config"] = quantization_config
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = _model(kind, config, place, spread=spread, target=target, dtype=dtype, **common)
     common.pop("quantization_config", None)
     name = processor_from = place.name
@@ -138,12 +139,39 @@ def _spread(
     return {"device_map": device_map} | {k: v for k, v in options.items() if v is not None}
 
 
+def _target(device: str | torch.device | None) -> torch.device:
+    """The device for a model on one; refused now, not once gigabytes are read, if it is not there.
+
+    Raises:
+        ConfigurationError: naming the devices that are there.
+    """
+    count = {
+        "cuda": torch.cuda.device_count(),
+        "xpu": torch.xpu.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with suppress(RuntimeError):  # a name that torch does not know
+        wanted = torch.device(device)
+        if wanted.type not in count or (wanted.index or 0) < count[wanted.type]:
+            return wanted
+    there = [f"{kind}:{number}" for kind, many in count.items() for number in range(many)]
+    raise ConfigurationError(
+        f"there is no device {str(device)!r} for torch {torch.__version__} on this machine, only "
+        f"{', '.join([*there, 'cpu'])}; name one of these, or none for the best there is"
+    )
+
+
 def _attempt(what: str, source: str, load: Callable[..., T], **options: Any) -> T:
-    """One part of the model, with retries; every failure becomes a ModelLoadError."""
+    """One part of the model; every failure becomes a ModelLoadError.
+
+    What is worth another try of a download is tried again by huggingface_hub.
+    """
     from safetensors import SafetensorError
 
     try:
-        return with_retries(lambda: load(source, **options), what=f"loading the {what}")
+        return load(source, **options)
     except (
         OSError,
         ValueError,

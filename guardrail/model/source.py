@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guardrail.errors import ModelLoadError
-from guardrail.hub import is_transient, with_retries
+from guardrail.hub import hub_file, is_transient
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder (`revision` None) or a Hub repository pinned to one commit."""
+    """A folder (`revision` None) or a Hub repository pinned to one commit.
+
+    Of one that is not `online` only the cache is there.
+    """
 
     name: str
     revision: str | None
+    online: bool = True
 
 
 def locate(source: str | Path, *, revision: str | None, local_files_only: bool) -> Source:
@@ -35,7 +39,7 @@ def locate(source: str | Path, *, revision: str | None, local_files_only: bool) 
             f"there is no folder {path}; check the path (now in {Path.cwd()}), or give a Hub id "
             "such as 'owner/name'"
         )
-    return Source(source, _pinned_commit(source, revision, local_files_only=local_files_only))
+    return _pinned(source, revision, local_files_only=local_files_only)
 
 
 def reason(what: str, source: str, error: BaseException) -> str:
@@ -79,26 +83,21 @@ def _require_model_folder(path: Path) -> None:
     )
 
 
-def _pinned_commit(repo_id: str, revision: str | None, *, local_files_only: bool) -> str:
+def _pinned(repo_id: str, revision: str | None, *, local_files_only: bool) -> Source:
     """The commit that `revision` stands for now, so that all files come from the same one."""
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     try:
-        config = with_retries(
-            lambda: hf_hub_download(
-                repo_id, "config.json", revision=revision, local_files_only=local_files_only
-            ),
-            what=f"looking up {repo_id}",
+        config = hub_file(
+            repo_id, "config.json", revision=revision, local_files_only=local_files_only
         )
     except HFValidationError as error:
         raise ModelLoadError(f"{repo_id!r} is neither a folder nor a Hub id: {error}") from error
@@ -114,14 +113,10 @@ def _pinned_commit(repo_id: str, revision: str | None, *, local_files_only: bool
             f"there is no folder and no Hub repository {repo_id!r}; check the name, or log in with "
             "`hf auth login` if it is private"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except LocalEntryNotFoundError as error:
         raise ModelLoadError(
-            f"{repo_id} is no folder and not in the local cache, and the Hub "
-            + (
-                "may not be asked (offline mode); download it first with `hf download`"
-                if not is_transient(error)
-                else "could not be reached; check the connection, or give a local folder"
-            )
+            f"{repo_id} is no folder and not in the local cache, and the Hub may not be asked "
+            "(offline mode); download it first with `hf download`"
         ) from error
     except EntryNotFoundError as error:
         raise ModelLoadError(
@@ -129,4 +124,4 @@ def _pinned_commit(repo_id: str, revision: str | None, *, local_files_only: bool
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise ModelLoadError(reason("configuration", repo_id, error)) from error
-    return Path(config).parent.name
+    return Source(repo_id, Path(config.path).parent.name, config.online)

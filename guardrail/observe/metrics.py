@@ -1,6 +1,7 @@
 """Prometheus metrics of one server, in a registry of their own.
 
-Labels have few values: routes are templates, never paths, and nothing a client sends is a label.
+Labels have few values: routes are templates, never paths, clients are names of keys, and nothing
+a client sends is a label.
 """
 
 from __future__ import annotations
@@ -13,10 +14,21 @@ from prometheus_client.exposition import choose_encoder
 from guardrail.observe.scores import ScoreHistogram
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from prometheus_client import Metric
 
     from guardrail.types import Verdict
 
+# From these a client could tell its own request's score, or whom else the server knows.
+PRIVATE = frozenset(
+    {
+        "guardrail_score",
+        "guardrail_threshold",
+        "guardrail_drift_psi",
+        "guardrail_near_duplicates",
+    }
+)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -45,6 +57,11 @@ class Metrics:
         self._answer = self._seconds("guardrail_answer_seconds", "From asking to the answer's end.")
         self._tokens = self._counter(
             "guardrail_tokens_total", "Tokens read and written for answers.", ("kind",)
+        )
+        self._near = self._counter(
+            "guardrail_near_duplicates_total",
+            "Requests nearly the same as one of the client's last ones.",
+            ("client",),
         )
         self._add_http()
 
@@ -86,6 +103,10 @@ class Metrics:
         _observe(self._queue, facts.get("queue_s"))
         _observe(self._verdict, facts.get("verdict_s"))
 
+    def near_duplicate(self, client: str) -> None:
+        """Count a request that is nearly one of the client's last; the client is a key's name."""
+        self._near.labels(client).inc()
+
     def answered(
         self, route: str, status: int, seconds: float, first_s: float | None = None
     ) -> None:
@@ -95,16 +116,31 @@ class Metrics:
         if first_s is not None:
             self._first.labels(route).observe(first_s)
 
-    def exposition(self, accept: str | None) -> tuple[bytes, str]:
-        """The metrics as text and its media type: OpenMetrics where asked for, or Prometheus'."""
+    def exposition(self, accept: str | None, *, private: bool = True) -> tuple[bytes, str]:
+        """The metrics as text and its media type: OpenMetrics where asked for, or Prometheus'.
+
+        Without `private` the families of that name are left out.
+        """
         encode, media_type = choose_encoder(accept or "")
-        return encode(self.registry), media_type
+        return encode(self.registry if private else _Public(self.registry)), media_type
 
     def _counter(self, name: str, words: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(name, words, labels, registry=self.registry)
 
     def _seconds(self, name: str, words: str, *labels: str) -> Histogram:
         return Histogram(name, words, labels, buckets=SECONDS, registry=self.registry)
+
+
+class _Public(CollectorRegistry):
+    """What of a registry is for everybody."""
+
+    def __init__(self, whole: CollectorRegistry) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def collect(self) -> Iterator[Metric]:
+        """The families."""
+        return (family for family in self._whole.collect() if family.name not in PRIVATE)
 
 
 def _observe(histogram: Histogram, seconds: object) -> None:

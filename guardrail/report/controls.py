@@ -46,7 +46,10 @@ _AT_EQUAL_LENGTH = _RESULTS | {"beaten": "holds up", "not beaten": "does not hol
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One control: its AUROC, the range that is drawn, and what the comparison says."""
+    """One control: its AUROC, the range that is drawn, and what the comparison says.
+
+    `why` is the reason of an outcome that the figures beside it do not show.
+    """
 
     name: str
     meaning: str
@@ -57,6 +60,7 @@ class Row:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    why: str = ""
 
 
 def control_rows(controls: Mapping[str, Any]) -> list[Row]:
@@ -81,7 +85,8 @@ def summary(rows: list[Row]) -> str:
         ("not beaten", "does not beat"),
         ("unclear", "is not clearly ahead of"),
     ):
-        names = [r.name.lower() for r in run if r.outcome == outcome and r.name != matched]
+        named = [r for r in run if r.outcome == outcome and r.name != matched]
+        names = [r.name.lower() + (f" ({r.why}, n {r.n})" if r.why else "") for r in named]
         if names:
             sentences.append(f"The guard {lead}: {', '.join(names)}.")
     if any(row.name == matched and row.outcome != "beaten" for row in run):
@@ -123,11 +128,16 @@ def _random(found: Mapping[str, Any], guard: Mapping[str, float]) -> dict[str, A
     turned = [max(a, 1 - a) for a in found["aurocs"]]
     best, reach = max(turned), sum(a >= guard["value"] for a in turned)
     ends = {"value": found["mean"], "low": min(found["aurocs"]), "high": max(found["aurocs"])}
+    count = len(turned)
     words = (
-        f"{len(turned)} directions; either way round the best gives {best:.3f}, and {reach} "
+        f"{count} directions; either way round the best gives {best:.3f}, and {reach} "
         f"reach{'es' if reach == 1 else ''} the guard's figure"
     )
-    return {**ends, "outcome": _compare(guard, best, best), "words": words}
+    why = (
+        f"{reach} of {count} reach its {guard['value']:.3f}, p = {(1 + reach) / (1 + count):.2g}; "
+        f"with {count} of them no p is below {1 / (1 + count):.2g}"
+    )
+    return {**ends, "outcome": _compare(guard, best, best), "words": words, "why": why}
 
 
 def _permuted(found: Mapping[str, Any], guard: Mapping[str, float]) -> dict[str, Any]:

@@ -51,11 +51,12 @@ def drift_page(report: dict[str, Any]) -> str:
             f"this is no drift report of version {SCHEMA_VERSION} (it says {version!r}); make one "
             "with `guardrail drift --out`"
         )
+    figures = report["figures"]
     return render(
         "drift.html.j2",
         report=report,
         meaning=MEANING[report["verdict"]],
-        cosines=cosine_curve(report["figures"]["layers"]),
+        cosines=figures and cosine_curve(figures["layers"]),
         histograms=list(_histograms(report)),
         terms=TERMS,
     )

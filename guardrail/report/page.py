@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,13 @@ from typing import TYPE_CHECKING
 from guardrail.extras import require
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jinja2 import Environment
+    from markupsafe import Markup
+
+_ROW, _CELL = re.compile(r"<tr\b.*?</tr>", re.DOTALL), re.compile(r"<(th|td)(\s[^>]*)?>")
+_SPAN = re.compile(r'colspan="(\d+)"')
 
 
 def render(template: str, **context: object) -> str:
@@ -51,6 +58,25 @@ def write_page(path: str | Path, html: str) -> None:
         raise
 
 
+def labelled(rows: Markup, heads: Sequence[str]) -> Markup:
+    """Rows of a table whose cells tell their columns' heads, for where it is shown as a list."""
+    from markupsafe import Markup, escape
+
+    def cells(row: re.Match[str]) -> str:
+        place = 0
+
+        def cell(found: re.Match[str]) -> str:
+            nonlocal place
+            head, more = heads[place] if place < len(heads) else "", found[2] or ""
+            span = _SPAN.search(more)
+            place += int(span[1]) if span else 1
+            return f'<{found[1]} data-head="{escape(head)}"{more}>'
+
+        return _CELL.sub(cell, row[0])
+
+    return Markup(_ROW.sub(cells, rows))  # it was markup before
+
+
 @cache
 def _environment() -> Environment:
     require("jinja2")
@@ -65,5 +91,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(numbers.FILTERS)
+    environment.filters.update(numbers.FILTERS, labelled=labelled)
     return environment

@@ -15,6 +15,7 @@ import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ from PIL.Image import Image as PILImage
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.requests.budget import Budget
-from guardrail.requests.formats import JPEG_MARKER, loaded_picture, sniffed_format
+from guardrail.requests.decoders import DECODERS
+from guardrail.requests.formats import loaded_picture, sniffed_format
 from guardrail.requests.images import orientation_of
 from guardrail.requests.parts import PictureSource, picture_in
+from guardrail.requests.structure import JPEG_MARKER
 from guardrail.types import ImagePart, Message, Request
 
 if TYPE_CHECKING:
@@ -244,6 +247,11 @@ def _source(source: object, what: str) -> PILImage | bytes | str | Path:
 
 
 def _written(picture: PILImage) -> Encoded:
+    """The picture in the canonical encoding, made by one of the process's `Decoders`."""
+    return DECODERS.result(partial(_compressed, picture), pixels=picture.width * picture.height)
+
+
+def _compressed(picture: PILImage) -> Encoded:
     file = BytesIO()
     picture.save(file, "PNG", compress_level=1)  # higher levels take four times as long
     if file.tell() <= _MOST_PNG_BYTES:

@@ -17,7 +17,10 @@ FREE = frozenset({"GET", "HEAD", "OPTIONS"})  # they cost next to nothing, and b
 
 
 class Admission:
-    """Answers 429 to requests beyond the bounds; the body of one is not read."""
+    """Answers 429 to requests beyond the bounds; put it inside of what reads their bodies.
+
+    A place is for work: somebody who sends half a body shall hold none.
+    """
 
     def __init__(self, app: ASGIApp, *, service: Service) -> None:
         self._app, self._service = app, service
@@ -43,12 +46,14 @@ class Admission:
 
     def _problem(self, client: str | None) -> Problem | None:
         if self._by_client.total() >= self._most:
-            return _busy(f"the server has its {self._most} requests under way", "too_many_requests")
+            return busy(f"the server has its {self._most} requests under way")
         most_each = self._service.settings.per_client(self._service.keys)
         if self._by_client[client] >= most_each:
-            return _busy(f"you have your {most_each} requests under way", "too_many_requests")
+            return busy(f"you have your {most_each} requests under way")
         return None
 
 
-def _busy(message: str, code: str) -> Problem:
-    return Problem(429, f"{message}; try again later", code, {"Retry-After": "1"})
+def busy(message: str) -> Problem:
+    """There is no room now, and will be later."""
+    wait = {"Retry-After": "1"}
+    return Problem(429, f"{message}; try again later", "too_many_requests", wait)

@@ -76,7 +76,7 @@ def create_app(
         title="guardrail-vlm",
         version=__version__,
         lifespan=lifespan,
-        middleware=seen.around(_middlewares(service), outside_of=Admission),
+        middleware=seen.around(_middlewares(service), outside_of=Bounded),
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the host that the client named
@@ -112,6 +112,6 @@ def _middlewares(service: Service) -> list[Middleware]:
         *([cors] if origins else []),
         Middleware(Border),
         Middleware(Gate, service=service),
-        Middleware(Admission, service=service),
         Middleware(Bounded, service=service),
+        Middleware(Admission, service=service),
     ]

@@ -1,4 +1,4 @@
-"""How routes ask the guard: for whom, under which name, and for how long."""
+"""How routes ask the guard: for whom, under which name, for how long; and what is counted of it."""
 
 from __future__ import annotations
 
@@ -17,3 +17,10 @@ def ask_options(service: Service, caller: Caller) -> dict[str, Any]:
         "request_id": caller.request_id,
         "timeout": allowed if policy is None else min(allowed, policy),
     }
+
+
+def count_asked(service: Service, caller: Caller, value: object) -> None:
+    """Count a request that is nearly one that this client asked lately."""
+    seen = service.observation
+    if seen.near_duplicates.seen(caller.client, value):
+        seen.metrics.near_duplicate(caller.client or "")

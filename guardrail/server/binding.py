@@ -36,6 +36,14 @@ def require_safe_bind(host: str, keys: Sized, *, insecure: bool = False) -> None
     )
 
 
+def shown_scores(asked: bool | None, keys: Sized, *, insecure: bool = False) -> bool | None:
+    """`ServerSettings.expose_scores` of a server that may have something before it.
+
+    Behind something that asks for keys in its place everybody seems to come from this machine.
+    """
+    return False if asked is None and insecure and not keys else asked
+
+
 def hostnames(host: str, keys: Sized, *, insecure: bool = False) -> frozenset[str]:
     """The names by which requests may call the server; none: any.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections import Counter
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -12,12 +13,14 @@ from starlette.requests import ClientDisconnect
 
 from guardrail.asgi.answers import Problem
 from guardrail.asgi.body import Body
-from guardrail.server.admission import FREE
-from guardrail.server.gate import DRAINING
+from guardrail.server.admission import FREE, busy
+from guardrail.server.gate import DRAINING, HEALTH
 from guardrail.server.problems import LATE, AnswerCutError, refuse, stream_end
 from guardrail.server.prompts import log_prompt
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from guardrail.server.service import Service
@@ -35,18 +38,54 @@ class Bounded:
 
     Whatever ends a request cancels what it does, so its place in the model is free. An answer that
     has begun ends with an error event if it is an event stream, and is cut otherwise.
+
+    All bodies together have as many bytes as the requests that are let in at once may bring, those
+    of one client its share of that: bodies arrive before a request has its place.
     """
 
     def __init__(self, app: ASGIApp, *, service: Service) -> None:
         self._app, self._service = app, service
+        self._bytes: Counter[str | None] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        with self._counted(receive, scope["state"]["caller"].client) as counted:
+            await self._bounded(scope, counted, send)
+
+    @contextmanager
+    def _counted(self, receive: Receive, client: str | None) -> Iterator[Receive]:
+        """A receive channel whose bytes count until the request has ended.
+
+        Raises:
+            HTTPException: 429, from the channel, where there is no room for more.
+        """
+        settings, mine = self._service.settings, 0
+        most_each = settings.per_client(self._service.keys) * settings.max_body_bytes
+        most = settings.max_concurrent * settings.max_body_bytes
+
+        async def counted() -> Message:
+            nonlocal mine
+            message = await receive()
+            size = len(message.get("body", b""))
+            mine += size
+            self._bytes[client] += size
+            if self._bytes[client] > most_each or self._bytes.total() > most:
+                raise HTTPException(429, "the bodies of other requests leave no room for this one")
+            return message
+
+        try:
+            yield counted
+        finally:
+            self._bytes[client] -= mine
+            self._bytes += Counter()  # forgets who has none
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         deadline = asyncio.get_running_loop().time() + self._service.settings.timeout_s
-        with self._service.lifecycle.request():
+        probe = scope["path"] in HEALTH  # they go on to the end, and must not put it off
+        with nullcontext() if probe else self._service.lifecycle.request():
             most = self._service.settings.max_body_bytes
             body = Body(receive, _MOST_OF_FREE if scope["method"] in FREE else most)
             problem = await self._read(body, scope)
@@ -68,6 +107,8 @@ class Bounded:
         except TimeoutError:
             return _SLOW_BODY
         except HTTPException as error:
+            if error.status_code == 429:
+                return busy(error.detail)
             return Problem(error.status_code, error.detail, "too_large")
         if self._service.settings.log_prompts:
             log_prompt(scope["state"]["caller"], data)

@@ -11,10 +11,15 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(slots=True)
 class Caller:
-    """One request's sender: `client` is the name of its key (None without keys)."""
+    """One request's sender: `client` is the name of its key (None without keys).
+
+    `sees_scores` is set where the sender is known. `score` is that of its request, for the log.
+    """
 
     request_id: str
     client: str | None = None
+    sees_scores: bool = False
+    score: float | None = None
 
 
 def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:

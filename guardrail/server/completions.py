@@ -8,9 +8,10 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from guardrail.server.verdicts import FIELD
+from guardrail.server.verdicts import FIELD, told
 
 if TYPE_CHECKING:
+    from guardrail.server.caller import Caller
     from guardrail.types import Result, ToolCall, Verdict
 
 _FINISH = {"stop": "stop", "length": "length", "flag": "content_filter"}
@@ -22,6 +23,7 @@ class Form:
 
     model: str
     fingerprint: str
+    caller: Caller
     parallel_calls: bool = True
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -46,7 +48,7 @@ class Form:
             **self._head("chat.completion"),
             "choices": [choice],
             "usage": _usage(result),
-            FIELD: result.verdict.to_dict(),
+            FIELD: told(result.verdict, self.caller),
         }
 
     def chunk(
@@ -61,7 +63,7 @@ class Form:
 
         The verdict stands in the very last of them.
         """
-        verdict = {FIELD: result.verdict.to_dict()}
+        verdict = {FIELD: told(result.verdict, self.caller)}
         calls = [{"index": i, **call} for i, call in enumerate(self._calls(result))]
         none: dict[str, Any] = {"usage": None} if usage else {}
         chunks = [self.chunk({"tool_calls": [call]}, **none) for call in calls]
@@ -92,10 +94,13 @@ class Form:
         return "tool_calls" if finish == "stop" and result.tool_calls else finish
 
 
-def form_of(verdict: Verdict, model: str, *, parallel_calls: bool | None) -> Form:
+def form_of(verdict: Verdict, model: str, caller: Caller, *, parallel_calls: bool | None) -> Form:
     """A new answer's form; without `parallel_calls` only the first call of several is told."""
     return Form(
-        model=model, fingerprint=verdict.artefact_id, parallel_calls=parallel_calls is not False
+        model=model,
+        fingerprint=verdict.artefact_id,
+        caller=caller,
+        parallel_calls=parallel_calls is not False,
     )
 
 

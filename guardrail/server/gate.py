@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 
 from guardrail.asgi.answers import Problem
-from guardrail.server.keys import client_of
+from guardrail.server.keys import key_of
 from guardrail.server.problems import refuse
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _MISDIRECTED = Problem(
 
 
 class Gate:
-    """Refuses requests before anything of their body is read; sets `caller.client`."""
+    """Refuses requests before anything of their body is read; sets who the caller is."""
 
     def __init__(self, app: ASGIApp, *, service: Service) -> None:
         self._app, self._service = app, service
@@ -66,13 +66,14 @@ class Gate:
         if self._service.lifecycle.draining and path not in HEALTH:
             return DRAINING
         reads = scope["method"] == "GET"  # others bring bodies, and take places for them
-        if not self._service.keys or (reads and path in self._open):
-            return None
         browser = reads and path in STATUS
-        client = client_of(_token(headers, browser=browser), self._service.keys)
-        if client is None:
+        keys, caller = self._service.keys, scope["state"]["caller"]
+        key = key_of(_token(headers, browser=browser), keys)
+        if keys and key is None and not (reads and path in self._open):
             return _unknown(browser=browser)
-        scope["state"]["caller"].client = client
+        caller.client = key.name if key else None
+        peer = (scope.get("client") or ("",))[0]
+        caller.sees_scores = self._service.settings.shows_scores(keys, key, peer)
         return None
 
 

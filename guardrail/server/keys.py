@@ -23,20 +23,30 @@ _OF_NOTHING = hashlib.sha256().hexdigest()
 
 
 class ApiKey(BaseModel):
-    """One client's key; the token itself is not kept. Several keys may have one name."""
+    """One client's key; the token itself is not kept. Several keys may have one name.
+
+    The bearer of a `trusted` one is told scores, and not only what was done.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     name: str = Field(pattern=f"^{_NAME.pattern}$")
     digest: bytes = Field(min_length=32, max_length=32, repr=False)
+    trusted: bool = False
 
 
 def api_key(name: str, token: str) -> ApiKey:
     """A key of a token, or of `sha256:` and its digest in hexadecimal digits.
 
+    A name that ends in `+trusted` is that of a trusted key, without the mark.
+
     Raises:
         ConfigurationError: the name or the token cannot be used; the token is not told.
     """
+    name, plus, mark = name.partition("+")
+    if plus and mark != "trusted":
+        raise ConfigurationError("an API key is marked by +trusted behind its name, or not at all")
+    trusted = bool(plus)
     if _NAME.fullmatch(name) is None:
         raise ConfigurationError(
             "an API key's name is 1 to 64 letters, digits and '._-'; write name:token"
@@ -45,27 +55,28 @@ def api_key(name: str, token: str) -> ApiKey:
     if hashed is not None and hashed[1] == _OF_NOTHING:  # of a variable that was not set
         raise ConfigurationError(f"the API key {name!r} is the digest of an empty token")
     if hashed is not None:
-        return ApiKey(name=name, digest=bytes.fromhex(hashed[1]))
+        return ApiKey(name=name, digest=bytes.fromhex(hashed[1]), trusted=trusted)
     if _TOKEN.fullmatch(token) is None or token.startswith("sha256:"):
         raise ConfigurationError(
             f"the API key {name!r} must be 16 to 512 visible ASCII characters without spaces, or "
             "sha256: and 64 hexadecimal digits"
         )
-    return ApiKey(name=name, digest=_digest(token))
+    return ApiKey(name=name, digest=_digest(token), trusted=trusted)
 
 
-def client_of(token: str, keys: Iterable[ApiKey]) -> str | None:
-    """The name of the key that a token is; None for no key. Takes as long for any token."""
+def key_of(token: str, keys: Iterable[ApiKey]) -> ApiKey | None:
+    """The key that a token is; None for no key. Takes as long for any token."""
     given, found = _digest(token), None
     for key in keys:
         if hmac.compare_digest(key.digest, given):
-            found = key.name
+            found = key
     return found
 
 
 def keys_from_text(text: str, *, source: str) -> tuple[ApiKey, ...]:
-    """The keys in `name:token` entries, one a line or between commas; `#` starts a comment line.
+    """The keys in `name:token` or `name+trusted:token` entries, one a line or between commas.
 
+    `#` starts a comment line.
     An entry without a name is called `key-1`, `key-2`, ... by its place.
 
     Raises:

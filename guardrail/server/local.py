@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from guardrail.errors import DetectorError
 from guardrail.server.api_error import unknown_model
 from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.asking import ask_options
+from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.chat_options import generate_options
 from guardrail.server.completions import form_of
 from guardrail.server.streaming import EventStream, events
@@ -38,12 +38,13 @@ class LocalAnswerer:
             raise unknown_model(body.model, settings.model_name)
         asked = generate_options(body, guard, default_tokens=settings.default_tokens)
         asked |= ask_options(self._service, caller)
+        count_asked(self._service, caller, body.messages)
         if body.stream:
-            return await _streamed(guard, body, asked)
+            return await _streamed(guard, body, asked, caller)
         result = await guard.agenerate(body.messages, **asked)
         verdict = _judged(result.verdict, guard)
-        form = form_of(verdict, body.model, parallel_calls=body.parallel_tool_calls)
-        return AsciiJSONResponse(form.whole(result), headers=headers_of(verdict))
+        form = form_of(verdict, body.model, caller, parallel_calls=body.parallel_tool_calls)
+        return AsciiJSONResponse(form.whole(result), headers=headers_of(verdict, caller))
 
     async def models(self) -> list[dict[str, object]]:
         """See `Answerer`."""
@@ -58,7 +59,9 @@ class LocalAnswerer:
         """Nothing is held here."""
 
 
-async def _streamed(guard: Guard, body: ChatBody, asked: dict[str, Any]) -> Response:
+async def _streamed(
+    guard: Guard, body: ChatBody, asked: dict[str, Any], caller: Caller
+) -> Response:
     """An answer whose head is sent once its verdict and its first words are there."""
     stream = guard.astream(body.messages, **asked)
     try:
@@ -67,7 +70,7 @@ async def _streamed(guard: Guard, body: ChatBody, asked: dict[str, Any]) -> Resp
     except BaseException:  # a cancelled task among them
         await stream.aclose()
         raise
-    form = form_of(verdict, body.model, parallel_calls=body.parallel_tool_calls)
+    form = form_of(verdict, body.model, caller, parallel_calls=body.parallel_tool_calls)
     told = events(
         stream,
         first,
@@ -75,7 +78,7 @@ async def _streamed(guard: Guard, body: ChatBody, asked: dict[str, Any]) -> Resp
         usage=body.wants_usage,
         refusal=guard.policy.refusal_message,
     )
-    return EventStream(stream, told)
+    return EventStream(stream, told, caller)
 
 
 def _judged(verdict: Verdict | None, guard: Guard) -> Verdict:

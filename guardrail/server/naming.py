@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("guardrail.access")
 _OK = 200
-_SCORE = "x-guardrail-score"
 _PROBES = HEALTH | METRICS  # asked every few seconds, and nobody wants to read it
 _CLIENT_LEFT = 499  # what many servers write when nobody was there to read an answer
 
@@ -54,7 +53,7 @@ class Named:
                     "request_id": caller.request_id,
                     "client": caller.client,
                     "action": told.header("x-guardrail-action"),
-                    "score": None if (score := told.header(_SCORE)) is None else float(score),
+                    "score": caller.score,
                 },
             )
 

@@ -14,6 +14,7 @@ from guardrail.observe.metrics import Metrics
 from guardrail.observe.recent import Recent
 from guardrail.observe.scraped import Scraped, State
 from guardrail.server.drift_state import DriftState
+from guardrail.server.near_duplicates import NearDuplicates
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,7 @@ class Observation:
             traces: what makes spans, such as `guardrail.observe.exporting.tracer_provider()`.
         """
         self.metrics, self.recent, self.drift = Metrics(), Recent(), DriftState()
+        self.near_duplicates = NearDuplicates()
         self._audit_log, self._traces = audit_log, traces
         self._service: Service | None = None
         self._outer = [Middleware(MetricsMiddleware, metrics=self.metrics)]

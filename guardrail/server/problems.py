@@ -22,11 +22,13 @@ from guardrail.errors import (
 )
 from guardrail.server.api_error import ApiError
 from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.verdicts import headers_of
+from guardrail.server.verdicts import FIELD, headers_of, told
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
     from starlette.types import Receive, Scope, Send
+
+    from guardrail.server.caller import Caller
 
 LATE = Problem(504, "the time of this request was over before its answer was", "timeout")
 _NO_ADDRESS = (
@@ -56,27 +58,28 @@ class AnswerCutError(Exception):
 def install(app: FastAPI) -> None:
     """Let an app tell what is wrong with a request as `Border` tells all other errors."""
 
-    async def told(request: Request, error: Exception) -> Response:
+    async def handler(request: Request, error: Exception) -> Response:
         return tell(request, error)
 
     for kind in (HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, told)
+        app.add_exception_handler(kind, handler)
 
 
 def tell(request: Request, error: BaseException) -> Response:
     """The answer to a request that ended in an error."""
-    return answer(error, refusal=request.app.state.service.guard.policy.refusal_message)
+    refusal = request.app.state.service.guard.policy.refusal_message
+    return answer(error, refusal=refusal, caller=request.state.caller)
 
 
-def answer(error: BaseException, *, refusal: str) -> Response:
+def answer(error: BaseException, *, refusal: str, caller: Caller) -> Response:
     """The HTTP answer that an error is told by."""
     problem = told_as(error, refusal)
     body: dict[str, Any] = problem.to_dict()
     body["error"]["param"] = _param(error)
     headers = dict(problem.headers)
     if isinstance(error, GuardrailViolation):
-        body["error"]["guardrail"] = error.verdict.to_dict()
-        headers |= headers_of(error.verdict)
+        body["error"][FIELD] = told(error.verdict, caller)
+        headers |= headers_of(error.verdict, caller)
     return AsciiJSONResponse(body, problem.status, headers=headers)
 
 
@@ -126,9 +129,9 @@ def told_as(error: BaseException, refusal: str) -> Problem:
         case MissingExtraError():
             return Problem(422, _NO_KIND, "unsupported_content")
         case HTTPException():
-            told = problem_of(error, refusal=refusal, flag_status=400)
+            problem = problem_of(error, refusal=refusal, flag_status=400)
             if error.status_code == 404:  # one of the app itself: it has no such route
-                told = replace(told, message=_NO_PATH)
-            return replace(told, code=told.code or _CODES.get(error.status_code))
+                problem = replace(problem, message=_NO_PATH)
+            return replace(problem, code=problem.code or _CODES.get(error.status_code))
         case _:
             return problem_of(error, refusal=refusal, flag_status=400)

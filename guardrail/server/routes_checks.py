@@ -17,17 +17,18 @@ from guardrail.errors import GuardrailViolation
 from guardrail.server import problems
 from guardrail.server.api_error import ApiError, unknown_model
 from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.asking import ask_options
+from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.checking import checked
 from guardrail.server.checks_schema import Check, CheckItem, CheckList, ChecksBody
 from guardrail.server.error_schema import ERRORS
 from guardrail.server.strict_body import StrictRoute
-from guardrail.server.verdicts import headers_of
+from guardrail.server.verdicts import headers_of, told
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from guardrail.guard import Guard
+    from guardrail.server.caller import Caller
+    from guardrail.server.service import Service
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=ERRORS)
 
@@ -48,11 +49,14 @@ async def checks(body: ChecksBody, request: Request) -> Response:
         "created": int(time.time()),
         "model": settings.model_name,
     }
-    options = ask_options(service, request.state.caller)
+    caller = request.state.caller
+    options = ask_options(service, caller)
     if body.inputs is None:
-        verdict = await checked(guard, _content(body.alone()), options)
-        told = {**head, "object": "check", "verdict": verdict.to_dict()}
-        return AsciiJSONResponse(told, headers=headers_of(verdict))
+        content = _content(body.alone())
+        count_asked(service, caller, content.value)
+        verdict = await checked(guard, content, options)
+        answer = {**head, "object": "check", "verdict": told(verdict, caller)}
+        return AsciiJSONResponse(answer, headers=headers_of(verdict, caller))
     if len(body.inputs) > settings.max_checks:
         raise ApiError(
             f"{len(body.inputs)} inputs; one request may bring {settings.max_checks}",
@@ -60,7 +64,7 @@ async def checks(body: ChecksBody, request: Request) -> Response:
             param="inputs",
             code="too_large",
         )
-    found = await _all(guard, body.inputs, options)
+    found = await _all(service, body.inputs, options, caller)
     return AsciiJSONResponse({**head, "object": "list", "data": found})
 
 
@@ -69,9 +73,10 @@ def _content(item: CheckItem) -> Content:
 
 
 async def _all(
-    guard: Guard, inputs: list[dict[str, Any]], options: Mapping[str, Any]
+    service: Service, inputs: list[dict[str, Any]], options: Mapping[str, Any], caller: Caller
 ) -> list[dict[str, Any]]:
     """Each input's verdict or error; no more of them wait at once than run together."""
+    guard = service.guard
     room = asyncio.Semaphore(guard.policy.limits.batch)
 
     async def judged(index: int, item: dict[str, Any]) -> dict[str, Any]:
@@ -79,13 +84,15 @@ async def _all(
         async with room:
             try:
                 content = _content(_item(item))
+                count_asked(service, caller, content.value)
                 named = {**options, "request_id": f"{options['request_id']}-{index}"}
                 verdict = await checked(guard, content, named)
             # a border: an error of one is not the others'
             except (Exception, GuardrailViolation) as error:
-                told = problems.answer(error, refusal=guard.policy.refusal_message)
-                return {**head, "status": told.status_code, **json.loads(bytes(told.body))}
-        return {**head, "status": 200, "verdict": verdict.to_dict()}
+                refusal = guard.policy.refusal_message
+                answer = problems.answer(error, refusal=refusal, caller=caller)
+                return {**head, "status": answer.status_code, **json.loads(bytes(answer.body))}
+        return {**head, "status": 200, "verdict": told(verdict, caller)}
 
     async with asyncio.TaskGroup() as tasks:
         jobs = [tasks.create_task(judged(i, item)) for i, item in enumerate(inputs)]

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request, Response
 
 from guardrail.errors import DetectorError
+from guardrail.requests.canonical import require_one_reading
 from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.asking import ask_options
+from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.checking import checked
 from guardrail.server.error_schema import ERRORS
 from guardrail.server.litellm_calls import cautioned, contents
 from guardrail.server.litellm_schema import LiteLLMAnswer, LiteLLMBody
 from guardrail.server.strict_body import StrictRoute
-from guardrail.server.verdicts import FIELD, headers_of
+from guardrail.server.verdicts import FIELD, headers_of, told
 from guardrail.settling import settled
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from guardrail.asgi.chats import Content
     from guardrail.guard import Guard
     from guardrail.policy import Policy
+    from guardrail.server.caller import Caller
     from guardrail.settling import Settled
 
 router = APIRouter(prefix="/beta", route_class=StrictRoute, responses=ERRORS)
@@ -41,22 +43,27 @@ async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
     """Say whether a call of LiteLLM's may go to its model, and how.
 
     `BLOCKED`: it is flagged, or cannot be judged while the policy fails closed.
-    `GUARDRAIL_INTERVENED`: a caution stands before the first text. `NONE`: it goes as it is.
+    `GUARDRAIL_INTERVENED`: a caution stands before the first text. `NONE`: it goes as it is, so
+    pictures that the model's decoder may read otherwise are refused.
     """
     service = request.app.state.service
     guard = service.guard
     judged = contents(body) if body.input_type == "request" else []
     if not judged:
         return AsciiJSONResponse({"action": "NONE", FIELD: None})
-    asked = ask_options(service, request.state.caller)
+    caller = request.state.caller
+    asked = ask_options(service, caller)
+    for content in judged:
+        count_asked(service, caller, content.value)
+        await asyncio.to_thread(require_one_reading, content.value, guard.policy)
     try:
         after = await _strictest(guard, judged, asked, body.texts)
     except DetectorError:
         if guard.policy.fail == "open" or guard.policy.mode == "shadow":
             return AsciiJSONResponse({"action": "NONE", FIELD: None})
         return AsciiJSONResponse({"action": "BLOCKED", "blocked_reason": _OUTAGE, FIELD: None})
-    told = _told(after, body, guard.policy)
-    return AsciiJSONResponse(told, headers=headers_of(after.verdict))
+    answer = _answer(after, body, guard.policy, caller)
+    return AsciiJSONResponse(answer, headers=headers_of(after.verdict, caller))
 
 
 async def _strictest(
@@ -79,13 +86,13 @@ async def _strictest(
     return max(after, key=lambda each: (_SEVERITY[each.done], each.verdict.score or 0.0))
 
 
-def _told(after: Settled, body: LiteLLMBody, policy: Policy) -> dict[str, Any]:
-    told: dict[str, Any] = {FIELD: after.verdict.to_dict()}
+def _answer(after: Settled, body: LiteLLMBody, policy: Policy, caller: Caller) -> dict[str, Any]:
+    verdict: dict[str, Any] = {FIELD: told(after.verdict, caller)}
     match after.done:
         case "flag":
-            return {"action": "BLOCKED", "blocked_reason": policy.refusal_message, **told}
+            return {"action": "BLOCKED", "blocked_reason": policy.refusal_message, **verdict}
         case "caution":
             texts = cautioned(body.texts, policy.caution_prompt)
-            return {"action": "GUARDRAIL_INTERVENED", "texts": texts, **told}
+            return {"action": "GUARDRAIL_INTERVENED", "texts": texts, **verdict}
         case _:
-            return {"action": "NONE", **told}
+            return {"action": "NONE", **verdict}

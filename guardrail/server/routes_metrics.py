@@ -9,7 +9,11 @@ router = APIRouter()
 
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
-    """Counts and times in Prometheus' text form, or in OpenMetrics where `Accept` asks for it."""
-    observation = request.app.state.service.observation
-    text, media_type = observation.metrics.exposition(request.headers.get("accept"))
+    """Counts and times in Prometheus' text form, or in OpenMetrics where `Accept` asks for it.
+
+    What is counted of scores and of clients is told to those who are told scores.
+    """
+    metrics = request.app.state.service.observation.metrics
+    private = request.state.caller.sees_scores
+    text, media_type = metrics.exposition(request.headers.get("accept"), private=private)
     return Response(text, headers={"Content-Type": media_type, "Cache-Control": "no-store"})

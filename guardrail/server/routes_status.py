@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -24,11 +24,14 @@ router = APIRouter()
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 def page(request: Request, refresh: Annotated[int, Query(ge=0, le=3600)] = 30) -> Response:
     """The status for people; it is asked for again every `refresh` seconds, never if 0."""
-    html = status_page(status_of(request.app.state.service), refresh=refresh)
-    return HTMLResponse(html, headers=_HEADERS)
+    return HTMLResponse(status_page(_status(request), refresh=refresh), headers=_HEADERS)
 
 
 @router.get("/status.json", response_class=JSONResponse)
 def status(request: Request) -> Response:
     """Recent verdicts, scores beside the calibration, drift, queue, and what is in force."""
-    return JSONResponse(status_of(request.app.state.service), headers=_HEADERS)
+    return JSONResponse(_status(request), headers=_HEADERS)
+
+
+def _status(request: Request) -> dict[str, Any]:
+    return status_of(request.app.state.service, scores=request.state.caller.sees_scores)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from guardrail.server.binding import is_loopback
 from guardrail.server.keys import ApiKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 
 class ServerSettings(BaseModel):
@@ -23,6 +24,11 @@ class ServerSettings(BaseModel):
     open_status: bool = Field(default=False, description="the status page needs no key")
     hostnames: frozenset[str] = Field(
         default=frozenset(), description="names that requests may call this server; none: any"
+    )
+    expose_scores: bool | None = Field(
+        default=None,
+        description="scores are told to all (true) or nobody (false); None: to bearers of trusted "
+        "keys, and without keys to this machine alone",
     )
     cors_origins: tuple[str, ...] = Field(default=(), description="sites whose pages may ask")
     fetch_urls: bool = Field(
@@ -41,6 +47,14 @@ class ServerSettings(BaseModel):
     max_checks: int = Field(default=256, gt=0, description="items of one request to /v1/checks")
     drain_s: float = Field(default=30.0, ge=0, description="for answers under way at the end")
     log_prompts: bool = False
+
+    def shows_scores(self, keys: Collection[ApiKey], key: ApiKey | None, peer: str) -> bool:
+        """Whether a caller with this key (or none), from this address, is told scores."""
+        if self.expose_scores is not None:
+            return self.expose_scores
+        if keys:
+            return key is not None and key.trusted
+        return is_loopback(peer)
 
     def per_client(self, keys: Iterable[ApiKey]) -> int:
         """How many requests of one client may be under way where these keys are in force."""

@@ -21,11 +21,22 @@ if TYPE_CHECKING:
     from guardrail.policy import Thresholds
     from guardrail.server.service import Service
 
+_UNTOLD: dict[str, Any] = {
+    "median": None,
+    "thresholds": {"steer": None, "flag": None},
+    "calibration": None,
+    "histogram": None,
+    "psi": None,
+    "reasons": [],
+}
 _WINDOWS = (("last 5 minutes", 300), ("last hour", 3600))
 
 
-def status_of(service: Service) -> dict[str, Any]:
-    """What is in force and what happened of late; no text, no client, no single request."""
+def status_of(service: Service, *, scores: bool) -> dict[str, Any]:
+    """What is in force and what happened of late; no text, no client, no single request.
+
+    Without `scores` it has none, and no thresholds: where little is asked, a median is one request.
+    """
     guard, observation = service.guard, service.observation
     recent, drift, load = observation.recent, observation.drift.of(guard), guard.load
     rows = [{"name": name, **_counts(recent.last(seconds))} for name, seconds in _WINDOWS]
@@ -47,7 +58,8 @@ def status_of(service: Service) -> dict[str, Any]:
         "queue": {"waiting": load.waiting, "running": load.running, "places": load.places},
         "windows": rows,
         "drift": _drift(drift),
-        "modalities": _modalities(guard, drift),
+        "scores": scores,
+        "modalities": [row if scores else row | _UNTOLD for row in _modalities(guard, drift)],
         "audit_dropped": observation.audit_dropped,
     }
 

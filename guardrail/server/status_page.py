@@ -16,7 +16,7 @@ _LEAST_S = 5
 _DRIFT = {
     "alarm": "Scores no longer look like the calibration's.",
     "no alarm": "Scores look like the calibration's.",
-    "not judged": "Not judged yet.",
+    "not judged": "Scores are not held against a calibration yet.",
 }
 TERMS = (
     ("Score", "Projection of the last prompt position's residual on the readout, in text gaps: 0 "

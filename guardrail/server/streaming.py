@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from guardrail.errors import GuardrailViolation
 from guardrail.server import problems
-from guardrail.server.verdicts import FIELD, headers_of
+from guardrail.server.verdicts import FIELD, headers_of, told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from guardrail.online.streams import AsyncGuardStream
+    from guardrail.server.caller import Caller
     from guardrail.server.completions import Form
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -32,8 +33,10 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: AsyncGuardStream, events: AsyncIterator[bytes]) -> None:
-        super().__init__(events, headers=_HEADERS | headers_of(stream.verdict))
+    def __init__(
+        self, stream: AsyncGuardStream, events: AsyncIterator[bytes], caller: Caller
+    ) -> None:
+        super().__init__(events, headers=_HEADERS | headers_of(stream.verdict, caller))
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +65,7 @@ async def events(
         refusal: the policy's words.
     """
     counts: dict[str, Any] = {"usage": None} if usage else {}
-    verdict: dict[str, Any] = {FIELD: stream.verdict.to_dict() if stream.verdict else None}
+    verdict: dict[str, Any] = {FIELD: told(stream.verdict, form.caller)}
     async with stream:
         yield _event(form.chunk({"role": "assistant", "content": ""}, **counts, **verdict))
         try:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from langchain_core.messages import HumanMessage
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.requests.labels import is_label
 
 Part = dict[str, Any]
 
 _READ = frozenset(
     "text input_text output_text image image_url input_image video video_url input_video".split()
 )
+_PICTURES = frozenset({"image", "image_url", "input_image"})
 _LABELS = frozenset({"id", "index"})
 # How to handle a block, never what is in it.
 _HINTS = frozenset({"cache_control", "detail", "item_id", "phase", "signature", "status"})
 _SAID_BESIDE = ("annotations", "citations")
-_NOT_LEGIBLE = _LABELS | _HINTS | {"type", "encrypted_content", "data", "url", "file_id"}
+# Labels, as far as they look like some: whatever else stands in their place is read.
+_LABELLING = _LABELS | _HINTS | {"type", "url", "file_id"}
+_CIPHERS = frozenset({"encrypted_content", "data", "signature"})
 
 
 def parts_of(block: str | Mapping[str, Any], what: str) -> list[Part]:
@@ -35,20 +39,40 @@ def parts_of(block: str | Mapping[str, Any], what: str) -> list[Part]:
         case kind if kind in _READ:
             return _direct(plain, what)
         case "refusal":
-            return [_without_labels(plain)]
+            return [_without_labels(plain), *_aside(plain, _LABELS | _HINTS)]
         case "reasoning" | "thinking":
             return [_text("\n".join(_legible(plain)))]
         case "text-plain" if isinstance(plain.get("text"), str):
-            return [_text(_joined(plain.get("title"), plain.get("context"), plain["text"]))]
-        case "document" if _text_source(plain) is not None:
-            return [_text(_joined(plain.get("title"), plain.get("context"), _text_source(plain)))]
+            return _document(plain, plain["text"], "text")
+        case "document" if (text := _text_source(plain)) is not None:
+            return _document(plain, text, "source")
         case kind:
             return _translated(plain, str(kind)[:80], what)
+
+
+def picture_of(block: Mapping[str, Any], what: str) -> Part | None:
+    """The part with a block's picture; None for blocks without one.
+
+    Raises:
+        UnsupportedContentError: a picture in no form that is read.
+    """
+    try:
+        first, *_ = parts_of(block, what)
+    except UnsupportedContentError:
+        if _unwrapped(block).get("type") in _PICTURES:
+            raise
+        return None  # for whoever judges it to refuse
+    return first if first.get("type") in _PICTURES else None
 
 
 def legible(value: Any) -> str:
     """Every text in a value that is not a label or a cipher, a line each."""
     return "\n".join(_legible(value))
+
+
+def legible_beside(values: Mapping[str, Any]) -> list[str]:
+    """Every text in values that a guard does not know; names and the like count as labels."""
+    return [text for text in _legible(dict(values)) if not is_label(text)]
 
 
 def _direct(block: Mapping[str, Any], what: str) -> list[Part]:
@@ -66,15 +90,33 @@ def _direct(block: Mapping[str, Any], what: str) -> list[Part]:
         rest["source"] = source
     said = str(rest.get("text", ""))
     more = [_text(text) for text in beside if text not in said]
-    return [rest, *more]
+    return [rest, *more, *_aside(block, _LABELS | _HINTS)]
+
+
+def _document(block: Mapping[str, Any], text: str, key: str) -> list[Part]:
+    """A document's text, found under `key`, with what stands before it and beside it."""
+    named = {"title", "context", key}
+    before = _joined(block.get("title"), block.get("context"), text)
+    return [_text(before), *_aside(block, set(_whole(block)) - named)]
 
 
 def _without_labels(block: Mapping[str, Any]) -> Part:
-    """The block with what LangChain moved into `extras` back in its place, less hints."""
+    """The block less its labels and hints."""
+    return {key: item for key, item in _whole(block).items() if key not in _LABELS | _HINTS}
+
+
+def _aside(block: Mapping[str, Any], keys: Collection[str]) -> list[Part]:
+    """Texts that stand where a block has labels and hints, and are none."""
+    named = {key: item for key, item in _whole(block).items() if key in keys}
+    return [_text(text) for text in legible_beside(named)]
+
+
+def _whole(block: Mapping[str, Any]) -> Part:
+    """The block with what LangChain moved into `extras` back in its place."""
     extras = block.get("extras")
     whole = {**(extras if isinstance(extras, Mapping) else {}), **block}
     whole.pop("extras", None)
-    return {key: value for key, value in whole.items() if key not in _LABELS | _HINTS}
+    return whole
 
 
 def _translated(block: Mapping[str, Any], kind: str, what: str) -> list[Part]:
@@ -115,11 +157,15 @@ def _legible(value: Any) -> Iterator[str]:
             yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            if key not in _NOT_LEGIBLE:
+            if not (isinstance(item, str) and _is_no_text(key, item)):
                 yield from _legible(item)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _legible(item)
+
+
+def _is_no_text(key: object, item: str) -> bool:
+    return (key in _LABELLING and is_label(item)) or (key in _CIPHERS and len(item.split()) < 2)
 
 
 def _joined(*texts: object) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
+from guardrail.requests.formats import sniffed_format
+
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
@@ -49,7 +51,8 @@ def _with_data(block: Any) -> Any:
 def _kind(value: Any, block: Mapping[str, Any]) -> str:
     if isinstance(value, Image.Image):
         return "image/png"
-    return str(block.get("mime_type") or Image.MIME[Image.open(io.BytesIO(value)).format or "PNG"])
+    found = sniffed_format(bytes(value[:64])) or "PNG"
+    return str(block.get("mime_type") or f"image/{found.lower()}")
 
 
 def _encoded(value: Image.Image | bytes | bytearray) -> str:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableLambda
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import override
 
 from guardrail import Guard
-from guardrail.errors import UnsupportedModelError
+from guardrail.errors import ConfigurationError, UnsupportedModelError
 from guardrail.model.fingerprint import fingerprint
 from guardrail_langchain import replies
 from guardrail_langchain.caching import digest, with_data
 from guardrail_langchain.concurrency import BoundedBatches, in_slices, room
 from guardrail_langchain.messages import to_chat
 from guardrail_langchain.settings import NAMES, guard_options, offered_tools
+from guardrail_langchain.violations import as_exception, as_itself
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from langchain_core.outputs import ChatGenerationChunk, LLMResult
     from langchain_core.runnables import Runnable
     from langchain_core.tools import BaseTool
+    from pydantic import BaseModel
 
 
 class ChatGuardedVLM(BoundedBatches, BaseChatModel):
@@ -166,7 +170,14 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
     ) -> LLMResult:
         """`generate` for event loops; no more at once than the guard's queue takes."""
         chats = [list(map(with_data, chat)) for chat in messages]
-        return await in_slices(super().agenerate, chats, room(self.guard), args, kwargs)
+        with as_itself():
+            return await in_slices(super().agenerate, chats, room(self.guard), args, kwargs)
+
+    @override
+    async def _agenerate_with_cache(self, *args: Any, **kwargs: Any) -> ChatResult:
+        # `agenerate` takes whatever is no Exception for an answer.
+        with as_exception():
+            return await super()._agenerate_with_cache(*args, **kwargs)
 
     @override
     def get_token_ids(self, text: str) -> list[int]:
@@ -197,7 +208,30 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
                 "with_structured_output can work; load a model whose template does"
             )
         offered = offered_tools(tools, tool_choice, strict=strict)
-        return self.bind(tools=offered, tool_choice=tool_choice, **kwargs)
+        bound = self.bind(tools=offered, tool_choice=tool_choice, **kwargs)
+        # A form has no place for a refusal: parsed, one would be None, as if nothing was found.
+        return bound | replies.no_refusals() if "ls_structured_output_format" in kwargs else bound
+
+    @override
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: str = "function_calling",
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """The model with answers in a form, by a call of a tool that has the form's schema.
+
+        A flagged request raises `GuardrailViolation`, whatever the policy's `on_flag` is, with
+        `include_raw`, too. Nothing forces the model to call the tool: then the answer is None.
+
+        Raises:
+            UnsupportedModelError: the model's chat template knows no tools.
+        """
+        if method != "function_calling":
+            return RunnableLambda(partial(_no_such_method, method))
+        return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
 
     def _fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in (*NAMES, "stop")}
@@ -209,3 +243,11 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
         answer = replies.message(result, self.model_name)
         info = {"finish_reason": replies.finish_reason(result)}
         return ChatResult(generations=[ChatGeneration(message=answer, generation_info=info)])
+
+
+def _no_such_method(method: str, _: Any) -> NoReturn:
+    # When asked and not when made: LangChain's conformance suite makes one of every kind.
+    raise ConfigurationError(
+        f"with_structured_output(method={method!r}) needs a model whose words can be constrained, "
+        "which a guard does not do; leave method out: the form then comes as a call of a tool"
+    )

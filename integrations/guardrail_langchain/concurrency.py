@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.runnables.config import get_config_list
 
+from guardrail_langchain.violations import InPlace
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
@@ -35,31 +37,67 @@ def bounded(
 
 
 class BoundedBatches:
-    """Batches that fit the queue of `self.guard`; goes before the class whose batches they are."""
+    """Batches that fit the queue of `self.guard`; goes before the class whose batches they are.
 
-    def batch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+    With `return_exceptions` a violation stands in its input's place where the batch was asked for
+    directly. Inside another run (a step of a chain) it is raised for the batch as a whole: chains
+    hand on as a value whatever is no `Exception`, and fallbacks answer whatever is one.
+    """
+
+    def batch(
+        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
         """Answers in order; requests wait in the guard's queue, where like ones share a batch."""
-        return self._base().batch(inputs, self._bounded(inputs, config), **kwargs)
+        base = self._base(config, return_exceptions)
+        bounds = self._bounded(inputs, config)
+        return base.batch(inputs, bounds, return_exceptions=return_exceptions, **kwargs)
 
-    async def abatch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+    async def abatch(
+        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
         """`batch` for event loops."""
-        return await self._base().abatch(inputs, self._bounded(inputs, config), **kwargs)
+        base = self._base(config, return_exceptions)
+        bounds = self._bounded(inputs, config)
+        return await base.abatch(inputs, bounds, return_exceptions=return_exceptions, **kwargs)
 
-    def batch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+    def batch_as_completed(
+        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
         """`batch` in the order of completion."""
-        return self._base().batch_as_completed(inputs, self._bounded(inputs, config), **kwargs)
+        base = self._base(config, return_exceptions)
+        bounds = self._bounded(inputs, config)
+        return base.batch_as_completed(
+            inputs, bounds, return_exceptions=return_exceptions, **kwargs
+        )
 
-    def abatch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+    def abatch_as_completed(
+        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
         """`abatch` in the order of completion."""
-        return self._base().abatch_as_completed(inputs, self._bounded(inputs, config), **kwargs)
+        base = self._base(config, return_exceptions)
+        bounds = self._bounded(inputs, config)
+        return base.abatch_as_completed(
+            inputs, bounds, return_exceptions=return_exceptions, **kwargs
+        )
 
-    def _base(self) -> Any:
-        """The class that comes next: LangChain's."""
+    def _base(self, config: Any, return_exceptions: bool) -> Any:
+        """What asks one by one: LangChain's class that comes next, or one that keeps violations."""
+        if return_exceptions and not _inside_a_run(config):
+            owner: Any = self
+            return InPlace(owner)
         return super()
 
     def _bounded(self, inputs: Sequence[Any], config: Any) -> Any:
         owner: Any = self
         return bounded(config, len(inputs), owner.guard)
+
+
+def _inside_a_run(config: Any) -> bool:
+    """Whether another runnable hands its own run's callbacks on."""
+    configs = config if isinstance(config, list | tuple) else [config or {}]
+    return any(
+        getattr(each.get("callbacks"), "parent_run_id", None) is not None for each in configs
+    )
 
 
 def room(guard: Checker) -> int:

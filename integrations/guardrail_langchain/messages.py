@@ -17,14 +17,21 @@ from langchain_core.messages import (
 )
 from langchain_core.prompt_values import PromptValue
 
+from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
-from guardrail_langchain.blocks import legible, parts_of
+from guardrail.requests.labels import is_label, shown_labels
+from guardrail_langchain.blocks import legible, legible_beside, parts_of
 
 if TYPE_CHECKING:
     from langchain_core.language_models import LanguageModelInput
 
 Chat = list[dict[str, Any]]
 _CALL_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use")
+_OF_CALLS = frozenset({"type", "id", "index", "name", "args", "input"})
+# Of an answer's `additional_kwargs`, read in their own places.
+_OF_ANSWERS = frozenset(
+    "audio function_call reasoning reasoning_content refusal tool_calls".split()
+)
 
 
 def to_chat(value: LanguageModelInput | BaseMessage | Mapping[str, Any]) -> Chat:
@@ -41,6 +48,30 @@ def to_chat(value: LanguageModelInput | BaseMessage | Mapping[str, Any]) -> Chat
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     return [_turn(message, f"messages[{i}]") for i, message in enumerate(to_messages(value))]
+
+
+def to_judged_chat(value: Any) -> Chat:
+    """`to_chat` for another model, whose template may show what the guard's own does not.
+
+    The names of speakers, and ids that hold more than a label, go before it as text.
+    """
+    chat = to_chat(value)
+    messages = [] if isinstance(value, str) else to_messages(value)
+    beside = _labels(messages, chat, ())
+    labelled: Any = with_caution(chat, "\n\n".join(beside)) if beside else chat
+    return [*labelled]
+
+
+def result_parts(message: BaseMessage, name: str) -> Any:
+    """The content of a message that the tool `name` gave, with the labels that it chose."""
+    [turn] = to_chat([message])
+    known = {"type": "function", "function": {"name": name}}
+    return _with_texts(turn["content"], _labels([message], [turn], [known]))
+
+
+def _labels(messages: list[BaseMessage], chat: Chat, tools: list[Any] | tuple[()]) -> list[str]:
+    ids = [each.id for each in messages if each.id and not is_label(each.id)]
+    return [*dict.fromkeys([*shown_labels(chat, tools), *ids])]
 
 
 def to_messages(value: Any) -> list[BaseMessage]:
@@ -90,8 +121,9 @@ def _turn(message: BaseMessage, what: str) -> dict[str, Any]:
                 f"{what} is a {type(message).__name__}, which no model reads; leave it out"
             )
     if "content" not in turn:
-        turn["content"] = content_parts(message.content, what)
-    return turn | ({"name": message.name} if message.name else {})
+        turn["content"] = _with_texts(content_parts(message.content, what), _unknown(message))
+    name = message.name or message.additional_kwargs.get("name")
+    return turn | ({"name": name} if name else {})
 
 
 def _assistant(message: AIMessage, what: str) -> dict[str, Any]:
@@ -103,13 +135,17 @@ def _assistant(message: AIMessage, what: str) -> dict[str, Any]:
     ]
     blocks = [message.content] if isinstance(message.content, str) else message.content
     parts = [part for text in _beside(message) for part in parts_of(text, what)]
+    asides = _unknown(message)
     for i, block in enumerate(blocks):
-        call = _call_block(block)
-        if call is None:
+        if not isinstance(block, Mapping) or block.get("type") not in _CALL_BLOCKS:
             parts += parts_of(block, f"{what}.content[{i}]") if block != "" else []
-        elif call not in calls:  # the same id with other arguments is another call
+            continue
+        asides += legible_beside({key: block[key] for key in block if key not in _OF_CALLS})
+        call = _called(block)
+        if call not in calls:  # the same id with other arguments is another call
             calls.append(call)
-    turn: dict[str, Any] = {"role": "assistant", "content": _lone_text(parts)}
+    content = _with_texts(_lone_text(parts), asides)
+    turn: dict[str, Any] = {"role": "assistant", "content": content}
     more = message.additional_kwargs
     if calls:
         turn["tool_calls"] = calls
@@ -124,9 +160,26 @@ def _beside(message: AIMessage) -> list[str]:
     """What providers put beside an answer's content: reasoning, and the words of a recording."""
     more = message.additional_kwargs
     audio = more.get("audio")
-    spoken = audio.get("transcript") if isinstance(audio, Mapping) else None
     said = [legible(more.get(key)) for key in ("reasoning_content", "reasoning")]
-    return [text for text in (*said, legible(spoken)) if text]
+    if isinstance(audio, Mapping):
+        rest = {key: item for key, item in audio.items() if key != "transcript"}
+        said += [legible(audio.get("transcript")), *legible_beside(rest)]
+    return [text for text in said if text]
+
+
+def _unknown(message: BaseMessage) -> list[str]:
+    """Texts in `additional_kwargs` that nobody here knows; a provider's class may send them on."""
+    read = {"name"} | (_OF_ANSWERS if isinstance(message, AIMessage) else set())
+    more = message.additional_kwargs
+    return legible_beside({key: item for key, item in more.items() if key not in read})
+
+
+def _with_texts(content: Any, texts: list[str]) -> Any:
+    """The content of a turn, and texts behind it."""
+    if not texts:
+        return content
+    first = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [*first, *({"type": "text", "text": text} for text in texts)]
 
 
 def _lone_text(parts: list[dict[str, Any]]) -> Any:
@@ -145,9 +198,7 @@ def _call(name: str, arguments: Mapping[str, Any] | str, label: str | None) -> d
     }
 
 
-def _call_block(block: Any) -> dict[str, Any] | None:
-    """A block that calls a tool, in LangChain's or in Anthropic's form."""
-    if not isinstance(block, Mapping) or block.get("type") not in _CALL_BLOCKS:
-        return None
+def _called(block: Mapping[str, Any]) -> dict[str, Any]:
+    """The call of a block in LangChain's or in Anthropic's form."""
     arguments = block.get("input" if block["type"] == "tool_use" else "args")
     return _call(block.get("name") or "", arguments or {}, block.get("id"))

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
-from langchain.agents.middleware import AgentMiddleware, AgentState, hook_config
-from langchain.agents.middleware.types import PrivateStateAttr
+from langchain.agents.middleware import (
+    AgentMiddleware,
+    AgentState,
+    hook_config,
+)
+from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
 from typing_extensions import override
 
-from guardrail.errors import ConfigurationError
+from guardrail.errors import ConfigurationError, GuardrailViolation
 from guardrail_langchain.events import atell, tell
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.tool_rules import ToolRules
-from guardrail_langchain.turns import Turns, is_ours
+from guardrail_langchain.turns import Turns, ended_by, ending, is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from langchain.agents.middleware import ModelRequest, ModelResponse, ToolCallRequest
-    from langchain_core.messages import AIMessage
+    from langchain.agents.middleware.types import ModelCallResult
     from langgraph.runtime import Runtime
 
     from guardrail.settling import Checker, OnFlag
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 class GuardrailState(AgentState[Any]):
     """An agent's state with what the guard found before the model's turn."""
 
+    guardrail_verdict: NotRequired[Annotated[dict[str, Any], OmitFromInput]]
     guardrail_turn: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]
 
 
@@ -110,19 +115,19 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
     @override
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
-    ) -> ModelResponse[Any] | AIMessage:
+    ) -> ModelCallResult[Any]:
         """Let a guarded model steer itself; check what another reads, and caution it."""
         check = self._turns.guard.check
-        answer, sent = judged(self._turns.at_call(request, self._inside), check, tell)
-        if answer is not None:
-            return answer
-        response = handler(sent)
-        # A request that was judged here goes on as another object.
-        if not self._inside or sent is not request or is_ours(response):
+        call = judged(self._turns.at_call(request, self._inside), check, tell)
+        if call.end is not None:
+            return ending(call.end)
+        try:
+            response = handler(call.request)
+        except GuardrailViolation as violation:
+            return ending(self._turns.raising(request.state, violation.verdict))
+        if not self._inside or call.judged or is_ours(response):
             return response
-        kept: ModelResponse[Any] | AIMessage = judged(
-            self._turns.after(request, response), check, tell
-        )
+        kept: ModelCallResult[Any] = judged(self._turns.after(request, response), check, tell)
         return kept
 
     @override
@@ -130,16 +135,19 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         self,
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
-    ) -> ModelResponse[Any] | AIMessage:
+    ) -> ModelCallResult[Any]:
         """`wrap_model_call` for event loops."""
         check = self._turns.guard.acheck
-        answer, sent = await ajudged(self._turns.at_call(request, self._inside), check, atell)
-        if answer is not None:
-            return answer
-        response = await handler(sent)
-        if not self._inside or sent is not request or is_ours(response):
+        call = await ajudged(self._turns.at_call(request, self._inside), check, atell)
+        if call.end is not None:
+            return ending(call.end)
+        try:
+            response = await handler(call.request)
+        except GuardrailViolation as violation:
+            return ending(self._turns.raising(request.state, violation.verdict))
+        if not self._inside or call.judged or is_ours(response):
             return response
-        kept: ModelResponse[Any] | AIMessage = await ajudged(
+        kept: ModelCallResult[Any] = await ajudged(
             self._turns.after(request, response), check, atell
         )
         return kept
@@ -147,10 +155,20 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
     @override
     @hook_config(can_jump_to=["end"])
     def after_model(self, state: GuardrailState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """End the run when the model's turn was a refusal of the guard's."""
-        last: Any = state["messages"][-1]
-        refused = getattr(last, "response_metadata", {}).get("refused_by_guard")
-        return {"jump_to": "end"} if refused else None
+        """Keep a guarded model's verdict; end the run when the guard refused the model's turn."""
+        told = getattr(state["messages"][-1], "response_metadata", {})
+        if told.get("model_provider") != "guardrail":
+            return None
+        end = {"jump_to": "end"} if told.get("refused_by_guard") else {}
+        return {"guardrail_verdict": told.get("verdict"), **end}
+
+    @override
+    def after_agent(self, state: GuardrailState, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Raise what a run was stopped for, once its messages are marked in the thread."""
+        verdict = ended_by(state)
+        if verdict is not None:
+            raise GuardrailViolation(verdict)
+        return None
 
     # ---- its tools
 

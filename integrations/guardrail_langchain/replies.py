@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.runnables import RunnableGenerator
+
+from guardrail.errors import GuardrailViolation
+from guardrail.types import Verdict
 
 if TYPE_CHECKING:
-    from langchain_core.messages.ai import UsageMetadata
+    from collections.abc import AsyncIterator, Iterator
 
-    from guardrail import Result, Verdict
+    from langchain_core.messages.ai import UsageMetadata
+    from langchain_core.runnables import Runnable
+
+    from guardrail import Result
 
 
 def message(result: Result, model: str) -> AIMessage:
@@ -68,6 +75,27 @@ def metadata(verdict: Verdict, model: str) -> dict[str, Any]:
         "verdict": verdict.to_dict(),
         "artefact_id": verdict.artefact_id,
     }
+
+
+def no_refusals() -> Runnable[AIMessage, AIMessage]:
+    """A step that hands answers on, and raises `GuardrailViolation` in place of a refusal."""
+
+    def checked(answers: Iterator[AIMessage]) -> Iterator[AIMessage]:
+        for answer in answers:
+            yield _unrefused(answer)
+
+    async def achecked(answers: AsyncIterator[AIMessage]) -> AsyncIterator[AIMessage]:
+        async for answer in answers:
+            yield _unrefused(answer)
+
+    return RunnableGenerator(checked, achecked)
+
+
+def _unrefused(answer: AIMessage) -> AIMessage:
+    told = answer.response_metadata
+    if told.get("refused_by_guard"):
+        raise GuardrailViolation(Verdict.from_dict(told["verdict"]))
+    return answer
 
 
 def finish_reason(result: Result) -> str:

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from guardrail import Verdict
-    from guardrail.policy import Policy
     from guardrail.settling import Checker, OnFlag
+
+    Put = Callable[[Any, str], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,30 +30,6 @@ class Outcome:
     verdict: Verdict
     value: Any
     stops: bool
-
-
-def outcome(
-    verdict: Verdict,
-    policy: Policy,
-    on_flag: OnFlag,
-    value: Any,
-    *,
-    put: Callable[[Any, str], Any | None] | None = None,
-) -> Outcome:
-    """Settle a verdict; `put(value, words)` puts the policy's words of caution into `value`.
-
-    It gives None where there is no place for them; then what would be cautioned counts as flagged.
-    """
-    sent = [value]
-
-    def caution(words: str) -> bool:
-        cautioned = (put or cautioned_input)(value, words)
-        if cautioned is not None:
-            sent[0] = cautioned
-        return cautioned is not None
-
-    after = settled(verdict, policy, caution=caution, annotates=on_flag == "annotate")
-    return Outcome(after.verdict, sent[0], after.done == "flag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +44,32 @@ class Ruling:
         """What a flag leads to."""
         return self.other or self.guard.policy.on_flag
 
-    def settle(
-        self, value: Any, put: Callable[[Any, str], Any | None], verdict: Verdict
-    ) -> Outcome:
-        """`outcome` under these rules."""
-        return outcome(verdict, self.guard.policy, self.on_flag, value, put=put)
+    def settle(self, value: Any, put: Put, verdict: Verdict) -> Outcome:
+        """Settle a verdict; `put(value, words)` puts the policy's words of caution into `value`.
 
-    def refusal(self, verdict: Verdict) -> str:
-        """The words that stand for what is stopped.
+        It gives None where there is no place for them; then what would be cautioned counts as
+        flagged.
+        """
+        sent = [value]
+
+        def caution(words: str) -> bool:
+            cautioned = put(value, words)
+            if cautioned is not None:
+                sent[0] = cautioned
+            return cautioned is not None
+
+        annotates = self.on_flag == "annotate"
+        after = settled(verdict, self.guard.policy, caution=caution, annotates=annotates)
+        return Outcome(after.verdict, sent[0], after.done == "flag")
+
+    def stop(self, verdict: Verdict) -> None:
+        """Come back where an answer stands for what is stopped.
 
         Raises:
             GuardrailViolation, DetectorError: under `on_flag="raise"`.
         """
         if self.on_flag == "raise":
             raise stopped(verdict, self.guard.policy)
-        return self.guard.policy.refusal_message
 
 
 def no_place(value: Any, words: str) -> None:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
-from pydantic import ConfigDict, Field, SkipValidation
+from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation
 from typing_extensions import override
 
 from guardrail.errors import ConfigurationError
+from guardrail.requests.canonical import require_one_reading
 from guardrail.settling import Checker, OnFlag, stopped
+from guardrail_langchain.beside import Beside, bound_beside
 from guardrail_langchain.concurrency import BoundedBatches
 from guardrail_langchain.events import atell, tell
 from guardrail_langchain.inputs import Refusal, item_at, whole, writes_str
-from guardrail_langchain.messages import to_chat
-from guardrail_langchain.rules import Outcome, no_place, outcome
+from guardrail_langchain.judging import ajudged, judged
+from guardrail_langchain.messages import to_chat, to_judged_chat
+from guardrail_langchain.pictures import canonical_input
+from guardrail_langchain.rules import Outcome, Ruling, cautioned_input, no_place
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from guardrail import Verdict
+    from guardrail_langchain.judging import Judging
 
 
 class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
@@ -30,20 +38,23 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         chain = prompt | GuardrailRunnable(guard=guard) | model
         chain = prompt | (GuardrailRunnable(guard=guard, fallback=other_model) | model)
 
-    Alone it passes its input on, or raises `GuardrailViolation` (which `with_fallbacks` can catch).
-    With a `fallback`, or with `on_flag="refuse"`, `|` takes the next step inside: other inputs go
-    to that step, flagged ones to the fallback, or they are answered with the policy's refusal. Mind
-    the parentheses: the step that `|` meets first is the one that is stood in for.
+    Alone it passes its input on, or raises `GuardrailViolation`. That is no `Exception`, so
+    `with_fallbacks` and `with_retry` answer nothing that is flagged. With a `fallback` here, or
+    with `on_flag="refuse"`, `|` takes the next step inside: other inputs go to that step, flagged
+    ones to the fallback, or they are answered with the policy's refusal. Mind the parentheses: the
+    step that `|` meets first is the one that is stood in for.
 
-    The input is a str, a prompt value, messages, or a dict with one of these under `key`. A model
-    behind a step cannot be steered; the policy's `unsteerable` says what happens instead. Every
-    verdict is sent as a custom event, `guardrail_verdict`.
+    The input is a str, a prompt value, messages, a graph's state with nothing but messages, or a
+    dict with one of these under `key`. It goes on with its pictures as they were judged. What is
+    bound to the next step inside (`model.bind_tools(...)`) is judged, too; behind a step that
+    stands alone it is not seen. A model behind a step cannot be steered; the policy's `unsteerable`
+    says what happens instead. Every verdict is sent as a custom event, `guardrail_verdict`.
 
     Args:
         guard: the guard that checks.
         key: the key of a dict input that holds the prompt or chat.
-        select: makes the prompt or chat from any other input; such an input has no place for a
-            word of caution, so it counts as flagged where another would be cautioned.
+        select: makes the prompt or chat from any other input, which goes on as it is: where another
+            would be cautioned it counts as flagged, and pictures must have one reading only.
         on_flag: another `on_flag` than the policy's.
         fallback: answers flagged inputs in place of the next step.
         bound: the next step, as `|` sets it.
@@ -57,6 +68,8 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
     on_flag: OnFlag | None = None
     fallback: Runnable[Any, Any] | None = None
     bound: Runnable[Any, Any] | None = None
+
+    _beside: Beside = PrivateAttr(default_factory=Beside)
 
     @override
     def __or__(self, other: Any) -> Any:
@@ -119,14 +132,12 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
     # ---- one input
 
     def _invoke(self, value: Any, config: RunnableConfig, **kwargs: Any) -> Any:
-        after = self._settle(value, self.guard.check(self._chat(value)))
-        tell(after.verdict, config)
+        after = judged(self._judging(value, kwargs), self.guard.check, self._tell(config))
         step = self._next(after)
         return after.value if step is None else step.invoke(after.value, config, **kwargs)
 
     async def _ainvoke(self, value: Any, config: RunnableConfig, **kwargs: Any) -> Any:
-        after = self._settle(value, await self.guard.acheck(self._chat(value)))
-        await atell(after.verdict, config)
+        after = await ajudged(self._judging(value, kwargs), self.guard.acheck, self._atell(config))
         step = self._next(after)
         return after.value if step is None else await step.ainvoke(after.value, config, **kwargs)
 
@@ -136,9 +147,8 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         pieces = list(chunks)
         if not pieces:
             return
-        value = whole(pieces)
-        after = self._settle(value, self.guard.check(self._chat(value)))
-        tell(after.verdict, config)
+        steps = self._judging(whole(pieces), kwargs)
+        after = judged(steps, self.guard.check, self._tell(config))
         step = self._next(after)
         if step is None:
             yield after.value
@@ -151,9 +161,8 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         pieces = [chunk async for chunk in chunks]
         if not pieces:
             return
-        value = whole(pieces)
-        after = self._settle(value, await self.guard.acheck(self._chat(value)))
-        await atell(after.verdict, config)
+        steps = self._judging(whole(pieces), kwargs)
+        after = await ajudged(steps, self.guard.acheck, self._atell(config))
         step = self._next(after)
         if step is None:
             yield after.value
@@ -161,7 +170,17 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
             async for chunk in step.astream(after.value, config, **kwargs):
                 yield chunk
 
+    def _tell(self, config: RunnableConfig) -> Callable[[Verdict], None]:
+        return lambda verdict: tell(verdict, config)
+
+    def _atell(self, config: RunnableConfig) -> Callable[[Verdict], Awaitable[None]]:
+        return lambda verdict: atell(verdict, config)
+
     # ---- what a verdict means
+
+    @property
+    def _ruling(self) -> Ruling:
+        return Ruling(self.guard, "refuse" if self.fallback is not None else self.on_flag)
 
     @property
     def _answers(self) -> bool:
@@ -172,30 +191,46 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         if self._answers and self.bound is None:
             raise ConfigurationError(
                 "a fallback or refusal stands in for the next step, and there is none inside; "
-                "write prompt | (guard_step | model), with_config behind it, or catch "
-                "GuardrailViolation with with_fallbacks"
+                "write prompt | (guard_step | model), with_config behind it"
             )
 
-    def _chat(self, value: Any) -> Any:
-        """What of an input the guard reads."""
-        if self.select is not None:
-            value = self.select(value)
-        elif self.key is not None:
-            value = item_at(value, self.key)
-        return to_chat(value)
-
-    def _settle(self, value: Any, verdict: Verdict) -> Outcome:
+    def _judging(self, value: Any, kwargs: dict[str, Any]) -> Judging[Outcome]:
         """The verdict after all, and the input that goes on."""
-        policy = self.guard.policy
-        on_flag = self.on_flag or policy.on_flag
-        if self.fallback is not None:
-            on_flag = "refuse"
+        sent = self._sent(value)
+        put = cautioned_input if self.select is None else no_place
+        after = yield to_judged_chat(sent), partial(self._ruling.settle, sent, put)
+        if self.bound is not None and not after.stops:
+            chats = bound_beside(self.bound, **kwargs)
+            found = yield from self._beside.judge(
+                chats, self._ruling, put=lambda _, words: put(sent, words)
+            )
+            if found is not None and (found.stops or after.value is sent):
+                after = found
+        return after if after.stops else replace(after, value=self._whole(value, after.value))
+
+    def _sent(self, value: Any) -> Any:
+        """What of an input the guard reads, its pictures as they go on."""
         if self.select is not None:
-            return outcome(verdict, policy, on_flag, value, put=no_place)
-        if self.key is None:
-            return outcome(verdict, policy, on_flag, value)
-        after = outcome(verdict, policy, on_flag, item_at(value, self.key))
-        return Outcome(after.verdict, {**value, self.key: after.value}, after.stops)
+            chosen = self.select(value)
+            require_one_reading(to_chat(chosen), self.guard.policy)  # the input stays as it is
+            return chosen
+        key = self._key(value)
+        return canonical_input(value if key is None else item_at(value, key), self.guard.policy)
+
+    def _whole(self, value: Any, sent: Any) -> Any:
+        """The input with what is sent in its place."""
+        key = self._key(value)
+        if self.select is not None:
+            return value
+        return sent if key is None else {**value, key: sent}
+
+    def _key(self, value: Any) -> str | None:
+        """The key of a dict input; a graph's state of messages and nothing else needs none."""
+        if self.key is not None or not isinstance(value, Mapping) or list(value) != ["messages"]:
+            return self.key
+        messages = value["messages"]
+        read = isinstance(messages, list) and all(isinstance(m, BaseMessage) for m in messages)
+        return "messages" if read else None
 
     def _next(self, after: Outcome) -> Runnable[Any, Any] | None:
         """The step that answers; None passes the input on."""

@@ -6,25 +6,27 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.tools.base import TOOL_MESSAGE_BLOCK_TYPES
 from langgraph.types import Command
 
 from guardrail.errors import ConfigurationError
-from guardrail.settling import Checker, OnFlag
-from guardrail.tool_chats import call_chat, result_chat
+from guardrail.requests.labels import is_label
+from guardrail.settling import Checker, OnFlag, check_reaction
+from guardrail.tool_chats import RESULT_CAUTION, call_chat, result_chat
+from guardrail.tool_values import read_value
+from guardrail.tools import SIDES, WITHHELD, Side
 from guardrail_langchain.commands import command_messages, command_texts, with_messages
-from guardrail_langchain.messages import content_parts, to_chat
+from guardrail_langchain.messages import content_parts, result_parts, to_judged_chat
+from guardrail_langchain.pictures import canonical_contents, canonical_messages
 from guardrail_langchain.replies import metadata
 from guardrail_langchain.rules import Ruling, no_place
 
 if TYPE_CHECKING:
     from guardrail import Verdict
     from guardrail_langchain.judging import Judging
-
-Side = Literal["arguments", "result"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,8 @@ class ToolRules:
 
     def __post_init__(self) -> None:
         """Refuse sides that a call does not have, and an `on_flag` that means nothing."""
-        if self.on_flag not in (None, *get_args(OnFlag)):
-            raise ConfigurationError(f"on_flag={self.on_flag!r}: refuse, raise or annotate")
-        if not self.sides <= set(get_args(Side)):
+        check_reaction(self.on_flag)
+        if not self.sides <= {*SIDES}:
             raise ConfigurationError(
                 f"check={sorted(self.sides)} may hold only 'arguments' and 'result'"
             )
@@ -59,8 +60,12 @@ class ToolRules:
         written = arguments if isinstance(arguments, str) else _plain(arguments)
         if not written:  # the model wrote nothing but a name, which is the app's
             return None
-        after = yield call_chat(name, written), partial(self._ruling.settle, arguments, no_place)
-        return self._refusal(name, call_id, after.verdict) if after.stops else None
+        # The tool gets them as they are, so an encoded picture among them has one reading.
+        policy = self.guard.policy.model_copy(update={"pictures": "refuse"})
+        read = read_value(written, policy, f"the arguments of {name}")
+        chat: Any = call_chat(name, cast("Any", read.said), read.parts)
+        after = yield chat, partial(self._ruling.settle, arguments, no_place)
+        return self._withheld("arguments", name, call_id, after.verdict) if after.stops else None
 
     def after(self, name: str, output: Any, call_id: str | None) -> Judging[Judgement]:
         """What the model gets to read in place of `output`: itself, cautioned, or a refusal."""
@@ -76,21 +81,24 @@ class ToolRules:
                 found.append((yield from self.after(name, item, call_id)).value)
             return Judgement(found)
         shown = _shown(output)
-        chat = result_chat(content_parts(shown, f"the result of {name}"))
-        after = yield chat, partial(self._ruling.settle, shown, _before_content)
+        [sent] = canonical_contents([shown], self.guard.policy)
+        chat = result_chat(content_parts(sent, f"the result of {name}"))
+        after = yield chat, partial(self._ruling.settle, sent, _cautioned_result)
         if after.stops:
-            return Judgement(self._refusal(name, call_id, after.verdict), refused=True)
+            return Judgement(self._withheld("result", name, call_id, after.verdict), True)
         return Judgement(output if after.value is shown else after.value)
 
     def _message(self, name: str, message: ToolMessage) -> Judging[Judgement]:
-        chat = result_chat(content_parts(message.content, f"the result of {name}"))
-        after = yield chat, partial(self._ruling.settle, message.content, _before_content)
+        [sent] = canonical_messages([message], self.guard.policy)
+        chat = result_chat(result_parts(sent, name))
+        after = yield chat, partial(self._ruling.settle, sent.content, _cautioned_result)
         if after.stops:
-            refused = self._refusal(message.name or name, message.tool_call_id, after.verdict)
-            return Judgement(refused.model_copy(update={"id": message.id}), refused=True)
-        if after.value is message.content:
-            return Judgement(message)
-        return Judgement(message.model_copy(update={"content": after.value}))
+            held = self._withheld("result", name, message.tool_call_id, after.verdict)
+            kept = message.id if is_label(message.id or "") else None
+            return Judgement(held.model_copy(update={"id": kept}), refused=True)
+        if after.value is sent.content:
+            return Judgement(sent)
+        return Judgement(sent.model_copy(update={"content": after.value}))
 
     def _command(self, name: str, command: Command[Any], call_id: str | None) -> Judging[Judgement]:
         """A command, all of it: one flagged message or text holds the whole command back."""
@@ -101,9 +109,11 @@ class ToolRules:
                 if judgement.refused:
                     return judgement
                 found[id(message)] = judgement.value
-            elif (
-                refused := (yield from self._other(name, to_chat([message]), call_id))
-            ) is not None:
+                continue
+            [sent] = canonical_messages([message], self.guard.policy)
+            found[id(message)] = sent
+            refused = yield from self._other(name, to_judged_chat([sent]), call_id)
+            if refused is not None:
                 return Judgement(refused, refused=True)
         words = "\n".join(command_texts(command))
         if words:
@@ -115,23 +125,25 @@ class ToolRules:
     def _other(self, name: str, chat: Any, call_id: str | None) -> Judging[Any]:
         """What takes no caution: None when it passes, else a refusal."""
         after = yield chat, partial(self._ruling.settle, chat, no_place)
-        return self._refusal(name, call_id, after.verdict) if after.stops else None
+        if not after.stops:
+            return None
+        return self._withheld("result", name, call_id, after.verdict)
 
     @property
     def _ruling(self) -> Ruling:
         return Ruling(self.guard, self.on_flag)
 
-    def _refusal(self, name: str, call_id: str | None, verdict: Verdict) -> Any:
+    def _withheld(self, side: Side, name: str, call_id: str | None, verdict: Verdict) -> Any:
         """An error result without a word of what is held back; a str where no call asked.
 
         Raises:
             GuardrailViolation, DetectorError: under `on_flag="raise"`.
         """
-        text = self._ruling.refusal(verdict)
+        self._ruling.stop(verdict)
         if call_id is None:
-            return text
+            return WITHHELD[side]
         return ToolMessage(
-            text,
+            WITHHELD[side],
             name=name,
             tool_call_id=call_id,
             status="error",
@@ -143,10 +155,11 @@ def _is_output(value: Any) -> bool:
     return isinstance(value, ToolMessage | Command)
 
 
-def _before_content(content: Any, words: str) -> Any:
+def _cautioned_result(content: Any, _: str) -> Any:
+    """A result behind words that are about results; the policy's are about what a user asks."""
     if isinstance(content, str):
-        return f"{words}\n\n{content}"
-    return [{"type": "text", "text": f"{words}\n\n"}, *content]
+        return f"{RESULT_CAUTION}\n\n{content}"
+    return [{"type": "text", "text": f"{RESULT_CAUTION}\n\n"}, *content]
 
 
 def _shown(output: Any) -> Any:

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.tools import BaseTool, ToolException
 
+from guardrail_langchain.events import atell, tell
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.tool_rules import ToolRules
+from guardrail_langchain.violations import as_exception, as_itself
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from guardrail.settling import Checker, OnFlag
+    from guardrail.tools import Side
     from guardrail_langchain.judging import Judging
-    from guardrail_langchain.tool_rules import Side
 
 T = TypeVar("T", bound="BaseTool")
 
@@ -50,12 +52,14 @@ def guard_tool(
     Name, description, schema, injected arguments, artifacts, callbacks, error handling and both
     the sync and the async form stay the tool's own; the tool itself is not changed. What is
     checked is what the model wrote (not what the app injects), and what the model will read: texts,
-    pictures and videos of the result, and the words of a `ToolException`. A flagged call or result
-    becomes a `ToolMessage` with status "error" and the policy's refusal; what was held back is in
-    neither its content nor its artifact. `on_flag="raise"` raises `GuardrailViolation` instead.
+    pictures and videos of both, and the words of a `ToolException`. A flagged call or result
+    becomes a `ToolMessage` with status "error" that says that it was withheld, as data; what was
+    held back is in neither its content nor its artifact. `on_flag="raise"` raises
+    `GuardrailViolation` instead. Pictures of a result go on in the form that was judged; those in
+    arguments must have one reading, and an artifact, which no model reads, is left as it is.
 
-    A tool cannot be steered. Where the policy's `unsteerable` asks for a caution, it goes before a
-    result; arguments have no place for one and count as flagged.
+    A tool cannot be steered. Where the policy's `unsteerable` asks for a caution, one about results
+    goes before a result; arguments have no place for one and count as flagged.
 
     Raises:
         TypeError: `tool` is no LangChain tool.
@@ -74,12 +78,12 @@ def _guarded_class(kind: type[T], rules: ToolRules) -> type[T]:
 
     @functools.wraps(run)
     def guarded_run(self: T, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        with _serving(self, tool_input, kwargs):
+        with as_itself(), _serving(self, tool_input, kwargs):
             return run(self, tool_input, *args, **kwargs)
 
     @functools.wraps(arun)
     async def guarded_arun(self: T, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        with _serving(self, tool_input, kwargs):
+        with as_itself(), _serving(self, tool_input, kwargs):
             return await arun(self, tool_input, *args, **kwargs)
 
     body: dict[str, Any] = {"run": guarded_run, "arun": guarded_arun}
@@ -91,20 +95,21 @@ def _guarded_class(kind: type[T], rules: ToolRules) -> type[T]:
 
 def _sync_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., Any]:
     @functools.wraps(inner)
+    @as_exception()  # so that the tool's callbacks are told of it
     def guarded(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
         call = _CALL.get() or _Call({"args": args}, None)
         if call.judged:
             return inner(self, *args, **kwargs)
         check = rules.guard.check
-        refused = judged(rules.before(self.name, call.written, call.call_id), check)
+        refused = judged(rules.before(self.name, call.written, call.call_id), check, tell)
         if refused is not None:
             return _shaped(self, refused)
         try:
             response = inner(self, *args, **kwargs)
         except ToolException as error:  # its words become the result
-            held = judged(_said(self, rules, error), check)
+            held = judged(_said(self, rules, error), check, tell)
             raise held from (None if held is not error else error.__cause__)
-        return judged(_after(self, rules, response, call), check)
+        return judged(_after(self, rules, response, call), check, tell)
 
     return guarded
 
@@ -114,18 +119,21 @@ def _async_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., An
     async def guarded(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
         call = _CALL.get() or _Call({"args": args}, None)
         check = rules.guard.acheck
-        refused = await ajudged(rules.before(self.name, call.written, call.call_id), check)
-        if refused is not None:
-            return _shaped(self, refused)
-        token = _CALL.set(replace(call, judged=True))
-        try:
-            response = await inner(self, *args, **kwargs)
-        except ToolException as error:
-            held = await ajudged(_said(self, rules, error), check)
-            raise held from (None if held is not error else error.__cause__)
-        finally:
-            _CALL.reset(token)
-        return await ajudged(_after(self, rules, response, call), check)
+        with as_exception():
+            refused = await ajudged(
+                rules.before(self.name, call.written, call.call_id), check, atell
+            )
+            if refused is not None:
+                return _shaped(self, refused)
+            token = _CALL.set(replace(call, judged=True))
+            try:
+                response = await inner(self, *args, **kwargs)
+            except ToolException as error:
+                held = await ajudged(_said(self, rules, error), check, atell)
+                raise held from (None if held is not error else error.__cause__)
+            finally:
+                _CALL.reset(token)
+            return await ajudged(_after(self, rules, response, call), check, atell)
 
     return guarded
 

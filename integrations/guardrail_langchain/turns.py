@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import AIMessage
+from langchain.agents.middleware import ExtendedModelResponse, ModelRequest, ModelResponse
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langgraph.types import Command
 
+from guardrail.errors import GuardrailViolation
+from guardrail.settling import is_refused_outage
+from guardrail.tool_chats import RESULT_WITHHELD
+from guardrail.types import Verdict
 from guardrail_langchain import replies
+from guardrail_langchain.beside import Beside, beside_messages, digest, noted
 from guardrail_langchain.chat_model import ChatGuardedVLM
-from guardrail_langchain.messages import to_chat
+from guardrail_langchain.messages import to_judged_chat
+from guardrail_langchain.pictures import canonical_messages
 from guardrail_langchain.rules import Ruling, cautioned_system, no_place
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from langchain.agents.middleware import ModelRequest
+    from collections.abc import Mapping, Sequence
 
     from guardrail.settling import Checker, OnFlag
     from guardrail_langchain.judging import Judging
-    from guardrail_langchain.rules import Outcome
+
+# In the metadata of messages that a run was stopped for: they stay in its thread, for people.
+_MARK = "guardrail_flagged"
+
+Update = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AtCall:
+    """A model call that goes on, and whether it was judged; `end` is what ends the run instead."""
+
+    request: ModelRequest[Any]
+    judged: bool = False
+    end: Update | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,54 +49,121 @@ class Turns:
     guard: Checker
     on_flag: OnFlag | None
     active: bool
+    beside: Beside = field(default_factory=Beside)
 
-    def before(self, state: Mapping[str, Any]) -> Judging[dict[str, Any] | None]:
+    def before(self, state: Mapping[str, Any]) -> Judging[Update | None]:
         """What changes in the agent's state before the model is called."""
-        if not self.active:
+        messages = _shown(state["messages"])
+        if not self.active or not messages:
             return None
-        chat = to_chat(state["messages"])
-        after = yield chat, partial(self._ruling.settle, False, _noted)
-        if (answer := self._refusal(after)) is not None:
-            return {"messages": [answer], "jump_to": "end"}
-        return {"guardrail_turn": {"judged": _digest(chat), "caution": after.value}}
+        sent = canonical_messages(messages, self.guard.policy)
+        chat = to_judged_chat(sent)
+        after = yield chat, partial(self._ruling.settle, False, noted)
+        if after.stops:
+            return self._stopped(state, after.verdict) | {"jump_to": "end"}
+        turn = {"judged": digest(chat), "caution": after.value}
+        # What the state keeps is what was judged.
+        changed = [new for new, old in zip(sent, messages, strict=True) if new is not old]
+        told = {"guardrail_turn": turn, "guardrail_verdict": after.verdict.to_dict()}
+        return told | ({"messages": changed} if changed else {})
 
-    def at_call(
-        self, request: ModelRequest[Any], inside: bool
-    ) -> Judging[tuple[AIMessage | None, ModelRequest[Any]]]:
-        """An answer in the model's place, or none and the request that goes on."""
-        if not self.active or (inside and isinstance(request.model, ChatGuardedVLM)):
-            return None, request
+    def at_call(self, request: ModelRequest[Any], inside: bool) -> Judging[AtCall]:
+        """What becomes of a model's call; `inside`: a guarded model judges it in its prefill."""
+        ours = isinstance(request.model, ChatGuardedVLM)
+        messages: Any = _shown(request.messages)
+        if not self.active or (inside and ours):
+            return AtCall(request.override(messages=messages))
+        sent: Any = canonical_messages(messages, self.guard.policy)
         state: Mapping[str, Any] = request.state
-        chat, turn = to_chat(request.messages), state.get("guardrail_turn") or {}
+        chat, turn = to_judged_chat(sent), state.get("guardrail_turn") or {}
         caution = bool(turn.get("caution"))
         # Other middleware may have changed what is sent since it was judged.
-        if inside or turn.get("judged") != _digest(chat):
-            after = yield chat, partial(self._ruling.settle, False, _noted)
-            if (answer := self._refusal(after)) is not None:
-                return answer, request
+        if inside or turn.get("judged") != digest(chat):
+            after = yield chat, partial(self._ruling.settle, False, noted)
+            if after.stops:
+                return AtCall(request, True, self._stopped(state, after.verdict))
             caution = bool(after.value)
-        if not caution or isinstance(request.model, ChatGuardedVLM):
-            return None, request.override(messages=list(request.messages))
+        request = request.override(messages=sent)
+        if ours:
+            return AtCall(request, True)
+        found = yield from self.beside.judge(beside_messages(request), self._ruling)
+        if found is not None and found.stops:
+            return AtCall(request, True, self._refused(found.verdict))
+        if not caution and found is None:
+            return AtCall(request, True)
         words = self.guard.policy.caution_prompt
         system = cautioned_system(request.system_message, words)
-        return None, request.override(system_message=system)
+        return AtCall(request.override(system_message=system), True)
 
     def after(self, request: ModelRequest[Any], response: Any) -> Judging[Any]:
         """The response of a model that answered in the guarded one's place, if it may be kept.
 
-        It has read the messages already; what would be cautioned counts as flagged.
+        It has read everything already; what would be cautioned counts as flagged.
         """
-        after = yield to_chat(request.messages), partial(self._ruling.settle, False, no_place)
-        return self._refusal(after) or response
-
-    def _refusal(self, after: Outcome) -> AIMessage | None:
+        chat = to_judged_chat(_shown(request.messages))
+        after = yield chat, partial(self._ruling.settle, False, no_place)
         if not after.stops:
-            return None
-        return replies.refusal(self._ruling.refusal(after.verdict), after.verdict)
+            chats = beside_messages(request)
+            found = yield from self.beside.judge(chats, self._ruling, put=no_place)
+            after = found or after
+        if not after.stops:
+            return response
+        return ending(self._refused(after.verdict))
+
+    def raising(self, state: Mapping[str, Any], verdict: Verdict) -> Update:
+        """What marks a run's newest messages as those that it ended for, and has its end raise.
+
+        A thread keeps what a run began with: an error now would leave it there like any other.
+
+        Raises:
+            GuardrailViolation: now, where nothing can be marked: outside a run messages lack ids.
+        """
+        newest = [each for each in _newest(state["messages"]) if each.id]
+        if not self.active or not newest:
+            raise GuardrailViolation(verdict)
+        told = verdict.to_dict()
+        answer = replies.refusal(self.guard.policy.refusal_message, verdict)
+        marked = [
+            each.model_copy(update={"response_metadata": {**each.response_metadata, _MARK: told}})
+            for each in (*newest, answer)
+        ]
+        turn = {"raised": told, "last": newest[-1].id}
+        return {"messages": marked, "guardrail_turn": turn, "guardrail_verdict": told}
+
+    def _stopped(self, state: Mapping[str, Any], verdict: Verdict) -> Update:
+        """What ends a run whose messages are flagged: a refusal, and perhaps an error behind it."""
+        if self._ruling.on_flag == "raise" and not is_refused_outage(verdict, self.guard.policy):
+            return self.raising(state, verdict)
+        return self._refused(verdict)
+
+    def _refused(self, verdict: Verdict) -> Update:
+        self._ruling.stop(verdict)
+        answer = replies.refusal(self.guard.policy.refusal_message, verdict)
+        return {"messages": [answer], "guardrail_verdict": verdict.to_dict()}
 
     @property
     def _ruling(self) -> Ruling:
         return Ruling(self.guard, self.on_flag)
+
+
+def ending(end: Update) -> ExtendedModelResponse[Any]:
+    """A model's response that ends its run."""
+    *marked, answer = end["messages"]
+    return ExtendedModelResponse(
+        ModelResponse(result=[answer]), Command(update={**end, "messages": marked})
+    )
+
+
+def ended_by(state: Mapping[str, Any]) -> Verdict | None:
+    """The verdict that a run ends with as an error, if `Turns.raising` ended it."""
+    turn = state.get("guardrail_turn") or {}
+    if "raised" not in turn:
+        return None
+    ids = [each.id for each in state["messages"]]
+    later = state["messages"][ids.index(turn["last"]) + 1 :] if turn["last"] in ids else []
+    # A later run of the thread that was never judged leaves the turn of the one before it.
+    over = any(isinstance(each, HumanMessage) for each in later)
+    return None if over else Verdict.from_dict(turn["raised"])
 
 
 def is_ours(response: Any) -> bool:
@@ -91,10 +176,19 @@ def is_ours(response: Any) -> bool:
     )
 
 
-def _noted(value: Any, words: str) -> bool:
-    """A caution has a place: the system prompt of the model call that follows."""
-    return True
+def _newest(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """What came in since the model's last turn; the last message where nothing did."""
+    since = next((i for i, m in enumerate(reversed(messages)) if isinstance(m, AIMessage)), None)
+    return list(messages[-since:] if since else messages[-1:] if since == 0 else messages)
 
 
-def _digest(chat: Any) -> str:
-    return hashlib.sha256(repr(chat).encode()).hexdigest()
+def _shown(messages: Sequence[BaseMessage]) -> list[Any]:
+    """Messages without those that a run was stopped for; a call keeps some result."""
+    shown = []
+    for message in messages:
+        if _MARK not in message.response_metadata:
+            shown.append(message)
+        elif isinstance(message, ToolMessage):
+            held = {"content": RESULT_WITHHELD, "artifact": None, "status": "error"}
+            shown.append(message.model_copy(update=held))
+    return shown

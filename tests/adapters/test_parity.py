@@ -25,7 +25,7 @@ from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScor
 from llama_index.core.tools import FunctionTool
 from PIL import Image
 
-from guardrail import Guard, Policy, Thresholds, guarded
+from guardrail import Guard, Policy, Thresholds, guard_tool, guarded
 from guardrail.asgi import GuardrailASGIMiddleware
 from guardrail.testing import tiny_artefact, tiny_model
 from guardrail.tool_chats import result_chat
@@ -426,3 +426,24 @@ def test_arguments_get_the_same_verdict_in_both_frameworks(guards):
     one = message.response_metadata["verdict"]["score"]
     two = output.raw_input["guardrail"]["arguments"]["score"]
     assert one == pytest.approx(two, abs=1e-5)
+
+
+def test_a_tool_outside_of_frameworks_gets_the_same_verdicts(guards):
+    guard, found = guards[Action.FLAG], []
+
+    def find(q: str) -> str:
+        """Find it."""
+        return q
+
+    def audited(verdict: Any, facts: Any) -> None:
+        found.append(verdict.score)
+
+    guard_tool(find, guard=guard, audit=audited)("é")
+    blocks = [text("here"), {"type": "image", "data": ONE, "mimeType": "image/png"}]
+    guard_tool(lambda: blocks, guard=guard, check="result", audit=audited)()
+    output = li.guard_tool(FunctionTool.from_defaults(find), guard=guard).call(q="é")
+    expected = [
+        output.raw_input["guardrail"]["arguments"]["score"],
+        guard.check(result_chat([text("here"), picture(ONE)])).score,
+    ]
+    assert found == pytest.approx(expected, abs=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -329,6 +330,21 @@ def test_a_header_too_large_to_be_read_back_is_not_written(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_tensors_too_large_to_be_read_back_are_not_written(
+    artefact: Artefact, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guardrail.artefact.file.MAX_FILE", path.stat().st_size)
+    artefact.save(path)  # the largest that can be read back
+    longer = {
+        name: torch.cat([artefact.tensors[name]] * 2)
+        for name in ("direction", "mu_safe", "mu_unsafe")
+    }
+    with pytest.raises(ArtefactFormatError, match="Keep fewer"):
+        artefact.revised(tensors=artefact.tensors | longer).save(path)
+    assert Artefact.load(path).artefact_id == artefact.artefact_id
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="make one with `guardrail fit`"):
         Artefact.load(tmp_path / "none.guard.safetensors")
@@ -384,6 +400,30 @@ def test_a_write_error_leaves_the_old_file_whole(
         artefact.revised(warnings=("new",)).save(path)
     assert Artefact.load(path).artefact_id == artefact.artefact_id
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("syncs", [True, False])
+def test_a_save_leaves_no_descriptor_open_where_folders_can_be_synced_and_where_not(
+    artefact: Artefact, path: Path, monkeypatch: pytest.MonkeyPatch, syncs: bool
+) -> None:
+    opened: list[int] = []
+    real = os.open
+
+    def counted(*args: Any) -> int:
+        opened.append(real(*args))
+        return opened[-1]
+
+    def sync(descriptor: int) -> None:
+        if not syncs and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "open", counted)
+    monkeypatch.setattr(os, "fsync", sync)
+    artefact.save(path)
+    assert len(opened) == 2  # the file and its folder
+    for descriptor in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
 
 
 KILLED = """
@@ -478,6 +518,29 @@ def test_a_repository_without_artefact_is_explained(hub: dict[str, Any]) -> None
         Artefact.from_pretrained("owner/guards", filename="other.guard.safetensors")
 
 
+def test_a_plain_from_pretrained_asks_the_hub_and_not_about_what_is_here(
+    artefact: Artefact, path: Path, hub_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    artefact.save("owner/kept")  # a file that is called as a repository could be
+    for name in (path, str(path), path.parent, str(path.parent), "owner/kept"):
+        assert Artefact.from_pretrained(name).artefact_id == artefact.artefact_id
+    with pytest.raises(ArtefactError, match="there is no artefact file"):
+        Artefact.from_pretrained(str(path.parent / "other.safetensors"))
+    assert hub_server.asked == []
+    hub_server.repositories["owner/guards"] = path.parent
+    made = Artefact.from_pretrained("owner/guards", filename=path.name)
+    assert made.artefact_id == artefact.artefact_id
+    assert hub_server.asked
+
+
+def test_a_hub_that_does_not_answer_is_explained(hub_server: Any) -> None:
+    hub_server.failing = 1000
+    with pytest.raises(ArtefactError, match=r"no file owner/guards.*check the connection"):
+        Artefact.from_pretrained("owner/guards")
+    assert len(hub_server.asked) == 4
+
+
 def test_a_refused_upload_is_explained(
     artefact: Artefact,
     hub: dict[str, Any],
@@ -551,6 +614,13 @@ def test_the_summary_is_plain_json(artefact: Artefact) -> None:
     assert summary["steering"]["induced_refusal"] == {"hits": 30, "n": 40}
     assert summary["calibration"]["text"]["flag"] == 1.0
     assert summary["calibration"]["image"] == summary["calibration"]["text"] | {"from": "text"}
+
+
+def test_the_summary_of_an_artefact_without_calibration_names_no_thresholds() -> None:
+    """As one is whose thresholds no prompts could renew: people may still look at it."""
+    summary = Artefact(header(calibration={}), tensors()).summary()
+    assert summary["calibration"] == {}
+    assert summary["layers"] == 4
 
 
 def test_the_summary_tells_of_videos_where_they_are_read(artefact: Artefact) -> None:

@@ -83,7 +83,7 @@ def test_calls_and_their_results_in_a_responses_input_become_messages():
         ({"messages": CHAT, "system": "bad"}, "'system'.* go unchecked"),
         ({"messages": CHAT, "web_search_options": {}}, "'web_search_options'.* go unchecked"),
         ({"messages": CHAT, "enable_search": True}, "'enable_search'.* go unchecked"),
-        ({"messages": CHAT, "reasoning_effort": "low, and bad"}, "reasoning_effort holds a text"),
+        ({"messages": CHAT, "reasoning_effort": "low, and bad"}, "reasoning_effort holds"),
         ({"messages": CHAT, "Messages": CHAT}, "'Messages'"),
         ({"messages": CHAT, "documents": [{"text": "bad"}]}, "'documents'"),
         ({"messages": CHAT, "instructions": "bad"}, "'instructions'"),
@@ -111,11 +111,114 @@ def test_what_would_go_unchecked_is_refused(body, words):
         checked(body)
 
 
-def test_keys_without_text_are_settings_and_others_can_be_named_as_unchecked():
-    body = {"messages": CHAT, "beta": True, "depth": 3, "empty": "", "trace": "x"}
-    assert checked(body, unchecked=["trace"])[0] == CHAT
-    with pytest.raises(UnsupportedContentError, match="'trace'"):
+OTHERS = {
+    # of vLLM, of llama.cpp and Ollama, of hosted models: each has a model read something else
+    "add_generation_prompt": False,
+    "continue_final_message": True,
+    "add_special_tokens": True,
+    "truncate_prompt_tokens": 5,
+    "documents": [],
+    "chat_template": "",
+    "chat_template_kwargs": {},
+    "mm_processor_kwargs": {"do_resize": False},
+    "guided_json": {},
+    "guided_choice": [],
+    "structured_outputs": None,
+    "n_keep": 4,
+    "cache_prompt": False,
+    "num_ctx": 100,
+    "options": {"num_ctx": 100},
+    "enable_search": False,
+    "web_search": True,
+    "enable_thinking": 1,
+    "suffix": "",
+    "beta": None,
+}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_a_key_that_is_no_setting_is_refused_whatever_it_holds_unless_it_is_named(key):
+    body = {"messages": CHAT, key: OTHERS[key]}
+    with pytest.raises(UnsupportedContentError, match=f"'{key}'.* go unchecked"):
         checked(body)
+    assert checked(body, unchecked=[key])[0] == CHAT
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("truncation", "auto"),
+        ("truncation", {"type": "auto"}),
+        ("temperature", "1"),
+        ("temperature", True),
+        ("top_k", 1.5),
+        ("n", [1]),
+        ("stream", 1),
+        ("stop", [1]),
+        ("stop", {"text": "bad"}),
+        ("seed", {}),
+        ("user", ["bad"]),
+        ("metadata", {"a": {"b": "bad"}}),
+        ("metadata", "bad"),
+        ("logit_bias", {"1": "bad"}),
+        ("service_tier", "auto, and bad"),
+        ("stream_options", {"include_usage": True, "more": 1}),
+        ("stream_options", True),
+        ("reasoning", {"effort": "low", "more": "bad"}),
+        ("reasoning", "low"),
+        ("tool_choice", "call it, and bad"),
+        ("tool_choice", {"type": "function", "function": {"name": "f", "description": "bad"}}),
+        ("tool_choice", {"type": "function", "function": {"name": "bad words"}}),
+        ("tool_choice", {"type": "web_search"}),
+        ("function_call", {"name": "f", "arguments": "bad"}),
+        ("audio", {"voice": "a bad voice"}),
+        ("modalities", ["text", {"more": "bad"}]),
+        ("text", {"verbosity": "bad words"}),
+        ("text", {"format": {"type": "text"}, "more": "bad"}),
+        ("include", ["bad words"]),
+        ("model", {"name": "bad"}),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_unless_it_is_named(key, value):
+    body = {"messages": CHAT, key: value}
+    with pytest.raises(UnsupportedContentError, match=f"{key} holds .* go unchecked"):
+        checked(body)
+    assert "hello" in str(checked(body, unchecked=[key])[0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0, "top_p": 1, "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1},
+        {"logit_bias": {"50256": -100}, "logprobs": True, "top_logprobs": 3, "n": 2},
+        {"logprobs": 5, "best_of": 2, "echo": True, "stop": "\n", "max_tokens": None},
+        {"stop": ["a", "b"], "stop_token_ids": [1, 2], "ignore_eos": True, "min_tokens": 1},
+        {"reasoning": {"effort": "low", "summary": "auto"}, "truncation": "disabled"},
+        {"reasoning_effort": "minimal", "verbosity": "low", "service_tier": "auto"},
+        {"tool_choice": {"type": "function", "function": {"name": "find-it.2"}}},
+        {"tool_choice": {"type": "function", "name": "find"}, "parallel_tool_calls": False},
+        {
+            "tool_choice": {
+                "type": "allowed_tools",
+                "mode": "auto",
+                "tools": [{"type": "function", "name": "find"}],
+            }
+        },
+        {"function_call": {"name": "find"}},
+        {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}},
+        {"include": ["message.output_text.logprobs"], "store": False, "background": False},
+        {"metadata": {"a": "b", "c": 1}, "user": "ann@example.com", "prompt_cache_key": "a b"},
+        {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+        {"prediction": None, "web_search_options": None, "tools": None, "instructions": None},
+    ],
+)
+def test_what_says_how_to_answer_is_no_text_and_goes_on(settings):
+    assert checked({"messages": CHAT, **settings}) == (CHAT, {})
+
+
+def test_a_response_formats_verbosity_is_checked_with_the_rest_of_it():
+    value, _ = checked({"messages": CHAT, "response_format": {"type": "text", "verbosity": "bad"}})
+    assert "bad" in value[0]["content"]
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def code_of(response):
 
 def test_a_passed_request_reaches_the_app_byte_for_byte_with_its_verdict(echo, word_guard):
     app = echo(word_guard())
-    body = b'{ "messages" : [{"role": "user", "content": "h\\u00e9llo"}],  "n": 1.50 }'
+    body = b'{ "messages" : [{"role": "user", "content": "h\\u00e9llo"}],  "top_p": 1.50 }'
     response = app.post(content=body, headers={"content-type": "application/json"})
     assert response.json() == {"reached": True}
     assert app.bodies == [body]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,49 @@ def test_columns_that_are_missing_or_ambiguous_are_an_error(given, present, said
         given.found_in(present)
 
 
-def test_a_named_column_settles_an_ambiguity_and_nothing_else_is_read():
-    found = Columns(text="prompt").found_in(["text", "prompt", "image"])
-    assert found == Columns(text="prompt")
+def test_a_kind_that_is_not_named_is_read_under_its_usual_name():
+    found = Columns(image="photo").found_in(["photo", "text", "label"])
+    assert found == Columns(image="photo", text="text")
+
+
+@pytest.mark.parametrize(
+    ("given", "present", "lost"),
+    [
+        (Columns(text="prompt"), ["text", "prompt", "image"], "'text' would not be read"),
+        (Columns(image="image"), ["image", "images"], "'images' would not be read"),
+        (Columns(), ["image", "question"], "'question' would not be read"),
+        (Columns(), ["text", "image_path", "Image 2"], "'image_path', 'Image 2' would not be read"),
+        (Columns(text="text"), ["text", "messages"], "'messages' would not be read"),
+        (Columns(messages="chat"), ["chat", "text"], "'text' would not be read"),
+        (Columns(), ["text", "Instructions", "input"], "'Instructions', 'input' would not be"),
+    ],
+)
+def test_a_column_that_looks_like_a_part_is_never_passed_over_in_silence(given, present, lost):
+    with pytest.raises(ConfigurationError, match=lost) as raised:
+        given.found_in(present)
+    assert "--ignore-column" in str(raised.value)
+    left_out = {name for name in present if repr(name) in str(raised.value).partition(" would")[0]}
+    read = replace(given, ignored=tuple(left_out)).found_in(present)
+    assert set(read.names()) == set(present) - left_out
+
+
+def test_an_ambiguity_is_settled_by_what_is_ignored():
+    found = Columns(ignored=("text",)).found_in(["text", "prompt"])
+    assert found.names() == ["prompt"]
+    named = Columns(text="prompt", ignored=("text", "image"))
+    assert named.found_in(["text", "prompt", "image"]) == named
+
+
+def test_labels_and_what_a_type_tells_to_be_no_input_may_be_there():
+    present = ["text", "label", "category", "prompt_id", "image_width", "answer", "num_images"]
+    assert Columns().found_in(present, {"num_images": False}).names() == ["text"]
+    with pytest.raises(ConfigurationError, match="'scan' would not be read"):
+        Columns().found_in([*present, "scan"], {"num_images": False, "scan": True})
+
+
+def test_a_column_is_not_both_read_and_ignored():
+    with pytest.raises(ConfigurationError, match="'text' cannot be both"):
+        Columns(text="text", ignored=("text",)).found_in(["text"])
 
 
 def test_words_alone_are_a_prompt():

@@ -215,15 +215,19 @@ def test_a_source_that_changes_while_it_is_read_is_told(guard, jsonl, tmp_path):
         score(guard, source, tmp_path / "out", part_rows=4, progress=change)
 
 
-def test_a_source_that_ends_early_is_told_and_no_short_part_is_written(guard, jsonl, tmp_path):
+@pytest.mark.parametrize(("left", "parts"), [(6, 1), (8, 2)], ids=["in a part", "between parts"])
+def test_a_source_that_ends_early_is_told_and_no_short_part_is_written(
+    guard, jsonl, tmp_path, left, parts
+):
     source, out = jsonl(TEXTS), tmp_path / "out"
     made = prepare(
         source, out, artefact_id=guard.artefact.artefact_id, policy=guard.policy, part_rows=4
     )
-    jsonl(TEXTS[:6])
+    jsonl(TEXTS[:left])
     with pytest.raises(DatasetError, match="ended early"):
         made.run(guard)
-    assert [path.name for path in out.glob("part-*")] == ["part-0000000.parquet"]
+    names = sorted(path.name for path in out.glob("part-*"))
+    assert names == [f"part-{number:07}.parquet" for number in range(parts)]
 
 
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(

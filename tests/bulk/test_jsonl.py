@@ -41,12 +41,42 @@ def test_a_line_that_is_no_request_is_an_error_in_its_row(jsonl, everything, mon
     assert rows[6] == ("6", "last")
 
 
-def test_named_columns_are_all_that_is_read(jsonl, everything):
+def test_named_columns_are_read_and_ignored_ones_are_not(jsonl, everything):
     path = jsonl([{"q": "a", "text": "b", "n": 1}, {"text": "b", "n": 2}, "c"])
-    rows = loaded(path, everything, Columns(text="q", id="n"))
+    rows = loaded(path, everything, Columns(text="q", id="n", ignored=("text",)))
     assert rows[0] == ("1", "a")
     assert (rows[1].key, type(rows[1].value)) == ("2", UnsupportedContentError)
     assert (rows[2].key, type(rows[2].value)) == ("2", UnsupportedContentError)
+
+
+def test_words_beside_a_named_picture_are_read(jsonl, everything):
+    path = jsonl([{"photo": "p.png", "text": "a"}, {"photo": None, "text": "b"}])
+    (_, both), (_, words) = loaded(path, everything, Columns(image="photo"))
+    assert both[0]["content"][1] == {"type": "text", "text": "a"}
+    assert words == "b"
+
+
+def test_a_key_that_looks_like_a_part_is_an_error_of_its_line(jsonl, everything):
+    path = jsonl(
+        [
+            {"photo": "p.png", "text": "a", "question": None, "images": 2},
+            {"photo": "p.png", "question": "b"},
+            {"photo": "p.png", "scan": {"bytes": "", "path": "s.png"}},
+        ]
+    )
+    first, *others = loaded(path, everything, Columns(image="photo", ignored=("images",)))
+    assert first.value[0]["content"][1] == {"type": "text", "text": "a"}
+    assert all(isinstance(value, UnsupportedContentError) for _, value in others)
+    assert "'question' would not be read" in str(others[0].value)
+    assert "'scan' would not be read" in str(others[1].value)
+
+
+def test_a_question_is_no_label_and_is_ignored_on_purpose_only(jsonl, everything):
+    rows = [{"image": "p.png", "question": "How?", "label": "harmful"}, "a"]
+    (_, refused), _ = loaded(jsonl(rows), everything)
+    assert "'question' would not be read" in str(refused)
+    (_, picture), _ = loaded(jsonl(rows), everything, Columns(ignored=("question",)))
+    assert [part["type"] for part in picture[0]["content"]] == ["image"]
 
 
 def test_an_id_column_alone_leaves_the_usual_keys(jsonl, everything):

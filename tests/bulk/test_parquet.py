@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from guardrail.bulk.columns import Columns
-from guardrail.bulk.parquet import ParquetSource
+from guardrail.bulk.parquet import ParquetSource, media_by_type
 from guardrail.errors import ConfigurationError, DatasetError, UnsupportedContentError
 
 
@@ -86,6 +86,20 @@ def test_files_of_different_columns_are_refused(parquet, tmp_path):
     ]
     with pytest.raises(ConfigurationError, match="other columns"):
         ParquetSource(paths, tmp_path, Columns(), prompt=None)
+
+
+def test_columns_of_pictures_and_of_numbers_are_told_by_their_types(parquet, tmp_path, png):
+    cells = [{"bytes": png(3), "path": "a.png"}]
+    path = parquet({"text": ["a"], "num_images": [1], "has_prompt": [True], "input": [None]})
+    assert ParquetSource([path], tmp_path, Columns(), prompt=None).columns.names() == ["text"]
+    for scan in (cells, [cells], [png(3)]):
+        path = parquet({"text": ["a"], "scan": scan})
+        with pytest.raises(ConfigurationError, match="'scan' would not be read"):
+            ParquetSource([path], tmp_path, Columns(), prompt=None)
+
+
+def test_a_type_that_is_not_of_arrow_tells_nothing():
+    assert media_by_type(["a", "b", "c"], [object, None, pa.int8()]) == {"c": False}
 
 
 def unreadable() -> pa.Array:

@@ -70,3 +70,9 @@ def test_rows_that_could_not_be_told_apart_are_refused(data):
         score_dataset(dataset, model="m", artefact="a", keep=["score"])
     with pytest.raises(ConfigurationError, match="no column 'words'"):
         score_dataset(dataset, model="m", artefact="a", columns=Columns(text="words"))
+
+
+def test_a_column_that_would_not_be_read_is_named(data):
+    dataset = data.from_items([{"id": 1, "text": "a", "scan": b"GIF", "question": "b", "n": 1}])
+    with pytest.raises(ConfigurationError, match="'scan', 'question' would not be read"):
+        score_dataset(dataset, model="m", artefact="a")

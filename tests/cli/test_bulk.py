@@ -69,9 +69,25 @@ def test_columns_can_be_named(run, saved, tmp_path):
     unclear = run(*words)
     assert unclear.exit_code == 2
     assert "'text' and 'prompt' could both be meant" in unclear.stderr
+    dropped = run(*words, "--text-column", "prompt", "--id-column", "n")
+    assert dropped.exit_code == 2
+    assert "'text' would not be read" in dropped.stderr
+    words += ("--ignore-column", "text")
     named = run(*words, "--text-column", "prompt", "--id-column", "n")
     assert named.exit_code == 0, named.stderr
     assert pq.read_table(tmp_path / "out").column("key").to_pylist() == ["5"]
+
+
+def test_naming_the_pictures_does_not_drop_the_words(run, saved, tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "image": [None, saved.picture]}), path)
+    words = ("score", saved.model, "-a", saved.artefact["pass"], str(path))
+    done = run(*words, "--out", str(tmp_path / "named"), "--image-column", "image")
+    assert done.exit_code == 0, done.stderr
+    run(*words, "--out", str(tmp_path / "usual"))
+    scores = [pq.read_table(tmp_path / n).column("score").to_pylist() for n in ("named", "usual")]
+    assert scores[0] == scores[1]
+    assert None not in scores[0]
 
 
 def test_shards_share_a_folder_and_a_last_call_counts_them_all(run, saved, rows, tmp_path):

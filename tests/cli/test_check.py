@@ -102,6 +102,7 @@ def test_a_chat_that_cannot_be_read_is_an_error_in_one_line(run, saved, stdin, r
 
 
 def test_another_models_artefact_is_refused_unless_allowed(run, saved, tmp_path):
+    from guardrail.artefact import Artefact
     from guardrail.testing import tiny_artefact, tiny_model
 
     other = tiny_model("llava", seed=1)
@@ -109,7 +110,10 @@ def test_another_models_artefact_is_refused_unless_allowed(run, saved, tmp_path)
     words = ("check", saved.model, "-a", path, "--text", "Hello")
     refused = run(*words)
     assert refused.exit_code == 2
-    assert "weights_digest" in refused.stderr
+    assert "another model (weights_digest); `guardrail drift`" in refused.stderr
+    digest = Artefact.load(path).header.fingerprint.weights_digest
+    assert digest not in refused.stderr
+    assert f"weights_digest: fitted on {digest}, running " in run(*words, "--debug").stderr
     log = tmp_path / "audit.jsonl"
     allowed = run(*words, "--allow-mismatch", "--audit", str(log))
     assert allowed.exit_code == 0

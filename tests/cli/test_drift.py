@@ -141,6 +141,24 @@ def test_the_exit_code_says_whether_it_has_drifted_repaired_or_not(
         assert str(out) in done.stdout.replace("\n", "")
 
 
+def test_a_model_that_has_not_changed_is_answered_at_once(run, saved, tmp_path):
+    """Through the real check: a made-up artefact names no prompts, and none are needed."""
+    out, html = tmp_path / "report.json", tmp_path / "report.html"
+    words = ("drift", saved.artefact["pass"], "--model", saved.model)
+    done = run(*words, "--report", str(out), "--html", str(html))
+    assert done.exit_code == 0, done.stderr
+    assert "keep" in done.stdout.splitlines()[0]
+    assert "nothing was measured, because nothing has changed" in done.stdout
+    assert "AUROC" not in done.stdout
+    found = json.loads(out.read_text())
+    assert (found["figures"], found["scores"]) == (None, [])
+    assert "nothing was measured" in found["reasons"][0]
+    page = html.read_text()
+    assert "nothing was measured, because nothing has changed" in page
+    assert 'id="separation"' not in page
+    assert 'href="#separation"' not in page
+
+
 def test_figures_are_shown_with_their_counts(run, saved, checked):
     checked.answer["verdict"] = "refit"
     done = run("drift", saved.artefact["pass"], "--model", saved.model)
@@ -177,6 +195,7 @@ def test_options_reach_the_check(run, saved, checked, tmp_path):
     data.write_text("")
     words = ["--data", str(data), "--replace-data", "--batch-size", "3", "--old-model", saved.model]
     words += ["--work-dir", str(tmp_path / "work"), "--dtype", "float32"]
+    words += ["--measure", "--per-kind", "7"]
     done = run("drift", saved.artefact["pass"], "--model", saved.model, *words)
     assert done.exit_code == 0, done.stderr
     (call,) = checked.calls
@@ -184,6 +203,7 @@ def test_options_reach_the_check(run, saved, checked, tmp_path):
     assert call.pop("old_model").layer_count == 4
     assert call == {
         "data": data, "extend": False, "fix": False, "batch_size": 3, "work_dir": tmp_path / "work",
+        "measure": True, "per_kind": 7,
     }  # fmt: skip
 
 
@@ -220,6 +240,14 @@ def test_fix_and_its_file_belong_together(run, saved, checked, words):
     assert checked.calls == []
 
 
+def test_a_repair_takes_all_prompts_of_the_fit(run, saved, checked):
+    words = ["--fix", "-o", "new.safetensors", "--per-kind", "7"]
+    done = run("drift", saved.artefact["pass"], "--model", saved.model, *words)
+    assert done.exit_code == 2
+    assert "leave --per-kind out" in " ".join(done.stderr.split())
+    assert checked.calls == []
+
+
 @pytest.mark.parametrize("option", ["-o", "--report", "--html"])
 def test_a_place_that_cannot_be_written_fails_before_the_work(
     run, saved, checked, tmp_path, option
@@ -242,7 +270,7 @@ def test_replacing_the_data_needs_data(run, saved, checked, command, tmp_path):
 
 def test_an_artefact_of_other_prompts_is_an_error(run, saved):
     """Through the real check: a made-up artefact names no prompts."""
-    done = run("drift", saved.artefact["pass"], "--model", saved.model)
+    done = run("drift", saved.artefact["pass"], "--model", saved.model, "--measure")
     assert done.exit_code == 2
     assert "on a set it does not name" in done.stderr
 

@@ -4,11 +4,13 @@ import dataclasses
 import io
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import typer
 
-from guardrail.cli.output import exit_code, session, write
+from guardrail.cli import output
+from guardrail.cli.output import exit_code, progress, session, verdict_rows, write
 from guardrail.errors import ConfigurationError
 from guardrail.types import Action, Modality, Verdict
 
@@ -35,6 +37,12 @@ def test_a_models_terminal_commands_do_not_reach_a_terminal():
         write(stream, "a\x1b]0;title\x07\tb\nc\x9b2J")
     assert terminal.getvalue() == "a\ufffd]0;title\ufffd\tb\nc\ufffd2J\n"
     assert pipe.getvalue() == "a\x1b]0;title\x07\tb\nc\x9b2J\n"
+
+
+def test_a_score_of_other_letters_says_so():
+    assert "folded" not in dict(verdict_rows(PASSED))
+    rows = dict(verdict_rows(dataclasses.replace(PASSED, folded=True)))
+    assert "plain letters" in rows["folded"]
 
 
 def test_a_detector_that_failed_is_an_error_and_no_finding():
@@ -92,3 +100,39 @@ def test_stdout_and_warnings_are_as_before_after_an_error():
     with pytest.raises(typer.Exit), session(debug=False):
         raise ConfigurationError("wrong")
     assert (sys.stdout, warnings.showwarning) == before
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What the time is, in s; to be moved on."""
+    now = [100.0]
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_progress_that_no_terminal_shows_is_a_line_now_and_then(capsys, clock):
+    with progress() as report:
+        report("prompts", 16, 4000)
+        for done in range(32, 2000, 16):
+            report("prompts", done, 4000)
+        clock[0] += output.EVERY_S
+        report("prompts", 2000, 4000)
+        report("prompts", 4000, 4000)
+        report("pictures", 8, 8)
+    assert capsys.readouterr() == (
+        "",
+        "prompts: 16 of 4,000 (0 s)\n"
+        "prompts: 2,000 of 4,000 (10 s)\n"
+        "prompts: 4,000 of 4,000 (10 s)\n"
+        "pictures: 8 of 8 (0 s)\n",
+    )
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress() as report:
+        report("prompts", 1, 2)
+    assert "━" in terminal.getvalue()
+    assert "1/2" in terminal.getvalue()

@@ -89,3 +89,22 @@ def test_every_bound_reaches_the_server_from_an_option_or_a_variable(run, monkey
     assert (settings.timeout_s, settings.body_timeout_s, settings.drain_s) == (4, 2, 6)
     assert settings.max_body_bytes == 11
     assert (listening.header_timeout_s, listening.max_connections) == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ([], None),
+        (["--expose-scores"], True),
+        (["--hide-scores"], False),
+        (["--insecure-no-keys"], False),  # everybody may come by way of this machine then
+        (["--insecure-no-keys", "--expose-scores"], True),
+    ],
+)
+def test_who_is_told_scores_is_decided_by_options(run, monkeypatch, options, shown):
+    served = []
+    monkeypatch.setattr("guardrail.cli.serve.guard_source", lambda *_: None)
+    monkeypatch.setattr("guardrail.cli.serve._answer", lambda _, *parts: served.append(parts))
+    assert serve(run, *options).exit_code == 0
+    ((settings, *_),) = served
+    assert settings.expose_scores is shown

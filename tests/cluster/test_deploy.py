@@ -47,6 +47,12 @@ def test_the_plan_pins_what_the_artefact_is_now(args):
     assert "0123456789abcdef0123" not in repr(plan)
 
 
+def test_scores_are_for_nobody_behind_something_that_asks_for_keys(args):
+    settings = {**args, "keys_file": None, "insecure_no_keys": True}
+    assert deploy.plan_of(ClusterSettings.model_validate(settings)).server.expose_scores is False
+    assert deploy.plan_of(ClusterSettings.model_validate(args)).server.expose_scores is None
+
+
 def test_replicas_are_as_many_as_asked_for(args):
     fixed = options_of(deploy.build({**args, "replicas": 3}))
     assert (fixed.num_replicas, fixed.autoscaling_config) == (3, None)

@@ -59,7 +59,11 @@ class Planted:
         self, model: LoadedModel, *, artefact: Artefact | None = None, **options: Any
     ) -> Drift:
         return check_drift(
-            artefact or self.artefact, model, data=self.data, extend=False, **options
+            artefact or self.artefact,
+            model,
+            data=self.data,
+            extend=False,
+            **{"measure": True} | options,
         )
 
     def read(self, model: LoadedModel) -> Read:

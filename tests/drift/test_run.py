@@ -9,7 +9,7 @@ import pytest
 
 from guardrail.drift.run import _Check
 from guardrail.drift.schema import DriftReport
-from guardrail.errors import ArtefactMismatchError, DatasetError
+from guardrail.errors import ArtefactMismatchError, ConfigurationError, DatasetError
 
 
 def test_a_report_comes_back_from_its_json(drifted: Any) -> None:
@@ -102,8 +102,11 @@ def test_a_transport_that_does_not_hold_ends_in_a_fit(
 
 
 def test_the_old_model_must_be_the_artefacts_own(text: Any, changed: Any) -> None:
-    with pytest.raises(ArtefactMismatchError, match="weights_digest"):
+    with pytest.raises(ArtefactMismatchError, match="weights_digest") as raised:
         text.check(text.loaded, old_model=changed("llama", "another"))
+    fitted, running = raised.value.fields["weights_digest"]
+    assert fitted == text.artefact.header.fingerprint.weights_digest
+    assert running not in str(raised.value)
 
 
 def test_other_prompts_are_refused_before_the_model_is_asked(text: Any) -> None:
@@ -111,8 +114,68 @@ def test_other_prompts_are_refused_before_the_model_is_asked(text: Any) -> None:
 
     seen: list[str] = []
     with pytest.raises(DatasetError, match="--replace-data"):
-        check_drift(text.artefact, text.loaded, progress=lambda name, *_: seen.append(name))
+        check_drift(
+            text.artefact,
+            text.loaded,
+            measure=True,
+            progress=lambda name, *_: seen.append(name),
+        )
     assert seen == []
+
+
+@pytest.mark.parametrize("fix", [False, True])
+def test_the_model_of_the_fit_is_kept_without_a_look_at_it(text: Any, fix: bool) -> None:
+    seen: list[str] = []
+    drift = text.check(
+        text.loaded, measure=False, fix=fix, progress=lambda name, *_: seen.append(name)
+    )
+    report = drift.report
+    assert (report.verdict, report.figures, report.scores, seen) == ("keep", None, (), [])
+    assert report.reasons[0].startswith("nothing was measured, because nothing has changed")
+    assert DriftReport.model_validate_json(report.model_dump_json()) == report
+    assert drift.artefact is (text.artefact if fix else None)
+    assert (report.repaired is not None) is fix
+
+
+def test_a_change_that_does_not_decide_is_measured_where_it_moves_scores(
+    text: Any, changed: Any
+) -> None:
+    assert text.check(changed("llama", "bfloat16"), measure=False).report.figures is not None
+    elsewhere = text.artefact.header.fingerprint.model_copy(update={"revision": "abc"})
+    moved = text.artefact.revised(fingerprint=elsewhere)
+    assert text.check(text.loaded, artefact=moved, measure=False).report.figures is None
+
+
+def test_other_packages_are_named_where_nothing_is_measured(text: Any) -> None:
+    older = text.artefact.revised(packages={"torch": "1.0", "safetensors": "0.1"})
+    (warning,) = text.check(text.loaded, artefact=older, measure=False).report.warnings
+    assert "fitted with torch 1.0" in warning
+    assert "--measure" in warning
+
+
+def test_fewer_prompts_are_among_those_of_the_fit_and_compared_in_pairs(
+    text: Any, changed: Any
+) -> None:
+    whole = text.check(changed("llama", "tuned a little")).report
+    fewer = text.check(changed("llama", "tuned a little"), per_kind=5).report
+    plain, all_plain = (report.figures.forms[0] for report in (fewer, whole))
+    assert (plain.form, plain.n_unsafe) == ("plain", 3)
+    assert plain.n_safe < all_plain.n_safe
+    assert plain.fitted is not None
+    assert all(row.fitted is not None for row in fewer.figures.rates)
+    assert fewer.verdict == whole.verdict
+
+
+def test_a_change_of_basis_is_not_looked_for_in_other_prompts_than_the_means(
+    text: Any, changed: Any
+) -> None:
+    report = text.check(changed("llama", "rebased"), per_kind=5).report
+    assert (report.verdict, report.transport) == ("refit", None)
+
+
+def test_a_repair_of_fewer_prompts_than_the_fits_is_refused(text: Any, changed: Any) -> None:
+    with pytest.raises(ConfigurationError, match="as many prompts as the fit"):
+        text.check(changed("llama", "rebased"), per_kind=5, fix=True)
 
 
 def test_the_prompts_of_the_fit_are_read_however_many_it_took(text: Any) -> None:

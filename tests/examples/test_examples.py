@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 
 from guardrail.policy import REFUSAL
+from guardrail.tool_chats import CALL_WITHHELD, RESULT_WITHHELD
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("0*.py"))
+EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 QUICK = ROOT / ".demo" / "quick.guard.safetensors"
 FITTED = [ROOT / ".demo" / "tiny_vlm.guard.safetensors", QUICK]
 HARMFUL, HARMLESS = "Write a threatening letter", "Write a friendly letter"
 
 
-def test_there_are_nine_and_each_is_short() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"0{i}" for i in range(1, 10)]
+def test_there_are_ten_and_each_is_short() -> None:
+    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(1, 11)]
     assert all(len(path.read_text("utf-8").splitlines()) < 60 for path in EXAMPLES)
 
 
@@ -138,3 +139,14 @@ def test_the_openai_client_gets_answers_verdicts_and_streams_from_the_server() -
     assert REFUSAL not in harmless
     assert harmful.count(REFUSAL) == 3
     assert harmful.rstrip().splitlines()[-1] == f"streamed: {REFUSAL!r}"
+
+
+@pytest.mark.slow
+def test_a_tool_neither_runs_for_a_harmful_call_nor_brings_a_harmful_picture() -> None:
+    harmless, harmful = said_by(10).split(HARMFUL, 1)
+    assert "the model gets the picture" in harmless
+    assert "(the tool runs)" in harmless
+    assert "a draft for" in harmless
+    assert f"the model gets {RESULT_WITHHELD}" in harmful
+    assert f"write gives {CALL_WITHHELD}" in harmful
+    assert "(the tool runs)" not in harmful

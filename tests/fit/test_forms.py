@@ -58,6 +58,15 @@ def test_a_limit_thins_fit_and_select_but_never_what_thresholds_need(
     assert count(some, "calibrate") == count(every, "calibrate")
 
 
+def test_fewer_of_a_sample_are_all_out_of_it(contrast: ContrastSet) -> None:
+    of_the_fit = {s.index for s in plain(contrast, 11)}
+    fewer = {s.index for s in plain(contrast, 11, of_these=7)}
+    assert fewer < of_the_fit
+    assert len(fewer) == len({s.index for s in plain(contrast, 7)})
+    assert not {s.index for s in plain(contrast, 7)} <= of_the_fit  # drawn anew they would not be
+    assert {s.index for s in plain(contrast, 11, of_these=50)} == of_the_fit
+
+
 def test_every_kind_of_a_split_gives_its_limit_or_all_it_has(contrast: ContrastSet) -> None:
     samples = formed(contrast, "carried", limits=LIMITS)
     chosen = [contrast.prompts[s.index] for s in samples]

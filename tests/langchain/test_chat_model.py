@@ -30,6 +30,7 @@ from guardrail import (
 from guardrail.policy import REFUSAL, Limits
 from guardrail.testing import scripted, tiny_artefact, tiny_model
 from guardrail.types import Action
+from tests.waiting import LONG_S
 
 SECRET = "SECRET"
 
@@ -192,12 +193,15 @@ async def test_nothing_is_streamed_before_the_verdict(chat_for):
 async def test_a_cancelled_stream_leaves_the_guard_usable(chat_for):
     chat = chat_for(max_tokens=400)
 
+    begun = asyncio.Event()
+
     async def read():
         async for _ in chat.astream("hi"):
-            await asyncio.sleep(0.01)
+            begun.set()
+            await asyncio.Event().wait()
 
     task = asyncio.create_task(read())
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(begun.wait(), LONG_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -375,6 +379,42 @@ def test_structured_output_is_parsed(chat_for, saying):
     chat = chat_for(max_tokens=200)
     with saying(CALL % ("Joke", '{"setup": "why"}')):
         assert chat.with_structured_output(Joke).invoke("hi") == Joke(setup="why")
+
+
+@pytest.mark.parametrize("on_flag", ["refuse", "raise"])
+@pytest.mark.parametrize("include_raw", [False, True])
+@pytest.mark.parametrize("schema", [Joke, Joke.model_json_schema()], ids=["model", "schema"])
+async def test_a_flagged_request_for_a_form_raises(chat_for, on_flag, include_raw, schema):
+    chat = chat_for(Action.FLAG, policy={"on_flag": on_flag})
+    asked = chat.with_structured_output(schema, include_raw=include_raw)
+    with pytest.raises(GuardrailViolation) as caught:
+        asked.invoke("hi")
+    assert caught.value.verdict.action is Action.FLAG
+    with pytest.raises(GuardrailViolation):
+        await asked.ainvoke("hi")
+    with pytest.raises(GuardrailViolation):
+        list(asked.stream("hi"))
+    with pytest.raises(GuardrailViolation):
+        [chunk async for chunk in asked.astream("hi")]
+
+
+@pytest.mark.parametrize("method", ["json_mode", "json_schema"])
+async def test_a_form_that_only_constrained_words_could_keep_to_is_refused(chat_for, method):
+    asked = chat_for().with_structured_output(Joke, method=method)
+    with pytest.raises(ConfigurationError, match=f"{method}.*leave method out"):
+        asked.invoke("hi")
+    with pytest.raises(ConfigurationError, match=method):
+        await asked.ainvoke("hi")
+
+
+def test_the_raw_answer_stands_beside_its_form(chat_for, saying):
+    chat = chat_for(max_tokens=200)
+    with saying(CALL % ("Joke", '{"setup": "why"}')):
+        found = chat.with_structured_output(Joke, include_raw=True).invoke("hi")
+        streamed = list(chat.with_structured_output(Joke).stream("hi"))
+    assert found["parsed"] == streamed[-1] == Joke(setup="why")
+    assert found["raw"].response_metadata["verdict"]["action"] == "pass"
+    assert found["parsing_error"] is None
 
 
 def test_a_model_whose_template_knows_no_tools_says_so():

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from guardrail_langchain import GuardrailMiddleware, to_chat
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware
+from langchain.agents.middleware import AgentMiddleware, hook_config
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from guardrail import ConfigurationError, GuardrailViolation, Policy
 from guardrail.policy import CAUTION, REFUSAL
 from guardrail.testing import FakeGuard, scripted
+from guardrail.tool_chats import CALL_WITHHELD, RESULT_WITHHELD
 from guardrail.types import Action
 
 
@@ -100,7 +101,9 @@ async def test_what_passes_is_answered_and_checked_in_every_turn():
         "ToolMessage",
         "AIMessage",
     ]
-    assert guard.seen == [to_chat(messages[:1]), to_chat(messages[:3])]
+    first, tools, second = guard.seen
+    assert [first, second] == [to_chat(messages[:1]), to_chat(messages[:3])]
+    assert "Say it again." in tools[0]["content"]
 
 
 async def test_a_tool_result_that_is_flagged_in_the_chat_ends_the_run():
@@ -146,7 +149,7 @@ async def test_a_model_that_cannot_be_steered_is_cautioned_in_its_system_prompt(
         state = await agent.ainvoke({"messages": [HumanMessage("odd")]}, config)
         assert llm.seen[0] == [SystemMessage(expected), HumanMessage("odd", id=llm.seen[0][1].id)]
         assert [m.content for m in state["messages"]] == ["odd", "one"]
-        assert set(state) == {"messages"}
+        assert set(state) == {"messages", "guardrail_verdict"}
 
 
 async def test_a_caution_does_not_outlast_the_turn_it_is_for():
@@ -167,6 +170,107 @@ class LastWords(FakeGuard):
         return super().check(chat[-1:])
 
 
+# ---- a thread whose run was stopped
+
+THREAD: Any = {"configurable": {"thread_id": "1"}}
+RAISING = Policy(on_flag="raise")
+
+
+def flagged_in(agent: Any) -> list[str]:
+    """The contents of the messages that are marked in the thread."""
+    messages = agent.get_state(THREAD).values["messages"]
+    return [m.content for m in messages if "guardrail_flagged" in m.response_metadata]
+
+
+async def asked(agent: Any, text: str | None, asynchronous: bool) -> Any:
+    given = None if text is None else {"messages": [HumanMessage(text)]}
+    if asynchronous:
+        return await agent.ainvoke(given, THREAD)
+    return agent.invoke(given, THREAD)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_what_a_run_raised_for_is_marked_in_its_thread_and_shown_to_no_model(asynchronous):
+    llm = model("one", "two")
+    guarding = GuardrailMiddleware(FakeGuard(policy=RAISING))
+    agent = create_agent(llm, middleware=[guarding], checkpointer=InMemorySaver())
+    await asked(agent, "fine", asynchronous)
+    with pytest.raises(GuardrailViolation) as caught:
+        await asked(agent, "a bad thing", asynchronous)
+    assert not isinstance(caught.value, Exception)
+    assert caught.value.verdict.action is Action.FLAG
+    assert flagged_in(agent) == ["a bad thing", REFUSAL]
+    with pytest.raises(GuardrailViolation):  # the same run again
+        await asked(agent, None, asynchronous)
+    state = await asked(agent, "and now?", asynchronous)
+    assert [m.content for m in llm.seen[-1]] == ["fine", "one", "and now?"]
+    assert state["messages"][-1].content == "two"
+    assert flagged_in(agent) == ["a bad thing", REFUSAL]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_result_that_a_run_raised_for_is_withheld_later(asynchronous):
+    @tool
+    def fetch() -> str:
+        """Fetch."""
+        return "bad words"
+
+    llm = model(calling("fetch"), "two")
+    guarding = GuardrailMiddleware(FakeGuard(policy=RAISING), check=["input"])
+    agent = create_agent(llm, [fetch], middleware=[guarding], checkpointer=InMemorySaver())
+    with pytest.raises(GuardrailViolation):
+        await asked(agent, "look", asynchronous)
+    await asked(agent, "and now?", asynchronous)
+    assert [m.content for m in llm.seen[-1]] == ["look", "", RESULT_WITHHELD, "and now?"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_what_our_model_raised_for_is_marked_too(chat_for, asynchronous):
+    chat = chat_for(Action.FLAG, policy={"on_flag": "raise"})
+    agent = steering_agent(chat, checkpointer=InMemorySaver())
+    with pytest.raises(GuardrailViolation):
+        await asked(agent, "hi", asynchronous)
+    assert flagged_in(agent) == ["hi", REFUSAL]
+    passing = steering_agent(chat_for(Action.PASS), checkpointer=agent.checkpointer)
+    state = await asked(passing, "and now?", asynchronous)
+    counted = state["messages"][-1].usage_metadata["input_tokens"]
+    alone = create_agent(chat_for(Action.PASS)).invoke({"messages": [HumanMessage("and now?")]})
+    assert counted == alone["messages"][-1].usage_metadata["input_tokens"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_flagged_prompt_is_no_fault_of_the_users_message(asynchronous):
+    guarding = GuardrailMiddleware(FakeGuard(policy=RAISING))
+    agent = create_agent(
+        model(), system_prompt="bad", middleware=[guarding], checkpointer=InMemorySaver()
+    )
+    with pytest.raises(GuardrailViolation):
+        await asked(agent, "fine", asynchronous)
+    assert flagged_in(agent) == []
+
+
+async def test_a_run_that_ends_elsewhere_does_not_raise_for_the_one_before_it():
+    class Ends(AgentMiddleware):
+        """Ends runs that say so."""
+
+        @hook_config(can_jump_to=["end"])
+        def before_agent(self, state: Any, runtime: Any) -> Any:
+            return {"jump_to": "end"} if state["messages"][-1].content == "stop" else None
+
+    guarding = GuardrailMiddleware(FakeGuard(policy=RAISING))
+    agent = create_agent(model(), middleware=[Ends(), guarding], checkpointer=InMemorySaver())
+    with pytest.raises(GuardrailViolation):
+        await asked(agent, "bad", True)
+    state = await asked(agent, "stop", True)
+    assert state["messages"][-1].content == "stop"
+
+
+def test_outside_a_run_a_violation_is_raised_at_once():
+    guarding = GuardrailMiddleware(FakeGuard(policy=RAISING))
+    with pytest.raises(GuardrailViolation):
+        guarding.before_model({"messages": [HumanMessage("bad")]}, None)
+
+
 # ---- its tools
 
 
@@ -179,7 +283,7 @@ async def test_flagged_arguments_become_an_error_result_and_the_agent_goes_on():
     messages = await run(agent)
     result = messages[2]
     assert isinstance(result, ToolMessage)
-    assert (result.content, result.status, result.tool_call_id) == (REFUSAL, "error", "c1")
+    assert (result.content, result.status, result.tool_call_id) == (CALL_WITHHELD, "error", "c1")
     assert messages[-1].content == "sorry"
     assert RAN == []
 
@@ -192,7 +296,7 @@ async def test_a_screenshot_with_instructions_in_it_is_held_back(asynchronous):
     given = {"messages": [HumanMessage("look")]}
     state = await agent.ainvoke(given) if asynchronous else agent.invoke(given)
     result = state["messages"][2]
-    assert (result.content, result.status) == (REFUSAL, "error")
+    assert (result.content, result.status) == (RESULT_WITHHELD, "error")
     assert "base64" not in repr(llm.seen)
     assert state["messages"][-1].content == "an answer"
 
@@ -375,6 +479,30 @@ async def test_the_verdict_is_a_custom_event():
         (e["name"], e["data"]["action"]) async for e in events if e["event"] == "on_custom_event"
     ]
     assert found == [("guardrail_verdict", "pass")]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_every_verdict_is_in_the_custom_stream_and_the_last_one_in_the_state(asynchronous):
+    llm = model(calling("echo", text="fine"), "an answer")
+    agent = create_agent(llm, [echo], middleware=[GuardrailMiddleware(FakeGuard())])
+    given = {"messages": [HumanMessage("hi")], "guardrail_verdict": {"action": "forged"}}
+    modes = ["custom", "values"]
+    if asynchronous:
+        streamed = [pair async for pair in agent.astream(given, stream_mode=modes)]
+    else:
+        streamed = list(agent.stream(given, stream_mode=modes))
+    told = [chunk["guardrail_verdict"] for mode, chunk in streamed if mode == "custom"]
+    # the user's message, the tool, the call, its result, the conversation with it
+    assert [verdict["action"] for verdict in told] == ["pass"] * 5
+    assert streamed[0][1].get("guardrail_verdict") is None
+    assert streamed[-1][1]["guardrail_verdict"] == told[-1]
+
+
+async def test_our_models_verdict_is_in_the_state(chat_for):
+    for action in (Action.STEER, Action.FLAG):
+        agent = steering_agent(chat_for(action))
+        state = await agent.ainvoke({"messages": [HumanMessage("hi")]})
+        assert state["guardrail_verdict"]["action"] == action
 
 
 def test_a_middleware_needs_a_guard_and_known_sides():

@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableGenerator, RunnableLambda, RunnableParallel
+from langgraph.graph import START, MessagesState, StateGraph
 
 from guardrail import ConfigurationError, GuardrailViolation, UnsupportedContentError
 from guardrail.policy import CAUTION, REFUSAL, Limits
@@ -108,8 +109,9 @@ async def test_a_refusal_answers_in_the_next_steps_form(step_for, model):
 
 def test_a_stand_in_without_a_next_step_is_an_error(step_for, model):
     step = step_for(fallback=model)
-    with pytest.raises(ConfigurationError, match=r"prompt \| \(guard_step \| model\)"):
+    with pytest.raises(ConfigurationError, match=r"prompt \| \(guard_step \| model\)") as caught:
         (PROMPT | step | model).invoke({"q": "hi"})
+    assert "with_fallbacks" not in str(caught.value)  # which catch no violation
 
 
 def test_annotated_and_shadowed_inputs_go_on(step_for, model):
@@ -155,7 +157,12 @@ def test_what_would_be_steered_is_sent_with_a_caution(step_for, model):
 
 
 def test_an_input_that_is_no_chat_is_refused_rather_than_read_by_its_keys(step_for):
-    for value in ({"question": "bad"}, {"messages": [HumanMessage("bad")]}, {"bad"}):
+    for value in (
+        {"question": "bad"},
+        {"messages": [HumanMessage("hi")], "question": "bad"},
+        {"messages": "bad"},
+        {"bad"},
+    ):
         with pytest.raises(UnsupportedContentError, match="no prompt and no chat"):
             step_for().invoke(value)
 
@@ -190,6 +197,22 @@ def test_a_key_or_a_selector_says_what_is_checked(step_for):
         step_for(Action.STEER, select=lambda v: v["question"]).invoke(value)
     with pytest.raises(UnsupportedContentError, match="audio"):
         step_for().invoke([HumanMessage([{"type": "audio"}])])
+
+
+@pytest.mark.parametrize("action", [Action.PASS, Action.FLAG])
+async def test_a_graphs_state_of_messages_needs_no_key(step_for, model, action):
+    graph = StateGraph(MessagesState)
+    graph.add_node("guard", step_for(action))
+    graph.add_node("model", lambda state: {"messages": model.invoke(state["messages"])})
+    graph.add_edge(START, "guard")
+    graph.add_edge("guard", "model")
+    app, given = graph.compile(), {"messages": [HumanMessage("hi")]}
+    if action is Action.FLAG:
+        with pytest.raises(GuardrailViolation):
+            await app.ainvoke(given)
+        assert model.seen == []
+    else:
+        assert [m.content for m in app.invoke(given)["messages"]] == ["hi", "an answer"]
 
 
 # ---- events, names, limits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from typing import Annotated, Any
 
 import pytest
@@ -24,8 +25,8 @@ from PIL import Image
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from guardrail import ConfigurationError, GuardrailViolation, Policy, UnsupportedContentError
-from guardrail.policy import CAUTION, REFUSAL
 from guardrail.testing import FakeGuard
+from guardrail.tool_chats import CALL_WITHHELD, RESULT_CAUTION, RESULT_WITHHELD
 
 
 @tool
@@ -91,13 +92,13 @@ async def test_flagged_arguments_never_reach_the_tool():
     refused = await both(guarded, call("delete", path="bad"))
     assert isinstance(refused, ToolMessage)
     assert (refused.content, refused.status, refused.tool_call_id, refused.name) == (
-        REFUSAL,
+        CALL_WITHHELD,
         "error",
         "c1",
         "delete",
     )
     assert refused.response_metadata["verdict"]["action"] == "flag"
-    assert await both(guarded, {"path": "bad"}) == REFUSAL
+    assert await both(guarded, {"path": "bad"}) == CALL_WITHHELD
     assert ran == []
 
 
@@ -115,7 +116,7 @@ async def test_a_flagged_result_is_held_back_with_its_artifact():
 
     guarded = guard_tool(fetch, guard=FakeGuard())
     held = await both(guarded, call("fetch", url="b"))
-    assert (held.content, held.status, held.artifact) == (REFUSAL, "error", None)
+    assert (held.content, held.status, held.artifact) == (RESULT_WITHHELD, "error", None)
     guarded.invoke(call("fetch", url="b"), {"callbacks": [Ends()]})
     assert "bad" not in repr(Ends.told)
     passed = await both(guarded, call("fetch", url="a"))
@@ -177,15 +178,15 @@ async def test_a_tool_cannot_be_steered_so_results_are_cautioned_and_arguments_f
         return "odd words"
 
     assert (await both(guard_tool(look, guard=FakeGuard()), call("look"))).content == (
-        f"{CAUTION}\n\nodd words"
+        f"{RESULT_CAUTION}\n\nodd words"
     )
     flags = guard_tool(look, guard=FakeGuard(policy=Policy(unsteerable="flag")))
-    assert (await both(flags, call("look"))).content == REFUSAL
+    assert (await both(flags, call("look"))).content == RESULT_WITHHELD
     passes = guard_tool(look, guard=FakeGuard(policy=Policy(unsteerable="pass")))
     assert (await both(passes, call("look"))).content == "odd words"
     assert (
         await both(guard_tool(echo, guard=FakeGuard()), call("echo", text="odd"))
-    ).content == REFUSAL
+    ).content == CALL_WITHHELD
 
 
 def test_a_flag_raises_annotates_or_is_only_recorded():
@@ -278,7 +279,9 @@ async def test_async_tools_and_tools_of_any_class_are_judged_once():
         guarded = guard_tool(plain, guard=guard)
         assert await guarded.ainvoke("hi" if plain is single else {"text": "hi"}) == f"{said} hi"
         assert len(guard.seen) == 2
-        assert await guarded.ainvoke("bad" if plain is single else {"text": "bad"}) == REFUSAL
+        assert await guarded.ainvoke("bad" if plain is single else {"text": "bad"}) == (
+            CALL_WITHHELD
+        )
 
 
 async def test_tools_inside_tools_are_judged_too():
@@ -323,7 +326,11 @@ def said(content: str) -> ToolMessage:
 async def test_a_command_with_anything_flagged_in_it_is_held_back_whole(update, goto):
     refused = await both(guard_tool(command_tool(update, goto), guard=FakeGuard()), call("move"))
     assert isinstance(refused, ToolMessage)
-    assert (refused.content, refused.status, refused.tool_call_id) == (REFUSAL, "error", "c1")
+    assert (refused.content, refused.status, refused.tool_call_id) == (
+        RESULT_WITHHELD,
+        "error",
+        "c1",
+    )
     assert refused.artifact is None
 
 
@@ -334,7 +341,7 @@ async def test_a_command_that_passes_is_the_same_command():
     odd = command_tool([("messages", [said("odd")]), ("place", "y")])
     cautioned = await both(guard_tool(odd, guard=FakeGuard()), call("move"))
     [(_, [message]), place] = cautioned.update
-    assert (message.content, message.artifact) == (f"{CAUTION}\n\nodd", "bytes")
+    assert (message.content, message.artifact) == (f"{RESULT_CAUTION}\n\nodd", "bytes")
     assert place == ("place", "y")
 
 
@@ -387,7 +394,7 @@ def test_no_key_that_may_reach_the_tool_is_left_unread(plain, args):
     RAN.clear()
     guarded = guard_tool(plain, guard=FakeGuard(), check=["arguments"])
     refused = guarded.invoke({"type": "tool_call", "id": "c1", "name": plain.name, "args": args})
-    assert refused.content == REFUSAL
+    assert refused.content == CALL_WITHHELD
     assert RAN == []
 
 
@@ -398,13 +405,13 @@ async def test_the_words_of_a_tools_error_are_read_too():
         raise ToolException(f"no luck: {words[::-1]}")
 
     guarded = guard_tool(fails, guard=FakeGuard())
-    with pytest.raises(ToolException, match=f"^{REFUSAL}$") as caught:
+    with pytest.raises(ToolException, match=f"^{re.escape(RESULT_WITHHELD)}$") as caught:
         guarded.invoke({"words": "dab"})
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
     fails.handle_tool_error = True
     handled = await both(guard_tool(fails, guard=FakeGuard()), call("fails", words="dab"))
-    assert (handled.content, handled.status) == (REFUSAL, "error")
+    assert (handled.content, handled.status) == (RESULT_WITHHELD, "error")
     passed = await both(guard_tool(fails, guard=FakeGuard()), call("fails", words="enif"))
     assert passed.content == "no luck: fine"
 
@@ -419,6 +426,12 @@ def test_a_plain_json_schema_hides_no_argument():
     guard_tool(loose, guard=guard, check=["arguments"]).invoke({"a": "x", "b": "y"})
     assert ran == [{"a": "x", "b": "y"}]
     assert '"b": "y"' in guard.seen[0][0]["content"]
+
+
+async def test_the_verdicts_on_a_tool_are_events_of_its_run():
+    events = guard_tool(echo, guard=FakeGuard()).astream_events({"text": "hi"}, version="v2")
+    found = [e["data"]["action"] async for e in events if e["event"] == "on_custom_event"]
+    assert found == ["pass", "pass"]
 
 
 def test_arguments_that_are_models_are_read():

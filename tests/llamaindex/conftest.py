@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import time
 from typing import TYPE_CHECKING, Any
 
 import llama_index.core
@@ -25,15 +24,17 @@ from llama_index.core.llms.llm import ToolSelection
 from pydantic import Field
 
 from guardrail.guard import Guard
-from guardrail.model.decoder import decoder_layers
 from guardrail.policy import Policy, Thresholds
 from guardrail.testing import FakeGuard, tiny_artefact, tiny_model
 from guardrail.types import Action, Modality, Verdict
+from tests.waiting import passes_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from PIL import Image
+
+    from tests.waiting import Passes
 
 FAR = 1e9
 FORCED = {
@@ -235,17 +236,10 @@ def other_llm() -> type[OtherLLM]:
 
 
 @pytest.fixture
-def steps(llava: Any) -> Iterator[list[int]]:
-    """Grows with every forward pass of the model, each of which takes its time."""
-    passes: list[int] = []
-
-    def slow(*_: Any) -> None:
-        passes.append(1)
-        time.sleep(0.02)
-
-    handle = decoder_layers(llava.model)[0].register_forward_pre_hook(slow)
-    yield passes
-    handle.remove()
+def passes(llava: Any) -> Iterator[Passes]:
+    """The model's forward passes, counted, and held where the test says so."""
+    with passes_of(llava.model) as passes:
+        yield passes
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from guardrail.errors import (
     UnsupportedContentError,
 )
 from guardrail.policy import CAUTION, Limits, Policy
+from tests.waiting import auntil
 
 WAYS = ("postprocess_nodes", "apostprocess_nodes")
 
@@ -267,17 +268,19 @@ def test_many_nodes_fit_through_a_short_queue(guard_on):
         assert len(run(guard, way, nodes)) == 8
 
 
-def test_cancelling_leaves_the_guard_usable(guard_on):
+def test_cancelling_leaves_the_guard_usable(guard_on, passes):
     guard = guard_on()
 
     async def main():
         processor = GuardrailNodePostprocessor(guard=guard)
         nodes = scored(*(f"the cat number {i}" for i in range(40)))
+        passes.hold()
         task = asyncio.create_task(processor.apostprocess_nodes(nodes))
-        await asyncio.sleep(0.01)
+        await auntil(passes.held)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        passes.go_on()
         return await guard.acheck("tell me")
 
     assert asyncio.run(main()).action == "pass"

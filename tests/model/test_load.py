@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -197,7 +196,6 @@ def hub(saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(SHA)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda _: None))
     return tmp_path
 
 
@@ -217,66 +215,75 @@ def test_a_name_that_is_no_hub_id_is_explained() -> None:
         load_model("not a name!")
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> list[str]:
-    """Let `hf_hub_download` fail so often, then answer from the cache; the calls are listed."""
-    import huggingface_hub
-
-    real, calls, left = huggingface_hub.hf_hub_download, [], list(errors)
-
-    def download(repo_id: str, *args: Any, **options: Any) -> str:
-        calls.append(repo_id)
-        if left:
-            raise left.pop(0)
-        return str(real(repo_id, *args, **options | {"local_files_only": True}))
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    return calls
+@pytest.fixture
+def served(saved: Any, hub_server: Any) -> Any:
+    """A Hub that has owner/tiny."""
+    hub_server.repositories["owner/tiny"] = saved("llama")
+    return hub_server
 
 
-def test_a_busy_hub_is_asked_again(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = failing(monkeypatch, ConnectionError("reset"), TimeoutError("slow"))
-    assert load_model("owner/tiny").revision == SHA
-    assert len(calls) == 3
+def test_a_model_of_the_hub_is_loaded_at_its_commit_and_then_from_the_cache(served: Any) -> None:
+    served.failing = 2
+    assert load_model("owner/tiny").revision == served.commit
+    served.asked.clear()
+    served.failing = 1000
+    loaded = load_model("owner/tiny")
+    assert (loaded.source, loaded.revision) == ("owner/tiny", served.commit)
+    assert served.asked == ["config.json"]
 
 
-def test_an_unreachable_hub_is_explained(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = failing(monkeypatch, *[ConnectionError("reset")] * 9)
+def test_an_unreachable_hub_is_asked_four_times_and_explained(served: Any) -> None:
+    served.failing = 1000
     with pytest.raises(ModelLoadError, match="the Hub did not answer; try again"):
         load_model("owner/tiny")
-    assert len(calls) == 4
+    assert served.asked == ["config.json"] * 4
 
 
-def test_a_missing_or_gated_repository_is_asked_for_once(
-    hub: Path, monkeypatch: pytest.MonkeyPatch, http_error: Callable[..., Exception]
+def test_a_missing_repository_is_asked_for_once(served: Any) -> None:
+    with pytest.raises(ModelLoadError, match=r"no Hub repository 'owner/other'.*hf auth login"):
+        load_model("owner/other")
+    assert len(served.asked) == 1
+
+
+def test_a_gated_repository_is_explained(
+    served: Any, monkeypatch: pytest.MonkeyPatch, http_error: Callable[..., Exception]
 ) -> None:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError
 
-    for error, words in (
-        (http_error(404, RepositoryNotFoundError), "no Hub repository 'owner/tiny'.*hf auth login"),
-        (http_error(403, GatedRepoError), "gated: ask for access"),
-    ):
-        calls = failing(monkeypatch, error)
-        with pytest.raises(ModelLoadError, match=words):
-            load_model("owner/tiny")
-        assert len(calls) == 1
+    def refuse(*_: Any, **__: Any) -> None:
+        raise http_error(403, GatedRepoError)
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    with pytest.raises(ModelLoadError, match="gated: ask for access"):
+        load_model("owner/tiny")
 
 
-def test_a_flaky_weight_download_is_tried_again(
-    saved: Any, hub: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_download_that_fails_midway_is_not_begun_again_on_top_of_the_hubs_own_tries(
+    saved: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from guardrail.model import load
 
-    real, calls = load.AutoModelForCausalLM.from_pretrained, []
+    calls = []
 
-    def flaky(*args: Any, **options: Any) -> Any:
+    def flaky(*_: Any, **__: Any) -> Any:
         calls.append(1)
-        if len(calls) == 1:
-            raise OSError("could not load") from ConnectionError("reset")
-        return real(*args, **options)
+        raise OSError("could not load") from ConnectionError("reset")
 
     monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", flaky)
-    load_model(saved("llama"))
-    assert len(calls) == 2
+    with pytest.raises(ModelLoadError, match="the Hub did not answer"):
+        load_model(saved("llama"))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "xpu:99", "mps:7", "gpu", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"no device '{device}'.*cpu; name one of these"):
+        load_model("/nowhere/at/all", device=device)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu")])
+def test_a_device_that_is_there_is_followed(saved: Any, device: Any) -> None:
+    assert load_model(saved("llama"), device=device).device.type == "cpu"
 
 
 def test_wrapping_puts_a_model_in_eval_mode_and_finds_its_parts() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import re
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 from guardrail.report import evaluation_page
+from guardrail.report.drift_page import drift_page
+from guardrail.report.explain_page import explanation_page
 from guardrail.report.page import write_page
-from tests.in_browser import CONTRAST, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
+from tests.in_browser import CONTRAST, CUT_OFF, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from playwright.sync_api import Browser, Page
 
@@ -116,6 +119,40 @@ def test_nothing_but_a_tables_own_box_scrolls_sideways(opened, width):
     assert outside == []
 
 
+@pytest.mark.parametrize("width", [320, 390])
+def test_nothing_is_cut_on_a_phone(opened, width):
+    page = opened(width)
+    assert page.evaluate(CUT_OFF) == []
+    heads = page.evaluate(
+        "() => [...document.querySelectorAll('#separation td')].slice(0, 3).map("
+        "n => getComputedStyle(n, '::before').content)"
+    )
+    assert heads == ['"Harmful"', '"Harmless"', '"AUROC"']
+
+
+@pytest.mark.parametrize("kind", ["drift", "explain"])
+def test_nothing_of_the_other_pages_is_cut_on_a_phone(browser, tmp_path, kind):
+    if kind == "drift":
+        made = _beside("../cli/test_drift.py").report("refit", transport=True)
+        html = drift_page(made.model_dump(mode="json"))
+    else:
+        html = explanation_page(_beside("test_explain_page.py").explanation())
+    write_page(tmp_path / "page.html", html)
+    with pages(browser, (tmp_path / "page.html").as_uri()) as open_page:
+        assert open_page(390).evaluate(CUT_OFF) == []
+
+
+def _beside(name: str) -> Any:
+    """A module of tests, for what it makes."""
+    path = Path(__file__).parent / name
+    spec = spec_from_file_location(f"made_by_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("width", [375, 1280])
 def test_figures_are_visible_and_keep_their_words_inside(opened, width):
     page = opened(width)
@@ -144,6 +181,7 @@ def test_paper_is_light_and_shows_what_the_screen_folds_away(opened):
 def test_a_screenshot_is_not_blank(opened, scheme):
     page = opened(color_scheme=scheme)
     figures = page.query_selector_all("svg.drawn")
+    assert len(figures) >= 4
     for figure in figures[:4]:
         with Image.open(io.BytesIO(figure.screenshot())) as shot:
             found = shot.convert("RGB").getcolors(shot.width * shot.height)

@@ -46,6 +46,18 @@ def test_the_best_random_direction_counts_either_way_round(controls):
     assert row(controls, "Random directions").outcome == "not beaten"
 
 
+def test_random_directions_that_are_not_beaten_are_named_with_the_reason(controls):
+    controls["guard"] = {"value": 1.0, "low": 0.69, "high": 1.0}
+    controls["random_directions"]["aurocs"] = [1.0, 0.0, 0.7, 0.5]
+    controls |= {"n_harmful": 5, "n_harmless": 6}
+    said = summary(control_rows(controls))
+    assert "does not beat: random directions (2 of 4 reach its 1.000, p = 0.6;" in said
+    assert "with 4 of them no p is below 0.2, n 5 + 6)" in said
+    controls["random_directions"]["aurocs"] = [0.9, 0.3, 0.7, 0.5]
+    said = summary(control_rows(controls))
+    assert "not clearly ahead of: random directions (0 of 4 reach its 1.000, p = 0.2;" in said
+
+
 def test_shuffled_labels_are_judged_by_their_p_value(controls):
     controls["permuted_labels"]["p_value"] = 0.2
     assert row(controls, "Shuffled labels").outcome == "not beaten"

@@ -36,6 +36,18 @@ def test_a_name_that_is_not_given_is_an_error(template):
         page.render("x.html.j2")
 
 
+def test_cells_of_a_table_tell_their_columns_heads_past_those_that_span_several(template):
+    template(
+        "{% macro t(heads) %}{{ caller() | labelled(heads) }}{% endmacro %}"
+        "{% call t(heads) %}<tr><th scope='row'>{{ word }}</th>"
+        '<td colspan="2">1</td><td>2</td></tr>'
+        "<tr><td class='num'>3</td></tr>{% endcall %}"
+    )
+    found = page.render("x.html.j2", heads=["a", "b", "c", 'd"<'], word="<td>")
+    assert re.findall(r'<t[hd] data-head="([^"]*)"', found) == ["a", "b", "d&#34;&lt;", "a"]
+    assert "&lt;td&gt;" in found
+
+
 def test_a_missing_jinja_names_the_extra(monkeypatch):
     page._environment.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2", None)

@@ -9,6 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from guardrail.server import ServerSettings
 from guardrail.server.bounded import Bounded
+from guardrail.server.caller import Caller
 from guardrail.server.lifecycle import Lifecycle
 from guardrail.server.problems import AnswerCutError
 
@@ -25,16 +26,20 @@ class Exchange:
 
     def __init__(self, app, *messages, headers=(), **settings):
         self.sent, self.received = [], 0
-        self.left = asyncio.Event()
+        self.left, self.client = asyncio.Event(), None
         self.life = Lifecycle(drain_s=0)
+        self.path, self.takes_no_more = "/", lambda message: False
         self._messages = list(messages)
-        service = SimpleNamespace(settings=ServerSettings(**settings), lifecycle=self.life)
-        self._app = Bounded(app, service=service)
+        made = ServerSettings(**settings)
+        service = SimpleNamespace(settings=made, lifecycle=self.life, keys=made.keys)
+        self._app = app if isinstance(app, Bounded) else Bounded(app, service=service)
         self._headers = [(k.encode(), v.encode()) for k, v in headers]
 
     async def run(self):
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": self._headers}
-        await self._app(scope | {"state": {"caller": None}}, self._receive, self._send)
+        scope = {"type": "http", "method": "POST", "path": self.path, "headers": self._headers}
+        await self._app(
+            scope | {"state": {"caller": Caller("x", self.client)}}, self._receive, self._send
+        )
 
     async def _receive(self):
         if self._messages:
@@ -44,6 +49,8 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def _send(self, message):
+        if self.takes_no_more(message):
+            await asyncio.Event().wait()
         self.sent.append(message)
 
     @property
@@ -134,6 +141,15 @@ async def test_a_stream_whose_time_is_over_ends_with_an_error_and_not_as_if_it_w
     assert ended == [True]
 
 
+async def test_a_client_that_takes_no_last_word_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("guardrail.server.bounded._LAST_WORD_S", 0.01)
+    one = Exchange(waiting(STREAM, chunk(b"data: 1\n\n"), ended=[]), timeout_s=0.01)
+    one.takes_no_more = lambda message: b"timeout" in message.get("body", b"")
+    with pytest.raises(AnswerCutError, match="timeout"):
+        await asyncio.wait_for(one.run(), 20)
+    assert one.life.under_way == 0
+
+
 @pytest.mark.parametrize(
     "begun",
     [(STREAM, chunk(b"data: 1\n")), (START, chunk(b"half of ")), (START,)],
@@ -207,9 +223,51 @@ async def test_the_end_of_the_server_ends_requests_in_clear(begun, status):
     assert one.life.drained()
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_the_end_of_the_server_is_not_put_off_by_probes(path):
+    one = Exchange(waiting(ended=[]))
+    one.path = path
+    task = asyncio.create_task(one.run())
+    await asyncio.sleep(0)
+    one.life.drain()
+    assert one.life.drained()
+    one.left.set()
+    await asyncio.wait({task}, timeout=20)
+
+
 async def test_an_error_of_the_app_is_its_own():
     async def app(scope, receive, send):
         raise KeyError("x")
 
     with pytest.raises(KeyError):
         await Exchange(app).run()
+
+
+def big(app, size, client, settings=None):
+    one = Exchange(
+        app, body(bytes(size), True), headers=[("content-length", "9")], **settings or {}
+    )
+    one.client = client
+    return one
+
+
+async def test_bodies_that_do_not_end_take_no_more_room_than_those_that_are_let_in():
+    settings = {"max_concurrent": 3, "max_per_client": 2, "max_body_bytes": 10}
+    first = big(echo, 10, "a", settings)
+    under_way = [asyncio.create_task(first.run())]
+    for client in ("a", "b"):
+        under_way.append(asyncio.create_task(big(first._app, 9, client).run()))
+    await asyncio.sleep(0)
+    mine, full = big(first._app, 2, "a"), big(first._app, 3, "b")
+    for refused in (mine, full):
+        await refused.run()
+        assert (refused.status, refused.error["code"]) == (429, "too_many_requests")
+    under_way[0].cancel()
+    await asyncio.gather(under_way[0], return_exceptions=True)
+    again = Exchange(first._app, body(b"ab"), headers=[("content-length", "2")])
+    await again.run()
+    assert again.body == b"ab"
+    for task in under_way:
+        task.cancel()
+    await asyncio.gather(*under_way, return_exceptions=True)
+    assert not first._app._bytes

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from guardrail.server.caller import Caller
 from guardrail.server.completions import form_of
 from guardrail.testing import FakeGuard
 from guardrail.types import Result, ToolCall, Verdict
@@ -16,6 +17,7 @@ VERDICT: Verdict = FakeGuard().check("hello")
 RESULT = Result(
     text="Well.", verdict=VERDICT, finish_reason="stop", prompt_tokens=3, completion_tokens=2
 )
+CALLER = Caller("r", sees_scores=True)
 CALLS = (
     ToolCall(name="look", arguments={"at": "é"}, id="call_1"),
     ToolCall(name="go", arguments="not json", id=""),
@@ -23,7 +25,7 @@ CALLS = (
 
 
 def whole(result: Result, **options: Any) -> Any:
-    return form_of(VERDICT, "m", **({"parallel_calls": None} | options)).whole(result)
+    return form_of(VERDICT, "m", CALLER, **({"parallel_calls": None} | options)).whole(result)
 
 
 def test_a_whole_answer_says_all_there_is_to_say():
@@ -83,7 +85,7 @@ def test_without_parallel_calls_the_first_one_is_told():
 
 @pytest.mark.parametrize("usage", [True, False])
 def test_a_streams_end_says_why_and_has_the_verdict_once(usage):
-    form = form_of(VERDICT, "m", parallel_calls=None)
+    form = form_of(VERDICT, "m", CALLER, parallel_calls=None)
     chunks = form.last_chunks(RESULT, usage=usage)
     finish = chunks[0]
     assert finish["choices"][0]["finish_reason"] == "stop"
@@ -99,7 +101,7 @@ def test_a_streams_end_says_why_and_has_the_verdict_once(usage):
 
 
 def test_a_streams_calls_are_numbered():
-    form = form_of(VERDICT, "m", parallel_calls=None)
+    form = form_of(VERDICT, "m", CALLER, parallel_calls=None)
     *calls, finish = form.last_chunks(replace(RESULT, tool_calls=CALLS), usage=False)
     told = [chunk["choices"][0]["delta"]["tool_calls"][0] for chunk in calls]
     assert [(call["index"], call["function"]["name"]) for call in told] == [(0, "look"), (1, "go")]

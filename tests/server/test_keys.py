@@ -7,17 +7,17 @@ import pickle
 import pytest
 
 from guardrail.errors import ConfigurationError
-from guardrail.server.keys import api_key, client_of, keys_from_file, keys_from_text
+from guardrail.server.keys import api_key, key_of, keys_from_file, keys_from_text
 
 A, B = "sesame-open-1234567", "sesame-shut-1234567"
 
 
 def test_a_token_is_known_by_the_name_of_its_key():
     keys = keys_from_text(f"web:{A}\nbatch:{B}", source="x")
-    assert client_of(A, keys) == "web"
-    assert client_of(B, keys) == "batch"
-    assert client_of(A + "x", keys) is None
-    assert client_of("", keys) is None
+    assert key_of(A, keys).name == "web"
+    assert key_of(B, keys).name == "batch"
+    assert key_of(A + "x", keys) is None
+    assert key_of("", keys) is None
 
 
 def test_every_key_is_compared_whichever_one_fits(monkeypatch):
@@ -32,7 +32,7 @@ def test_every_key_is_compared_whichever_one_fits(monkeypatch):
     keys = keys_from_text(f"web:{A}\nbatch:{B}", source="x")
     for token in (A, B, "neither"):
         compared.clear()
-        client_of(token, keys)
+        key_of(token, keys)
         assert len(compared) == 2
 
 
@@ -43,9 +43,9 @@ def test_comments_blank_lines_commas_and_nameless_tokens_are_read():
 
 def test_a_digest_stands_for_its_token():
     digest = hashlib.sha256(A.encode()).hexdigest()
-    assert client_of(A, [api_key("web", f"sha256:{digest}")]) == "web"
+    assert key_of(A, [api_key("web", f"sha256:{digest}")]).name == "web"
     [bare] = keys_from_text(f"sha256:{digest}", source="x")
-    assert client_of(A, [bare]) == "key-1"
+    assert key_of(A, [bare]).name == "key-1"
 
 
 def test_the_digest_of_nothing_lets_nobody_in():
@@ -55,7 +55,7 @@ def test_the_digest_of_nothing_lets_nobody_in():
 
 def test_one_client_may_have_two_tokens():
     keys = keys_from_text(f"web:{A}\nweb:{B}", source="x")
-    assert client_of(A, keys) == client_of(B, keys) == "web"
+    assert key_of(A, keys).name == key_of(B, keys).name == "web"
 
 
 def test_neither_the_token_nor_its_digest_is_shown():
@@ -103,3 +103,17 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "odd").write_text("wéb:" + A)
     with pytest.raises(ConfigurationError, match="ASCII"):
         keys_from_file(tmp_path / "odd")
+
+
+def test_a_key_is_trusted_only_where_its_name_says_so():
+    digest = hashlib.sha256(B.encode()).hexdigest()
+    keys = keys_from_text(f"web:{A}\nboard+trusted:sha256:{digest}", source="x")
+    assert [(key.name, key.trusted) for key in keys] == [("web", False), ("board", True)]
+    assert key_of(B, keys).trusted
+
+
+@pytest.mark.parametrize("name", ["web+", "web+untrusted", "web+trusted+trusted", "+trusted"])
+def test_another_mark_is_an_error_and_never_passed_over(name):
+    with pytest.raises(ConfigurationError) as caught:
+        keys_from_text(f"{name}:{A}", source="x")
+    assert A not in str(caught.value)

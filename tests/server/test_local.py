@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+from guardrail.server.caller import Caller
 from guardrail.server.verdicts import headers_of
 from guardrail.testing import scripted
 from guardrail.types import Action
 
 CHAT = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+CALLER = Caller("r", sees_scores=True)
 URL = "/v1/chat/completions"
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 CALL = '<tool_call>{"name": "look", "arguments": {"at": "me"}}</tool_call>'
@@ -54,8 +56,8 @@ async def test_an_answer_is_the_guards_own(guard_of, client_of):
     assert told["guardrail"]["score"] == pytest.approx(expected.verdict.score)
     assert told["system_fingerprint"] == guard.artefact.artefact_id
     assert (
-        headers_of(expected.verdict).items()
-        <= {name: answer.headers.get(name) for name in headers_of(expected.verdict)}.items()
+        headers_of(expected.verdict, CALLER).items()
+        <= {name: answer.headers.get(name) for name in headers_of(expected.verdict, CALLER)}.items()
     )
 
 

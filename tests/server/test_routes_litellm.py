@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
 
 from guardrail.errors import QueueFullError
 from guardrail.types import Action
+from tests.picture_zoo import TWO_WAYS
 
 URL = "/beta/litellm_basic_guardrail_api"
 CALL = {
@@ -88,6 +90,13 @@ async def test_nobody_weakens_the_policy_from_outside(ask):
 async def test_pictures_are_judged(ask, picture_url):
     answer = await ask(structured_messages=None, images=[picture_url])
     assert answer.headers["x-guardrail-modality"] == "image"
+
+
+async def test_a_picture_that_the_model_may_read_otherwise_is_refused(ask):
+    coded = base64.b64encode(TWO_WAYS["png with zero alpha"]()).decode()
+    answer = await ask(images=[f"data:image/png;base64,{coded}"])
+    assert answer.status_code == 422
+    assert "8-bit RGB PNG" in answer.text
 
 
 @pytest.mark.parametrize("source", ["/etc/passwd", "http://127.0.0.1/a.png", "data:image/png,x"])

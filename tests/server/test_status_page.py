@@ -48,6 +48,15 @@ async def test_what_would_have_been_done_is_told_where_it_differs(guard_of, clie
         assert ("Shadow mode" in text) is told
 
 
+async def test_what_was_judged_is_not_called_unjudged(guard_of, client_of):
+    async with client_of(guard_of()) as client:
+        await client.post("/v1/checks", json={"input": "hello"})
+        text = (await client.get("/")).text
+    assert "Judged" in text
+    assert "udged yet" not in text
+    assert "Scores are not held against a calibration yet" in text
+
+
 async def test_no_word_of_a_request_is_on_it(guard_of, client_of):
     async with client_of(guard_of()) as client:
         await client.post("/v1/checks", json={"input": "zxqv hello"})

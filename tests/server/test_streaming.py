@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from guardrail.errors import RequestTimeoutError
+from guardrail.server.caller import Caller
 from guardrail.server.completions import form_of
 from guardrail.server.streaming import EventStream, events
 from guardrail.testing import FakeGuard
 from guardrail.types import Result
 
 VERDICT = FakeGuard().check("hello")
+CALLER = Caller("r", sees_scores=True)
 
 
 class Words:
@@ -48,7 +50,7 @@ class Words:
 
 
 def told(stream: Any, first: str | None = "a") -> Any:
-    form = form_of(VERDICT, "m", parallel_calls=None)
+    form = form_of(VERDICT, "m", CALLER, parallel_calls=None)
     return events(stream, first, form, usage=False, refusal="no")
 
 
@@ -96,7 +98,7 @@ async def test_a_client_that_hangs_up_closes_the_stream(spec):
         sent.append(message)
         await asyncio.sleep(0)
 
-    response = EventStream(stream, told(stream))
+    response = EventStream(stream, told(stream), CALLER)
     await response({"type": "http", "asgi": {"spec_version": spec}}, receive, send)
     assert stream.closed
     assert not any(b"[DONE]" in message.get("body", b"") for message in sent)
@@ -111,7 +113,7 @@ async def test_a_stream_that_was_never_read_is_closed_too():
     async def send(message: Any) -> None:
         raise OSError("gone")
 
-    response = EventStream(stream, told(stream))
+    response = EventStream(stream, told(stream), CALLER)
     await response({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)
     assert stream.closed
 

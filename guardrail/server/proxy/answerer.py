@@ -14,7 +14,7 @@ from guardrail.errors import DetectorError
 from guardrail.server import problems
 from guardrail.server.api_error import ApiError
 from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.asking import ask_options
+from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.proxy import checking, routes
 from guardrail.server.proxy.failures import UpstreamProblem
 from guardrail.server.proxy.forms import CHAT, wants_usage
@@ -22,7 +22,7 @@ from guardrail.server.proxy.reach import Reach
 from guardrail.server.proxy.refusals import Refusal
 from guardrail.server.proxy.relay import STREAM_HEADERS, Relay, RelayResponse
 from guardrail.server.proxy.upstream import Upstream
-from guardrail.server.verdicts import FIELD, headers_of
+from guardrail.server.verdicts import FIELD, headers_of, told
 from guardrail.settling import is_refused_outage, stopped
 
 if TYPE_CHECKING:
@@ -78,16 +78,17 @@ class ProxyAnswerer:
         model, caller = self._model(asked.model), request.state.caller
         deadline = asyncio.get_running_loop().time() + self._service.settings.timeout_s
         options = ask_options(self._service, caller)
+        count_asked(self._service, caller, asked.body[form.source])
         unchecked = self._settings.unchecked
         checked = await checking.check(asked, self._service.guard, unchecked, options)
-        headers = headers_of(checked.verdict)
+        headers = headers_of(checked.verdict, caller)
         if checked.done == "flag":
             return _flagged(checked, caller, headers)
         try:
             return await self._forwarded(checked, model, deadline, request, headers)
         except UpstreamProblem as problem:
-            told = {"request_id": caller.request_id, "reason": problem.reason}
-            _log.warning("no answer to pass on from the upstream", extra=told)
+            about = {"request_id": caller.request_id, "reason": problem.reason}
+            _log.warning("no answer to pass on from the upstream", extra=about)
             headers |= problem.headers or {}
             return AsciiJSONResponse(problem.to_dict(), problem.status_code, headers=headers)
 
@@ -124,7 +125,7 @@ class ProxyAnswerer:
         response = await upstream.send(
             "POST", asked.form.path, deadline=deadline, headers=sent, content=content
         )
-        verdict = checked.verdict.to_dict() if checked.verdict else None
+        verdict = told(checked.verdict, request.state.caller)
         kept = {**headers, **_kept_headers(response.headers, upstream.clean)}
         if not asked.streams:
             found = await upstream.read_json(response, deadline=deadline)
@@ -164,20 +165,21 @@ def _flagged(checked: Checked, caller: Caller, headers: Mapping[str, str]) -> Re
     if verdict is None:
         raise DetectorError("a request was stopped without a verdict")
     if policy.on_flag == "raise" or is_refused_outage(verdict, policy):
-        answer = problems.answer(stopped(verdict, policy), refusal=policy.refusal_message)
+        error = stopped(verdict, policy)
+        answer = problems.answer(error, refusal=policy.refusal_message, caller=caller)
         answer.headers.update(headers)
         return answer
     refusal = Refusal(
         text=policy.refusal_message,
         model=asked.model,
-        request_id=caller.request_id,
+        caller=caller,
         verdict=verdict,
     )
     if not asked.streams:
         return AsciiJSONResponse(asked.form.refused(refusal), headers=headers)
     events = b"".join(asked.form.refused_events(refusal, wants_usage(asked.body)))
-    told = {**headers, **STREAM_HEADERS}
-    return Response(events, headers=told, media_type=RelayResponse.media_type)
+    headers = {**headers, **STREAM_HEADERS}
+    return Response(events, headers=headers, media_type=RelayResponse.media_type)
 
 
 def _sent_headers(request: Request, *, streams: bool) -> dict[str, str]:

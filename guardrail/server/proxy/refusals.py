@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guardrail.server.completions import form_of
 from guardrail.server.proxy.events import DONE, event
-from guardrail.server.verdicts import FIELD
+from guardrail.server.verdicts import FIELD, told
 from guardrail.types import Result, Verdict
+
+if TYPE_CHECKING:
+    from guardrail.server.caller import Caller
 
 _NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _FILTERED = "content_filter"
@@ -21,14 +24,19 @@ class Refusal:
 
     text: str
     model: str
-    request_id: str
+    caller: Caller
     verdict: Verdict
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
-    def told(self) -> dict[str, object]:
-        """The verdict in plain values."""
-        return self.verdict.to_dict()
+    def told(self) -> dict[str, object] | None:
+        """What its receiver may know of the verdict."""
+        return told(self.verdict, self.caller)
+
+    @property
+    def request_id(self) -> str:
+        """The name of the request."""
+        return self.caller.request_id
 
     def result(self) -> Result:
         """As the guarded model itself would have refused, but for the tokens it read."""
@@ -44,13 +52,13 @@ class Refusal:
 
 def chat(refusal: Refusal) -> dict[str, Any]:
     """A chat completion."""
-    form = form_of(refusal.verdict, refusal.model, parallel_calls=None)
+    form = form_of(refusal.verdict, refusal.model, refusal.caller, parallel_calls=None)
     return form.whole(refusal.result())
 
 
 def chat_events(refusal: Refusal, usage: bool) -> list[bytes]:
     """A chat completion's stream."""
-    form = form_of(refusal.verdict, refusal.model, parallel_calls=None)
+    form = form_of(refusal.verdict, refusal.model, refusal.caller, parallel_calls=None)
     opening = form.chunk({"role": "assistant", "content": ""}, usage=usage)
     chunks = [
         opening | {FIELD: refusal.told},
@@ -109,7 +117,7 @@ def response_events(refusal: Refusal, usage: bool) -> list[bytes]:
     begun = {**whole, "status": "in_progress", "output": [], "incomplete_details": None}
     item = _item(refusal, "in_progress", [])
     at = {"item_id": item["id"], "output_index": 0, "content_index": 0}
-    told: list[tuple[str, dict[str, Any]]] = [
+    steps: list[tuple[str, dict[str, Any]]] = [
         ("response.created", {"response": begun, FIELD: refusal.told}),
         ("response.output_item.added", {"output_index": 0, "item": item}),
         ("response.content_part.added", {**at, "part": _part("")}),
@@ -121,7 +129,7 @@ def response_events(refusal: Refusal, usage: bool) -> list[bytes]:
     ]
     return [
         event({"type": kind, "sequence_number": i, **data}, kind)
-        for i, (kind, data) in enumerate(told)
+        for i, (kind, data) in enumerate(steps)
     ]
 
 

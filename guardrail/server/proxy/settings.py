@@ -21,8 +21,8 @@ class UpstreamSettings(BaseModel):
 
     `url` is what clients of the OpenAI API call the base address; one without a path gets `/v1`.
     With `models`, clients name its keys and the upstream hears the values; other names are refused.
-    `unchecked` are keys of bodies that the upstream does not show to its model: any other key that
-    could hold text and that the guard cannot read is refused.
+    `unchecked` are keys of bodies that the upstream does not show to its model, whatever they hold:
+    any other key that is no setting of the OpenAI API or of sampling is refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
@@ -14,9 +14,9 @@ from guardrail.server.keys import keys_from_text
 
 
 @asynccontextmanager
-async def connected(url):
+async def connected(url, local=None):
     host, _, port = url.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_connection(host, int(port), local_addr=local)
     try:
         yield reader, writer
     finally:
@@ -109,21 +109,89 @@ async def test_a_refused_client_that_goes_on_sending_is_cut_off(served, guard_of
             assert (await all_of(reader)).startswith(b"HTTP/1.1 200")
 
 
-async def test_connections_beyond_the_bound_are_told_so(served, guard_of, right_again):
-    async with served(guard_of(), max_connections=2) as url:
-        async with connected(url), connected(url):
+HALF = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+HALF_BODY = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+    b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+)
+
+
+async def healthy(url):
+    async with httpx.AsyncClient(timeout=30) as client:
+        return (await client.get(f"{url}/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("begun", [b"", HALF, HALF_BODY])
+async def test_connections_that_only_begin_to_ask_keep_nobody_out(
+    begun, served, guard_of, right_again
+):
+    settings = ServerSettings(body_timeout_s=60.0)
+    async with (
+        served(guard_of(), settings, max_connections=4, header_timeout_s=60.0) as url,
+        AsyncExitStack() as stack,
+    ):
+        readers = []
+        for _ in range(10):
+            reader, writer = await stack.enter_async_context(connected(url))
+            writer.write(begun)
+            await writer.drain()
+            readers.append(reader)
+        assert await healthy(url)
+        assert (await right_again(url))[0] == 200
+        assert b"200 OK" not in await all_of(readers[0])  # who waited longest gave way
+
+
+async def test_half_sent_bodies_hold_no_places(served, guard_of, right_again):
+    settings = ServerSettings(body_timeout_s=60.0, max_concurrent=2)
+    async with served(guard_of(), settings) as url, AsyncExitStack() as stack:
+        for _ in range(5):
+            reader, writer = await stack.enter_async_context(connected(url))
+            writer.write(HALF_BODY.replace(b"\r\n\r\n{", b"\r\nExpect: 100-continue\r\n\r\n"))
+            assert b"100" in await reader.readline()  # the body is waited for now
+        assert (await right_again(url))[0] == 200
+
+
+async def test_who_holds_most_connections_gives_way_first(served, guard_of):
+    async with (
+        served(guard_of(), max_connections=3, header_timeout_s=60.0) as url,
+        connected(url, ("127.0.0.2", 0)) as (reader, writer),
+        connected(url) as (first, _),
+        connected(url),
+        connected(url),
+    ):
+        assert b"408" in await all_of(first)
+        writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert b"200" in await all_of(reader)
+
+
+async def test_connections_beyond_the_bound_are_told_so(
+    served, guard_of, right_again, hello, monkeypatch
+):
+    app = create_app(guard_of())
+    guard, go, inside = app.state.service.guard, asyncio.Event(), []
+    real = guard.agenerate
+
+    async def slow(*args, **options):
+        inside.append(True)
+        await go.wait()
+        return await real(*args, **options)
+
+    monkeypatch.setattr(guard, "agenerate", slow)
+    async with served(None, app=app, max_connections=2) as url:
+        async with httpx.AsyncClient(timeout=30) as client:
+            asked = [
+                asyncio.create_task(client.post(f"{url}/v1/chat/completions", json=hello))
+                for _ in range(2)
+            ]
+            while len(inside) < 2:
+                await asyncio.sleep(0.01)
             async with connected(url) as (reader, _):
                 told = await all_of(reader)
             assert told.startswith(b"HTTP/1.1 503")
             assert b"Retry-After: 1" in told
-        for _ in range(100):
-            try:
-                assert (await right_again(url))[0] == 200
-                break
-            except ValueError:  # the places become free when the server sees the ends
-                await asyncio.sleep(0.02)
-        else:
-            pytest.fail("no connection became free")
+            go.set()
+            assert [(await each).status_code for each in asked] == [200, 200]
+            assert (await right_again(url))[0] == 200  # an idle connection gives way
 
 
 async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(served, guard_of):

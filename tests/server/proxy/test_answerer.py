@@ -45,7 +45,7 @@ def with_image(url):
 
 @pytest.mark.parametrize(("path", "source", "value"), ANSWERS)
 async def test_what_passes_arrives_byte_for_byte(proxy_of, upstream, path, source, value):
-    body = asking(source, value, "héllo \u2028 \U0001f600", temperature=1.0, top_k=5, x_flag=True)
+    body = asking(source, value, "héllo \u2028 \U0001f600", temperature=1.0, top_k=5, store=True)
     sent = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
     answer = await proxy_of().post(path, content=sent, headers={"content-type": "application/json"})
     assert answer.status_code == 200
@@ -445,3 +445,35 @@ async def test_answers_and_verdicts_of_many_at_once_are_not_mixed_up(proxy_of, u
         assert answer.json()["guardrail"]["action"] == ("flag" if i % 3 else "pass")
         assert answer.json().get("echo") == (None if i % 3 else body["messages"])
     assert len(upstream.seen) == 50
+
+
+@pytest.mark.parametrize("policy", [{}, {"on_flag": "raise"}, {"on_flag": "annotate"}])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("said", ["hello", "bad", "odd"])
+@pytest.mark.parametrize(("path", "source", "value"), ANSWERS)
+async def test_a_client_that_is_not_told_scores_finds_none(
+    proxy_of, upstream, wire, path, source, value, said, stream, policy
+):
+    if stream:
+        upstream.streams(*wire.WORDS, *wire.LAST)
+    body = asking(source, value, said, stream=stream)
+    told = {}
+    for shown in (False, True):
+        settings = ServerSettings(expose_scores=shown)
+        proxy = proxy_of(wire.WordGuard(Policy(**policy)), settings)
+        answer = await proxy.post(path, json=body)
+        assert "x-guardrail-action" in answer.headers
+        told[shown] = str(answer.headers) + answer.text
+    for number in ("0.25", "tau_", "strength", "layer", "X-Guardrail-Score"):
+        assert number.lower() not in told[False].lower()
+    assert "0.25" in told[True]
+    assert "would_be" in told[False]
+
+
+async def test_nearly_the_same_again_is_counted(app_of, wire):
+    app = app_of()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as client:
+        for said in ("hello there, how are you?", "hello there, how are you??"):
+            await client.post(PATH, json=wire.saying(said))
+    counted = app.state.service.observation.metrics.registry.get_sample_value
+    assert counted("guardrail_near_duplicates_total", {"client": ""}) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guardrail.asgi.labels import shown_labels
+from guardrail.requests.labels import shown_labels
 
 TOOLS = [{"type": "function", "function": {"name": "find"}}]
 

@@ -19,8 +19,13 @@ def shown_labels(chat: object, tools: Sequence[Mapping[str, object]]) -> list[st
     names = [each.get("name") for each in messages]
     ids = [each.get("tool_call_id") for each in messages] + [call.get("id") for call in calls]
     found = [each for each in names if isinstance(each, str) and each and each not in known]
-    found += [each for each in ids if isinstance(each, str) and not _ID.fullmatch(each)]
+    found += [each for each in ids if isinstance(each, str) and not is_label(each)]
     return [*dict.fromkeys(found)]
+
+
+def is_label(text: str) -> bool:
+    """Whether a text can be an id and no more: short, and without a space."""
+    return _ID.fullmatch(text) is not None
 
 
 def _mappings(value: object) -> list[Mapping[str, object]]:
