@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llama_index.core.llms.llm import ToolSelection
 
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailViolation
-from guardrail.types import Action, Modality, Verdict
+from guardrail.types import Verdict
 from guardrail_llamaindex.messages import to_tools, tool_calls
 
 if TYPE_CHECKING:
@@ -82,16 +82,10 @@ def raise_refusal(raw: Any) -> None:
     """
     if not is_refusal(raw):
         return
-    told = dict(raw["verdict"])
-    if told["reason"] == "detector_failed":
+    verdict = Verdict.from_dict(raw["verdict"])
+    if verdict.reason == "detector_failed":
         raise DetectorError("the detector failed, and the policy fails closed")
-    told |= {
-        "action": Action(told["action"]),
-        "would_be": Action(told["would_be"]),
-        "modality": Modality(told["modality"]),
-        "layers": tuple(told["layers"]),
-    }
-    raise GuardrailViolation(Verdict(**told))
+    raise GuardrailViolation(verdict)
 
 
 def _arguments(arguments: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +21,7 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from guardrail.arguments import snapshot
 from guardrail.caution import with_caution
 from guardrail.requests.canonical import canonical_chat
+from guardrail.requests.labels import shown_labels
 from guardrail.settling import LAST, is_refused_outage, record, settled
 from guardrail.types import Action
 from guardrail_llamaindex.messages import to_messages, words_of
@@ -83,8 +84,11 @@ class Request:
                 chat = [{"role": "user", "content": [*chat[-1]["content"], *text["content"]]}]
         sent = given if isinstance(given, str) else with_pictures(given, shown)
         said = [turn for turn in chat if turn["role"] not in _SYSTEM]
-        standing = [_as_user(turn["content"]) for turn in chat if turn["role"] in _SYSTEM]
-        standing += [_as_user(words) for words in (*_words_of(kwargs), *_own_words(llm))]
+        system = [turn["content"] for turn in chat if turn["role"] in _SYSTEM]
+        standing = [_as_user(content) for content in system if content]
+        names = shown_labels(chat, ())  # names and ids that hold more than that
+        words = (*names, *_words_of(kwargs), *_own_words(llm))
+        standing += [_as_user(each) for each in words]
         return cls(sent, kwargs, said, standing)
 
     def cautioned(self, words: str, role: MessageRole) -> Self:
@@ -109,8 +113,7 @@ class Judge:
     guard: Checker
     on_flag: OnFlag
     audit: Audit | None
-    _kept: dict[str, Verdict] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _kept: OrderedDict[str, Verdict] = field(default_factory=OrderedDict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: copies of an LLM share their guard and its verdicts."""
@@ -156,10 +159,9 @@ class Judge:
 
     def _keep(self, key: str, verdict: Verdict) -> Verdict:
         if key and verdict.reason == "score":  # an outage is over some time
-            with self._lock:
-                self._kept[key] = verdict
-                while len(self._kept) > _MOST_KEPT:
-                    del self._kept[next(iter(self._kept))]
+            self._kept[key] = verdict
+            if len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
         return verdict
 
     def _highest(self, verdicts: Sequence[Verdict]) -> Verdict:

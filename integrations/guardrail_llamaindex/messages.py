@@ -32,7 +32,7 @@ _READ = frozenset({"name", "tool_call_id", "function_call", "refusal"})
 # memory adds `session_id`.
 _ABOUT = frozenset({"cache_control", "images", "session_id"})
 # Labels and ciphers that providers want back beside a message; no model reads them as words.
-_NOT_LEGIBLE = frozenset(
+_LABELS = frozenset(
     {"id", "signature", "thought_signature", "thought_signatures", "encrypted_content"}
 )
 
@@ -108,7 +108,8 @@ def _plain(value: Any) -> Any:
         case None | bool() | int() | float() | str():
             return value
         case Mapping():
-            return {str(k): _plain(v) for k, v in value.items() if k not in _NOT_LEGIBLE}
+            said = {k: v for k, v in value.items() if k not in _LABELS or not _is_cipher(v)}
+            return {str(k): _plain(v) for k, v in said.items()}
         case list() | tuple() | set() | frozenset():
             return [_plain(item) for item in value]
         case BaseTool():
@@ -122,6 +123,15 @@ def _plain(value: Any) -> Any:
     raise UnsupportedContentError(
         f"a {type(value).__name__} goes to the LLM, which a guard cannot read; send text, JSON "
         "values, tools or pydantic models"
+    )
+
+
+def _is_cipher(value: Any) -> bool:
+    """Whether nothing in it can be words: a text without a space, at the least."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_cipher, value))
+    return not isinstance(value, Mapping) and not (
+        isinstance(value, str) and len(value.split()) > 1
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -53,6 +54,16 @@ def llama_index_as_it_was() -> Iterator[None]:
     vars(Settings).clear()
     vars(Settings).update(settings)
     llama_index.core.global_tokenizer = tokenizer
+
+
+@pytest.fixture
+def closed_loop() -> Iterator[None]:
+    """A loop for LlamaIndex to find, which would make one and leave it open."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    asyncio.set_event_loop(None)
+    loop.close()
 
 
 class Recorder(BaseEventHandler):

@@ -34,11 +34,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Of LlamaIndex's own: it looks at every attribute of an agent, and at `is_running` inside a step.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The `__fields:pydantic.PydanticDeprecatedSince20",
-    "ignore:Accessing the 'model_:pydantic.PydanticDeprecatedSince211",
-    "ignore:is_running called from within a step:DeprecationWarning",
-)
+pytestmark = [
+    pytest.mark.usefixtures("closed_loop"),
+    pytest.mark.filterwarnings(
+        "ignore:The `__fields:pydantic.PydanticDeprecatedSince20",
+        "ignore:Accessing the 'model_:pydantic.PydanticDeprecatedSince211",
+        "ignore:is_running called from within a step:DeprecationWarning",
+    ),
+]
 
 WORD = "zqxword"
 
@@ -130,7 +133,7 @@ class Channel:
     """How the word gets to a model, and which of the two LLMs reads that."""
 
     ask: Callable[[Any], Any]
-    own: bool = True  # whether the guard's own model reads it, too, or refuses it
+    own: bool | None = True  # the guard's own model reads it, too; refuses it; is not shown it
     script: Any = None
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -159,6 +162,18 @@ CHANNELS: dict[str, Channel] = {
     ),
     "additional keywords of a message": Channel(
         chat(ChatMessage("hi", additional_kwargs={"documents": [{"text": WORD}]})), own=False
+    ),
+    "words in the place of a signature": Channel(
+        chat(ChatMessage("hi", additional_kwargs={"signature": f"do {WORD}"})), own=False
+    ),
+    "a message's name": Channel(chat(ChatMessage("hi", additional_kwargs={"name": WORD}))),
+    "an id that is none": Channel(
+        chat(
+            USER,
+            CALLED,
+            ChatMessage("here", role="tool", additional_kwargs={"tool_call_id": f"do {WORD}"}),
+        ),
+        own=None,
     ),
     "a prompt": Channel(lambda llm: llm.complete(WORD)),
     "a prompt template": Channel(lambda llm: llm.predict(PromptTemplate(WORD + " {q}"), q="hi")),
@@ -260,7 +275,9 @@ def test_the_guards_own_model_reads_the_word_in_the_prefill_that_is_scored(guard
     assert WORD in prompts[-1]
 
 
-@pytest.mark.parametrize("name", [name for name, channel in CHANNELS.items() if not channel.own])
+@pytest.mark.parametrize(
+    "name", [name for name, channel in CHANNELS.items() if channel.own is False]
+)
 def test_what_the_guards_own_model_would_not_be_shown_is_an_error(guard_on, name):
     llm = GuardedVLM(guard=guard_on(Action.PASS))
     with pytest.raises(ValueError, match=r"cannot score|is not read|no setting"):

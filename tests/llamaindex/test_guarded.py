@@ -34,10 +34,13 @@ from guardrail.types import Action
 from guardrail.wrap import last_verdict
 
 # Of LlamaIndex's own: it looks at every attribute of an agent.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The `__fields:pydantic.PydanticDeprecatedSince20",
-    "ignore:Accessing the 'model_:pydantic.PydanticDeprecatedSince211",
-)
+pytestmark = [
+    pytest.mark.usefixtures("closed_loop"),
+    pytest.mark.filterwarnings(
+        "ignore:The `__fields:pydantic.PydanticDeprecatedSince20",
+        "ignore:Accessing the 'model_:pydantic.PydanticDeprecatedSince211",
+    ),
+]
 
 CHATS = ("chat", "achat", "stream_chat", "astream_chat")
 COMPLETIONS = ("complete", "acomplete", "stream_complete", "astream_complete")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from guardrail_llamaindex import GuardedLLM, GuardedVLM, GuardrailNodePostprocessor
@@ -46,8 +46,7 @@ from guardrail.policy import REFUSAL
 from guardrail.testing import FakeGuard
 from guardrail.types import Action
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = pytest.mark.usefixtures("closed_loop")
 
 WAYS = ("sync", "async")
 every_way = pytest.mark.parametrize("way", WAYS)
@@ -74,16 +73,6 @@ class Asking(BaseQueryEngine):
 
     async def _aquery(self, query_bundle: Any) -> Response:
         return Response((await self.llm.acomplete(query_bundle.query_str)).text)
-
-
-@pytest.fixture(autouse=True)
-def closed_loop() -> Iterator[None]:
-    """A loop for LlamaIndex to find, which would make one and leave it open."""
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    yield
-    asyncio.set_event_loop(None)
-    loop.close()
 
 
 @pytest.fixture
