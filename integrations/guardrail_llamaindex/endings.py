@@ -73,7 +73,8 @@ class _OfChats(_OnViolation):
         told: Any = violation
         instance.exception = told
         instance.put_in_queue("")
-        if instance.aqueue is not None:
+        if instance.is_function_false_event is not None:  # written by a task
+            instance.is_function_false_event.set()
             instance.aput_in_queue("")
 
 

@@ -22,7 +22,7 @@ def node_message(node: BaseNode) -> list[dict[str, Any]]:
     own caption the same picture scores lower. The text follows as its template writes it, and what
     the template leaves out: readers of a node's content blocks get text and metadata without one.
     What is named in several ways (data, path, URL) comes several times: whoever reads the
-    node may take any of them.
+    node may take any of them. A canonical node names its picture once.
 
     Raises:
         UnsupportedContentError: the node holds sound or bytes that are no text, is of
