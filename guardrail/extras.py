@@ -31,6 +31,7 @@ EXTRA_OF: Mapping[str, str] = MappingProxyType(
         "starlette": "asgi",
         "structlog": "serve",
         "uvicorn": "serve",
+        "workflows": "llamaindex",
         "yaml": "yaml",
     }
 )

@@ -172,7 +172,11 @@ class Guard:
         return self._asking.wait(self._asking.answer(value, options))
 
     def check(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
-        """The verdict alone: the pass ends after the readout layer. Never raises on a flag."""
+        """The verdict alone: the pass ends after the readout layer. Never raises on a flag.
+
+        It is what another model's requests are judged by, which may read what this one cannot: with
+        the policy's `fold_text` a request that differs in plain letters is scored in both forms.
+        """
         return self._asking.wait(self._asking.verdict(value, options))
 
     def stream(self, value: Any, /, **options: Unpack[GenerateOptions]) -> GuardStream:

@@ -99,9 +99,10 @@ class Policy(_Frozen):
     shares of *benign* inputs that may be hit, pick them from the artefact's calibration (None: the
     rates the artefact was calibrated for).
 
-    `pictures` is for calls to other models, whose decoders may read an encoded picture otherwise:
-    what was judged is handed on in a form that has one reading, or pictures that have two are
-    refused. See `guardrail.requests.canonical`.
+    Two fields are for what another model will answer. `fold_text`: it is scored a second time in
+    plain letters, where that differs, and the higher score counts (`guardrail.requests.folding`).
+    `pictures`: what was judged is handed on in a form that all decoders read alike, or pictures
+    that they may read in two ways are refused (`guardrail.requests.canonical`).
     """
 
     mode: Literal["enforce", "shadow"] = "enforce"
@@ -119,6 +120,7 @@ class Policy(_Frozen):
     video: VideoSampling = Field(default_factory=VideoSampling)
     allowed_hosts: frozenset[str] = frozenset()
     local_files: bool = True
+    fold_text: bool = True
 
     @field_validator("actions")
     @classmethod

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guardrail.policy import Policy
+from guardrail.requests.folding import folded
 from guardrail.requests.messages import to_request
 from guardrail.requests.tools import call_text
 from guardrail.types import Action, Request, TextPart, Verdict, VideoStream
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from guardrail.requests.messages import Tools
 
+_SCORES = {Action.PASS: 0.0, Action.STEER: 0.5, Action.FLAG: 1.0}
+
 
 class FakeGuard:
     """Judges by words: flags what holds one of `flag`, steers what holds one of `steer`.
@@ -23,9 +26,9 @@ class FakeGuard:
         guard = FakeGuard(flag=["bomb"])
         app = GuardrailRunnable(guard=guard) | model
 
-    It goes wherever an adapter or `guarded` only checks. It reads what a guard reads (and refuses
-    what a guard refuses), but sees no word in a picture or video. What it was asked is in `seen`;
-    what holds "outage" fails as a detector does.
+    It goes wherever an adapter or `guarded` only checks. It reads what a guard reads, folded copies
+    too (and refuses what a guard refuses), but sees no word in a picture or video. What it was
+    asked is in `seen`; what holds "outage" fails as a detector does.
     """
 
     def __init__(
@@ -58,22 +61,23 @@ class FakeGuard:
         request = to_request(value, policy=self.policy, tools=tools)  # refuses what a guard does
         _play(request)
         self.seen.append(_copied(value))
-        text = _said(request)
-        would_be = next(
-            (action for action, words in self._rules.items() if any(w in text for w in words)),
-            Action.PASS,
-        )
+        text, copy = _said(request), folded(request) if self.policy.fold_text else None
+        would_be = self._asked_for(text)
+        plain = would_be if copy is None else self._asked_for(_said(copy))
+        is_folded = _SCORES[plain] > _SCORES[would_be]
+        would_be = plain if is_folded else would_be
         acts = self.policy.mode == "enforce" and would_be in self.policy.actions
         verdict = Verdict(
             action=would_be if acts else Action.PASS,
             would_be=would_be,
-            score={Action.PASS: 0.0, Action.STEER: 0.5, Action.FLAG: 1.0}[would_be],
+            score=_SCORES[would_be],
             tau_steer=0.4,
             tau_flag=0.9,
             layers=(1,),
             modality=request.modality,
             artefact_id="guard-fake",
             mode=self.policy.mode,
+            folded=is_folded,
         )
         return self._outage(verdict) if "outage" in text else verdict
 
@@ -102,6 +106,10 @@ class FakeGuard:
     ) -> list[Verdict]:
         """Verdicts in the order of `values`; nothing here raises."""
         return [self.check(value, tools=tools) for value in values]
+
+    def _asked_for(self, text: str) -> Action:
+        found = (action for action, words in self._rules.items() if any(w in text for w in words))
+        return next(found, Action.PASS)
 
     def _outage(self, verdict: Verdict) -> Verdict:
         would_be = Action.FLAG if self.policy.fail == "closed" else Action.PASS

@@ -191,7 +191,8 @@ class Verdict:
     `score` is the re-centred projection in units of the text gap (0 = text-safe centroid,
     1 = text-unsafe centroid); None only when the detector failed (`reason`). `would_be` is the
     action the thresholds ask for; it differs from `action` in shadow mode. `strength` is the length
-    of the vector that was added to the residual stream (0 when nothing was).
+    of the vector that was added to the residual stream (0 when nothing was). `folded` says that
+    the score is that of the request in plain letters (see the policy's `fold_text`).
     """
 
     action: Action
@@ -207,6 +208,7 @@ class Verdict:
     mode: str = "enforce"
     reason: str = "score"  # score | detector_failed
     window: Window | None = None  # of a video: where the score is from
+    folded: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a score that is no number: a silent NaN would compare as safe."""
@@ -239,9 +241,10 @@ class Verdict:
         score = "none" if self.score is None else f"{self.score:.2f}"
         shadow = "" if self.action == self.would_be else f" (would be {self.would_be})"
         where = "" if self.window is None else f" ({self.window})"
+        folded = " (in plain letters)" if self.folded else ""
         return (
             f"{self.action}{shadow}: score {score}, steer at {self.tau_steer:.2f}, "
-            f"flag at {self.tau_flag:.2f}, {self.modality}{where}, reason {self.reason}"
+            f"flag at {self.tau_flag:.2f}, {self.modality}{where}{folded}, reason {self.reason}"
         )
 
 

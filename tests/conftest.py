@@ -41,6 +41,17 @@ CORE_FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "llama")
 """Three ways of placing pictures and a text-only model: what most tests run over."""
 
 
+LONGER_S = {"families": 1800, "gpu": 3600, "network": 3600, "ray": 1800, "slow": 3600}
+"""How long tests with a marker may take; the limit of all others is in pyproject.toml."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        longer = [s for name, s in LONGER_S.items() if item.get_closest_marker(name) is not None]
+        if longer and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(max(longer)))
+
+
 class Tiny(NamedTuple):
     """A model of `family` and its processor (a plain tokenizer for text-only families)."""
 

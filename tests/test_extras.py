@@ -14,6 +14,7 @@ PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 MODULE_OF = {  # where the distribution's name is not the module's
     "langchain-core": "langchain_core",
     "llama-index-core": "llama_index",
+    "llama-index-workflows": "workflows",
     "opentelemetry-api": "opentelemetry",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "opentelemetry-sdk": "opentelemetry",

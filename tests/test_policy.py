@@ -16,12 +16,14 @@ SETTINGS = {
     "actions": ["flag"],
     "thresholds": {"image": {"steer": 0.5, "flag": 0.9}},
     "allowed_hosts": ["example.org"],
+    "fold_text": False,
     "limits": {"images": 4, "timeout_s": 2.5},
 }
 TOML = """
 mode = "shadow"
 actions = ["flag"]
 allowed_hosts = ["example.org"]
+fold_text = false
 [thresholds.image]
 steer = 0.5
 flag = 0.9
@@ -33,6 +35,7 @@ YAML = """
 mode: shadow
 actions: [flag]
 allowed_hosts: [example.org]
+fold_text: false
 thresholds: {image: {steer: 0.5, flag: 0.9}}
 limits: {images: 4, timeout_s: 2.5}
 """
@@ -41,6 +44,7 @@ WANTED = Policy(
     actions=frozenset({Action.FLAG}),
     thresholds={Modality.IMAGE: Thresholds(steer=0.5, flag=0.9)},
     allowed_hosts=frozenset({"example.org"}),
+    fold_text=False,
     limits=Limits(images=4, timeout_s=2.5),
 )
 
@@ -121,6 +125,7 @@ def test_the_environment_gives_the_same_policy():
         "GUARDRAIL_POLICY_THRESHOLDS__IMAGE__STEER": "0.5",
         "GUARDRAIL_POLICY_THRESHOLDS__IMAGE__FLAG": "0.9",
         "GUARDRAIL_POLICY_ALLOWED_HOSTS": '["example.org"]',
+        "GUARDRAIL_POLICY_FOLD_TEXT": "false",
         "GUARDRAIL_POLICY_LIMITS__IMAGES": "4",
         "GUARDRAIL_POLICY_LIMITS__TIMEOUT_S": "2.5",
         "HOME": "/root",

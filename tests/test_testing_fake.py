@@ -61,3 +61,12 @@ async def test_it_is_asked_with_the_options_of_a_guard():
     verdicts = [guard.check("bad", **options), await guard.acheck("bad", **options)]
     verdicts += guard.check_batch(["bad"], **options)
     assert [verdict.action for verdict in verdicts] == [Action.FLAG] * 3
+
+
+def test_words_that_other_letters_hide_are_found_as_a_guard_finds_them():
+    hidden = "a b\u0430d word"
+    found = FakeGuard().check(hidden)
+    assert (found.action, found.folded) == (Action.FLAG, True)
+    plain = FakeGuard().check("a bad word, \u0430nd odd")
+    assert (plain.action, plain.folded) == (Action.FLAG, False)
+    assert FakeGuard(policy=Policy(fold_text=False)).check(hidden).action is Action.PASS

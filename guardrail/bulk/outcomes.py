@@ -31,6 +31,7 @@ VERDICT_FIELDS: Mapping[str, str] = {
     "modality": "string",
     "mode": "string",
     "reason": "string",
+    "folded": "bool",
     "window_start_s": "float64",
     "window_end_s": "float64",
     "artefact_id": "string",

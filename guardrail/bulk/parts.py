@@ -114,7 +114,12 @@ class Parts:
 
 def _table(rows: Sequence[OutRow]) -> Any:
     arrow = require("pyarrow")
-    kinds = {"int64": arrow.int64(), "float64": arrow.float64(), "string": arrow.string()}
+    kinds = {
+        "bool": arrow.bool_(),
+        "int64": arrow.int64(),
+        "float64": arrow.float64(),
+        "string": arrow.string(),
+    }
     schema = arrow.schema([(name, kinds[kind]) for name, kind in ROW_FIELDS.items()])
     return arrow.Table.from_pylist(list(rows), schema=schema)
 

@@ -102,6 +102,7 @@ def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("score", f"{score} ({thresholds})"),
         ("modality", verdict.modality),
         *([] if verdict.window is None else [("window", str(verdict.window))]),
+        *([("folded", "the score is that of the text in plain letters")] if verdict.folded else []),
         ("layers", ", ".join(map(str, verdict.layers))),
         ("mode", verdict.mode),
         ("reason", verdict.reason),

@@ -83,6 +83,8 @@ def score_traffic(
 ) -> Traffic:
     """Score requests (`Placed` ones are named by their place, others by their number).
 
+    Scores are those of checks, so under a policy's `fold_text` the higher one of each request and
+    its folded copy; thresholds on them are no lower than the guarded model's own answers need.
     Memory holds one chunk of requests, as many as the guard's queue has places, and the samples.
 
     Raises:

@@ -25,7 +25,6 @@ PRIVATE = frozenset(
     {
         "guardrail_score",
         "guardrail_threshold",
-        "guardrail_drift_alarm",
         "guardrail_drift_psi",
         "guardrail_near_duplicates",
     }

@@ -52,9 +52,13 @@ class AnswerJob(Job[Result]):
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class CheckJob(Job[Verdict]):
-    """A request for a verdict alone; `scan` when it is a window of another request's video."""
+    """A request for a verdict alone; `scan` when it is a window of another request's video.
+
+    `folded` is its copy in plain letters, where that is judged, too, and differs.
+    """
 
     request: Request
+    folded: Request | None = None
     floor: Floor = field(default_factory=Floor)
     scan: Scan | None = None
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)

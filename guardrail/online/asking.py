@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from guardrail.errors import GuardrailViolation, RequestTimeoutError
@@ -12,6 +13,7 @@ from guardrail.model.jobs import Job
 from guardrail.online.options import ASK, caller_of, numbered, settings_of
 from guardrail.online.reading import Begun, Reading, finished, in_own_thread
 from guardrail.online.scanning import LATE
+from guardrail.requests.folding import folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -41,7 +43,7 @@ class Asking:
         cancelled: threading.Event | None = None,
         wait: bool = False,
     ) -> Begun[AnswerJob]:
-        """Queue a request for an answer; its pictures are decoded here, on the caller's thread."""
+        """Queue a request for an answer."""
         engine, limits = self._engine, self._engine.policy.limits
         how = dict(options)
         ask = {name: how.pop(name) for name in ASK & how.keys()}
@@ -66,7 +68,8 @@ class Asking:
         tools, caller = caller_of(options, engine.policy.limits, cancelled, wait=wait)
 
         def job(request: Request, floor: Floor) -> CheckJob:
-            return engine.check_job(request, floor=floor, **caller.of_job)
+            copy = folded(request) if engine.policy.fold_text else None
+            return engine.check_job(request, folded=copy, floor=floor, **caller.of_job)
 
         return self._reading.begin(value, tools, caller, job)
 
@@ -124,13 +127,20 @@ class Asking:
     async def submitted(
         self, ask: Callable[..., Begun[J]], given_up: threading.Event | None = None
     ) -> J:
-        """Ask from an event loop; pictures are decoded and videos are judged in other threads."""
+        """Ask from an event loop; media are read, and long videos judged, in threads of their own.
+
+        So whoever waits there keeps none of the loop's few threads from text.
+        """
         cancelled = given_up or threading.Event()
         try:
             with self._engine.worker.expecting(cancelled):
                 await asyncio.sleep(0)  # others that ask just now are expected, too
                 begun = await asyncio.to_thread(ask, cancelled=cancelled)
-            return begun if isinstance(begun, Job) else await in_own_thread(begun)
+                if not isinstance(begun, Job):
+                    begun = await in_own_thread(begun)
+            if isinstance(begun, Job):
+                return begun
+            return await in_own_thread(partial(finished, begun))
         except asyncio.CancelledError:
             cancelled.set()  # the thread may still queue the job; it will be dropped there
             raise

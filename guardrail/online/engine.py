@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
     from guardrail.model.rulings import Ruling
     from guardrail.model.settings import Settings
+    from guardrail.online.floors import Floor
     from guardrail.online.scanning import Scan
     from guardrail.policy import Policy, Thresholds
 
@@ -153,7 +154,7 @@ class Engine:
 
     def _answer(self, jobs: Sequence[AnswerJob]) -> None:
         """Answer a batch; of several jobs each is settled as soon as its own row has ended."""
-        encoded = self._encode(jobs, new_tokens=1)
+        encoded = self._encode([job.request for job in jobs], new_tokens=1)
         answers = [Answering(job, self) for job in jobs]
         early = len(jobs) > 1  # a lone caller goes on only when the model is at rest again
         controls = [
@@ -169,7 +170,7 @@ class Engine:
                 controls,
                 policy=self.policy,
                 hooks=self._hooks,
-                floors=_floors(jobs),
+                floors=_scores([job.floor for job in jobs]),
             )
         if not early:
             answers[0].end(outcomes[0])
@@ -194,25 +195,42 @@ class Engine:
         return None if self._context is None else self._context - prompt_tokens
 
     def _check(self, jobs: Sequence[CheckJob]) -> None:
-        encoded = self._encode(jobs, new_tokens=0)
+        floors = self._floors(jobs)
+        rulings = self._rulings(jobs, [job.request for job in jobs], floors)
+        for job, floor, ruling in zip(jobs, floors, rulings, strict=True):
+            verdict = verdict_of(self._detector, job.request, ruling, floor)
+            if job.scan is None:  # the request that a window is of goes on record as a whole
+                self.record(verdict, verdict_facts(job))
+            job.settle(verdict)
+
+    def _floors(self, jobs: Sequence[CheckJob]) -> list[Floor]:
+        """What the requests of a batch score at least, once their folded copies are judged."""
+        floors = [job.floor for job in jobs]
+        copies = {n: job.folded for n, job in enumerate(jobs) if job.folded is not None}
+        if copies:
+            rulings = self._rulings(jobs, [*copies.values()], [floors[n] for n in copies])
+            for (n, copy), ruling in zip(copies.items(), rulings, strict=True):
+                floors[n] = floors[n].raised(verdict_of(self._detector, copy, ruling).score)
+        return floors
+
+    def _rulings(
+        self, jobs: Sequence[CheckJob], requests: Sequence[Request], floors: Sequence[Floor]
+    ) -> list[Ruling]:
+        """Judge what a batch of jobs asks about, or a part of it, in one pass."""
+        encoded = self._encode(requests, new_tokens=0)
         with self._outages(jobs):
-            rulings = check_rows(
+            return check_rows(
                 self.loaded,
                 encoded,
                 self._detector,
                 policy=self.policy,
                 hooks=self._hooks,
-                floors=_floors(jobs),
+                floors=_scores(floors),
             )
-        for job, ruling in zip(jobs, rulings, strict=True):
-            verdict = self.verdict(job, ruling)
-            if job.scan is None:  # the request that a window is of goes on record as a whole
-                self.record(verdict, verdict_facts(job))
-            job.settle(verdict)
 
-    def _encode(self, jobs: Sequence[AnswerJob | CheckJob], *, new_tokens: int) -> Encoded:
+    def _encode(self, requests: Sequence[Request], *, new_tokens: int) -> Encoded:
         """The batch's inputs; a prompt that is too long is refused before the model sees it."""
-        encoded = self.encoder.encode([job.request for job in jobs])
+        encoded = self.encoder.encode(requests)
         require_room(encoded, self.policy.limits, self._context, new_tokens=new_tokens)
         return encoded
 
@@ -227,14 +245,14 @@ class Engine:
         """What reads tool calls in the answer to a request that offers tools."""
         return CallReader(self.loaded.tokenizer, request.tools) if request.tools else None
 
-    def verdict(self, job: AnswerJob | CheckJob, ruling: Ruling) -> Verdict:
+    def verdict(self, job: AnswerJob, ruling: Ruling) -> Verdict:
         """What people are told of a ruling."""
         return verdict_of(self._detector, job.request, ruling, job.floor)
 
 
-def _floors(jobs: Sequence[AnswerJob | CheckJob]) -> tuple[float, ...]:
-    """The rows' floors; none at all where no row has any, as in every request without video."""
-    scores = tuple(job.floor.score for job in jobs)
+def _scores(floors: Sequence[Floor]) -> tuple[float, ...]:
+    """The rows' floors; none at all where no row has any, as most requests have none."""
+    scores = tuple(floor.score for floor in floors)
     return () if all(score == NO_FLOOR for score in scores) else scores
 
 

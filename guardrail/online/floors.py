@@ -1,4 +1,4 @@
-"""The least that a request scores: what the windows of its long videos scored before."""
+"""The least that a request scores: what its long videos' windows, or its folded copy, scored."""
 
 from __future__ import annotations
 
@@ -15,18 +15,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The highest score of `judged` windows, and whose it is; NaN where the detector failed."""
+    """The highest score so far, after `judged` windows; NaN where the detector failed.
+
+    It is that of `window`, or with `folded` that of the request's copy in plain letters.
+    """
 
     score: float = NO_FLOOR
     window: Window | None = None
     judged: int = 0
+    folded: bool = False
+
+    def raised(self, score: float | None) -> Floor:
+        """The floor under the request itself, once its folded copy has a score (None: an outage).
+
+        That copy was judged by this floor: it scores as much, where it decides nothing.
+        """
+        if self.holds(score):
+            return self
+        return Floor(math.nan if score is None else score, judged=self.judged, folded=True)
 
     def window_of(self, request: Request, score: float | None) -> Window | None:
         """Which window a verdict with this score rests on; None for requests without a video.
 
         The clips that the model is shown with the request are one more window, the last.
         """
-        if self.window is not None and self._holds(score):
+        if self.window is not None and self.holds(score):
             return self.window
         clips = [video.clip for video in request.videos if isinstance(video, VideoPart)]
         if not clips:
@@ -40,6 +53,6 @@ class Floor:
             video=0 if len(clips) == 1 else None,
         )
 
-    def _holds(self, score: float | None) -> bool:
+    def holds(self, score: float | None) -> bool:
         """Whether a score is the floor itself and not the request's own."""
         return math.isnan(self.score) if score is None else score <= self.score

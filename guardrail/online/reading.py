@@ -1,4 +1,4 @@
-"""From a value to a queued job; the long videos in it are judged on the way."""
+"""From a value to a queued job; its pictures are decoded and its long videos judged on the way."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from guardrail.errors import QueueFullError, RequestCancelledError, RequestTimeoutError
 from guardrail.model.jobs import Job
 from guardrail.online.floors import Floor
+from guardrail.online.places import Places
 from guardrail.online.scanning import LATE, Scan
-from guardrail.online.video_places import VideoPlaces
-from guardrail.requests.messages import Tools, to_request
+from guardrail.requests.messages import Draft, Tools, drafted
 from guardrail.requests.patience import patience
 
 if TYPE_CHECKING:
@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from guardrail.online.engine import Engine
     from guardrail.types import Request
 
+T = TypeVar("T")
 J = TypeVar("J", bound=Job[Any])
 
-Begun: TypeAlias = J | Callable[[], J]
-"""A queued job, or what takes long to become one: the caller says in which thread."""
+Begun: TypeAlias = J | Callable[[], "Begun[J]"]
+"""A queued job, or what takes long on the way to one: the caller says in which thread.
+
+First the request's media are read, then its long videos are judged.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +63,22 @@ class Caller:
             RequestTimeoutError: the time is over.
         """
         if self.cancelled.is_set():
-            raise RequestCancelledError("the request was given up while its video was read")
+            raise RequestCancelledError("the request was given up while it was read")
         if self.deadline is not None and time.monotonic() >= self.deadline:
             raise RequestTimeoutError(LATE)
 
 
 class Reading:
-    """Reads values for one engine; as many long videos at once as may wait for the model."""
+    """Reads values for one engine.
+
+    As many requests as may wait for the model may have their media read at once, and as many more
+    their long videos judged. Text waits for neither.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._places = VideoPlaces(engine.policy.limits.queue)
+        self._reads = Places(engine.policy.limits.queue)
+        self._scans = Places(engine.policy.limits.queue)
 
     def begin(
         self,
@@ -78,13 +87,24 @@ class Reading:
         caller: Caller,
         job: Callable[[Request, Floor], J],
     ) -> Begun[J]:
-        """Queue the job for a value; with a long video, what is left to do until then.
+        """Queue the job for a value; with pictures or videos, what is left to do until then.
 
         Raises:
             InputError: the value cannot be read, or the model cannot be shown it.
         """
-        with patience(caller.still_waits):
-            request = to_request(value, policy=self._engine.policy, tools=tools)
+        draft = drafted(value, policy=self._engine.policy, tools=tools)
+        if draft.has_media:
+            return partial(self._with_media, draft, caller, job)
+        return self._queued(job(draft.request(), Floor()), wait=caller.wait)
+
+    def _with_media(
+        self, draft: Draft, caller: Caller, job: Callable[[Request, Floor], J]
+    ) -> Begun[J]:
+        with (
+            self._place(self._reads, caller, "requests with pictures or videos are read"),
+            patience(caller.still_waits),
+        ):
+            request = draft.request()
         self._engine.require_readable(request)
         if request.in_windows:
             return partial(self._through_videos, request, caller, job)
@@ -104,7 +124,10 @@ class Reading:
             request_id=caller.request_id,
         )
         try:
-            with self._place(caller), patience(caller.still_waits):
+            with (
+                self._place(self._scans, caller, "long videos are judged"),
+                patience(caller.still_waits),
+            ):
                 shown, floor = scan.run(request)
         except RequestTimeoutError as late:
             raise RequestTimeoutError(
@@ -118,31 +141,33 @@ class Reading:
         return job
 
     @contextmanager
-    def _place(self, caller: Caller) -> Iterator[None]:
-        """One of the long videos that are judged at once; each takes memory of its own."""
+    def _place(self, places: Places, caller: Caller, doing: str) -> Iterator[None]:
+        """One of a bounded number of places; what is read takes memory of its own."""
         left = None if caller.deadline is None else max(caller.deadline - time.monotonic(), 0)
-        if not self._places.take(caller.client, timeout=left if caller.wait else 0.0):
+        if not places.take(caller.client, timeout=left if caller.wait else 0.0):
             if caller.wait:
                 raise RequestTimeoutError(LATE)
             raise QueueFullError(
-                f"too many long videos are judged: the policy allows {self._places.places} at "
-                "once, and one client its share of them; try again later or raise `limits.queue`",
+                f"too many {doing}: the policy allows {places.places} at once, and one client its "
+                "share of them; try again later or raise `limits.queue`",
                 retry_after_s=self._engine.worker.drain_s(),
             )
         try:
             yield
         finally:
-            self._places.give_back(caller.client)
+            places.give_back(caller.client)
 
 
 def finished(begun: Begun[J]) -> J:
     """The queued job, after all that was left to do, in this thread."""
-    return begun if isinstance(begun, Job) else begun()
+    while not isinstance(begun, Job):
+        begun = begun()
+    return begun
 
 
-def in_own_thread(work: Callable[[], J]) -> Awaitable[J]:
+def in_own_thread(work: Callable[[], T]) -> Awaitable[T]:
     """Run what takes long beside the few threads that an event loop's users share."""
-    future: Future[J] = Future()
+    future: Future[T] = Future()
 
     def run() -> None:
         if not future.set_running_or_notify_cancel():
@@ -152,7 +177,22 @@ def in_own_thread(work: Callable[[], J]) -> Awaitable[J]:
         except BaseException as error:  # the border of the thread; the waiting task gets it
             future.set_exception(error)
 
-    thread = threading.Thread(target=copy_context().run, args=(run,), name="guardrail-video")
-    thread.daemon = True  # the interpreter's end does not wait for a video
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="guardrail-reading")
+    thread.daemon = True  # the interpreter's end does not wait for it
     thread.start()
     return asyncio.wrap_future(future)
+
+
+async def read_apart(read: Callable[[], T]) -> T:
+    """`read` what holds media, in a thread of its own; no further once the task is cancelled."""
+    caller = Caller(None, threading.Event(), wait=False)
+
+    def patient() -> T:
+        with patience(caller.still_waits):
+            return read()
+
+    try:
+        return await in_own_thread(patient)
+    except asyncio.CancelledError:
+        caller.cancelled.set()
+        raise

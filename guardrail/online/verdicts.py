@@ -25,7 +25,8 @@ def verdict_of(
 ) -> Verdict:
     """The detector's words, corrected by what was really done; `floor` is what it was judged by."""
     verdict = _verdict(detector, request, ruling)
-    return replace(verdict, window=floor.window_of(request, verdict.score))
+    folded = floor.folded and floor.holds(verdict.score)
+    return replace(verdict, window=floor.window_of(request, verdict.score), folded=folded)
 
 
 def _verdict(detector: Detector, request: Request, ruling: Ruling) -> Verdict:

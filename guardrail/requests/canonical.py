@@ -23,9 +23,10 @@ from PIL.Image import Image as PILImage
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.requests.budget import Budget
-from guardrail.requests.formats import JPEG_MARKER, loaded_picture, sniffed_format
+from guardrail.requests.formats import loaded_picture, sniffed_format
 from guardrail.requests.images import orientation_of
 from guardrail.requests.parts import PictureSource, picture_in
+from guardrail.requests.structure import JPEG_MARKER
 from guardrail.types import ImagePart, Message, Request
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import re
 import struct
 import zlib
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import (
     BmpImagePlugin,
@@ -28,7 +29,9 @@ from guardrail.errors import (
     InputError,
     LimitExceededError,
 )
+from guardrail.requests.decoders import DECODERS
 from guardrail.requests.medium import Medium
+from guardrail.requests.structure import check_exif, counted_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
     from guardrail.policy import Limits
+
+T = TypeVar("T")
 
 _OPENERS: dict[str, Callable[[BytesIO], ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -65,10 +70,7 @@ _MEDIA_TYPES = {
     "image/x-ms-bmp": "BMP",
     "image/tiff": "TIFF",
 }
-# Each scan of a progressive JPEG costs a pass over all pixels and may be 50 bytes short; encoders
-# write about ten. A hundred passes over a picture of the largest size take a few seconds.
-_JPEG_SCANS = 100
-JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])")
+_RUN_LENGTH = 2_000_000  # pixels, and bytes: Pillow unfolds such BMPs in Python, about 1 us each
 # What Pillow's parsers raise on damaged files is not documented and differs from format to format.
 PILLOW_ERRORS = (
     ArithmeticError,
@@ -144,7 +146,29 @@ def check_size(size: tuple[int, int], limits: Limits, *, what: str) -> None:
 
 
 def loaded_picture(data: bytes, limits: Limits, *, what: str) -> ImageFile:
-    """The first frame of an encoded picture, decoded once its header is within the limits."""
+    """The first frame of an encoded picture, decoded once all that is known of it is allowed."""
+    return decoded(data, limits, lambda picture: picture, what=what)
+
+
+def decoded(data: bytes, limits: Limits, then: Callable[[ImageFile], T], *, what: str) -> T:
+    """What `then` makes of a loaded picture; it is called by one of the process's `Decoders`, too.
+
+    Raises:
+        InputError: it cannot be read, or is larger than the policy allows.
+    """
+    picture = DECODERS.result(partial(_opened, data, limits, what))
+
+    def finished() -> T:
+        with pillow_errors(what, limits):
+            picture.load()
+        check_exif(picture.info, what)
+        return then(picture)
+
+    return DECODERS.result(finished, pixels=picture.width * picture.height)
+
+
+def _opened(data: bytes, limits: Limits, what: str) -> ImageFile:
+    """An encoded picture whose structure, size and frames are within the limits; no pixels yet."""
     name = sniffed_format(data)
     if name is None:
         raise ImageDecodeError(
@@ -152,60 +176,29 @@ def loaded_picture(data: bytes, limits: Limits, *, what: str) -> ImageFile:
             f"accepted: {', '.join(FORMATS)}"
         )
     with pillow_errors(what, limits):
+        _check_frames(counted_frames(name, data, limits, what=what), limits, what)
         if name == "WEBP":  # Pillow makes the canvas while it reads the header
             check_size(_webp_size(data), limits, what=what)
         picture = _OPENERS[name](BytesIO(data))
         check_size(picture.size, limits, what=what)
-        _check_frames(picture, data, limits, what)
-        if name == "JPEG" and _jpeg_scans(data) > _JPEG_SCANS:
-            raise ImageDecodeError(f"{what} is a JPEG of over {_JPEG_SCANS} scans; save it again")
-        picture.load()
+        if name not in ("GIF", "TIFF"):  # whose frames Pillow counts without a bound
+            _check_frames(int(getattr(picture, "n_frames", 1)), limits, what)
+        if name == "BMP" and picture.info.get("compression") in (1, 2):
+            _check_runs(picture, data, what)
     return picture
 
 
-def _check_frames(picture: ImageFile, data: bytes, limits: Limits, what: str) -> None:
-    if picture.format == "GIF":  # Pillow's own count has no bound
-        frames = _gif_frames(data, limits.frames)
-    elif picture.format == "TIFF":
-        frames = _tiff_frames(picture, limits.frames)
-    else:
-        frames = int(getattr(picture, "n_frames", 1))
-    if frames > limits.frames:
-        raise LimitExceededError(limit="frames", allowed=limits.frames, found=frames, what=what)
+def _check_frames(found: int, limits: Limits, what: str) -> None:
+    if found > limits.frames:
+        raise LimitExceededError(limit="frames", allowed=limits.frames, found=found, what=what)
 
 
-def _tiff_frames(picture: ImageFile, most: int) -> int:
-    """Directories of a TIFF, read one by one without pixels; stops at `most` + 1."""
-    frames = 1
-    try:
-        while frames <= most:
-            picture.seek(frames)
-            frames += 1
-    except EOFError:
-        return frames
-    finally:
-        picture.seek(0)
-    return frames
-
-
-def _gif_frames(data: bytes, most: int) -> int:
-    """Image blocks of a GIF, counted by block lengths alone; stops at `most` + 1."""
-    position = 13 + _colour_table(data[10])
-    frames = 0
-    while frames <= most and data[position : position + 1] in (b"!", b","):
-        if data[position] == ord(","):
-            frames += 1
-            position += 11 + _colour_table(data[position + 9])
-        else:
-            position += 2
-        while length := data[position]:
-            position += 1 + length
-        position += 1
-    return frames
-
-
-def _colour_table(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+def _check_runs(picture: ImageFile, data: bytes, what: str) -> None:
+    if max(picture.width * picture.height, len(data)) > _RUN_LENGTH:
+        raise ImageDecodeError(
+            f"{what} is a run-length coded BMP of more than {_RUN_LENGTH} pixels or bytes; save it "
+            "again without compression, or as PNG"
+        )
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -224,14 +217,3 @@ def _webp_size(data: bytes) -> tuple[int, int]:
             return width & 0x3FFF, height & 0x3FFF
         case chunk:
             raise ImageDecodeError(f"a WebP file cannot begin with the chunk {chunk!r}")
-
-
-def _jpeg_scans(data: bytes) -> int:
-    """Scans of the first picture in a JPEG file."""
-    scans, position = 0, 2
-    while scans <= _JPEG_SCANS and (marker := JPEG_MARKER.search(data, position)):
-        if marker[1] == b"\xd9":  # end of the picture
-            break
-        scans += marker[1] == b"\xda"
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
-    return scans

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.requests.decoders import DECODERS
 from guardrail.requests.formats import (
     PILLOW_ERRORS,
     check_size,
-    loaded_picture,
+    decoded,
     pillow_errors,
 )
 from guardrail.requests.sources import Access, picture_bytes
@@ -56,7 +58,8 @@ def decode_image(
 
     Rules 3 and 5 and `Path` objects need `local_files`; only regular files are read, through links.
     Encoded pictures are PNG, JPEG (MPO), WebP, GIF, BMP or TIFF by content, never by name. Of an
-    animation the first frame counts. Encoded size, pixels and frames are checked before decoding.
+    animation the first frame counts. Encoded size, structure, pixels and frames are checked before
+    decoding, which one of the process's `decoders` does.
 
     A Pillow picture is copied, never changed, though a lazily opened one is loaded; the frame it
     stands on counts, its format is the caller's business, its pixels are checked. Modes without a
@@ -72,17 +75,18 @@ def decode_image(
     Raises:
         InputError: one of its kinds, whatever the bytes are.
     """
+    upright = partial(_upright, limits=limits, what=what)
     if isinstance(source, Image.Image):
         check_size(source.size, limits, what=what)
-        with pillow_errors(what, limits):
-            picture, orientation = source.copy(), orientation_of(source)
-    else:
-        access = Access(limits, allowed_hosts, local_files)
-        loaded = loaded_picture(picture_bytes(source, access, what), limits, what=what)
-        picture, orientation = loaded, orientation_of(loaded)
+        return DECODERS.result(partial(upright, source), pixels=source.width * source.height)
+    data = picture_bytes(source, Access(limits, allowed_hosts, local_files), what)
+    return decoded(data, limits, upright, what=what)
+
+
+def _upright(picture: Image.Image, *, limits: Limits, what: str) -> Image.Image:
     with pillow_errors(what, limits):
         rgb = rgb_of(picture, what)
-        if orientation in _UPRIGHT:
+        if (orientation := orientation_of(picture)) in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])
     rgb.info.clear()  # a second reader must not turn it again
     return rgb

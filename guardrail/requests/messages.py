@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from PIL.Image import Image as PILImage
@@ -69,24 +71,48 @@ def to_request(
         UrlNotAllowedError: a remote picture or video whose host is not allowed.
         MissingExtraError: a video file, without the extra `video`.
     """
+    return drafted(value, policy=policy, tools=tools).request()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A request as far as it is read at once: its pictures and videos are counted, not decoded."""
+
+    has_media: bool
+    _messages: Callable[[], tuple[Message, ...]]
+    _tools: tuple[Mapping[str, object], ...]
+
+    def request(self) -> Request:
+        """The whole of it; what takes long is done here.
+
+        Raises:
+            InputError: as `to_request`.
+        """
+        return Request(self._messages(), self._tools)
+
+
+def drafted(value: object, *, policy: Policy, tools: Tools | None = None) -> Draft:
+    """Read what `to_request` reads, but for pictures and videos.
+
+    Raises:
+        InputError: as `to_request`.
+    """
     budget = Budget(policy.limits)
     if tools is None and isinstance(value, Request):
         tools = value.tools
     offered = read_tools(tools or (), budget)
-    return Request(_messages(value, policy, budget), offered)
-
-
-def _messages(value: object, policy: Policy, budget: Budget) -> tuple[Message, ...]:
     match value:
-        case Request():
-            return rechecked(value, policy, budget)
+        case Request(messages):
+            parts = (part for message in messages for part in message.parts)
+            media = not all(isinstance(part, TextPart) for part in parts)
+            return Draft(media, partial(rechecked, value, policy, budget), offered)
         case str():
-            return (Message(role="user", parts=(TextPart(budget.text(value, "text")),)),)
+            text = Message(role="user", parts=(TextPart(budget.text(value, "text")),))
+            return Draft(False, lambda: (text,), offered)
         case PILImage():
             budget.image()
-            picture = PictureSource(value, "picture").decoded(policy)
-            budget.pixel_count(picture.size)
-            return (Message(role="user", parts=(ImagePart(picture),)),)
+            alone = (Message(role="user", parts=()), [PictureSource(value, "picture")])
+            return Draft(True, partial(_all_finished, [alone], policy, budget), offered)
         case Mapping():
             chat: Sequence[object] = [value]
         case list() | tuple():
@@ -98,8 +124,8 @@ def _messages(value: object, policy: Policy, budget: Budget) -> tuple[Message, .
             )
     check_count(len(chat), policy)
     drafts = [_draft(each, f"messages[{i}]", budget) for i, each in enumerate(chat)]
-    tally = Tally(policy.limits)
-    return tuple(_finished(*draft, policy, budget, tally) for draft in drafts)
+    media = any(not isinstance(piece, str) for _, pieces in drafts for piece in pieces)
+    return Draft(media, partial(_all_finished, drafts, policy, budget), offered)
 
 
 def _draft(value: object, what: str, budget: Budget) -> tuple[Message, list[Piece]]:
@@ -175,8 +201,15 @@ def _calls(message: Mapping[object, object], what: str, budget: Budget) -> tuple
     return tuple(read)
 
 
+def _all_finished(
+    drafts: Sequence[tuple[Message, Sequence[Piece]]], policy: Policy, budget: Budget
+) -> tuple[Message, ...]:
+    tally = Tally(policy.limits)
+    return tuple(_finished(*draft, policy, budget, tally) for draft in drafts)
+
+
 def _finished(
-    draft: Message, pieces: list[Piece], policy: Policy, budget: Budget, tally: Tally
+    draft: Message, pieces: Sequence[Piece], policy: Policy, budget: Budget, tally: Tally
 ) -> Message:
     parts: list[Part] = []
     for piece in pieces:

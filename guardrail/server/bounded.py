@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from guardrail.asgi.answers import Problem
 from guardrail.asgi.body import Body
 from guardrail.server.admission import FREE, busy
-from guardrail.server.gate import DRAINING
+from guardrail.server.gate import DRAINING, HEALTH
 from guardrail.server.problems import LATE, AnswerCutError, refuse, stream_end
 from guardrail.server.prompts import log_prompt
 
@@ -84,7 +84,8 @@ class Bounded:
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         deadline = asyncio.get_running_loop().time() + self._service.settings.timeout_s
-        with self._service.lifecycle.request():
+        probe = scope["path"] in HEALTH  # they go on to the end, and must not put it off
+        with nullcontext() if probe else self._service.lifecycle.request():
             most = self._service.settings.max_body_bytes
             body = Body(receive, _MOST_OF_FREE if scope["method"] in FREE else most)
             problem = await self._read(body, scope)

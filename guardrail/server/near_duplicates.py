@@ -34,9 +34,11 @@ class _Signature:
     def is_near(self, other: _Signature) -> bool:
         if self.media != other.media:
             return False
-        least = heapq.nsmallest(_HASHES, self.pieces | other.pieces)
-        both = self.pieces & other.pieces
-        return sum(each in both for each in least) >= _ALIKE * len(least)
+        both, either = self.pieces & other.pieces, self.pieces | other.pieces
+        wanted = _ALIKE * min(_HASHES, len(either))
+        if len(both) < wanted:  # the usual case, and quick
+            return False
+        return sum(each in both for each in heapq.nsmallest(_HASHES, either)) >= wanted
 
 
 class NearDuplicates:

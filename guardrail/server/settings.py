@@ -10,7 +10,7 @@ from guardrail.server.binding import is_loopback
 from guardrail.server.keys import ApiKey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 
 class ServerSettings(BaseModel):
@@ -48,11 +48,11 @@ class ServerSettings(BaseModel):
     drain_s: float = Field(default=30.0, ge=0, description="for answers under way at the end")
     log_prompts: bool = False
 
-    def shows_scores(self, keys: Iterable[ApiKey], key: ApiKey | None, peer: str) -> bool:
+    def shows_scores(self, keys: Collection[ApiKey], key: ApiKey | None, peer: str) -> bool:
         """Whether a caller with this key (or none), from this address, is told scores."""
         if self.expose_scores is not None:
             return self.expose_scores
-        if any(True for _ in keys):
+        if keys:
             return key is not None and key.trusted
         return is_loopback(peer)
 

@@ -69,13 +69,18 @@ def selections(response: ChatResponse, *, required: bool) -> list[ToolSelection]
     ]
 
 
+def is_refusal(raw: Any) -> bool:
+    """Whether a response's `raw` says that the guard refused the request."""
+    return isinstance(raw, dict) and bool(raw.get("refused_by_guard"))
+
+
 def raise_refusal(raw: Any) -> None:
     """Raise a refusal where it has no place, such as where a call must be.
 
     Raises:
         GuardrailViolation, DetectorError: a response's `raw` says that the guard refused.
     """
-    if not isinstance(raw, dict) or not raw.get("refused_by_guard"):
+    if not is_refusal(raw):
         return
     told = dict(raw["verdict"])
     if told["reason"] == "detector_failed":

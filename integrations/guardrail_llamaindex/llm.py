@@ -1,8 +1,8 @@
 """A guarded model as a LlamaIndex LLM."""
 
 # No postponed annotations here: pydantic reads the fields' when the class is made.
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar, cast
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -20,14 +20,13 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import BaseTool
 from pydantic import Field
 
-from guardrail.errors import ConfigurationError
 from guardrail.guard import Guard
 from guardrail.model.decoder import context_length
 from guardrail.model.settings import Settings
 from guardrail_llamaindex import calling, replies
 from guardrail_llamaindex.messages import to_messages
 from guardrail_llamaindex.pictures import document_parts
-from guardrail_llamaindex.structured import StructuredVLM
+from guardrail_llamaindex.structured import RaisingLLM, aunrefused, refuse_unknown, unrefused
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,17 +48,17 @@ class _Ask(NamedTuple):
     single_call: bool
 
 
-class GuardedVLM(StructuredVLM):
+class GuardedVLM(RaisingLLM):
     """An LLM whose every request is scored, steered or flagged inside the model's own prefill.
 
         llm = GuardedVLM(guard=guard, max_new_tokens=128)
         llm.chat([ChatMessage(blocks=[TextBlock(text="What is this?"), ImageBlock(path="a.png")])])
 
     Generation settings are fields, and keywords of each call; None leaves them to the model's
-    generation config. The verdict is in a response's `raw` and `additional_kwargs`. A flagged
-    request gets the policy's refusal message, or raises `GuardrailViolation`; nothing is streamed
-    before the verdict. The guard is shared, not owned, and never serialised: build a saved LLM
-    again with `GuardedVLM.from_dict(data, guard=guard)`.
+    generation config; other settings are refused. The verdict is in a response's `raw` and
+    `additional_kwargs`. A flagged request gets the policy's refusal message, or raises
+    `GuardrailViolation`; nothing is streamed before the verdict. The guard is shared, not owned,
+    and never serialised: build a saved LLM again with `GuardedVLM.from_dict(data, guard=guard)`.
     """
 
     guard: Guard = Field(exclude=True, repr=False)
@@ -148,7 +147,8 @@ class GuardedVLM(StructuredVLM):
         `formatted` changes nothing: the model's own chat template is always applied.
         """
         ask = self._prompt(prompt, kwargs)
-        return replies.as_completion(replies.whole(self.guard.generate(ask.chat, **ask.options)))
+        result = self.guard.generate(ask.chat, **ask.options)
+        return replies.as_completion(self._answered(replies.whole(result)))
 
     @_completion_events
     async def acomplete(
@@ -157,7 +157,7 @@ class GuardedVLM(StructuredVLM):
         """`complete` without blocking the event loop."""
         ask = self._prompt(prompt, kwargs)
         result = await self.guard.agenerate(ask.chat, **ask.options)
-        return replies.as_completion(replies.whole(result))
+        return replies.as_completion(self._answered(replies.whole(result)))
 
     @_completion_events
     def stream_complete(
@@ -165,7 +165,8 @@ class GuardedVLM(StructuredVLM):
     ) -> CompletionResponseGen:
         """`complete` in chunks; none comes before the verdict."""
         ask = self._prompt(prompt, kwargs)
-        return replies.completions(replies.chunks(self.guard.stream(ask.chat, **ask.options)))
+        chunks = replies.chunks(self.guard.stream(ask.chat, **ask.options))
+        return replies.completions(self._streamed(chunks))
 
     @_completion_events
     async def astream_complete(
@@ -173,7 +174,8 @@ class GuardedVLM(StructuredVLM):
     ) -> CompletionResponseAsyncGen:
         """`stream_complete` for `async for`."""
         ask = self._prompt(prompt, kwargs)
-        return replies.acompletions(replies.achunks(self.guard.astream(ask.chat, **ask.options)))
+        chunks = replies.achunks(self.guard.astream(ask.chat, **ask.options))
+        return replies.acompletions(self._astreamed(chunks))
 
     def _prepare_chat_with_tools(
         self,
@@ -205,18 +207,16 @@ class GuardedVLM(StructuredVLM):
         """
         return calling.selections(response, required=error_on_no_tool_call)
 
-    def __getstate__(self) -> NoReturn:
-        """Refuse to be pickled: a copy would lose its guard."""
-        raise ConfigurationError(
-            "a GuardedVLM holds a live model and cannot be pickled; pass on `llm.to_dict()` and "
-            "build it again with `GuardedVLM.from_dict(data, guard=guard)`"
-        )
+    def _answered(self, response: ChatResponse) -> ChatResponse:
+        if self._raises:
+            calling.raise_refusal(response.raw)
+        return response
 
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        """A copy that shares the guard."""
-        memo = {} if memo is None else memo
-        memo[id(self.guard)] = self.guard
-        return super().__deepcopy__(memo)
+    def _streamed(self, chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
+        return unrefused(chunks) if self._raises else chunks
+
+    def _astreamed(self, chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
+        return aunrefused(chunks) if self._raises else chunks
 
     def _prompt(self, prompt: str, kwargs: Mapping[str, Any]) -> _Ask:
         options = dict(kwargs)
@@ -230,11 +230,7 @@ class GuardedVLM(StructuredVLM):
         options, offered = dict(kwargs), calling.Offer()
         if tools:
             offered = calling.offer(options)
-        for name in options:
-            if name not in self.OPTIONS:
-                raise ConfigurationError(
-                    f"{name!r} is no setting of GuardedVLM; known: {', '.join(self.OPTIONS)}"
-                )
+        refuse_unknown("GuardedVLM", options, self.OPTIONS)
         merged = {name: getattr(self, name) for name in self.OPTIONS} | options
         how = {name: value for name, value in merged.items() if value is not None}
         return _Ask(chat, {**how, "tools": offered.tools}, offered.single_call)

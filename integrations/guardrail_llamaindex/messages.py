@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms import types
@@ -12,7 +13,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError
-from guardrail_llamaindex.pictures import named_parts
+from guardrail_llamaindex.pictures import ASIDE, named_parts
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -30,9 +31,13 @@ _READ = frozenset({"name", "tool_call_id", "function_call", "refusal"})
 # Say nothing to a model. LlamaIndex turns `images` into blocks when it builds the message, and its
 # memory adds `session_id`.
 _ABOUT = frozenset({"cache_control", "images", "session_id"})
+# Labels and ciphers that providers want back beside a message; no model reads them as words.
+_NOT_LEGIBLE = frozenset(
+    {"id", "signature", "thought_signature", "thought_signatures", "encrypted_content"}
+)
 
 
-def to_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+def to_messages(messages: Sequence[ChatMessage], *, others: bool = False) -> list[dict[str, Any]]:
     """A chat in the OpenAI form, as `Guard` takes it; see `guard.check` for what is refused.
 
     Text, image and video blocks become parts, in order; a block's `detail` and `fps` are hints to
@@ -40,14 +45,23 @@ def to_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     and from `additional_kwargs["tool_calls"]`; one that stands in both counts once. Cache points
     carry no content and are left out.
 
+    Args:
+        messages: the chat.
+        others: whether another LLM is to read it, which may be told more than a guard passes on:
+            thoughts, and the words in additional keywords. They are read as text then.
+
     Raises:
         UnsupportedContentError: a block or an additional keyword that a guard cannot score.
     """
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_message(message, f"messages[{i}]", others) for i, message in enumerate(messages)]
 
 
 def to_parts(
-    blocks: Sequence[object], what: str, *, aside: Container[str] = ("cache",)
+    blocks: Sequence[object],
+    what: str,
+    *,
+    aside: Container[str] = ("cache",),
+    others: bool = False,
 ) -> list[dict[str, Any]]:
     """Content parts of text, image and video blocks; block types in `aside` are left out.
 
@@ -55,7 +69,7 @@ def to_parts(
         UnsupportedContentError: another block; the message names its type.
     """
     return [
-        _part(block, f"{what}.blocks[{i}]")
+        _part(block, f"{what}.blocks[{i}]", others)
         for i, block in enumerate(blocks)
         if getattr(block, "block_type", None) not in aside
     ]
@@ -78,18 +92,62 @@ def to_tools(tools: Sequence[BaseTool | Mapping[str, Any]]) -> list[Mapping[str,
     return [_schema(tool) if isinstance(tool, BaseTool) else tool for tool in tools]
 
 
-def _message(message: ChatMessage, what: str) -> dict[str, Any]:
+def words_of(value: Any) -> str:
+    """What stands in a value, as the JSON that a provider may show its model; "" for no words.
+
+    Raises:
+        UnsupportedContentError: something that cannot be written so.
+    """
+    plain = _plain(value)
+    return json.dumps(plain, ensure_ascii=False) if _says_something(plain) else ""
+
+
+def _plain(value: Any) -> Any:
+    """JSON values, without what is a label or a cipher."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case Mapping():
+            return {str(k): _plain(v) for k, v in value.items() if k not in _NOT_LEGIBLE}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item) for item in value]
+        case BaseTool():
+            return _schema(value)
+        case BaseModel():
+            return _plain(value.model_dump(exclude_none=True))
+        case Enum():
+            return _plain(value.value)
+        case type() if issubclass(value, BaseModel):
+            return _plain(value.model_json_schema())
+    raise UnsupportedContentError(
+        f"a {type(value).__name__} goes to the LLM, which a guard cannot read; send text, JSON "
+        "values, tools or pydantic models"
+    )
+
+
+def _says_something(plain: Any) -> bool:
+    if isinstance(plain, dict):
+        return any(map(_says_something, plain.values()))
+    if isinstance(plain, list):
+        return any(map(_says_something, plain))
+    return isinstance(plain, str) and bool(plain.strip())
+
+
+def _message(message: ChatMessage, what: str, others: bool) -> dict[str, Any]:
     extra = message.additional_kwargs
-    for key, value in extra.items():
-        if value and key not in _READ | _ABOUT | {"tool_calls"}:
-            raise UnsupportedContentError(
-                f"{what}.additional_kwargs has the key {key!r}, which is not read and would be "
-                "lost; turn it into text or image blocks, or leave it out"
-            )
+    beside = {k: v for k, v in extra.items() if v and k not in _READ | _ABOUT | {"tool_calls"}}
+    if beside and not others:
+        raise UnsupportedContentError(
+            f"{what}.additional_kwargs has the key {next(iter(beside))!r}, which is not read and "
+            "would be lost; turn it into text or image blocks, or leave it out"
+        )
+    content = to_parts(message.blocks, what, aside=ASIDE, others=others)
+    if said := words_of(beside):
+        content.append({"type": "text", "text": f"\n{said}"})
     turn: dict[str, Any] = {
         "role": _ROLES.get(message.role, message.role.value),
         # A turn without blocks is an empty one: an agent's tool may return nothing.
-        "content": to_parts(message.blocks, what, aside=("cache", "tool_call")) or "",
+        "content": content or "",
     }
     turn |= {key: extra[key] for key in _READ if extra.get(key)}
     if calls := tool_calls(message):
@@ -97,9 +155,12 @@ def _message(message: ChatMessage, what: str) -> dict[str, Any]:
     return turn
 
 
-def _part(block: object, what: str) -> dict[str, Any]:
+def _part(block: object, what: str, others: bool = False) -> dict[str, Any]:
     if isinstance(block, TextBlock):
         return {"type": "text", "text": block.text}
+    if others and getattr(block, "block_type", None) == "thinking":
+        thought: Any = block
+        return {"type": "text", "text": thought.content or ""}
     if isinstance(block, ImageBlock):
         found = named_parts(block.image, block.path, block.url, block.image_mimetype, what)
         return found[0]  # as `resolve_image` does: the others name the same picture

@@ -1,20 +1,27 @@
-"""Where LlamaIndex keeps pictures and videos -> parts; nothing is read or fetched here."""
+"""Where LlamaIndex keeps pictures and videos -> parts, and canonical pictures back again."""
 
 from __future__ import annotations
 
+import base64
 from io import IOBase
 from typing import TYPE_CHECKING, Any, Literal
 
 from llama_index.core.base.llms.types import ImageBlock
-from llama_index.core.schema import ImageNode, Node
+from llama_index.core.schema import ImageNode, MediaResource, Node
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.requests.canonical import canonical_chat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from llama_index.core.base.llms.types import ChatMessage
     from llama_index.core.schema import BaseNode
+
+    from guardrail.policy import Policy
+
+ASIDE = ("cache", "tool_call")  # blocks of a message that are no content
 
 
 def named_parts(
@@ -85,6 +92,72 @@ def document_parts(documents: Sequence[ImageBlock | BaseNode]) -> list[dict[str,
             )
         parts.append(found[0])
     return parts
+
+
+def with_pictures(
+    messages: Sequence[ChatMessage], chat: Sequence[Mapping[str, Any]]
+) -> list[ChatMessage]:
+    """The messages with the pictures of `chat`, which was made of them, in place of their own."""
+    return [_with_pictures(*pair) for pair in zip(messages, chat, strict=True)]
+
+
+def blocks_with(
+    blocks: Sequence[Any], parts: Iterable[Mapping[str, Any]], aside: Container[str]
+) -> list[Any]:
+    """Blocks with the pictures of the parts that were made of them, but for those `aside`."""
+    left = iter(parts)
+    found = []
+    for block in blocks:
+        part = {} if getattr(block, "block_type", None) in aside else next(left)
+        is_picture = isinstance(block, ImageBlock)
+        found.append(picture_block(part, block.detail) if is_picture else block)
+    return found
+
+
+def picture_block(part: Mapping[str, Any], detail: str | None = None) -> ImageBlock:
+    """A part that holds a picture's data, as a block."""
+    data, media_type = _data(part)
+    return ImageBlock(image=data, image_mimetype=media_type, detail=detail)
+
+
+def canonical_node(node: BaseNode, policy: Policy) -> BaseNode:
+    """The node with the picture that LlamaIndex would take of those it names, and no other.
+
+    It is data then, so that whoever reads it reads no file and no address again.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    what = f"the node {node.node_id!r}"
+    found = node_pictures(node, what)
+    if not found or policy.mode == "shadow":
+        return node
+    [turn] = canonical_chat([{"role": "user", "content": found[:1]}], policy)
+    data, media_type = _data(turn["content"][0])
+    if isinstance(node, ImageNode):
+        named = {"image_path": None, "image_url": None, "image_mimetype": media_type}
+        return node.model_copy(update={"image": data.decode(), **named})
+    resource = MediaResource(data=data, mimetype=media_type)
+    return node.model_copy(update={"image_resource": resource})
+
+
+def _with_pictures(message: ChatMessage, turn: Mapping[str, Any]) -> ChatMessage:
+    if not any(isinstance(block, ImageBlock) for block in message.blocks):
+        return message
+    # LlamaIndex made blocks of `images`; the pictures themselves would go on beside them.
+    extra = {key: value for key, value in message.additional_kwargs.items() if key != "images"}
+    blocks = blocks_with(message.blocks, turn["content"], ASIDE)
+    return message.model_copy(update={"blocks": blocks, "additional_kwargs": extra})
+
+
+def _data(part: Mapping[str, Any]) -> tuple[bytes, str | None]:
+    """A canonical part's picture in base64, and its media type where the part tells it."""
+    if (data := part.get("image")) is not None:
+        return base64.b64encode(data), part.get("mime_type")
+    if (text := part.get("base64")) is not None:
+        return text.encode(), part.get("mime_type")
+    header, _, text = str(part.get("url") or part["image_url"]).partition(",")
+    return text.encode(), header.removeprefix("data:").partition(";")[0]
 
 
 def _inline(data: bytes | str | IOBase, kind: str) -> dict[str, Any]:

@@ -4,21 +4,25 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from pydantic import Field, SkipValidation
 
+from guardrail.errors import InputError
 from guardrail.settling import Audit, Checker, Settled, is_refused_outage, record, settled, stopped
 from guardrail.types import Verdict
 from guardrail_llamaindex.nodes import node_message, shows, with_metadata
+from guardrail_llamaindex.pictures import canonical_node
+from guardrail_llamaindex.structured import refuse_unknown
 
 _CAUTION = "guardrail_caution"
 
 _log = logging.getLogger(__name__)
 
 Outcome = Verdict | BaseException
+E = TypeVar("E", bound=BaseException)
 
 
 class BatchChecker(Checker, Protocol):
@@ -35,9 +39,10 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
 
     Each node is one user message: every picture and video that it names, its text, and the metadata
     that LLMs see. What to do with flagged ones is `action`, whatever the policy's `on_flag` is:
-    "drop" leaves them out, "raise" raises `GuardrailViolation` at the first, "mark" keeps all and
-    adds `guardrail_action` and `guardrail_score` to the metadata of every node, hidden from LLMs
-    and embeddings. What would be steered follows the policy's `unsteerable`: it counts as flagged,
+    "drop" leaves them out, "raise" raises `GuardrailViolation` at the first, "mark" keeps all. What
+    goes on has `guardrail_action` and `guardrail_score` in its metadata, hidden from LLMs and
+    embeddings; a query engine's `response.metadata` shows them. Pictures go on as data, in the form
+    that was judged. What would be steered follows the policy's `unsteerable`: it counts as flagged,
     passes, or gets a caution as a metadata line that the LLM reads. Where it would not (a template
     without metadata, a picture without text) the node counts as flagged.
 
@@ -55,6 +60,10 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
     concurrency: int = Field(default=8, gt=0, description="checks under way at once, when awaited")
     audit: SkipValidation[Audit] | None = Field(default=None, exclude=True, repr=False)
 
+    def __init__(self, **data: Any) -> None:
+        refuse_unknown("GuardrailNodePostprocessor", data, type(self).model_fields)
+        super().__init__(**data)
+
     @classmethod
     def class_name(cls) -> str:
         """The name under which LlamaIndex saves it."""
@@ -63,12 +72,14 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
+        nodes = self._canonical(nodes)
         messages = [node_message(scored.node) for scored in nodes]
         return self._kept(nodes, self.guard.check_batch(messages, return_exceptions=True))
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
+        nodes = await asyncio.to_thread(self._canonical, nodes)
         messages = [node_message(scored.node) for scored in nodes]
         places = asyncio.Semaphore(min(self.concurrency, self.guard.policy.limits.queue))
 
@@ -80,6 +91,19 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
         outcomes = await asyncio.gather(*map(checked, messages), return_exceptions=True)
         return self._kept(nodes, outcomes)
 
+    def _canonical(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
+        """Nodes whose pictures every reader reads as they are judged."""
+        found = []
+        for scored in nodes:
+            try:
+                node = canonical_node(scored.node, self.guard.policy)
+            except InputError as error:
+                _named(error, scored)
+                raise
+            same = node is scored.node
+            found.append(scored if same else scored.model_copy(update={"node": node}))
+        return found
+
     def _kept(
         self, nodes: Sequence[NodeWithScore], outcomes: Sequence[Outcome]
     ) -> list[NodeWithScore]:
@@ -89,8 +113,7 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
     def _ruled(self, scored: NodeWithScore, outcome: Outcome) -> NodeWithScore | None:
         """The node as it goes on, or None."""
         if isinstance(outcome, BaseException):
-            outcome.add_note(f"while the retrieved node {scored.node.node_id!r} was checked")
-            raise outcome
+            raise _named(outcome, scored)
         policy, kept = self.guard.policy, scored
 
         def caution(words: str) -> bool:
@@ -112,6 +135,11 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
 
     def _marks(self, after: Settled) -> dict[str, Any]:
         verdict = after.verdict
-        if self.action != "mark" or verdict.mode == "shadow":
+        if verdict.mode == "shadow":
             return {}
         return {"guardrail_action": verdict.action.value, "guardrail_score": verdict.score}
+
+
+def _named(error: E, scored: NodeWithScore) -> E:
+    error.add_note(f"while the retrieved node {scored.node.node_id!r} was checked")
+    return error

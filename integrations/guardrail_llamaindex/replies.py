@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.core.base.llms import types
 from llama_index.core.base.llms.types import (
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from guardrail.online.streams import AsyncGuardStream, GuardStream
     from guardrail.types import Result, ToolCall, Verdict
+
+R = TypeVar("R", ChatResponse, CompletionResponse)
 
 # The first releases of 0.14 keep calls in `additional_kwargs` alone.
 _CALL_BLOCK: Any = getattr(types, "ToolCallBlock", None)
@@ -45,6 +47,21 @@ def whole(result: Result, *, delta: str | None = None, single_call: bool = False
         delta=delta,
         additional_kwargs={**usage, "verdict": dict(verdict)},
     )
+
+
+def refusal(words: str, verdict: Verdict) -> ChatResponse:
+    """What stands for an answer of a model that was not asked."""
+    raw = {"finish_reason": "flag", "refused_by_guard": True}
+    return told(ChatResponse(message=_message(words, ()), raw=raw, delta=words), verdict)
+
+
+def told(response: R, verdict: Verdict) -> R:
+    """A response with the verdict beside it; `raw` is another model's, and may be an object."""
+    plain, raw = verdict.to_dict(), response.raw
+    if raw is None or isinstance(raw, dict):
+        raw = {**(raw or {}), "verdict": plain}
+    beside = {**response.additional_kwargs, "verdict": dict(plain)}
+    return response.model_copy(update={"raw": raw, "additional_kwargs": beside})
 
 
 def as_completion(response: ChatResponse) -> CompletionResponse:

@@ -5,46 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.base.llms.types import TextBlock
+from llama_index.core.agent.workflow import base_agent
+from llama_index.core.base.llms.types import ImageBlock, TextBlock
 from llama_index.core.tools import ToolOutput
 from llama_index.core.workflow import Context
 
 from guardrail.arguments import snapshot
 from guardrail.errors import UnsupportedContentError
-from guardrail.settling import record, settled, stopped
+from guardrail.requests.canonical import canonical_chat
 from guardrail.tool_chats import call_chat, result_chat
+from guardrail.tools import WITHHELD
 from guardrail.types import Action
 from guardrail_llamaindex.messages import to_parts
+from guardrail_llamaindex.pictures import blocks_with
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from llama_index.core.tools import BaseTool
 
-    from guardrail.settling import Audit, Checker, OnFlag, Settled
+    from guardrail.settling import Settled
+    from guardrail.tools import Side, ToolRules
     from guardrail.types import Verdict
 
 Messages = list[dict[str, Any]]
 
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What a guarded tool does about a verdict."""
-
-    guard: Checker
-    check: frozenset[str]
-    on_flag: OnFlag
-    audit: Audit | None
-
-    def settle(self, verdict: Verdict, caution: Callable[[str], bool]) -> Settled:
-        """What becomes of a call or an output; raises where the rules say so."""
-        policy = self.guard.policy
-        annotates = self.on_flag == "annotate"
-        after = settled(verdict, policy, caution=caution, annotates=annotates)
-        record(self.audit, after.verdict, after.done)
-        if after.done == "flag" and self.on_flag == "raise":
-            raise stopped(after.verdict, policy)
-        return after
+# How a tool pauses its workflow; younger than the lowest version we allow.
+_waiting: Any = getattr(base_agent, "_get_waiting_for_event_exception", None)
+_WAITING: Any = None if _waiting is None else _waiting()
 
 
 @dataclass(slots=True)
@@ -52,10 +38,11 @@ class Run:
     """One call: its arguments, copied so that what is checked is what is sent."""
 
     tool: BaseTool
-    rules: Rules
+    rules: ToolRules
     args: Any
     kwargs: Any
     found: dict[str, Any] = field(default_factory=dict)  # verdicts that are not a plain pass
+    blocks: list[Any] | None = None  # of the output, with the pictures that were judged
 
     def __post_init__(self) -> None:
         """Copy what can change."""
@@ -64,7 +51,7 @@ class Run:
     def call_message(self) -> Messages | None:
         """The call as a model writes it; None when there are no arguments to check."""
         named = self._named()
-        if "arguments" not in self.rules.check or not named:
+        if "arguments" not in self.rules.sides or not named:
             return None
         try:
             return call_chat(self._name, named)
@@ -76,30 +63,48 @@ class Run:
 
     def called(self, verdict: Verdict) -> ToolOutput | None:
         """None when the call may be made, else what stands for its output."""
-        after = self.rules.settle(verdict, _no_place)
+        after = self.rules.settle(verdict)
         self._keep("arguments", after)
-        return self._refusal() if after.done == "flag" else None
+        return self._withheld("arguments") if after.done == "flag" else None
 
     def result_message(self, output: ToolOutput) -> Messages | None:
         """The output as a guard reads it; None when there is nothing to check."""
-        if "result" not in self.rules.check:
+        if "result" not in self.rules.sides:
             return None
         parts = to_parts(output.blocks, f"the output of {self._name}")
-        return result_chat(parts) if parts else None
+        if not parts:
+            return None
+        chat: Messages = canonical_chat(result_chat(parts), self.rules.guard.policy)
+        shown = any(isinstance(block, ImageBlock) for block in output.blocks)
+        if shown and self.rules.guard.policy.mode == "enforce":
+            self.blocks = blocks_with(output.blocks, chat[0]["content"], ("cache",))
+        return chat
+
+    def failure_message(self, error: Exception) -> Messages | None:
+        """The words of the tool's error, which agents show a model; None for none to check."""
+        pauses = _WAITING is not None and isinstance(error, _WAITING)
+        words = str(error)
+        return result_chat(words) if words and not pauses and "result" in self.rules.sides else None
+
+    def failed(self, verdict: Verdict) -> ToolOutput | None:
+        """None when the error may be raised, else what stands for it."""
+        after = self.rules.settle(verdict)
+        self._keep("result", after)
+        return self._withheld("result") if after.done == "flag" else None
 
     def returned(self, output: ToolOutput, verdict: Verdict | None) -> ToolOutput:
-        """What the caller gets: the output itself when nothing was found."""
-        blocks = output.blocks
+        """What the caller gets: the output itself when nothing was found or rewritten."""
+        blocks = output.blocks if self.blocks is None else self.blocks
         if verdict is not None:
             before: list[TextBlock] = []
             after = self.rules.settle(verdict, lambda words: _put(before, words))
             self._keep("result", after)
             if after.done == "flag":
-                return self._refusal()
-            blocks = [*before, *output.blocks]
-        if not self.found:
+                return self._withheld("result")
+            blocks = [*before, *blocks]
+        if not self.found and self.blocks is None:
             return output
-        told = {**output.raw_input, "guardrail": self.found}
+        told = {**output.raw_input, "guardrail": self.found} if self.found else output.raw_input
         return output.model_copy(update={"blocks": blocks, "raw_input": told})
 
     @property
@@ -122,9 +127,9 @@ class Run:
         if after.done != "pass" or after.verdict.action is Action.FLAG:
             self.found[what] = after.verdict.to_dict()
 
-    def _refusal(self) -> ToolOutput:
+    def _withheld(self, side: Side) -> ToolOutput:
         """An error output without a word of what is held back."""
-        words = self.rules.guard.policy.refusal_message
+        words = WITHHELD[side]
         return ToolOutput(
             tool_name=self._name,
             content=words,
@@ -132,11 +137,6 @@ class Run:
             raw_output=words,
             is_error=True,
         )
-
-
-def _no_place(words: str) -> bool:
-    """A function reads no caution."""
-    return False
 
 
 def _put(blocks: list[TextBlock], words: str) -> bool:

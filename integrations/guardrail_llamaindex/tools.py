@@ -3,57 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.tools import AsyncBaseTool, BaseTool, FunctionTool
 
-from guardrail.errors import ConfigurationError
-from guardrail_llamaindex.runs import Rules, Run
+from guardrail.tools import SIDES, ToolRules
+from guardrail_llamaindex.runs import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection
 
     from llama_index.core.tools import ToolMetadata, ToolOutput
 
     from guardrail.policy import Policy
     from guardrail.settling import Audit, Checker, OnFlag
-
-What = Literal["arguments", "result"]
+    from guardrail.tools import Side
 
 
 def guard_tool(
     tool: BaseTool,
     *,
     guard: Checker,
-    check: Sequence[What] = ("arguments", "result"),
+    check: Collection[Side] | Side = SIDES,
     policy: Policy | None = None,
     on_flag: OnFlag | None = None,
     audit: Audit | None = None,
 ) -> AsyncBaseTool:
     """The same tool, with its arguments checked before the call and its output after it.
 
-    A flagged call is not made, a flagged output not handed on: the output is an error with the
-    policy's refusal message. See `GuardedTool` for what is read, and what becomes of it.
+    A flagged call is not made, a flagged output not handed on: the output is an error that says so,
+    as data and not in the tool's voice. See `GuardedTool` for what is read, and what becomes of it.
 
     Args:
         tool: any tool.
         guard: the guard that checks.
         check: what is checked: "arguments", "result" or both.
         policy: other rules than the guard's.
-        on_flag: another `on_flag` than the policy's. Agents turn what is raised into an error
-            output. LlamaIndex calls a tool of one argument again when it raises, so "raise" runs
-            one with a flagged output twice, unless it is a function tool: use "refuse" for tools
-            with effects.
+        on_flag: another `on_flag` than the policy's. What "raise" raises is no `Exception`, so no
+            agent makes an output of it: it ends the agent's run.
         audit: gets each verdict with `{"event": "call", "done": "flag", "caution" or "pass"}`.
 
     Raises:
         ConfigurationError: `check` is empty or names something else.
     """
-    names = (check,) if isinstance(check, str) else tuple(check)
-    if not names or not set(names) <= set(get_args(What)):
-        raise ConfigurationError(f"check={check!r} must name arguments, result or both")
-    checker = guard if policy is None else guard.with_policy(policy)
-    rules = Rules(checker, frozenset(names), on_flag or checker.policy.on_flag, audit)
+    rules = ToolRules.of(guard, check, policy=policy, on_flag=on_flag, audit=audit)
     # Agents and LlamaIndex's tool calling treat function tools in ways of their own.
     kind = GuardedFunctionTool if isinstance(tool, FunctionTool) else GuardedTool
     return kind(tool, rules)
@@ -64,16 +57,17 @@ class GuardedTool(AsyncBaseTool):
 
     Arguments are read as the line of JSON that a model writes, outputs as their text, image and
     video blocks; an output with other blocks, such as calls, is an error. What passes is returned
-    as it is, the same object. The verdict on what does not is in the output's
-    `raw_input["guardrail"]`; an annotated output is a copy with the verdict there.
+    as it is, the same object, but for pictures, which go on in the form that was judged. The
+    verdict on what does not is in the output's `raw_input["guardrail"]`; an annotated output is a
+    copy with the verdict there.
 
     What would be steered follows the policy's `unsteerable`: it counts as flagged, or passes; a
     caution goes before an output as a text block. Arguments have no place for one, so there they
-    count as flagged. Errors of the tool itself are as without a guard; error outputs are checked
-    like others, the text of exceptions is not.
+    count as flagged. Error outputs are checked like others, and the words of an exception like an
+    output: flagged, one becomes an error output, else it is raised as without a guard.
     """
 
-    def __init__(self, tool: BaseTool, rules: Rules) -> None:
+    def __init__(self, tool: BaseTool, rules: ToolRules) -> None:
         self._tool, self._rules = tool, rules
 
     @property
@@ -92,7 +86,14 @@ class GuardedTool(AsyncBaseTool):
             refused = run.called(guard.check(message))
             if refused is not None:
                 return refused
-        output = self._tool(*run.args, **run.kwargs)
+        try:
+            output = self._tool(*run.args, **run.kwargs)
+        except Exception as error:  # agents show its words to a model
+            message = run.failure_message(error)
+            withheld = None if message is None else run.failed(guard.check(message))
+            if withheld is None:
+                raise
+            return withheld
         message = run.result_message(output)
         verdict = None if message is None else guard.check(message)
         return run.returned(output, verdict)
@@ -104,8 +105,15 @@ class GuardedTool(AsyncBaseTool):
             refused = run.called(await guard.acheck(message))
             if refused is not None:
                 return refused
-        output = await self._awaited(run)
-        message = run.result_message(output)
+        try:
+            output = await self._awaited(run)
+        except Exception as error:
+            message = run.failure_message(error)
+            withheld = None if message is None else run.failed(await guard.acheck(message))
+            if withheld is None:
+                raise
+            return withheld
+        message = await asyncio.to_thread(run.result_message, output)  # pictures are decoded there
         verdict = None if message is None else await guard.acheck(message)
         return run.returned(output, verdict)
 

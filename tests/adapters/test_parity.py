@@ -20,6 +20,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.tools import StructuredTool
 from llama_index.core.base.llms import types
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
+from llama_index.core.llms import MockLLM
 from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScore
 from llama_index.core.tools import FunctionTool
 from PIL import Image
@@ -280,6 +281,17 @@ async def through_guarded_vlm_stream(guard: Guard, case: str) -> Verdict:
     return chunks[-1].raw["verdict"]
 
 
+async def through_guarded_llm(guard: Guard, case: str) -> Verdict:
+    llm = li.GuardedLLM(llm=MockLLM(max_tokens=1), guard=guard, on_flag="annotate")
+    return llm.chat(LLAMAINDEX[case]).additional_kwargs["verdict"]
+
+
+async def through_guarded_llm_stream(guard: Guard, case: str) -> Verdict:
+    llm = li.GuardedLLM(llm=MockLLM(max_tokens=1), guard=guard, on_flag="annotate")
+    chunks = [chunk async for chunk in await llm.astream_chat(LLAMAINDEX[case])]
+    return chunks[-1].additional_kwargs["verdict"]
+
+
 WAYS: list[Callable[[Guard, str], Awaitable[Verdict]]] = [
     through_generate,
     through_guarded,
@@ -291,7 +303,19 @@ WAYS: list[Callable[[Guard, str], Awaitable[Verdict]]] = [
     through_middleware,
     through_guarded_vlm,
     through_guarded_vlm_stream,
+    through_guarded_llm,
+    through_guarded_llm_stream,
 ]
+
+
+def judged(guard: Guard, case: str, way: str) -> Any:
+    """The guard's own verdict; where another LLM answers, system prompts are judged apart."""
+    if "guarded_llm" not in way:
+        return guard.check(CHATS[case])
+    apart = [m for m in CHATS[case] if m["role"] == "system"]
+    said = guard.check([m for m in CHATS[case] if m not in apart])
+    standing = [guard.check([{**message, "role": "user"}]) for message in apart]
+    return max((said, *standing), key=lambda verdict: verdict.score)
 
 
 @pytest.fixture(scope="module")
@@ -315,9 +339,10 @@ def guards() -> Iterator[dict[Action, Guard]]:
 @pytest.mark.parametrize("case", list(CHATS))
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.removeprefix("through_"))
 async def test_every_adapter_gives_the_same_verdict(way, case, action, guards):
-    if "video" in case and "vlm" in way.__name__ and not hasattr(types, "VideoBlock"):
+    llama_index = "guarded_vlm" in way.__name__ or "guarded_llm" in way.__name__
+    if "video" in case and llama_index and not hasattr(types, "VideoBlock"):
         pytest.skip("this LlamaIndex has no videos")
-    expected = guards[action].check(CHATS[case])
+    expected = judged(guards[action], case, way.__name__)
     found = await way(guards[action], case)
     assert found["action"] == expected.action == action
     assert found["score"] == pytest.approx(expected.score, abs=1e-5)

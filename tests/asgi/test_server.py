@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from guardrail.asgi import GuardrailASGIMiddleware
+from tests.waiting import LONG_S, auntil
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 
@@ -26,8 +27,7 @@ async def served(app):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         task = asyncio.create_task(server.serve([listening]))
-        while not server.started:
-            await asyncio.sleep(0.01)
+        await auntil(lambda: server.started or task.done())
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
         await asyncio.wait_for(task, 20)
@@ -45,7 +45,7 @@ async def test_an_answer_arrives_chunk_by_chunk(word_guard):
     async def endpoint(request):
         async def chunks():
             yield b"first"
-            await asyncio.wait_for(may_go_on.wait(), 10)
+            await asyncio.wait_for(may_go_on.wait(), LONG_S)
             yield b"second"
 
         return StreamingResponse(chunks())
@@ -72,11 +72,7 @@ async def test_a_client_that_hangs_up_during_the_check_frees_its_place(word_guar
             async with httpx.AsyncClient(timeout=0.5) as client:
                 await client.post(f"{url}/chat", json=HELLO)
         [child] = guard.children
-        for _ in range(100):
-            if child.cancelled:
-                break
-            await asyncio.sleep(0.02)
-        assert child.cancelled
+        await auntil(lambda: child.cancelled)
     assert child.closed
 
 
@@ -100,7 +96,7 @@ async def test_a_client_that_hangs_up_during_the_answer_is_seen_by_the_app(word_
             client.stream("POST", f"{url}/chat", json=HELLO) as response,
         ):
             assert await anext(response.aiter_raw())
-        await asyncio.wait_for(seen.wait(), 10)
+        await asyncio.wait_for(seen.wait(), LONG_S)
 
 
 @pytest.mark.parametrize(("word", "status"), [("hello", 200), ("bad", 400)])

@@ -16,6 +16,7 @@ from guardrail.errors import (
 )
 from guardrail.policy import Limits, Policy
 from guardrail.types import Action, Modality, Verdict
+from tests.waiting import until
 
 
 def items(values):
@@ -98,6 +99,7 @@ def test_no_more_is_read_ahead_than_two_chunks_for_each_reader():
 
     for done, _ in enumerate(scored(Scripted(batch=4), source(), readers=2), start=1):
         assert read - done < 2 * 2 * 8 + 8
+    assert done == 500
 
 
 def test_a_row_waits_as_long_as_those_ahead_of_it_may_take():
@@ -123,20 +125,14 @@ def test_an_error_that_meets_every_row_ends_the_run_and_the_readers():
 
     with pytest.raises(MissingExtraError):
         list(scored(Scripted(), items(values), readers=2))
-    deadline = time.monotonic() + 5
-    while readers() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert readers() == []
+    until(lambda: not readers())
 
 
 def test_a_caller_who_stops_early_leaves_no_reader_behind():
     rows = scored(Scripted(batch=1), items(range(1000)), readers=2)
     next(rows)
     rows.close()
-    deadline = time.monotonic() + 5
-    while readers() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert readers() == []
+    until(lambda: not readers())
 
 
 def test_no_reader_at_all_is_refused():

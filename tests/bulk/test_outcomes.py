@@ -34,6 +34,8 @@ def test_a_verdict_is_kept_whole_with_the_piece_of_video_it_is_from():
     assert tuple(row) == tuple(ROW_FIELDS)
     assert (row["row"], row["key"], row["action"], row["would_be"]) == (4, "k", "pass", "flag")
     assert (row["score"], row["modality"], row["mode"]) == (1.25, "video", "shadow")
+    assert row["folded"] is False
+    assert out_row(4, "k", verdict(folded=True), "guard-x")["folded"] is True
     assert (row["window_start_s"], row["window_end_s"]) == (2.0, 3.5)
     assert (row["reason"], row["error"], row["error_type"]) == ("score", None, None)
     assert not has_failed(row)

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from guardrail.cli import output
-from guardrail.cli.output import exit_code, progress, session, write
+from guardrail.cli.output import exit_code, progress, session, verdict_rows, write
 from guardrail.errors import ConfigurationError
 from guardrail.types import Action, Modality, Verdict
 
@@ -37,6 +37,12 @@ def test_a_models_terminal_commands_do_not_reach_a_terminal():
         write(stream, "a\x1b]0;title\x07\tb\nc\x9b2J")
     assert terminal.getvalue() == "a\ufffd]0;title\ufffd\tb\nc\ufffd2J\n"
     assert pipe.getvalue() == "a\x1b]0;title\x07\tb\nc\x9b2J\n"
+
+
+def test_a_score_of_other_letters_says_so():
+    assert "folded" not in dict(verdict_rows(PASSED))
+    rows = dict(verdict_rows(dataclasses.replace(PASSED, folded=True)))
+    assert "plain letters" in rows["folded"]
 
 
 def test_a_detector_that_failed_is_an_error_and_no_finding():

@@ -12,6 +12,7 @@ from guardrail.cluster.agreement import Agreement
 from guardrail.cluster.follower import Follower
 from guardrail.cluster.orders import Pin
 from guardrail.cluster.store import memory_store
+from tests.waiting import auntil
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -102,25 +103,13 @@ async def join(agreement: Agreement) -> AsyncIterator[Callable[..., Any]]:
     async def make(name: str, *, of: Agreement = agreement, **hand: str) -> Replica:
         replica = Replica(name, of, Hand(**hand))
         following.append(asyncio.create_task(replica.follower.run()))
-        await _until(lambda: replica.answers is not None)
+        await auntil(lambda: replica.answers is not None)
         return replica
 
     yield make
     for task in following:
         task.cancel()
     await asyncio.gather(*following, return_exceptions=True)
-
-
-async def _until(true: Callable[[], bool], *, within_s: float = 5.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not true():
-            await asyncio.sleep(0.005)
-
-
-@pytest.fixture
-def until() -> Callable[..., Any]:
-    """`await until(lambda: x == 1)`: look again and again, for some seconds at most."""
-    return _until
 
 
 class Call:

@@ -7,6 +7,7 @@ import pytest
 from guardrail.cluster.agreement import Agreement
 from guardrail.cluster.orders import Pin
 from guardrail.cluster.store import KeyedStore, memory_store
+from tests.waiting import auntil
 
 LEASE_S = 0.3
 OLD, NEW = "guard-old", "guard-new"
@@ -14,18 +15,18 @@ ROUNDS = [f"guard-{round_}" for round_ in range(1, 4)]
 LIMITS = {"prepare_s": 2.0, "pause_s": 2.0}
 
 
-async def test_all_replicas_go_over_to_the_new_artefact(agreement, join, until):
+async def test_all_replicas_go_over_to_the_new_artefact(agreement, join):
     replicas = [await join(name) for name in "abc"]
 
     outcome = await agreement.update("new.safetensors", NEW, **LIMITS)
 
     assert outcome.problem is None
-    await until(lambda: all(replica.answers == NEW for replica in replicas))
+    await auntil(lambda: all(replica.answers == NEW for replica in replicas))
     for replica in replicas:
         assert replica.hand.did == ["serve", "prepare", "pause", "serve"]
 
 
-async def test_no_old_answer_begins_after_the_first_new_one(agreement, join, until):
+async def test_no_old_answer_begins_after_the_first_new_one(agreement, join):
     replicas = [await join(name) for name in "abc"]
     seen: list[str] = []
 
@@ -37,7 +38,7 @@ async def test_no_old_answer_begins_after_the_first_new_one(agreement, join, unt
     watching = asyncio.create_task(watch())
     for name in ROUNDS:
         await agreement.update(f"{name}.safetensors", name, **LIMITS)
-        await until(lambda name=name: all(replica.answers == name for replica in replicas))
+        await auntil(lambda name=name: all(replica.answers == name for replica in replicas))
     watching.cancel()
 
     order = [one for one, before in zip(seen, [None, *seen], strict=False) if one != before]
@@ -45,29 +46,27 @@ async def test_no_old_answer_begins_after_the_first_new_one(agreement, join, unt
 
 
 @pytest.mark.parametrize("step", ["prepare", "pause"])
-async def test_one_that_fails_leaves_all_with_the_old_artefact(agreement, join, step, until):
+async def test_one_that_fails_leaves_all_with_the_old_artefact(agreement, join, step):
     fine, broken = await join("a"), await join("b", fails=step)
 
     outcome = await agreement.update("new.safetensors", NEW, **LIMITS)
 
     assert outcome.problem == "b: ValueError: the file is another one here"
     assert outcome.agreed.artefact_id == OLD
-    await until(lambda: fine.answers == broken.answers == OLD)
+    await auntil(lambda: fine.answers == broken.answers == OLD)
 
 
 @pytest.mark.parametrize("step", ["prepare", "pause"])
-async def test_one_that_takes_too_long_leaves_all_with_the_old_artefact(
-    agreement, join, step, until
-):
+async def test_one_that_takes_too_long_leaves_all_with_the_old_artefact(agreement, join, step):
     fine, slow = await join("a"), await join("b", waits=step)
 
     outcome = await agreement.update("new.safetensors", NEW, prepare_s=0.1, pause_s=0.1)
 
     assert outcome.problem == f"b was not ready in 0.1 s to {step}"
-    await until(lambda: fine.answers == slow.answers == OLD)
+    await auntil(lambda: fine.answers == slow.answers == OLD)
 
 
-async def test_one_that_is_cut_off_stops_before_the_others_go_on(agreement, join, until):
+async def test_one_that_is_cut_off_stops_before_the_others_go_on(agreement, join):
     fine, lost = await join("a"), await join("b")
     lost.wire.cut = True
 
@@ -75,32 +74,32 @@ async def test_one_that_is_cut_off_stops_before_the_others_go_on(agreement, join
 
     assert outcome.problem is None
     assert lost.answers is None
-    await until(lambda: fine.answers == NEW)
+    await auntil(lambda: fine.answers == NEW)
     lost.wire.cut = False
-    await until(lambda: lost.answers is not None)
+    await auntil(lambda: lost.answers is not None)
     assert lost.answers == NEW
 
 
 async def test_one_that_is_cut_off_in_the_pause_takes_the_new_artefact_when_it_is_back(
-    agreement, join, until
+    agreement, join
 ):
     fine, lost = await join("a"), await join("b")
     updating = asyncio.create_task(agreement.update("new.safetensors", NEW, **LIMITS))
-    await until(lambda: "pause" in lost.hand.did)
+    await auntil(lambda: "pause" in lost.hand.did)
     lost.wire.cut = True
 
     assert (await updating).problem is None
-    await until(lambda: fine.answers == NEW)
+    await auntil(lambda: fine.answers == NEW)
     lost.wire.cut = False
-    await until(lambda: lost.answers == NEW)
+    await auntil(lambda: lost.answers == NEW)
 
 
-async def test_one_that_comes_during_an_update_waits_for_its_end(agreement, join, until):
+async def test_one_that_comes_during_an_update_waits_for_its_end(agreement, join):
     await join("a", waits="pause")
     updating = asyncio.create_task(
         agreement.update("new.safetensors", NEW, prepare_s=2.0, pause_s=0.3)
     )
-    await until(lambda: agreement.phase == "pause")
+    await auntil(lambda: agreement.phase == "pause")
 
     order = await agreement.follow("late", None, {})
 
@@ -121,7 +120,7 @@ async def test_a_second_update_at_once_is_refused(agreement, join):
     assert (await first).agreed.artefact_id == NEW
 
 
-async def test_a_new_owner_waits_for_old_leases_and_knows_what_was_agreed_on(join, until):
+async def test_a_new_owner_waits_for_old_leases_and_knows_what_was_agreed_on(join):
     data: dict[str, str] = {}
     first = Agreement(memory_store(data), lease_s=LEASE_S)
     await first.open(Pin(0, "old.safetensors", OLD, OLD))
@@ -135,7 +134,7 @@ async def test_a_new_owner_waits_for_old_leases_and_knows_what_was_agreed_on(joi
     assert (outcome.agreed.epoch, outcome.agreed.artefact_id) == (2, "guard-third")
     assert replica.answers is None  # its coordinator gives no leases any more
     replica.wire.agreement = second
-    await until(lambda: replica.answers == "guard-third")
+    await auntil(lambda: replica.answers == "guard-third")
 
 
 async def test_what_an_owner_writes_that_has_lost_the_record_is_read_by_nobody():
@@ -219,10 +218,10 @@ async def test_other_settings_are_agreed_on_where_nobody_answers(agreement):
     assert agreement.agreed == Pin(1, "new.safetensors", NEW, NEW)
 
 
-async def test_a_stop_is_the_last_order(agreement, join, until):
+async def test_a_stop_is_the_last_order(agreement, join):
     replica = await join("a")
     await agreement.stop()
-    await until(lambda: "stop" in replica.hand.did)
+    await auntil(lambda: "stop" in replica.hand.did)
 
     assert (await agreement.update("new.safetensors", NEW, **LIMITS)).problem is not None
     assert agreement.agreed.artefact_id == OLD

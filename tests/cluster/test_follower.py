@@ -4,9 +4,10 @@ import asyncio
 
 from guardrail.cluster.follower import Follower
 from guardrail.cluster.orders import Order, Pin
+from tests.waiting import auntil
 
 
-async def test_a_lease_counts_from_the_question(agreement, until):
+async def test_a_lease_counts_from_the_question(agreement):
     class Slow:
         async def follow(self, replica, seen, facts):
             await asyncio.sleep(0.15)
@@ -16,24 +17,24 @@ async def test_a_lease_counts_from_the_question(agreement, until):
 
     follower = Follower(Slow(), "a", object())  # type: ignore[arg-type]
     task = asyncio.create_task(follower.run())
-    await until(lambda: follower.has_lease)
+    await auntil(lambda: follower.has_lease)
     task.cancel()
     assert 0.0 < follower._until - follower._clock() <= 0.06
 
 
-async def test_without_contact_the_lease_runs_out(join, until):
+async def test_without_contact_the_lease_runs_out(join):
     replica = await join("a")
     assert replica.answers is not None
     replica.wire.cut = True
-    await until(lambda: replica.answers is None)
-    await until(lambda: replica.follower.silent_s > 0.05)
+    await auntil(lambda: replica.answers is None)
+    await auntil(lambda: replica.follower.silent_s > 0.05)
 
 
-async def test_an_artefact_that_cannot_be_served_is_told(agreement, join, until):
+async def test_an_artefact_that_cannot_be_served_is_told(agreement, join):
     replica = await join("a")
     replica.hand.fails = "serve"
     await agreement.update("new", "guard-new", prepare_s=2.0, pause_s=2.0)
-    await until(lambda: replica.follower.problem is not None)
+    await auntil(lambda: replica.follower.problem is not None)
     assert replica.answers is None
     assert "another one here" in replica.follower.problem
 

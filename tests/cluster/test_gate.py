@@ -6,6 +6,7 @@ import json
 import pytest
 
 from guardrail.cluster.gate import ReplicaGate
+from tests.waiting import auntil
 
 BODY = {"content_length": "2"}
 
@@ -82,37 +83,37 @@ async def test_without_a_lease_nothing_is_answered(gate, lease, call):
     assert app.came == 0
 
 
-async def test_an_answer_that_is_ready_after_the_lease_is_not_sent(gate, lease, call, until):
+async def test_an_answer_that_is_ready_after_the_lease_is_not_sent(gate, lease, call):
     app = App("one")
     app.go.clear()
     app.finish.clear()
     gate.open(app, 0)
     late = call(gate, **BODY).send()
-    await until(lambda: app.came == 1)
+    await auntil(lambda: app.came == 1)
     lease.held = False
     app.go.set()
     refused(await late.end())
     assert app.cancelled == 1
 
 
-async def test_an_answer_of_an_earlier_epoch_is_not_sent(gate, call, until):
+async def test_an_answer_of_an_earlier_epoch_is_not_sent(gate, call):
     app = App("one")
     app.go.clear()
     gate.open(app, 0)
     late = call(gate, **BODY).send()
-    await until(lambda: app.came == 1)
+    await auntil(lambda: app.came == 1)
     gate.open(app, 1)
     app.go.set()
     refused(await late.end())
 
 
-async def test_a_pause_waits_for_answers_to_begin_and_not_for_their_end(gate, call, until):
+async def test_a_pause_waits_for_answers_to_begin_and_not_for_their_end(gate, call):
     app = App("one")
     app.go.clear()
     app.finish.clear()
     gate.open(app, 0)
     streamed = call(gate, **BODY).send()
-    await until(lambda: app.came == 1)
+    await auntil(lambda: app.came == 1)
     pausing = asyncio.create_task(gate.pause())
     await asyncio.sleep(0.01)
     assert not pausing.done()
@@ -144,24 +145,24 @@ async def test_a_pause_without_end_is_told(gate, call):
     assert "exchanged" in refused(await call(gate, **BODY).send().end())
 
 
-async def test_a_body_that_does_not_come_holds_no_pause_up(gate, call, until):
+async def test_a_body_that_does_not_come_holds_no_pause_up(gate, call):
     app = App("one")
     gate.open(app, 0)
     slow = call(gate, **BODY).send(b"{", more=True)
-    await until(lambda: app.came == 1)
+    await auntil(lambda: app.came == 1)
     await gate.pause()
     assert "exchanged" in refused(await slow.end())
     assert app.cancelled == 1
 
 
-async def test_a_client_that_leaves_ends_its_request(gate, call, until):
+async def test_a_client_that_leaves_ends_its_request(gate, call):
     app = App("one")
     app.go.clear()
     gate.open(app, 0)
     left = call(gate, **BODY).send()
-    await until(lambda: app.came == 1)
+    await auntil(lambda: app.came == 1)
     left.task.cancel()
-    await until(lambda: app.cancelled == 1)
+    await auntil(lambda: app.cancelled == 1)
     await gate.pause()  # nothing is under way
 
 
@@ -174,12 +175,12 @@ async def test_reads_pass_in_a_pause_but_readiness_says_why_not(gate, call):
     assert json.loads(ready.body) == {"status": "the artefact is being exchanged"}
 
 
-async def test_a_stop_refuses_who_waits_and_lets_answers_end(gate, call, until):
+async def test_a_stop_refuses_who_waits_and_lets_answers_end(gate, call):
     app = App("one")
     app.finish.clear()
     gate.open(app, 0)
     streamed = call(gate, **BODY).send()
-    await until(lambda: streamed.status == 200)
+    await auntil(lambda: streamed.status == 200)
     gate.stop()
     assert "shutting down" in refused(await call(gate, **BODY).send().end())
     app.finish.set()

@@ -29,6 +29,7 @@ import pytest
 
 from guardrail.guard import Guard
 from guardrail.testing import tiny_artefact, tiny_model
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,13 +231,6 @@ def is_told_error(asked: Asked) -> bool:
     return set(json.loads(asked.text)["error"]) == {"message", "type", "param", "code"}
 
 
-def wait_until(true: Any, *, within_s: float = 30.0) -> None:
-    end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-
-
 def test_the_official_client_gets_answers_streams_and_pictures(cluster, picture):
     stored = io.BytesIO()
     picture().save(stored, "PNG")
@@ -291,10 +285,10 @@ def test_a_public_address_without_keys_is_refused(cluster):
 
 def test_an_update_under_load_loses_and_mixes_nothing(cluster):
     with load(cluster) as asked:
-        wait_until(lambda: len(asked) > 8)
+        until(lambda: len(asked) > 8)
         told = cluster.update("b")
         so_far = len(asked)
-        wait_until(lambda: len(asked) > so_far + 8)
+        until(lambda: len(asked) > so_far + 8)
 
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout)["artefact_id"] == cluster.ids["b"]
@@ -320,12 +314,12 @@ def test_an_artefact_that_does_not_fit_is_refused_everywhere(cluster):
 def test_a_replica_killed_under_load_leaves_no_answer_unguarded(cluster):
     before = {process.pid for process in cluster.processes("ServeReplica")}
     with load(cluster) as asked:
-        wait_until(lambda: len(asked) > 8)
+        until(lambda: len(asked) > 8)
         victim = cluster.processes("ServeReplica")[0]
         victim.kill()
-        wait_until(lambda: len({p.pid for p in cluster.processes("ServeReplica")} - before) > 0)
+        until(lambda: len({p.pid for p in cluster.processes("ServeReplica")} - before) > 0)
         so_far = len(asked)
-        wait_until(lambda: len(asked) > so_far + 8)
+        until(lambda: len(asked) > so_far + 8)
 
     wrong = [one for one in asked if not (is_right(cluster, one) or is_told_error(one))]
     assert wrong == []
@@ -340,9 +334,9 @@ def test_a_replica_killed_under_load_leaves_no_answer_unguarded(cluster):
 def test_a_coordinator_that_ends_is_started_again_and_knows_the_agreement(cluster):
     [process] = cluster.processes("Coordinator")
     process.kill()
-    wait_until(lambda: [p.pid for p in cluster.processes("Coordinator")] not in ([], [process.pid]))
+    until(lambda: [p.pid for p in cluster.processes("Coordinator")] not in ([], [process.pid]))
 
-    wait_until(lambda: httpx.get(f"{cluster.url}/readyz", timeout=5).status_code == 200)
+    until(lambda: httpx.get(f"{cluster.url}/readyz", timeout=5).status_code == 200)
     cluster.wait()
     told = json.loads(cluster.command("status", "--json").stdout)
     assert (told["artefact_id"], told["epoch"]) == (cluster.ids["b"], 1)
@@ -355,7 +349,7 @@ def test_a_coordinator_that_ends_is_started_again_and_knows_the_agreement(cluste
 
 def test_sigterm_under_load_ends_answers_and_then_the_program(cluster):
     with load(cluster) as asked:
-        wait_until(lambda: len(asked) > 8)
+        until(lambda: len(asked) > 8)
         cluster.program.send_signal(signal.SIGTERM)
         assert cluster.program.wait(60) == 0, (cluster.folder / "log").read_text()
 

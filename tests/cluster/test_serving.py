@@ -14,6 +14,7 @@ from guardrail.cluster.serving import Serving
 from guardrail.guard import Guard
 from guardrail.server import create_app
 from guardrail.testing import tiny_artefact
+from tests.waiting import auntil
 
 A, B, C = Pin(0, "a", "guard-a"), Pin(1, "b", "guard-b"), Pin(2, "a", "guard-a")
 
@@ -60,7 +61,7 @@ def in_force(serving: Serving) -> str:
     return serving.app.state.service.guard.artefact.artefact_id
 
 
-async def test_what_was_prepared_takes_over_on_the_same_model(serving, maker, until):
+async def test_what_was_prepared_takes_over_on_the_same_model(serving, maker):
     await serving.serve(A)
     await serving.prepare(B)
     assert epoch_of(serving) == 0
@@ -68,7 +69,7 @@ async def test_what_was_prepared_takes_over_on_the_same_model(serving, maker, un
     await serving.serve(B)
     assert (epoch_of(serving), in_force(serving)) == (1, maker.artefacts["b"].artefact_id)
     assert maker.made[1].loaded is maker.made[0].loaded
-    await until(lambda: maker.made[0].closed)
+    await auntil(lambda: maker.made[0].closed)
     assert len(maker.made) == 2
 
 
@@ -140,7 +141,7 @@ async def test_the_same_artefact_in_a_later_epoch_is_not_loaded_again(serving, m
     assert len(maker.made) == 1
 
 
-async def test_a_guard_that_nobody_waits_for_any_more_is_closed(serving, maker, until):
+async def test_a_guard_that_nobody_waits_for_any_more_is_closed(serving, maker):
     await serving.serve(A)
     maker.hold.clear()
     preparing = asyncio.create_task(serving.prepare(B))
@@ -148,7 +149,7 @@ async def test_a_guard_that_nobody_waits_for_any_more_is_closed(serving, maker, 
     preparing.cancel()
     await asyncio.gather(preparing, return_exceptions=True)
     maker.hold.set()
-    await until(lambda: len(maker.made) == 2 and maker.open == 1)
+    await auntil(lambda: len(maker.made) == 2 and maker.open == 1)
 
 
 async def test_one_guard_is_made_after_the_other(serving, maker):

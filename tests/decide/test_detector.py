@@ -117,6 +117,25 @@ def test_scores_are_those_of_the_fit(
         assert float(found[row]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_what_steers_is_read_from_the_steering_layer_kind_by_kind(
+    artefact: Artefact, detector: Any
+) -> None:
+    at = artefact.header.steering.layer
+    unit = torch.nn.functional.one_hot(torch.arange(4), 32).float()  # another one for each layer
+    safe = torch.full((4, 32), 9.0)
+    safe[at] = 0.0
+    safe[at, at] = -1.5
+    unsafe = safe.clone()
+    unsafe[at, :2] += torch.tensor([3.0, 4.0])  # not along the direction: the gap is the distance
+    offsets = {"image": 0.25, "images": -0.5, "video": 2.0}
+    tensors = {"direction": unit, "mu_safe": safe, "mu_unsafe": unsafe}
+    tensors |= {f"steer_offset_{kind}": torch.tensor(offset) for kind, offset in offsets.items()}
+    found = detector(artefact.revised(tensors=artefact.tensors | tensors)).steering
+    assert torch.equal(found.direction, unit[at])
+    assert (found.layer, found.zero, found.gap) == (at, -1.5, 5.0)
+    assert found.offsets == {"text": 0.0, **offsets}
+
+
 def test_every_row_is_judged_by_the_thresholds_of_its_kind(detector: Any) -> None:
     guard = detector()
     scores = [0.6, 0.6, 0.8, 0.6, 1.5, 1.5, 2.5, 4.0]

@@ -35,6 +35,7 @@ def test_shifts_are_paired_with_students_interval(tuned: Any) -> None:
 
 def test_each_form_has_its_auroc_and_interval(tuned: Any) -> None:
     found = measure(tuned.fitted, tuned.collect, tuned.readings, tuned.candidates)
+    assert [row.form for row in found.forms] == list(tuned.readings.forms)
     for row in found.forms:
         form = tuned.readings.forms[row.form]
         scores = tuned.fitted.readout.scores(form.rows("select")).tolist()

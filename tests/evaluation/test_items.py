@@ -236,7 +236,9 @@ def test_videos_are_found_beside_the_file_and_in_chats(tmp_path, film):
         {"text": "Look", "video": "v.mp4", "label": "safe"},
         {"messages": [{"role": "user", "content": [part]}], "label": "unsafe"},
     )
-    for item in load_items([path]):
+    items = load_items([path])
+    assert len(items) == 2
+    for item in items:
         assert item.videos == (str(tmp_path / "v.mp4"),)
         assert item.images == ()
         request = item.request(Policy(local_files=False))

@@ -79,6 +79,7 @@ def test_every_condition_asks_the_request_once_and_is_compared_with_an_earlier_o
             sized = name.endswith("pixels a side")
             shown = sum(sized or picture == drawn for picture in pictures)
             assert words(chat).count("Where is the tower?") + shown == 1, name
+    assert seen
 
 
 def test_the_request_is_the_picture_that_the_condition_names(scripts: Any) -> None:

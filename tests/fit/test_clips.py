@@ -25,7 +25,9 @@ def colours(clip: Clip) -> list[Any]:
 
 def test_meaningless_clips_fill_a_window_at_the_default_rate() -> None:
     sampling = VideoSampling()
-    for clip in meaningless_clips(3):
+    clips = meaningless_clips(3)
+    assert len(clips) == 3
+    for clip in clips:
         assert len(clip.frames) == sampling.window
         assert clip.times[0] == 0
         assert {b - a for a, b in zip(clip.times, clip.times[1:], strict=False)} == {

@@ -67,6 +67,12 @@ def test_all_estimators_and_averages_of_their_best_layers_are_tried() -> None:
     assert {(DOM, (0, 1)), (DOM, (0, 1, 2)), (LDA, (0, 1, 2))} <= tried
 
 
+def test_averages_are_over_the_best_layers_wherever_those_lie() -> None:
+    found = compare({"plain": form(seed=1, shift=(0.0, 1.0, 3.0))}, [0, 1, 2])
+    pairs = {(c.readout.estimator, c.readout.layers) for c in found if len(c.readout.layers) == 2}
+    assert pairs == {(DOM, (1, 2)), (LDA, (1, 2))}
+
+
 def test_noise_common_to_both_classes_asks_for_the_better_estimator() -> None:
     found = compare({"plain": form(seed=2, shift=(3.0,), slant=6.0)}, [0])
     assert choose(found).readout.estimator == LDA

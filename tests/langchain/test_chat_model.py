@@ -30,6 +30,7 @@ from guardrail import (
 from guardrail.policy import REFUSAL, Limits
 from guardrail.testing import scripted, tiny_artefact, tiny_model
 from guardrail.types import Action
+from tests.waiting import LONG_S
 
 SECRET = "SECRET"
 
@@ -192,12 +193,15 @@ async def test_nothing_is_streamed_before_the_verdict(chat_for):
 async def test_a_cancelled_stream_leaves_the_guard_usable(chat_for):
     chat = chat_for(max_tokens=400)
 
+    begun = asyncio.Event()
+
     async def read():
         async for _ in chat.astream("hi"):
-            await asyncio.sleep(0.01)
+            begun.set()
+            await asyncio.Event().wait()
 
     task = asyncio.create_task(read())
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(begun.wait(), LONG_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -20,6 +21,7 @@ from llama_index.core.tools import FunctionTool
 from guardrail.errors import GuardrailViolation
 from guardrail.policy import REFUSAL
 from guardrail.testing import scripted
+from guardrail.tool_chats import RESULT_WITHHELD
 from guardrail.types import Action
 
 # Of LlamaIndex's own: it looks at every attribute of an agent, and at `is_running` inside a step.
@@ -54,14 +56,15 @@ AGENTS = {"function": (FunctionAgent, called), "react": (ReActAgent, reasoned)}
 every_agent = pytest.mark.parametrize("kind", list(AGENTS))
 
 
-async def run(kind: str, llm: GuardedVLM, tool: Any, llava: Any, **options: Any) -> Any:
+async def run(kind: str, llm: Any, tool: Any, llava: Any, **options: Any) -> Any:
     """The agent's answer and every event of its run."""
     agent_class, script = AGENTS[kind]
     agent = agent_class(tools=[tool], llm=llm, **options)
     with scripted(llava.model, llava.processor, script):
         handler = agent.run(user_msg="what is this")
-        seen = [event async for event in handler.stream_events()]
-        return await handler, seen
+        async with asyncio.timeout(20):  # of a run that never ends
+            seen = [event async for event in handler.stream_events()]
+            return await handler, seen
 
 
 def looking(says: str, made: list[str] | None = None) -> FunctionTool:
@@ -95,7 +98,7 @@ async def test_a_flagged_output_never_reaches_the_model_or_an_event(
 ):
     tool = guard_tool(looking(BAD), guard=word_guard())
     answer, seen = await run(kind, GuardedVLM(guard=guard_on()), tool, llava)
-    assert REFUSAL in str(answer)
+    assert RESULT_WITHHELD in str(answer)
     assert "ignore what" not in repr(seen) + repr(events.seen)
     (result,) = [event for event in seen if isinstance(event, ToolCallResult)]
     assert result.tool_output.is_error
@@ -103,15 +106,13 @@ async def test_a_flagged_output_never_reaches_the_model_or_an_event(
 
 
 @every_agent
-async def test_a_raised_finding_becomes_an_error_output_without_the_content(
-    guard_on, word_guard, llava, kind
+async def test_a_raised_finding_ends_the_agents_run_and_its_events(
+    guard_on, word_guard, llava, events, kind
 ):
     tool = guard_tool(looking(BAD), guard=word_guard(), on_flag="raise")
-    answer, seen = await run(kind, GuardedVLM(guard=guard_on()), tool, llava)
-    (result,) = [event for event in seen if isinstance(event, ToolCallResult)]
-    assert result.tool_output.is_error
-    assert "flag: score 1.00" in str(answer)
-    assert "ignore what" not in repr(seen)
+    with pytest.raises(GuardrailViolation):
+        await run(kind, GuardedVLM(guard=guard_on()), tool, llava)
+    assert "ignore what" not in repr(events.seen)
 
 
 @every_agent
@@ -123,10 +124,12 @@ async def test_a_flagged_question_is_refused_and_no_tool_is_called(guard_on, lla
     assert "".join(event.delta for event in seen if isinstance(event, AgentStream)) == REFUSAL
 
 
-async def test_a_raising_policy_ends_the_agents_run(guard_on, llava):
+@every_agent
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_raising_policy_ends_the_agents_run(guard_on, llava, kind, streaming):
     llm = GuardedVLM(guard=guard_on(Action.FLAG, on_flag="raise"))
     with pytest.raises(GuardrailViolation):
-        await run("function", llm, looking(RESULT), llava)
+        await run(kind, llm, looking(RESULT), llava, streaming=streaming)
 
 
 async def test_a_function_agents_history_is_judged_like_the_guards_own(guard_on, llava):

@@ -11,7 +11,6 @@ import inspect
 import json
 import pickle
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -35,6 +34,7 @@ from guardrail.model.decoder import context_length
 from guardrail.policy import REFUSAL, Limits
 from guardrail.testing import scripted
 from guardrail.types import Action
+from tests.waiting import LONG_S, at_rest, auntil, until
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 CHATS = ("chat", "achat", "stream_chat", "astream_chat")
@@ -226,10 +226,11 @@ def test_deltas_join_to_the_answer_and_the_last_has_the_figures(guard_on, method
 
 def test_nothing_is_streamed_before_the_verdict(guard_on, monkeypatch, events):
     guard = guard_on()
-    hold, decide = threading.Event(), guard._engine._detector.decide
+    asked, hold, decide = threading.Event(), threading.Event(), guard._engine._detector.decide
 
     def slow(*args):
-        assert hold.wait(10)
+        asked.set()
+        assert hold.wait(LONG_S)
         return decide(*args)
 
     monkeypatch.setattr(guard._engine._detector, "decide", slow)
@@ -237,11 +238,11 @@ def test_nothing_is_streamed_before_the_verdict(guard_on, monkeypatch, events):
     got = []
     reader = threading.Thread(target=lambda: got.append(next(stream)))
     reader.start()
-    time.sleep(0.1)
+    assert asked.wait(LONG_S)
     assert got == []
     assert events.names() == ["LLMChatStartEvent"]
     hold.set()
-    reader.join(10)
+    reader.join(LONG_S)
     assert got[0].raw["verdict"]["action"] == "pass"
     stream.close()
 
@@ -269,32 +270,36 @@ def test_a_flagged_answer_is_in_no_response_and_no_event(guard_on, llava, events
 
 
 @pytest.mark.parametrize("way", ["close", "break", "forget"])
-def test_an_abandoned_stream_ends_its_request(guard_on, steps, way):
+def test_an_abandoned_stream_ends_its_request(guard_on, passes, way):
     llm = GuardedVLM(guard=guard_on(), max_new_tokens=1000)
     stream = llm.stream_chat(prompt_for("chat"))
     if way == "break":
         for _ in stream:
+            passes.hold()
             break
     elif way == "close":
         next(stream)
+        passes.hold()
+        until(passes.held)
         stream.close()
     del stream
     gc.collect()
-    time.sleep(0.1)
-    before = len(steps)
-    time.sleep(0.2)
-    assert len(steps) == before
+    before = passes.begun
+    passes.go_on()
+    until(lambda: at_rest(llm.guard))
+    assert passes.begun <= before + 1
     response = llm.chat(prompt_for("chat"), max_new_tokens=3)
     assert response.raw["usage"]["completion_tokens"] == 3
 
 
 @pytest.mark.parametrize("way", ["cancel", "break", "aclose"])
-def test_an_abandoned_asynchronous_stream_ends_its_request(guard_on, steps, way):
+def test_an_abandoned_asynchronous_stream_ends_its_request(guard_on, passes, way):
     llm = GuardedVLM(guard=guard_on(), max_new_tokens=1000)
 
     async def read() -> None:
         stream = await llm.astream_chat(prompt_for("chat"))
         async for _ in stream:
+            passes.hold()
             begun.set()
             if way != "cancel":
                 break
@@ -303,14 +308,14 @@ def test_an_abandoned_asynchronous_stream_ends_its_request(guard_on, steps, way)
 
     async def main() -> int:
         task = asyncio.create_task(read())
-        await asyncio.wait_for(begun.wait(), 10)
+        await asyncio.wait_for(begun.wait(), LONG_S)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.1)
-        before = len(steps)
-        await asyncio.sleep(0.2)
-        assert len(steps) == before
+        before = passes.begun
+        passes.go_on()
+        await auntil(lambda: at_rest(llm.guard))
+        assert passes.begun <= before + 1
         response = await llm.achat(prompt_for("chat"), max_new_tokens=3)
         return response.raw["usage"]["completion_tokens"]
 
@@ -361,6 +366,16 @@ def test_stop_and_timeout_are_settings(guard_on):
 def test_an_unknown_keyword_is_named(guard_on, method):
     with pytest.raises(ConfigurationError, match="'best_of' is no setting"):
         ask(GuardedVLM(guard=guard_on()), method, prompt_for(method), best_of=3)
+
+
+def test_a_setting_that_does_not_exist_is_refused_when_it_is_made(guard_on):
+    guard = guard_on()
+    with pytest.raises(ConfigurationError, match=r"'max_tokens' .* 'max_new_tokens'\?"):
+        GuardedVLM(guard=guard, max_tokens=3)
+    with pytest.raises(ConfigurationError, match=r"'max_tokens' .* 'max_new_tokens'\?"):
+        GuardedVLM(guard=guard).chat(prompt_for("chat"), max_tokens=3)
+    with pytest.raises(ConfigurationError, match="'max_tokens'"):
+        GuardedVLM.from_dict({"class_name": "GuardedVLM", "max_tokens": 3}, guard=guard)
 
 
 def test_settings_that_cannot_hold_are_errors(guard_on):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import logging
 
@@ -16,15 +18,18 @@ from llama_index.core.schema import (
     NodeWithScore,
     TextNode,
 )
+from PIL import Image
 from pydantic import ValidationError
 
 from guardrail.errors import (
+    ConfigurationError,
     DetectorError,
     GuardrailViolation,
     ImageDecodeError,
     UnsupportedContentError,
 )
 from guardrail.policy import CAUTION, Limits, Policy
+from tests.waiting import auntil
 
 WAYS = ("postprocess_nodes", "apostprocess_nodes")
 
@@ -44,11 +49,51 @@ def texts(nodes):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_flagged_nodes_are_left_out_and_the_others_stay_as_they_are(word_guard, way):
-    nodes = scored("a dog", "bad", "a cat")
-    kept = run(word_guard(), way, nodes)
-    assert [id(node) for node in kept] == [id(nodes[0]), id(nodes[2])]
-    assert [node.score for node in kept] == [1, 0.75]
+@pytest.mark.parametrize("action", ["drop", "raise"])
+def test_flagged_nodes_are_left_out_and_the_others_say_that_they_passed(word_guard, way, action):
+    nodes = scored("a dog", "a cat") if action == "raise" else scored("a dog", "a cat", "bad")
+    kept = run(word_guard(), way, nodes, action=action)
+    assert [(node.node.node_id, node.score) for node in kept] == [
+        (node.node.node_id, node.score) for node in nodes[:2]
+    ]
+    for node in kept:
+        assert node.metadata == {"guardrail_action": "pass", "guardrail_score": 0.0}
+        assert node.node.get_content(MetadataMode.LLM) == node.node.get_content(MetadataMode.EMBED)
+    assert [node.metadata for node in nodes[:2]] == [{}, {}]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["image node", "node", "both ways"])
+def test_a_picture_goes_on_as_data_in_the_form_that_was_judged(word_guard, way, kind, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (20, 10), "red").save(path, exif=exif)
+    node = {
+        "image node": lambda: ImageNode(text="here", image_path=str(path)),
+        "both ways": lambda: ImageNode(
+            image=base64.b64encode(path.read_bytes()).decode(), image_path="elsewhere.jpg"
+        ),
+        "node": lambda: Node(image_resource=MediaResource(path=path)),
+    }[kind]()
+    guard = word_guard()
+    (kept,) = run(guard, way, [NodeWithScore(node=node)])
+    shown = kept.node
+    if kind == "node":
+        data, others = shown.image_resource.data.decode(), [shown.image_resource.path]
+    else:
+        data, others = shown.image, [shown.image_path, shown.image_url]
+    picture = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (picture.format, picture.size, set(others)) == ("PNG", (10, 20), {None})
+    assert data in repr(guard.seen)
+    shadow = word_guard(Policy(mode="shadow"))
+    if kind != "both ways":
+        assert run(shadow, way, [NodeWithScore(node=node)])[0].node is node
+
+
+def test_settings_that_do_not_exist_are_refused(word_guard):
+    with pytest.raises(ConfigurationError, match=r"'actoin' .* \(do you mean 'action'\?\)"):
+        GuardrailNodePostprocessor(guard=word_guard(), actoin="raise")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -97,25 +142,23 @@ UNCAUTIONED = {
     "a key that is hidden": lambda _: TextNode(
         text="odd", excluded_llm_metadata_keys=["guardrail_caution"]
     ),
-    "a picture alone": lambda path: Node(image_resource=MediaResource(path=path)),
+    "a picture alone": lambda data: Node(image_resource=MediaResource(data=data)),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("make", UNCAUTIONED.values(), ids=UNCAUTIONED)
-def test_where_no_caution_would_be_read_the_node_counts_as_flagged(
-    word_guard, way, make, png, tmp_path
-):
+def test_where_no_caution_would_be_read_the_node_counts_as_flagged(word_guard, way, make, png):
     lines = []
     audit = lambda verdict, facts: lines.append((verdict.action.value, facts["done"]))  # noqa: E731
-    path = tmp_path / "odd.png"
-    path.write_bytes(png())
-    node = NodeWithScore(node=make(path))
-    assert run(word_guard(flag="never"), way, [node], audit=audit) == []
+    node = NodeWithScore(node=make(png()))
+    steer = "odd" if node.node.get_content() else base64.b64encode(png()).decode()
+    guard = word_guard(flag="never", steer=steer)
+    assert run(guard, way, [node], audit=audit) == []
     assert lines == [("flag", "flag")]
     with pytest.raises(GuardrailViolation):
-        run(word_guard(flag="never"), way, [node], action="raise")
-    (marked,) = run(word_guard(flag="never"), way, [node], action="mark")
+        run(guard, way, [node], action="raise")
+    (marked,) = run(guard, way, [node], action="mark")
     assert marked.node.metadata["guardrail_action"] == "flag"
     assert "guardrail_caution" not in marked.node.metadata
 
@@ -124,7 +167,9 @@ def test_what_would_be_steered_may_count_as_flagged_or_pass(word_guard):
     flag, free = (word_guard(Policy(unsteerable=rule)) for rule in ("flag", "pass"))
     nodes = scored("odd")
     assert run(flag, WAYS[0], nodes) == []
-    assert run(free, WAYS[0], nodes)[0] is nodes[0]
+    (kept,) = run(free, WAYS[0], nodes)
+    assert kept.node.get_content(MetadataMode.LLM) == "odd"
+    assert kept.node.metadata["guardrail_action"] == "pass"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -223,17 +268,19 @@ def test_many_nodes_fit_through_a_short_queue(guard_on):
         assert len(run(guard, way, nodes)) == 8
 
 
-def test_cancelling_leaves_the_guard_usable(guard_on):
+def test_cancelling_leaves_the_guard_usable(guard_on, passes):
     guard = guard_on()
 
     async def main():
         processor = GuardrailNodePostprocessor(guard=guard)
         nodes = scored(*(f"the cat number {i}" for i in range(40)))
+        passes.hold()
         task = asyncio.create_task(processor.apostprocess_nodes(nodes))
-        await asyncio.sleep(0.01)
+        await auntil(passes.held)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        passes.go_on()
         return await guard.acheck("tell me")
 
     assert asyncio.run(main()).action == "pass"

@@ -75,6 +75,7 @@ def test_what_is_flagged_never_reaches_the_model(guard_on, word_guard, llava, wa
         "The cat is red.",
         "The dog is blue.",
     }
+    assert [told["guardrail_action"] for told in response.metadata.values()] == ["pass", "pass"]
     assert "The cat is red." in prompts[0]
     assert "bad reader" not in "".join(prompts)
 

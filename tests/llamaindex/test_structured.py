@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import time
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from guardrail.errors import DetectorError, GuardrailViolation
 from guardrail.policy import REFUSAL, Policy
 from guardrail.testing import scripted
 from guardrail.types import Action
+from tests.waiting import at_rest, until
 
 METHODS = (
     "structured_predict",
@@ -137,13 +137,16 @@ def test_a_structured_llm_streams_no_empty_object_for_a_refusal(guard_on):
         list(llm.stream_chat([ChatMessage(content="what is this")]))
 
 
-def test_an_abandoned_stream_of_objects_ends_its_request(guard_on, steps):
-    stream = GuardedVLM(guard=guard_on(), max_new_tokens=1000).stream_structured_predict(
+def test_an_abandoned_stream_of_objects_ends_its_request(guard_on, passes):
+    guard = guard_on()
+    stream = GuardedVLM(guard=guard, max_new_tokens=1000).stream_structured_predict(
         Animal, PROMPT, this="a dog"
     )
     next(stream)
+    passes.hold()
+    until(passes.held)
+    before = passes.begun
     stream.close()
-    time.sleep(0.1)
-    before = len(steps)
-    time.sleep(0.2)
-    assert len(steps) == before > 0
+    passes.go_on()
+    until(lambda: at_rest(guard))
+    assert passes.begun == before

@@ -3,6 +3,7 @@
 # LlamaIndex looks for the workflow's context among real annotations, not strings.
 import asyncio
 import base64
+import io
 import json
 from typing import Any
 
@@ -21,11 +22,13 @@ from llama_index.core.tools import (
     adapt_to_async_tool,
 )
 from llama_index.core.tools.calling import (
+    acall_tool,
     acall_tool_with_selection,
     call_tool,
     call_tool_with_selection,
 )
 from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, step
+from PIL import Image
 from pydantic import BaseModel
 
 from guardrail.errors import (
@@ -34,8 +37,14 @@ from guardrail.errors import (
     GuardrailViolation,
     UnsupportedContentError,
 )
-from guardrail.policy import CAUTION, REFUSAL, Policy, Thresholds
-from guardrail.tool_chats import call_chat, result_chat
+from guardrail.policy import Policy, Thresholds
+from guardrail.tool_chats import (
+    CALL_WITHHELD,
+    RESULT_CAUTION,
+    RESULT_WITHHELD,
+    call_chat,
+    result_chat,
+)
 from guardrail.types import Action, Modality
 
 WAYS = ("call", "acall")
@@ -193,7 +202,7 @@ def test_what_only_bears_the_contexts_name_is_checked(word_guard, way):
 
     guard = word_guard()
     guarded = guard_tool(FunctionTool.from_defaults(look), guard=guard, check="arguments")
-    assert run(guarded, way, ctx="a bad one", where="here").content == REFUSAL
+    assert run(guarded, way, ctx="a bad one", where="here").content == CALL_WITHHELD
     assert arguments_in(guard) == {"ctx": "a bad one", "where": "here"}
 
 
@@ -227,6 +236,57 @@ def test_arguments_that_change_during_the_check_are_sent_as_checked(word_guard, 
     given: Any = ((), {"where": places}) if named else ((places,), {})
     assert run(guarded, way, *given[0], **given[1]).content == "here"
     assert "bad" in places
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("words", ["bad words", "odd words"])
+def test_the_words_of_an_exception_are_checked_like_an_output(word_guard, way, words):
+    def fail(where):
+        raise KeyError(words)
+
+    output = run(guard_tool(tool_that(fail), guard=word_guard()), way, where="here")
+    assert (output.content, output.is_error) == (RESULT_WITHHELD, True)
+    assert words not in repr(output)
+    with pytest.raises(KeyError, match=words):
+        run(guard_tool(tool_that(fail), guard=word_guard(), check="arguments"), way, where="here")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_tool_that_waits_for_an_event_pauses_unchecked(word_guard, way):
+    results = pytest.importorskip("workflows.runtime.types.results")
+    waiting = results.AddWaiter(
+        waiter_id="bad", waiter_event=None, requirements={}, timeout=None, event_type=StopEvent
+    )
+
+    def wait(where):
+        raise results.WaitingForEvent(waiting)
+
+    guard = word_guard()
+    with pytest.raises(results.WaitingForEvent):
+        run(guard_tool(tool_that(wait), guard=guard), way, where="here")
+    assert len(guard.seen) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_picture_goes_on_as_it_was_judged(word_guard, way):
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # to be turned
+    Image.new("RGB", (20, 10), "red").save(file, "JPEG", exif=exif)
+    block = ImageBlock(image=file.getvalue(), detail="low")
+    tool, guard = Own(blocks=[TextBlock(text="here"), block]), word_guard()
+    output = run(guard_tool(tool, guard=guard, check="result"), way, "here")
+    text, shown = output.blocks
+    picture = Image.open(shown.resolve_image())
+    assert (text.text, shown.detail, picture.format, picture.size) == (
+        "here",
+        "low",
+        "PNG",
+        (10, 20),
+    )
+    assert shown.image.decode() in repr(guard.seen[0])
+    assert tool.output.blocks[1] is block
+    shadow = word_guard(Policy(mode="shadow"))
+    assert run(guard_tool(tool, guard=shadow, check="result"), way, "here") is tool.output
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -285,7 +345,7 @@ def test_a_flagged_call_is_not_made(word_guard, way):
     guarded = guard_tool(tool_that("a dog", made := []), guard=word_guard())
     output = run(guarded, way, where="bad place")
     assert made == []
-    assert (output.content, output.is_error, output.tool_name) == (REFUSAL, True, "look")
+    assert (output.content, output.is_error, output.tool_name) == (CALL_WITHHELD, True, "look")
     assert output.raw_input["guardrail"]["arguments"]["action"] == "flag"
     assert "bad place" not in repr(output)
     json.dumps(output.raw_input)
@@ -296,7 +356,7 @@ def test_a_flagged_call_is_not_made(word_guard, way):
 def test_a_flagged_output_is_nowhere(word_guard, way, is_error):
     tool = Own(content="bad words", raw_output={"a": "bad words"}, is_error=is_error)
     output = run(guard_tool(tool, guard=word_guard()), way, "here")
-    assert (output.content, output.is_error) == (REFUSAL, True)
+    assert (output.content, output.is_error) == (RESULT_WITHHELD, True)
     assert output.raw_input["guardrail"]["result"]["action"] == "flag"
     assert "bad words" not in repr(output) + output.model_dump_json()
     assert tool.output.content == "bad words"
@@ -308,7 +368,7 @@ def test_a_screenshot_with_instructions_in_it_is_caught(word_guard, way, png):
     tool = tool_that(lambda _: [TextBlock(text="The page:"), ImageBlock(image=png(3))])
     output = run(guard_tool(tool, guard=word_guard(flag=shot)), way, where="here")
     assert [block.block_type for block in output.blocks] == ["text"]
-    assert output.content == REFUSAL
+    assert output.content == RESULT_WITHHELD
     assert shot not in repr(output)
     assert run(guard_tool(tool, guard=word_guard()), way, where="here").blocks[1].image
 
@@ -362,7 +422,7 @@ def test_a_caution_goes_before_an_output(word_guard, way, png):
     tool = Own(blocks=blocks)
     output = run(guard_tool(tool, guard=word_guard()), way, "here")
     assert [block.block_type for block in output.blocks] == ["text", "text", "image"]
-    assert output.blocks[0].text == f"{CAUTION}\n\n"
+    assert output.blocks[0].text == f"{RESULT_CAUTION}\n\n"
     assert output.raw_input["guardrail"]["result"]["action"] == "steer"
     assert not output.is_error
     assert tool.output.blocks == blocks
@@ -371,13 +431,14 @@ def test_a_caution_goes_before_an_output(word_guard, way, png):
 @pytest.mark.parametrize("way", WAYS)
 def test_arguments_have_no_place_for_a_caution_and_count_as_flagged(word_guard, way):
     output = run(guard_tool(tool_that("a dog", made := []), guard=word_guard()), way, where="odd")
-    assert (output.content, made) == (REFUSAL, [])
+    assert (output.content, made) == (CALL_WITHHELD, [])
 
 
 @pytest.mark.parametrize(("where", "says"), [("odd", "a dog"), ("here", "odd")])
 def test_the_policy_may_flag_or_pass_it(word_guard, where, says):
     flag, free = (word_guard(Policy(unsteerable=rule)) for rule in ("flag", "pass"))
-    assert run(guard_tool(tool_that(says), guard=flag), "call", where).content == REFUSAL
+    withheld = CALL_WITHHELD if where == "odd" else RESULT_WITHHELD
+    assert run(guard_tool(tool_that(says), guard=flag), "call", where).content == withheld
     output = run(guard_tool(tool_that(says), guard=free), "call", where)
     assert output.content == says
     assert "guardrail" not in output.raw_input
@@ -391,7 +452,7 @@ def test_the_policy_may_flag_or_pass_it(word_guard, where, says):
 def test_an_outage_refuses_and_is_never_only_annotated(word_guard, way, on_flag):
     guarded = guard_tool(tool_that("outage"), guard=word_guard(), on_flag=on_flag)
     output = run(guarded, way, where="here")
-    assert (output.content, output.is_error) == (REFUSAL, True)
+    assert (output.content, output.is_error) == (RESULT_WITHHELD, True)
     assert output.raw_input["guardrail"]["result"]["reason"] == "detector_failed"
 
 
@@ -415,9 +476,8 @@ def test_every_verdict_is_audited_with_what_was_done(word_guard):
 
 
 def test_a_policy_of_its_own_replaces_the_guards(word_guard):
-    policy = Policy(refusal_message="No.")
-    guarded = guard_tool(tool_that("bad"), guard=word_guard(Policy(mode="shadow")), policy=policy)
-    assert run(guarded, "call", "here").content == "No."
+    guarded = guard_tool(tool_that("bad"), guard=word_guard(Policy(mode="shadow")), policy=Policy())
+    assert run(guarded, "call", "here").content == RESULT_WITHHELD
 
 
 # --- through LlamaIndex's own tool calling --------------------------------------------------------
@@ -437,23 +497,24 @@ def test_llamaindex_calls_it_once_and_gets_the_refusal(word_guard, way, kind):
         output = call_tool_with_selection(chosen, [guarded])
     else:
         output = asyncio.run(acall_tool_with_selection(chosen, [guarded]))
-    assert (output.content, output.is_error) == (REFUSAL, True)
+    assert (output.content, output.is_error) == (RESULT_WITHHELD, True)
     assert len(guard.seen) == 2
 
 
-def test_a_flagged_result_makes_llamaindex_try_again_where_it_raises(word_guard):
-    class Counting(Plain):
-        calls = 0
+@pytest.mark.parametrize("way", WAYS)
+def test_no_tool_is_tried_again_after_a_flagged_result(word_guard, way):
+    calls = []
 
+    class Counting(Plain):
         def __call__(self, input: Any) -> ToolOutput:
-            Counting.calls += 1
+            calls.append(input)
             return super().__call__(input)
 
-    for on_flag, calls in (("refuse", 1), ("raise", 2)):
-        Counting.calls = 0
-        guarded = guard_tool(Counting("bad"), guard=word_guard(), on_flag=on_flag)
-        output = call_tool(guarded, {"input": "here"})
-        assert (output.is_error, Counting.calls) == (True, calls)
+    guarded = guard_tool(Counting("bad"), guard=word_guard(), on_flag="raise")
+    made = {"call": lambda *a: call_tool(*a), "acall": lambda *a: asyncio.run(acall_tool(*a))}
+    with pytest.raises(GuardrailViolation):
+        made[way](guarded, {"input": "here"})
+    assert calls == ["here"]
 
 
 def test_a_guarded_function_tool_hands_no_bare_function_over(word_guard):

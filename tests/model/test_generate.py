@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -294,6 +295,20 @@ def test_an_outage_that_fails_closed_refuses_even_where_flags_are_annotated(
     outcomes = generate_rows(loaded, two(loaded), detector, SIX, policy=policy)
     assert tokens(outcomes) == [[], []]
     assert all(outcome.ruling.stops for outcome in outcomes)
+
+
+@pytest.mark.parametrize("run", [partial(generate_rows, settings=SIX), check_rows])
+def test_rows_that_belong_to_no_request_are_an_error_and_not_ruled_by_another_ones_score(
+    llama, loaded_of, two, fake, run
+):
+    loaded = loaded_of(llama)
+    encoded = two(loaded)
+    inputs = {name: torch.cat([rows, rows[:1]]) for name, rows in encoded.inputs.items()}
+    three = replace(encoded, inputs=inputs)
+    detector = fake([PASS, PASS])
+    with pytest.raises(DetectorError, match="3 rows for 2 requests"):
+        run(loaded, three, detector=detector, policy=POLICY)
+    assert detector.seen == []
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])

@@ -503,3 +503,21 @@ def test_a_layer_that_is_given_something_else_fails_the_rows_to_be_steered_alone
     outcomes = generate_rows(loaded, encoded, early(model, fake, [PASS, STEER]), SIX, policy=POLICY)
     assert tokens(outcomes) == [expected[0], []]
     assert outcomes[1].ruling.failed
+
+
+def test_a_model_whose_rows_affect_each_other_fails_the_rows_to_be_steered(
+    loaded_of, two, fake, llama, caplog
+):
+    model, processor = tiny_model("llama")
+    loaded = loaded_of(llama._replace(model=model, processor=processor))
+    encoded = two(loaded)
+
+    def mixed(_module: Any, _args: Any, hidden: torch.Tensor) -> torch.Tensor | None:
+        return None if hidden.shape[1] == 1 else hidden + 0.1 * hidden.mean(dim=0)
+
+    decoder_layers(model)[2].register_forward_hook(mixed)
+    expected = plain(loaded, encoded)
+    outcomes = generate_rows(loaded, encoded, early(model, fake, [PASS, STEER]), SIX, policy=POLICY)
+    assert [outcome.ruling.failed for outcome in outcomes] == [False, True]
+    assert tokens(outcomes) == [expected[0], []]
+    assert "changes other rows" in caplog.text

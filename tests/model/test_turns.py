@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 from torch import nn
@@ -12,6 +11,7 @@ from guardrail.errors import RequestTimeoutError
 from guardrail.model.leases import WorkerLease
 from guardrail.model.turns import run_in_turn
 from guardrail.policy import Limits
+from tests.waiting import LONG_S, until
 
 
 def test_work_runs_on_the_models_thread_and_its_result_comes_back():
@@ -39,7 +39,7 @@ def test_waiting_ends_with_the_time_and_the_thread_stays_the_only_one():
     model, free, done = nn.Linear(1, 1), threading.Event(), threading.Event()
 
     def slow() -> None:
-        free.wait(10)
+        free.wait(LONG_S)
         done.set()
 
     with pytest.raises(RequestTimeoutError, match="the time was over"):
@@ -56,16 +56,15 @@ def test_waiting_ends_with_the_time_and_the_thread_stays_the_only_one():
 def test_work_in_the_queue_is_dropped_when_the_time_is_over():
     model, free = nn.Linear(1, 1), threading.Event()
     ran: list[int] = []
-    first = threading.Thread(target=run_in_turn, args=(model, lambda: free.wait(10), Limits()))
+    first = threading.Thread(target=run_in_turn, args=(model, lambda: free.wait(LONG_S), Limits()))
     lease = WorkerLease(model)
     first.start()
-    while not lease.worker._running:
-        time.sleep(0.001)
+    until(lambda: lease.worker._running)
     with pytest.raises(RequestTimeoutError):
         run_in_turn(model, lambda: ran.append(1), Limits(timeout_s=0.02))
     assert not lease.worker._waiting  # its place is free at once, not when its turn comes
     free.set()
-    first.join()
+    first.join(LONG_S)
     run_in_turn(model, lambda: ran.append(2), Limits())
     lease.release()
     assert ran == [2]

@@ -23,9 +23,10 @@ from guardrail.model.leases import _WORKERS, WorkerLease
 from guardrail.model.worker import ModelWorker
 from guardrail.policy import Limits
 from guardrail.types import Load
+from tests.waiting import LONG_S, until
 
 LIMITS = Limits(queue=3, batch=4, batch_wait_s=0.0)
-WAIT = 10.0
+WAIT = LONG_S
 
 
 @pytest.fixture
@@ -93,8 +94,7 @@ def test_a_job_that_came_while_another_ran_waits_a_moment_for_company(worker):
     first, second = (job(run, n, key="A", limits=limits) for n in (1, 2))
     worker.submit(first)
     gate.open.set()
-    while worker._waiting:  # until the first one is picked
-        time.sleep(0.001)
+    until(lambda: not worker._waiting)  # the first one is picked
     worker.submit(second)
     assert second.future.result(WAIT / 2) == 2
     assert batches == [2]
@@ -117,7 +117,7 @@ def test_a_job_waits_for_a_request_that_is_being_read_and_not_for_its_own(worker
         assert alone.future.result(WAIT / 2) == 0
     with worker.expecting(first.cancelled), worker.expecting(second.cancelled):
         worker.submit(first)
-        time.sleep(0.02)
+        until(lambda: not worker._waiting)
         worker.submit(second)
     assert second.future.result(WAIT / 2) == 2
     assert batches == [1, 2]
@@ -136,7 +136,7 @@ def test_jobs_out_of_a_list_wait_for_company_from_the_first_one_on(worker):
 def test_callers_that_ask_again_and_again_at_once_share_batches(worker):
     batches: list[int] = []
     settle = echo(batches)
-    limits = Limits(batch=8, batch_wait_s=0.05)
+    limits = Limits(batch=8, batch_wait_s=1.0)
 
     def run(jobs):
         time.sleep(0.005)
@@ -252,7 +252,7 @@ def test_a_full_queue_says_so_and_waiting_for_a_place_works(worker):
 
 
 def test_requests_that_ended_while_they_waited_do_not_make_the_model_look_fast(worker):
-    worker._pace.ran(1, 5.0)
+    worker._pace.ran(1, 40.0)
     gate = Gate(worker)
     given_up = [job(echo(), n, cancelled=threading.Event()) for n in range(3)]
     for each in given_up:
@@ -387,9 +387,9 @@ def test_requests_that_wait_when_the_thread_is_killed_run_on_another_one(worker,
     killed, entered = worker._thread, threading.Event()
 
     def stuck(batch):
-        entered.set()
-        while threading.current_thread() is killed:
-            time.sleep(0.001)
+        if threading.current_thread() is killed:  # others' workers come here, too
+            entered.set()
+            until(lambda: False)
         run_batch(batch)
 
     monkeypatch.setattr("guardrail.model.worker.run_batch", stuck)

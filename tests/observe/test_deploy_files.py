@@ -73,10 +73,14 @@ def test_every_expression_is_of_metrics_and_labels_that_exist(known, title, expr
 
 
 def test_counters_are_asked_for_as_rates():
-    for title, expr, _ in PANELS + RULES:
-        for name in re.findall(r"\w+_(?:total|bucket)\b", expr):
-            before = expr[: expr.index(name)]
-            assert before.endswith(("rate(", "increase(")), title
+    counters = [
+        (title, expr, name)
+        for title, expr, _ in PANELS + RULES
+        for name in re.findall(r"\w+_(?:total|bucket)\b", expr)
+    ]
+    assert counters
+    for title, expr, name in counters:
+        assert expr[: expr.index(name)].endswith(("rate(", "increase(")), title
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,13 @@ def test_both_text_forms_can_be_read(metrics, verdict_of, accept, media_type, pa
 def test_names_follow_the_conventions(metrics, verdict_of):
     filled(metrics, verdict_of)
     text = metrics.exposition(None)[0].decode()
-    for family in text_string_to_metric_families(text):
-        if not family.name.startswith("guardrail_") or family.name.endswith("_created"):
-            continue
+    families = [
+        family
+        for family in text_string_to_metric_families(text)
+        if family.name.startswith("guardrail_") and not family.name.endswith("_created")
+    ]
+    assert families
+    for family in families:
         assert re.fullmatch(r"[a-z][a-z_]*[a-z]", family.name)
         assert family.documentation.endswith(".")
         counts = any(sample.name.endswith("_total") for sample in family.samples)

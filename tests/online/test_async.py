@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -14,22 +13,15 @@ from guardrail.errors import (
     RequestTimeoutError,
     UnsupportedContentError,
 )
-from guardrail.model.batches import run_batch
-from guardrail.model.decoder import decoder_layers
 from guardrail.policy import REFUSAL, Limits
 from guardrail.types import Action
+from tests.waiting import LONG_S, at_rest, auntil, passes_of, until
 
 PASS, FLAG = Action.PASS, Action.FLAG
 
 
 async def collected(stream):
     return [chunk async for chunk in stream]
-
-
-def passes_of(model):
-    runs = []
-    layer = decoder_layers(model)[0]
-    return runs, layer.register_forward_pre_hook(lambda *_: runs.append(1))
 
 
 def test_awaited_answers_and_verdicts_equal_the_blocking_ones(llava, guard_on):
@@ -55,14 +47,14 @@ def test_concurrent_tasks_get_their_own_answers(llava, guard_on):
 
 
 def test_a_burst_on_an_idle_guard_shares_its_first_batch(llava, guard_on, monkeypatch):
-    sizes = []
+    guard = guard_on(llava, limits=Limits(batch=4, batch_wait_s=LONG_S))
+    sizes, encode = [], guard._engine.encoder.encode
 
-    def counted(batch):
-        sizes.append(len(batch))
-        run_batch(batch)
+    def counted(requests):
+        sizes.append(len(requests))
+        return encode(requests)
 
-    monkeypatch.setattr("guardrail.model.worker.run_batch", counted)
-    guard = guard_on(llava, limits=Limits(batch=4, batch_wait_s=5.0))
+    monkeypatch.setattr(guard._engine.encoder, "encode", counted)
 
     async def main():
         return await asyncio.gather(*(guard.acheck(f"number {n}") for n in range(4)))
@@ -78,19 +70,19 @@ def test_what_could_not_be_read_is_not_waited_for(llava, guard_on):
     assert not guard._engine.worker._company.is_expected(0)
 
 
-def test_the_loop_runs_on_while_the_model_works(llava, guard_on, slow_layers):
+def test_the_loop_runs_on_while_the_model_works(llava, guard_on):
     guard = guard_on(llava)
-    slow_layers(llava.model, 0.02)
 
-    async def main():
+    async def main(passes):
+        passes.hold()
         task = asyncio.create_task(guard.agenerate("tell me", max_new_tokens=10))
-        ticks = 0
-        while not task.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
-        return ticks
+        await auntil(passes.held)
+        assert not task.done()
+        passes.go_on()
+        return await task
 
-    assert asyncio.run(main()) > 5
+    with passes_of(llava.model) as passes:
+        assert asyncio.run(main(passes)).completion_tokens == 10
 
 
 def test_an_asynchronous_stream_joins_to_the_answer(llava, guard_on):
@@ -122,58 +114,61 @@ def test_an_asynchronous_stream_refuses_and_raises_like_the_other(llava, guard_o
     asyncio.run(main())
 
 
-def test_a_cancelled_task_ends_its_request_within_a_step(llava, guard_on, slow_layers):
+def test_a_cancelled_task_ends_its_request_within_a_step(llava, guard_on):
     guard = guard_on(llava)
-    slow_layers(llava.model, 0.02)
-    runs, handle = passes_of(llava.model)
 
-    async def main():
+    async def main(passes):
         task = asyncio.create_task(guard.agenerate("tell me", max_new_tokens=200))
-        while len(runs) < 3 and not task.done():
-            await asyncio.sleep(0.005)
+        await auntil(lambda: passes.begun >= 3)
+        passes.hold()
+        await auntil(passes.held)
+        before = passes.begun
         task.cancel()
-        before = len(runs)
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.2)
-        return before, len(runs)
+        passes.go_on()
+        await auntil(lambda: at_rest(guard))
+        assert passes.begun == before
 
-    before, after = asyncio.run(main())
-    handle.remove()
-    assert after - before <= 2
+    with passes_of(llava.model) as passes:
+        asyncio.run(main(passes))
     assert guard.generate("tell me", max_new_tokens=3).completion_tokens == 3
 
 
-def test_a_closed_asynchronous_stream_ends_its_request(llava, guard_on, slow_layers):
+def test_a_closed_asynchronous_stream_ends_its_request(llava, guard_on):
     guard = guard_on(llava)
-    slow_layers(llava.model, 0.02)
-    runs, handle = passes_of(llava.model)
 
-    async def main():
+    async def main(passes):
         async with guard.astream("tell me", max_new_tokens=200) as stream:
             await anext(stream)
-        before = len(runs)
+            passes.hold()
+            await auntil(passes.held)
+        before = passes.begun
         assert await collected(stream) == []
-        await asyncio.sleep(0.2)
-        return before, len(runs)
+        passes.go_on()
+        await auntil(lambda: at_rest(guard))
+        assert passes.begun == before
 
-    before, after = asyncio.run(main())
-    handle.remove()
-    assert after - before <= 2
+    with passes_of(llava.model) as passes:
+        asyncio.run(main(passes))
 
 
-def test_a_loop_that_ended_does_not_disturb_the_model(llava, guard_on, slow_layers):
+def test_a_loop_that_ended_does_not_disturb_the_model(llava, guard_on):
     guard = guard_on(llava)
-    slow_layers(llava.model, 0.02)
 
     async def main():
-        stream = guard.astream("tell me", max_new_tokens=50)
+        stream = guard.astream("tell me", max_new_tokens=200)
         await anext(stream)
+        passes.hold()
+        await auntil(passes.held)
         return stream  # neither closed nor read to its end
 
-    stream = asyncio.run(main())
-    time.sleep(0.1)
-    assert guard.check("tell me").action is PASS
+    with passes_of(llava.model) as passes:
+        stream = asyncio.run(main())
+        before = passes.begun
+        passes.go_on()
+        until(lambda: passes.begun > before + 2 or at_rest(guard))  # with tokens for nobody
+        assert guard.check("tell me").action is PASS
     del stream
 
 

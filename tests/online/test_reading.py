@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from guardrail.errors import RequestCancelledError, RequestTimeoutError
-from guardrail.online.reading import Caller
+from guardrail.errors import QueueFullError, RequestCancelledError, RequestTimeoutError
+from guardrail.online.reading import Caller, finished
+from guardrail.policy import Limits
+from guardrail.requests import decoders, formats
 from guardrail.requests.shots import Shot
 from guardrail.requests.video_footage import Encoded
 from guardrail.types import Action
+
+WAIT = 60.0
+DECODERS = decoders._LARGE_AT_ONCE + 1
 
 
 def endless(self, limits, what):
@@ -40,3 +48,108 @@ def test_a_caller_waits_until_the_time_is_over_or_it_gives_up():
     given_up.set()
     with pytest.raises(RequestCancelledError):
         Caller(None, given_up, wait=False).still_waits()
+
+
+def of_picture(count=1):
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    parts = [{"type": "image", "image": data.getvalue()} for _ in range(count)]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "what is this?"}]}]
+
+
+@pytest.fixture
+def opening(monkeypatch):
+    """No picture is opened until `leave` is set; `begun` has one item for each that would be."""
+
+    class Opening:
+        def __init__(self):
+            self.begun, self.leave = [], threading.Event()
+
+        def __call__(self, *args, **options):
+            self.begun.append(1)
+            assert self.leave.wait(WAIT)
+            return real(*args, **options)
+
+    real = formats._opened
+    held = Opening()
+    monkeypatch.setattr(formats, "_opened", held)
+    yield held
+    held.leave.set()
+
+
+async def until(condition):
+    async with asyncio.timeout(WAIT):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_text_is_answered_while_pictures_wait_for_a_decoder(llava, guard_on, opening):
+    guard = guard_on(llava, Action.PASS)
+
+    async def main():
+        tasks = [asyncio.create_task(guard.acheck(of_picture())) for _ in range(40)]
+        await until(lambda: len(opening.begun) == DECODERS)
+        async with asyncio.timeout(WAIT):
+            verdict = await guard.acheck("tell me")
+        assert not any(task.done() for task in tasks)
+        opening.leave.set()
+        return verdict, await asyncio.gather(*tasks)
+
+    verdict, of_pictures = asyncio.run(main())
+    assert verdict.action is Action.PASS
+    assert len(of_pictures) == 40
+
+
+def test_a_picture_is_not_decoded_once_its_callers_time_is_over(llava, guard_on, opening):
+    guard = guard_on(llava, Action.PASS)
+
+    async def main():
+        tasks = [asyncio.create_task(guard.acheck(of_picture())) for _ in range(40)]
+        await until(lambda: len(opening.begun) == DECODERS)
+        with pytest.raises(RequestTimeoutError):
+            await guard.acheck(of_picture(), timeout=0.1)
+        with pytest.raises(RequestTimeoutError):
+            await asyncio.to_thread(guard.check, of_picture(), timeout=0.1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        opening.leave.set()
+        await guard.acheck(of_picture())
+
+    asyncio.run(main())
+    assert len(opening.begun) == DECODERS + 1
+
+
+def test_between_the_pictures_of_a_request_it_is_asked_whether_anybody_waits(
+    llava, guard_on, opening
+):
+    guard = guard_on(llava, Action.PASS)
+    given_up = threading.Event()
+    begun = guard._asking.verdict(of_picture(3), {}, cancelled=given_up)
+    with ThreadPoolExecutor(1) as caller:
+        asked = caller.submit(finished, begun)
+        while not opening.begun:
+            time.sleep(0.005)
+        given_up.set()
+        with pytest.raises(RequestCancelledError):
+            asked.result(WAIT)
+        opening.leave.set()
+    assert len(opening.begun) == 1
+
+
+def test_too_many_requests_with_pictures_are_turned_away_and_text_is_not(llava, guard_on, opening):
+    guard = guard_on(llava, Action.PASS, limits=Limits(queue=2))
+
+    async def main():
+        tasks = [asyncio.create_task(guard.acheck(of_picture())) for _ in range(2)]
+        await until(lambda: len(opening.begun) == 2)
+        with pytest.raises(QueueFullError, match="pictures") as caught:
+            await guard.acheck(of_picture())
+        assert 1 <= caught.value.retry_after_s <= 60
+        async with asyncio.timeout(WAIT):
+            await guard.acheck("tell me")
+        opening.leave.set()
+        await asyncio.gather(*tasks)
+        await guard.acheck(of_picture())
+
+    asyncio.run(main())

@@ -6,7 +6,6 @@ import asyncio
 import copy
 import math
 import threading
-import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,10 +37,10 @@ from guardrail.types import (
     VideoStream,
     Window,
 )
+from tests.waiting import LONG_S, at_rest, auntil, passes_of, until
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 SAMPLING = VideoSampling(window=3, answer_frames=3)  # what is answered could be a window, too
-WAIT = 10.0
 
 
 class Clips:
@@ -354,21 +353,22 @@ def test_a_model_that_breaks_is_one_outage_on_record(llava, guard_on, clips):
     finally:
         handle.remove()
     assert "window 1 (video 1, " in caught.value.__notes__[0]
-    time.sleep(0.2)  # windows beside it have ended, too
+    until(lambda: at_rest(guard))  # windows beside it have ended, too
     assert told == [(None, "outage")]
     guard.close()
 
 
-def test_the_time_of_a_request_covers_its_windows(llava, guard_on, clips, slow_layers):
+def test_the_time_of_a_request_covers_its_windows(llava, guard_on, clips):
     guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=2))
-    slow_layers(llava.model, 0.05)
     windows = Clips(clips(60))
-    with pytest.raises(RequestTimeoutError, match="sample fewer frames"):
-        guard.generate(ask("hi", windows), timeout=0.4)
-    with pytest.raises(RequestTimeoutError) as caught:
-        guard.generate("hi", timeout=0.01)
+    with passes_of(llava.model) as passes:
+        passes.hold()
+        with pytest.raises(RequestTimeoutError, match="sample fewer frames"):
+            guard.generate(ask("hi", windows), timeout=1.0)
+        with pytest.raises(RequestTimeoutError) as caught:
+            guard.generate("hi", timeout=0.01)
     assert "video" not in str(caught.value)
-    assert 0 < windows.given < 40
+    assert windows.given == 3  # two under way, and the one that waits
     assert guard.check("hello").score is not None
     assert len(guard._engine.worker._waiting) == 0
     guard.close()
@@ -382,23 +382,30 @@ def test_windows_wait_for_places_in_a_full_queue(llava, guard_on, clips, slow_la
     with ThreadPoolExecutor(1) as pool:
         others = pool.submit(guard.check_batch, [f"tell me {n}" for n in range(15)])
         assert guard.check(ask("hi", Clips(clips(5)))) == expected
-        assert len(others.result(WAIT)) == 15
+        assert len(others.result(LONG_S)) == 15
     guard.close()
 
 
 def test_windows_leave_room_in_the_queue_for_who_cannot_wait(llava, guard_on, clips, slow_layers):
     guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=4, queue=4))
     slow_layers(llava.model, 0.01)
-    windows = Clips(clips(40))
+    asked = threading.Event()
+    *first, last = clips(40)
+
+    def at_the_end():
+        assert asked.wait(LONG_S)
+        return last
+
+    windows = Clips([*first, at_the_end])
     with ThreadPoolExecutor(2) as pool:
         videos = [pool.submit(guard.check, ask(f"hi {n}", windows)) for n in range(2)]
-        while windows.given < 12:
-            time.sleep(0.002)
+        until(lambda: windows.given >= 12)
         for number in range(8):
             assert guard.check(f"tell me {number}").modality is Modality.TEXT
-        assert not all(video.done() for video in videos)
+        assert not any(video.done() for video in videos)
+        asked.set()
         for video in videos:
-            assert video.result(WAIT).window.of in (40, 41)
+            assert video.result(LONG_S).window.of in (40, 41)
     guard.close()
 
 
@@ -493,73 +500,66 @@ def test_a_stream_gives_nothing_before_the_verdict_of_the_whole(judged):
     flags.close()
 
 
-async def test_the_loop_runs_on_while_a_video_is_judged(llava, guard_on, clips, slow_layers):
+async def test_the_loop_runs_on_while_a_video_is_judged(llava, guard_on, clips):
     guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=1))
     request = ask("hi", Clips(clips(6)))
     expected = guard.generate(request, max_new_tokens=3)
-    slow_layers(llava.model, 0.02)
 
-    async def counted(awaitable):
-        task, ticks = asyncio.ensure_future(awaitable), 0
-        while not task.done():
-            await asyncio.sleep(0.005)
-            ticks += 1
-        return await task, ticks
+    async def held_up(awaitable):
+        """What it gives, after the loop has seen the model wait and let it go on."""
+        passes.hold()
+        task = asyncio.ensure_future(awaitable)
+        await auntil(passes.held)
+        assert not task.done()
+        passes.go_on()
+        return await task
 
     async def read():
         return [chunk async for chunk in guard.astream(request, max_new_tokens=3)]
 
-    result, ticks = await counted(guard.agenerate(request, max_new_tokens=3))
-    assert result == expected
-    assert ticks > 5
-    verdict, ticks = await counted(guard.acheck(request))
-    assert verdict == expected.verdict
-    assert ticks > 5
-    chunks, ticks = await counted(read())
-    assert "".join(chunks) == expected.text
-    assert ticks > 5
+    with passes_of(llava.model) as passes:
+        assert await held_up(guard.agenerate(request, max_new_tokens=3)) == expected
+        assert await held_up(guard.acheck(request)) == expected.verdict
+        assert "".join(await held_up(read())) == expected.text
     guard.close()
 
 
-async def test_cancelling_the_task_ends_the_windows(llava, guard_on, clips, slow_layers):
+async def test_cancelling_the_task_ends_the_windows(llava, guard_on, clips):
     guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=2))
-    slow_layers(llava.model, 0.03)
     windows = Clips(clips(200))
-    task = asyncio.create_task(guard.agenerate(ask("hi", windows)))
-    while windows.given < 4:
-        await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await asyncio.sleep(0.3)
-    given = windows.given
-    await asyncio.sleep(0.3)
-    assert windows.given == given < 100
+    with passes_of(llava.model) as passes:
+        passes.hold()
+        task = asyncio.create_task(guard.agenerate(ask("hi", windows)))
+        await auntil(lambda: passes.held() and windows.given == 3)  # two under way, one that waits
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        passes.go_on()
+        await auntil(lambda: not any(t.name == "guardrail-video" for t in threading.enumerate()))
+    assert windows.given <= 4  # the next one was there before anybody looked
     assert (await guard.acheck("hello")).score is not None
     guard.close()
 
 
-async def test_closing_a_stream_ends_the_windows_before_its_first_chunk(
-    llava, guard_on, clips, slow_layers
-):
+async def test_closing_a_stream_ends_the_windows_before_its_first_chunk(llava, guard_on, clips):
     guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=2))
-    slow_layers(llava.model, 0.01)
     windows = Clips(clips(100))
-    stream = guard.astream(ask("hi", windows))
-    reader = asyncio.ensure_future(anext(stream))
-    while windows.given < 4:
-        await asyncio.sleep(0.005)
-    await stream.aclose()
-    with pytest.raises(RequestCancelledError):
-        await asyncio.wait_for(reader, WAIT)
-    assert windows.given < 50
+    with passes_of(llava.model) as passes:
+        passes.hold()
+        stream = guard.astream(ask("hi", windows))
+        reader = asyncio.ensure_future(anext(stream))
+        await auntil(lambda: passes.held() and windows.given == 3)
+        await stream.aclose()
+        passes.go_on()
+        with pytest.raises(RequestCancelledError):
+            await asyncio.wait_for(reader, LONG_S)
+    assert windows.given <= 4
     guard.close()
 
 
-def test_closing_the_guard_ends_a_video_that_is_being_judged(llava, guard_on, clips, slow_layers):
+def test_closing_the_guard_ends_a_video_that_is_being_judged(llava, guard_on, clips):
     guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=2))
-    slow_layers(llava.model, 0.03)
-    windows = Clips(clips(200))
+    windows = Clips(clips(4) * 100_000)  # nobody waits for its end
     outcome: list[object] = []
 
     def work():
@@ -570,13 +570,11 @@ def test_closing_the_guard_ends_a_video_that_is_being_judged(llava, guard_on, cl
 
     thread = threading.Thread(target=work)
     thread.start()
-    while windows.given < 4:
-        time.sleep(0.01)
+    until(lambda: windows.given >= 4)
     guard.close()
-    thread.join(WAIT)
+    thread.join(LONG_S)
     assert not thread.is_alive()
     assert isinstance(outcome[0], Exception)
-    assert windows.given < 100
 
 
 def test_a_request_goes_through_each_video_once(llava, guard_on, clips):
@@ -598,38 +596,36 @@ def test_a_video_that_is_refused_keeps_the_next_from_being_opened(judged, clips)
     flags.close()
 
 
-async def test_videos_in_tasks_leave_the_threads_of_the_loop_to_others(
-    llava, guard_on, clips, slow_layers
-):
+async def test_videos_in_tasks_leave_the_threads_of_the_loop_to_others(llava, guard_on, clips):
     guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=1))
-    slow_layers(llava.model, 0.01)
-    loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(1) as only:
-        loop.set_default_executor(only)
+    asked = [Clips(clips(12, n)) for n in range(3)]
+    with ThreadPoolExecutor(1) as only, passes_of(llava.model) as passes:
+        asyncio.get_running_loop().set_default_executor(only)
+        passes.hold()
         videos = [
-            asyncio.create_task(guard.acheck(ask(f"hi {n}", Clips(clips(12, n))))) for n in range(3)
+            asyncio.create_task(guard.acheck(ask(f"hi {n}", one))) for n, one in enumerate(asked)
         ]
-        await asyncio.sleep(0.1)
+        await auntil(lambda: passes.held() and all(one.given for one in asked))
+        assert await asyncio.wait_for(asyncio.to_thread(sum, [1, 2]), LONG_S) == 3
+        passes.go_on()
         assert (await guard.acheck("hello")).modality is Modality.TEXT
-        assert not any(task.done() for task in videos)
         for verdict in await asyncio.gather(*videos):
             assert verdict.window.of >= 12
     guard.close()
 
 
-def test_more_long_videos_at_once_than_may_wait_are_refused(llava, guard_on, clips, slow_layers):
+def test_more_long_videos_at_once_than_may_wait_are_refused(llava, guard_on, clips):
     guard = under(guard_on(llava), video=SAMPLING, limits=Limits(batch=1, queue=1))
-    slow_layers(llava.model, 0.02)
-    windows = Clips(clips(12))
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(guard.check, ask("hi", windows))
-        while windows.given < 2:
-            time.sleep(0.005)
+    with ThreadPoolExecutor(1) as pool, passes_of(llava.model) as passes:
+        passes.hold()
+        first = pool.submit(guard.check, ask("hi", Clips(clips(12))))
+        until(passes.held)
         with pytest.raises(QueueFullError, match=r"long videos.* allows 1 at"):
             guard.check(ask("hi", Clips(clips(3))))
+        passes.go_on()
         (waited,) = guard.check_batch([ask("hi", Clips(clips(3)))])
         assert waited.window.of in (3, 4)
-        assert first.result(WAIT).window.of in (12, 13)
+        assert first.result(LONG_S).window.of in (12, 13)
     assert guard.check(ask("hi", Clips(clips(3)))) == waited
     guard.close()
 
@@ -667,6 +663,66 @@ def test_a_list_of_frames_is_judged_in_windows_of_the_policy(shown, guard_on, cl
     assert guard.generate(chat, max_new_tokens=3).verdict.window == verdict.window
     assert verdict.window.frames == 3
     guard.close()
+
+
+class Asked:
+    """A scan of five windows, three of them under way at once, whose jobs the test settles."""
+
+    def __init__(self, guard, clips, then):
+        self.guard, self.windows = under(guard, video=SAMPLING, limits=Limits(batch=3)), clips
+        self.jobs, self.given_up, self._then = [], [], then
+        engine, self.cancelled = self.guard._engine, threading.Event()
+        self.scan = Scan(
+            engine, self._submit, self._give_up, deadline=None, cancelled=self.cancelled
+        )
+
+    def _submit(self, job):
+        self.jobs.append(job)
+        self._then(self.jobs)
+
+    def _give_up(self, job):
+        self.given_up.append(job)
+        self.guard._engine.worker.cancel(job)
+
+    def run(self):
+        return self.scan.run(ask("hi", self.windows))
+
+
+@pytest.mark.parametrize("end", ["flag", "error"])
+def test_what_ends_a_video_ends_its_windows_under_way_too(llava, guard_on, clips, end):
+    guard = guard_on(llava, FLAG)
+    flag = guard.check(ask("hi", VideoPart(clips(1)[0])))
+
+    def settle(jobs):
+        if len(jobs) == 3:
+            jobs[0].settle(flag) if end == "flag" else jobs[0].fail(VideoDecodeError("damaged"))
+
+    asked = Asked(guard, Clips(clips(5)), settle)
+    if end == "flag":
+        _, floor = asked.run()
+        assert floor.score == flag.score
+    else:
+        with pytest.raises(VideoDecodeError):
+            asked.run()
+    assert asked.windows.given == 4
+    assert len(asked.jobs) == 3
+    assert not any(job.start() for job in asked.jobs)  # none of them runs any more
+    assert asked.given_up[-2:] == asked.jobs[1:]  # nor waits for its turn
+    assert not asked.cancelled.is_set()  # the request itself goes on, to its refusal
+    asked.guard.close()
+
+
+def test_a_window_that_was_queued_when_its_caller_was_interrupted_does_not_run(
+    llava, guard_on, clips
+):
+    def interrupt(_jobs):
+        raise KeyboardInterrupt  # before anybody has noted that it is under way
+
+    asked = Asked(guard_on(llava), Clips(clips(5)), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        asked.run()
+    assert not asked.jobs[0].start()
+    asked.guard.close()
 
 
 @pytest.mark.parametrize("given_up", [False, True])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-import time
 
 import pytest
 import torch
@@ -19,25 +18,9 @@ from guardrail.guard import Guard
 from guardrail.model.decoder import decoder_layers
 from guardrail.policy import REFUSAL, Limits
 from guardrail.types import Action
+from tests.waiting import LONG_S, at_rest, passes_of, until
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
-WAIT = 10.0
-
-
-def passes_of(model):
-    """A list that grows with every forward pass of the model."""
-    runs = []
-    layer = decoder_layers(model)[0]
-    return runs, layer.register_forward_pre_hook(lambda *_: runs.append(1))
-
-
-def settled(runs):
-    """The number of passes once it has stopped growing."""
-    count = -1
-    while count != len(runs):
-        count = len(runs)
-        time.sleep(0.1)
-    return count
 
 
 @pytest.mark.parametrize("action", [PASS, STEER])
@@ -55,10 +38,11 @@ def test_chunks_join_to_the_waiting_answer(tiny, guard_on, action):
 
 def test_the_verdict_is_known_before_the_first_chunk(llava, guard_on, monkeypatch):
     guard = guard_on(llava)
-    hold, decide = threading.Event(), guard._engine._detector.decide
+    asked, hold, decide = threading.Event(), threading.Event(), guard._engine._detector.decide
 
     def slow(*args):
-        assert hold.wait(WAIT)
+        asked.set()
+        assert hold.wait(LONG_S)
         return decide(*args)
 
     monkeypatch.setattr(guard._engine._detector, "decide", slow)
@@ -66,11 +50,11 @@ def test_the_verdict_is_known_before_the_first_chunk(llava, guard_on, monkeypatc
     chunks = []
     reader = threading.Thread(target=lambda: chunks.append((next(stream), stream.verdict)))
     reader.start()
-    time.sleep(0.1)
+    assert asked.wait(LONG_S)
     assert chunks == []
     assert stream.verdict is None
     hold.set()
-    reader.join(WAIT)
+    reader.join(LONG_S)
     assert chunks[0][1].action is PASS
     stream.close()
 
@@ -105,26 +89,27 @@ def test_nothing_of_a_stop_string_is_streamed(llava, guard_on):
 
 
 @pytest.mark.parametrize("way", ["close", "with", "forget"])
-def test_an_abandoned_stream_stops_its_row_within_a_step(llava, guard_on, slow_layers, way):
+def test_an_abandoned_stream_stops_its_row_within_a_step(llava, guard_on, way):
     guard = guard_on(llava)
-    slow_layers(llava.model, 0.02)
-    runs, handle = passes_of(llava.model)
-    stream = guard.stream("tell me", max_new_tokens=200)
-    next(stream)
-    before = len(runs)
-    if way == "close":
-        stream.close()
-        stream.close()
-        assert list(stream) == []
-    elif way == "with":
-        with stream:
-            pass
-    else:
-        del stream
-        gc.collect()
-    after = settled(runs)
-    handle.remove()
-    assert after - before <= 2
+    with passes_of(llava.model) as passes:
+        stream = guard.stream("tell me", max_new_tokens=200)
+        next(stream)
+        passes.hold()
+        until(passes.held)
+        before = passes.begun
+        if way == "close":
+            stream.close()
+            stream.close()
+            assert list(stream) == []
+        elif way == "with":
+            with stream:
+                pass
+        else:
+            del stream
+            gc.collect()
+        passes.go_on()
+        until(lambda: at_rest(guard))
+        assert passes.begun == before
     assert guard.generate("tell me", max_new_tokens=3).completion_tokens == 3
 
 

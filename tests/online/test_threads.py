@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,9 +22,10 @@ from guardrail.errors import (
 from guardrail.model.decoder import decoder_layers
 from guardrail.policy import Limits
 from guardrail.types import Action
+from tests.waiting import LONG_S, passes_of, until
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
-WAIT = 10.0
+WAIT = LONG_S
 
 
 def test_guards_that_pass_steer_and_flag_at_once_do_not_mix(tiny, guard_on):
@@ -138,23 +138,27 @@ def test_an_exit_asked_for_inside_the_model_ends_one_request_and_no_thread(llava
     assert guard.check("tell me").score is not None
 
 
-def test_clients_take_turns_and_one_cannot_keep_the_others_out(llava, guard_on, slow_layers):
+def test_clients_take_turns_and_one_cannot_keep_the_others_out(llava, guard_on):
     guard = guard_on(llava, limits=Limits(queue=8, batch=1))
-    slow_layers(llava.model, 0.005)
-    streams = [guard.stream("tell me", max_new_tokens=300, client="a")]
-    next(streams[0])
-    streams += [guard.stream("tell me", max_new_tokens=300, client="a") for _ in range(6)]
-    with pytest.raises(QueueFullError, match="this client") as caught:
-        guard.generate("tell me", client="a")
-    assert 1 <= caught.value.retry_after_s <= 60
-    single = guard.stream("hello", max_new_tokens=3, client="b")
-    streams[0].close()
-    next(streams[1])  # its turn came first
-    streams[1].close()
-    assert "".join(single) == single.result.text
-    assert guard.load.waiting + guard.load.running == 5  # the next one may have begun
-    for stream in streams:
-        stream.close()
+    with passes_of(llava.model) as passes:
+        streams = [guard.stream("tell me", max_new_tokens=300, client="a")]
+        next(streams[0])
+        passes.hold()
+        streams += [guard.stream("tell me", max_new_tokens=300, client="a") for _ in range(6)]
+        with pytest.raises(QueueFullError, match="this client") as caught:
+            guard.generate("tell me", client="a")
+        assert 1 <= caught.value.retry_after_s <= 60
+        single = guard.stream("hello", max_new_tokens=3, client="b")
+        streams[0].close()
+        passes.go_on()
+        next(streams[1])  # its turn came first
+        streams[1].close()
+        assert "".join(single) == single.result.text
+        passes.hold()
+        assert guard.load.waiting + guard.load.running == 5  # the next one may have begun
+        passes.go_on()
+        for stream in streams:
+            stream.close()
 
 
 def test_the_models_own_generate_may_run_beside_a_guard(llava, guard_on):
@@ -173,10 +177,12 @@ def test_the_models_own_generate_may_run_beside_a_guard(llava, guard_on):
 
     thread = threading.Thread(target=plain)
     thread.start()
-    for _ in range(8):
-        assert guard.generate("tell me about the dog", max_new_tokens=6).token_ids == steered
-    stop.set()
-    thread.join(WAIT)
+    try:
+        for _ in range(8):
+            assert guard.generate("tell me about the dog", max_new_tokens=6).token_ids == steered
+    finally:
+        stop.set()
+        thread.join(WAIT)
     assert wrong == []
 
 
@@ -206,36 +212,41 @@ def test_callers_that_give_up_at_random_never_spoil_the_others(llava, guard_on, 
             assert done is None or done[1] == expected[done[0]]
 
 
-def test_a_full_queue_is_an_error_for_single_requests_and_a_wait_for_batches(
-    llava, guard_on, slow_layers
-):
+def test_a_full_queue_is_an_error_for_single_requests_and_a_wait_for_batches(llava, guard_on):
     guard = guard_on(llava, limits=Limits(queue=1, batch=1))
-    slow_layers(llava.model, 0.01)
-    streams = [guard.stream("tell me", max_new_tokens=40)]
-    next(streams[0])  # it runs
-    streams.append(guard.stream("tell me", max_new_tokens=2))  # it waits
-    with pytest.raises(QueueFullError, match=r"limits.queue"):
-        guard.check("tell me")
-    streams[0].close()
+    with passes_of(llava.model) as passes:
+        streams = [guard.stream("tell me", max_new_tokens=40)]
+        next(streams[0])  # it runs
+        passes.hold()
+        streams.append(guard.stream("tell me", max_new_tokens=2))  # it waits
+        with pytest.raises(QueueFullError, match=r"limits.queue"):
+            guard.check("tell me")
+        streams[0].close()
     assert len(guard.batch(["tell me", "hello", "what is this"], max_new_tokens=2)) == 3
 
 
-def test_closing_a_guard_ends_its_requests_and_not_its_neighbours(llava, guard_on, slow_layers):
+def test_closing_a_guard_ends_its_requests_and_not_its_neighbours(llava, guard_on):
     guard, other = guard_on(llava), guard_on(llava)
-    slow_layers(llava.model, 0.01)
-    running = guard.stream("tell me", max_new_tokens=300)
-    next(running)
-    queued = guard.stream("tell me", max_new_tokens=300, num_beams=2)
-    theirs = other.stream("hello", max_new_tokens=5)
-    started = time.monotonic()
-    guard.close()
-    assert time.monotonic() - started < 5
-    with pytest.raises(RequestCancelledError):
-        list(running)
-    with pytest.raises(GuardClosedError):
-        list(queued)
-    list(theirs)
-    assert theirs.result.completion_tokens == 5
+    with passes_of(llava.model) as passes:
+        running = guard.stream("tell me", max_new_tokens=300)
+        next(running)
+        passes.hold()
+        until(passes.held)
+        before = passes.begun
+        queued = guard.stream("tell me", max_new_tokens=300, num_beams=2)
+        theirs = other.stream("hello", max_new_tokens=5)
+        closing = threading.Thread(target=guard.close)
+        closing.start()
+        until(queued._job.future.done)
+        passes.go_on()
+        closing.join(WAIT)
+        with pytest.raises(RequestCancelledError):
+            list(running)
+        with pytest.raises(GuardClosedError):
+            list(queued)
+        list(theirs)
+        assert theirs.result.completion_tokens == 5
+        assert passes.begun - before <= 5
 
 
 def test_an_audit_sink_that_asks_its_own_guard_is_an_error_not_a_deadlock(llava, guard_on, caplog):
@@ -270,17 +281,19 @@ def test_a_process_may_end_while_an_answer_is_being_made(tmp_path):
     """A thread inside the model at the interpreter's end would abort the process."""
     script = tmp_path / "leaves.py"
     script.write_text(
-        "import time, torch\n"
+        "import threading, torch\n"
         "from guardrail.model.jobs import Job\n"
         "from guardrail.model.leases import WorkerLease\n"
         "from guardrail.policy import Limits\n"
         "lease = WorkerLease(torch.nn.Linear(1, 1))\n"
+        "begun = threading.Event()\n"
         "def run(jobs):\n"
+        "    begun.set()\n"
         "    while not jobs[0].cancelled.is_set():\n"
         "        torch.randn(64, 64) @ torch.randn(64, 64)\n"
         "    print('ended by', 'request', flush=True)\n"
         "lease.worker.submit(Job(run=run, owner=None, limits=Limits()))\n"
-        "time.sleep(0.2)\n"
+        "assert begun.wait(60)\n"
     )
     done = own_process(script)
     assert (done.returncode, done.stdout) == (0, "ended by request\n"), done.stderr

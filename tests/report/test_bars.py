@@ -74,6 +74,8 @@ def test_a_title_is_text():
 
 
 def test_nothing_is_outside_of_the_frame():
-    for x, y in re.findall(r'<text x="([\d.]+)" y="([\d.]+)"', drawn()):
+    places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"', drawn())
+    assert len(places) == len(words(drawn()))
+    for x, y in places:
         assert 0 < float(x) < WIDE
         assert 0 < float(y) < HIGH

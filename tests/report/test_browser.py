@@ -181,6 +181,7 @@ def test_paper_is_light_and_shows_what_the_screen_folds_away(opened):
 def test_a_screenshot_is_not_blank(opened, scheme):
     page = opened(color_scheme=scheme)
     figures = page.query_selector_all("svg.drawn")
+    assert len(figures) >= 4
     for figure in figures[:4]:
         with Image.open(io.BytesIO(figure.screenshot())) as shot:
             found = shot.convert("RGB").getcolors(shot.width * shot.height)

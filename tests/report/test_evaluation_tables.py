@@ -128,9 +128,9 @@ def groups_of(made: dict[str, Any], by: str) -> list[dict[str, Any]]:
 
 
 def test_the_main_table(made, tables):
-    for group, row in zip(
-        groups_of(made, "modality"), rows_of(tables, "Main figures"), strict=True
-    ):
+    rows = rows_of(tables, "Main figures")
+    assert rows
+    for group, row in zip(groups_of(made, "modality"), rows, strict=True):
         assert row["Modality"] == group["name"]
         assert row["AUROC"] == estimate_words(group["separation"]["auroc"])
         for label in ("harmful", "harmless"):
@@ -143,6 +143,7 @@ def test_the_main_table(made, tables):
 
 def test_the_separation_table(made, tables):
     rows = rows_of(tables, "Separation by modality")
+    assert rows
     for group, row in zip(groups_of(made, "modality"), rows, strict=True):
         found = group["separation"]
         assert (row["Harmful"], row["Harmless"]) == ("60", "60")
@@ -188,6 +189,7 @@ def test_the_tables_of_slices(made, tables, by):
 
 def test_the_table_of_strengths(made, tables):
     rows = rows_of(tables, "All 10 strengths")
+    assert len(rows) == 10
     for point, row in zip(made["strength"], rows, strict=True):
         assert (row["Layer"], row["Generated tokens steered"]) == (
             str(point["layer"]),
@@ -214,6 +216,7 @@ def test_the_tables_of_quality_and_of_the_judge(made, tables):
 
 
 def test_the_tables_of_controls(made, tables):
+    assert made["controls"]
     for control in made["controls"]:
         rows = rows_of(tables, f"Controls, {control['modality']}")
         shown = {re.split(r"(?=The |TF-IDF)", row["Control"])[0].strip(): row for row in rows}

@@ -62,11 +62,13 @@ def test_a_picture_that_claims_too_many_pixels_is_not_decoded(tmp_path):
 
 @pytest.mark.parametrize("cut", [10, 40, 100, 300])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_a_cut_file_gives_none_or_a_picture(tmp_path, kind, cut):
+def test_a_cut_file_gives_none(tmp_path, kind, cut):
     data = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").save(data, kind)
+    (tmp_path / "whole").write_bytes(data.getvalue())
     (tmp_path / "cut").write_bytes(data.getvalue()[:cut])
-    thumbnail(tmp_path, "cut")
+    assert decoded(thumbnail(tmp_path, "whole", 64)).size == (64, 64)
+    assert thumbnail(tmp_path, "cut") is None
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])

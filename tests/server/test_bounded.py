@@ -28,6 +28,7 @@ class Exchange:
         self.sent, self.received = [], 0
         self.left, self.client = asyncio.Event(), None
         self.life = Lifecycle(drain_s=0)
+        self.path, self.takes_no_more = "/", lambda message: False
         self._messages = list(messages)
         made = ServerSettings(**settings)
         service = SimpleNamespace(settings=made, lifecycle=self.life, keys=made.keys)
@@ -35,7 +36,7 @@ class Exchange:
         self._headers = [(k.encode(), v.encode()) for k, v in headers]
 
     async def run(self):
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": self._headers}
+        scope = {"type": "http", "method": "POST", "path": self.path, "headers": self._headers}
         await self._app(
             scope | {"state": {"caller": Caller("x", self.client)}}, self._receive, self._send
         )
@@ -48,6 +49,8 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def _send(self, message):
+        if self.takes_no_more(message):
+            await asyncio.Event().wait()
         self.sent.append(message)
 
     @property
@@ -138,6 +141,15 @@ async def test_a_stream_whose_time_is_over_ends_with_an_error_and_not_as_if_it_w
     assert ended == [True]
 
 
+async def test_a_client_that_takes_no_last_word_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("guardrail.server.bounded._LAST_WORD_S", 0.01)
+    one = Exchange(waiting(STREAM, chunk(b"data: 1\n\n"), ended=[]), timeout_s=0.01)
+    one.takes_no_more = lambda message: b"timeout" in message.get("body", b"")
+    with pytest.raises(AnswerCutError, match="timeout"):
+        await asyncio.wait_for(one.run(), 20)
+    assert one.life.under_way == 0
+
+
 @pytest.mark.parametrize(
     "begun",
     [(STREAM, chunk(b"data: 1\n")), (START, chunk(b"half of ")), (START,)],
@@ -209,6 +221,18 @@ async def test_the_end_of_the_server_ends_requests_in_clear(begun, status):
     assert b'"code": "draining"' in one.body.replace(b'":"', b'": "')
     assert ended == [True]
     assert one.life.drained()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_the_end_of_the_server_is_not_put_off_by_probes(path):
+    one = Exchange(waiting(ended=[]))
+    one.path = path
+    task = asyncio.create_task(one.run())
+    await asyncio.sleep(0)
+    one.life.drain()
+    assert one.life.drained()
+    one.left.set()
+    await asyncio.wait({task}, timeout=20)
 
 
 async def test_an_error_of_the_app_is_its_own():

@@ -9,7 +9,6 @@ import json
 import random
 import socket
 import threading
-import time
 from collections import Counter, deque
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from guardrail.server import ServerSettings, create_app
 from guardrail.server.keys import api_key
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, Modality
+from tests.waiting import auntil, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -134,8 +134,7 @@ def served(app: Any) -> Iterator[str]:
         listening.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
+        until(lambda: server.started or not thread.is_alive())
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         finally:
@@ -258,8 +257,4 @@ async def test_2000_requests_by_32_clients_get_each_its_own_answer(
 
 async def again(guard: Guard) -> None:
     """Until the rows of those who hung up have ended."""
-    for _ in range(500):
-        if not (guard.load.waiting or guard.load.running):
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail(f"rows of nobody are still there: {guard.load}")
+    await auntil(lambda: not (guard.load.waiting or guard.load.running))

@@ -9,6 +9,7 @@ from guardrail.errors import ArtefactMismatchError, ConfigurationError
 from guardrail.server import ServerSettings, create_app
 from guardrail.server.keys import keys_from_text
 from guardrail.server.reload import Reloader
+from tests.waiting import auntil
 
 KEYS = keys_from_text("web:0123456789abcdef", source="x")
 HELLO = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
@@ -54,8 +55,7 @@ async def test_a_request_under_way_keeps_its_guard_until_it_ends(reloading):
     with service.lifecycle.request():
         before = service.guard
         task = asyncio.create_task(reloader.reload())
-        while service.guard is before:
-            await asyncio.sleep(0.01)
+        await auntil(lambda: service.guard is not before)
         assert not before.closed
         assert (await before.acheck("hello")).score is not None
         async with client_of(app) as client:
@@ -73,14 +73,9 @@ async def test_a_second_reload_does_not_wait_for_answers_that_the_first_one_wait
     service = app.state.service
     with service.lifecycle.request():
         first = asyncio.create_task(reloader.reload())
-        while len(made) < 2 or service.guard.closed:
-            await asyncio.sleep(0.01)
+        await auntil(lambda: len(made) >= 2 and not service.guard.closed)
         second = asyncio.create_task(reloader.reload())
-        for _ in range(500):
-            if service.keys == KEYS:
-                break
-            await asyncio.sleep(0.01)
-        assert service.keys == KEYS
+        await auntil(lambda: service.keys == KEYS)
         assert [guard.closed for guard in made] == [False] * 3
         assert not first.done()
     assert await asyncio.gather(first, second) == [True, True]

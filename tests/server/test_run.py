@@ -13,6 +13,7 @@ import pytest
 from guardrail.server import create_app
 from guardrail.server.listening import Listening, bound_socket
 from guardrail.server.run import Server, config_of
+from tests.waiting import auntil
 
 # in another process: connections of this one go to the loopback address only
 ASK = """
@@ -46,8 +47,7 @@ def running(guard_of):
         listener = bound.__enter__()
         task = asyncio.create_task(server.serve([listener]))
         ends.append(bound)
-        while not server.started:
-            await asyncio.sleep(0.01)
+        await auntil(lambda: server.started or task.done())
         return server, task, listener
 
     yield start
@@ -117,8 +117,7 @@ async def test_sighup_asks_for_one_reload(running):
     reloader = Reloads()
     server, task, _ = await running(reloader=reloader)
     server.ask_reload()
-    while not reloader.count:
-        await asyncio.sleep(0.02)
+    await auntil(lambda: reloader.count)
     await ended(server, task)
     assert reloader.count == 1
 

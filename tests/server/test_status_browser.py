@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import threading
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from guardrail.server.listening import Listening, bound_socket
 from guardrail.testing import tiny_artefact
 from guardrail.types import Modality
 from tests.in_browser import CONTRAST, CUT_OFF, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,10 +52,7 @@ def url(llava) -> Iterator[str]:
 
 
 def _send_traffic(address: str, server: uvicorn.Server) -> None:
-    for _ in range(500):
-        if server.started:
-            break
-        time.sleep(0.01)
+    until(lambda: server.started)
     file = io.BytesIO()
     Image.linear_gradient("L").resize((30, 20)).save(file, "PNG")
     picture = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -159,7 +156,9 @@ def test_it_can_be_read_out_and_walked_with_the_keyboard(opened):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_its_figures_are_not_blank(opened, scheme):
     page = opened(color_scheme=scheme)
-    for figure in page.query_selector_all("svg.drawn"):
+    figures = page.query_selector_all("svg.drawn")
+    assert figures
+    for figure in figures:
         with Image.open(io.BytesIO(figure.screenshot())) as shot:
             found = shot.convert("RGB").getcolors(shot.width * shot.height)
         assert len(found) > 20

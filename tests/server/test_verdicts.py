@@ -116,12 +116,13 @@ async def test_metrics_of_scores_and_clients_are_for_trusted_keys(guard_of, open
             if token:
                 await client.post("/v1/checks", json={"input": "hello"}, headers=headers)
             told[name] = (await client.get("/metrics", headers=headers)).text
-    private = re.compile("guardrail_(score|threshold|drift|near_dup)")
+    private = re.compile("guardrail_(score|threshold|drift_psi|near_dup)")
     assert not private.search(told["nobody"] + told["plain"])
     assert "guardrail_verdicts_total{" in told["plain"]
     assert ("guardrail_info{" in told["nobody"]) is open_
-    for name in ("score_bucket", "threshold", "drift_alarm"):
+    for name in ("score_bucket", "threshold", "drift_psi"):
         assert f"guardrail_{name}" in told["trusted"]
+    assert "guardrail_drift_alarm" in told["plain"]  # of a hundred requests and more
 
 
 async def test_the_status_page_says_that_scores_are_not_for_everybody(guard_of):

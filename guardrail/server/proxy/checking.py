@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.exceptions import HTTPException
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError
+from guardrail.online.reading import read_apart
 from guardrail.requests.canonical import canonical_chat
 from guardrail.server.api_error import ApiError
 from guardrail.server.proxy.media import refuse_unclear_media
@@ -104,7 +106,7 @@ async def check(
     """
     policy = guard.policy
     try:
-        asked = await asyncio.to_thread(_canonical, asked, policy)
+        asked = await read_apart(partial(_canonical, asked, policy))
         content = read_chat(asked.body, unchecked)
         verdict = await _verdict(content, guard, options)
     except GuardrailError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +16,7 @@ from guardrail.server import ServerSettings, create_app
 from guardrail.server.keys import api_key
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, Modality
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,15 +58,6 @@ def listening(app: FastAPI) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(20)
-
-
-def until(true: Callable[[], bool], *, seconds: float = 20.0) -> None:
-    """Wait for something to become true."""
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError("it did not become true")
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

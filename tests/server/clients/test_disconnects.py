@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.waiting import until
 
 KEY = "a-key-for-tests-0123"
 
@@ -29,13 +27,6 @@ def post(url: str, body: dict[str, Any]) -> socket.socket:
     return connection
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end, "it did not become true"
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_row_ends_when_its_client_hangs_up(server, stream):
     body = {
@@ -45,10 +36,10 @@ def test_a_row_ends_when_its_client_hangs_up(server, stream):
         "stream": stream,
     }
     connection = post(server.url, body)
-    wait_until(lambda: server.guard.load.running == 1)
+    until(lambda: server.guard.load.running == 1)
     if stream:
         assert connection.recv(4_096).startswith(b"HTTP/1.1 200")
     connection.close()
-    wait_until(lambda: server.guard.load.running == 0)
+    until(lambda: server.guard.load.running == 0)
     assert server.guard.load.waiting == 0
     assert server.guard.generate("hello", max_new_tokens=2).completion_tokens == 2

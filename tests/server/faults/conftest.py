@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from guardrail.server import create_app
 from guardrail.server.listening import Listening, bound_socket
 from guardrail.server.run import Server, config_of
 from guardrail.testing import tiny_artefact
+from tests.waiting import auntil, until
 
 HELLO = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 
@@ -41,8 +41,7 @@ def served():
         with bound_socket(where) as listener:
             port = listener.getsockname()[1]
             task = asyncio.create_task(server.serve([listener]))
-            while not server.started:
-                await asyncio.sleep(0.01)
+            await auntil(lambda: server.started or task.done())
             try:
                 yield f"http://127.0.0.1:{port}"
             finally:
@@ -119,21 +118,21 @@ class Running:
     @property
     def lines(self) -> list[dict[str, Any]]:
         """The whole lines of its log that are JSON."""
-        whole = self.log.read_text().rpartition("\n")[0].splitlines()
+        text = self.log.read_text() if self.log.exists() else ""
+        whole = text.rpartition("\n")[0].splitlines()
         return [json.loads(line) for line in whole if line.startswith("{")]
 
     def wait_for(self, event: str, count: int = 1) -> dict[str, Any]:
         """The line of the log with this event, once there are `count` of them."""
-        for _ in range(1200):
-            found = [line for line in self.lines if line["event"] == event] if self._begun else []
-            if len(found) >= count:
-                return found[count - 1]
-            time.sleep(0.05)
-        raise AssertionError(f"no {event!r} in the log:\n" + self.log.read_text())
 
-    @property
-    def _begun(self) -> bool:
-        return self.log.exists()
+        def found() -> dict[str, Any] | None:
+            lines = [line for line in self.lines if line["event"] == event]
+            return lines[count - 1] if len(lines) >= count else None
+
+        try:
+            return until(found)
+        except AssertionError as error:
+            raise AssertionError(f"no {event!r} in the log:\n" + self.log.read_text()) from error
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from guardrail.server import ServerSettings, create_app
+from tests.waiting import LONG_S, auntil
 
 CHAT = "/v1/chat/completions"
 
@@ -80,8 +81,7 @@ async def test_requests_end_in_clear_when_the_thread_of_the_model_is_killed(
         before = await right_again(url)
         long = hello | {"max_tokens": 300}
         asked = [asyncio.create_task(client.post(CHAT, json=long)) for _ in range(3)]
-        while not guard.load.running:
-            await asyncio.sleep(0.01)
+        await auntil(lambda: guard.load.running)
         thread = guard._engine.worker._thread
         ident = ctypes.c_ulong(thread.ident)
         kill = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -100,33 +100,36 @@ async def test_a_model_that_hangs_costs_no_more_than_the_time_of_each_request(
 ):
     monkeypatch.setattr("guardrail.server.service._HUNG_S", 0.2)
     guard, go_on = guard_of(), threading.Event()
+
+    def hang(*_args, **_more):
+        assert go_on.wait(LONG_S)
+
     async with (
         served(guard, ServerSettings(timeout_s=1)) as url,
         httpx.AsyncClient(base_url=url, timeout=30) as client,
     ):
         before = await right_again(url)
         with monkeypatch.context() as patch:
-            patch.setattr("guardrail.online.engine.generate_rows", lambda *_, **__: go_on.wait())
-            patch.setattr("guardrail.online.engine.check_rows", lambda *_, **__: go_on.wait())
+            for name in ("generate_rows", "check_rows"):
+                patch.setattr(f"guardrail.online.engine.{name}", hang)
             answers = await asyncio.gather(
                 client.post(CHAT, json=hello),
                 client.post(CHAT, json=hello | {"stream": True}),
                 client.post("/v1/checks", json={"input": "hello"}),
             )
             assert {answer.status_code for answer in answers} == {504}
-            assert await until_ready(client, 503)
+            await until_ready(client, 503)
             assert (await client.get("/healthz")).status_code == 200
         go_on.set()
-        assert await until_ready(client, 200)
+        await until_ready(client, 200)
         assert await right_again(url) == before
 
 
 async def until_ready(client, status):
-    for _ in range(500):
-        if (await client.get("/readyz")).status_code == status:
-            return True
-        await asyncio.sleep(0.02)
-    return False
+    async def found():
+        return (await client.get("/readyz")).status_code == status
+
+    await auntil(found)
 
 
 async def test_a_full_disk_under_the_audit_log_costs_no_answer(start, right_again, hello):

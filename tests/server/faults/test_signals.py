@@ -11,6 +11,8 @@ import time
 import httpx
 import pytest
 
+from tests.waiting import auntil, until
+
 LONG = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 900}
 
 
@@ -28,16 +30,38 @@ async def begun(client, url, body):
     return response
 
 
-async def test_sigterm_under_load_lets_answers_end_and_refuses_new_ones(start):
-    server = start("--drain", "30", "--max-concurrent", "32")
+HELD = """
+import time
+from pathlib import Path
+from guardrail.model.criteria import RowsCriterion
+take = RowsCriterion.__call__
+def held(self, *args, **options):
+    done = take(self, *args, **options)
+    while Path(FILE).exists():
+        time.sleep(0.01)
+    return done
+RowsCriterion.__call__ = held
+"""
+
+
+async def test_sigterm_under_load_lets_answers_end_and_refuses_new_ones(start, tmp_path):
+    held = tmp_path / "held"
+    options = ("--drain", "120", "--max-concurrent", "32")
+    server = start(*options, before=HELD.replace("FILE", repr(str(held))))
+    held.touch()  # from now on the model stops behind a first token until the file is gone
     body = LONG | {"max_tokens": 100}
-    async with httpx.AsyncClient(timeout=60) as client:
-        streams = [await begun(client, server.url, body) for _ in range(4)]
+    async with httpx.AsyncClient(timeout=120) as client:
+
+        async def streamed():
+            return await events_of(await begun(client, server.url, body))
+
+        first = await begun(client, server.url, body)
+        streams = [asyncio.create_task(streamed()) for _ in range(3)]
         whole = [
             asyncio.create_task(client.post(f"{server.url}/v1/chat/completions", json=body))
             for _ in range(4)
         ]
-        await asyncio.sleep(0.2)
+        await until_under_way(client, server.url, 8)
         server.signal(signal.SIGTERM)
         ready = await until_draining(client, server.url)
         assert ready.json()["status"] == "draining"
@@ -45,8 +69,9 @@ async def test_sigterm_under_load_lets_answers_end_and_refuses_new_ones(start):
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
         assert refused.headers["connection"] == "close"
-        for stream in streams:
-            assert (await events_of(stream))[-1] == "[DONE]"
+        held.unlink()
+        for events in (await events_of(first), *await asyncio.gather(*streams)):
+            assert events[-1] == "[DONE]"
         answers = await asyncio.gather(*whole)
         assert {answer.status_code for answer in answers} == {200}
         assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {100}
@@ -55,12 +80,21 @@ async def test_sigterm_under_load_lets_answers_end_and_refuses_new_ones(start):
 
 
 async def until_draining(client, url):
-    for _ in range(200):
+    async def draining():
         ready = await client.get(f"{url}/readyz")
-        if ready.status_code == 503:
-            return ready
-        await asyncio.sleep(0.02)
-    raise AssertionError("the server did not drain")
+        return ready if ready.status_code == 503 else None
+
+    return await auntil(draining)
+
+
+async def until_under_way(client, url, count):
+    """Until the model has so many requests: none of them is on its way to the server any more."""
+
+    async def there():
+        queue = (await client.get(f"{url}/status.json")).json()["queue"]
+        return queue["waiting"] + queue["running"] == count
+
+    await auntil(there)
 
 
 async def test_answers_that_take_too_long_end_with_an_error_when_the_server_ends(start):
@@ -68,7 +102,7 @@ async def test_answers_that_take_too_long_end_with_an_error_when_the_server_ends
     async with httpx.AsyncClient(timeout=60) as client:
         stream = await begun(client, server.url, LONG)
         whole = asyncio.create_task(client.post(f"{server.url}/v1/chat/completions", json=LONG))
-        await asyncio.sleep(0.1)
+        await until_under_way(client, server.url, 2)
         server.signal(signal.SIGTERM)
         *_, last = await events_of(stream)
         assert json.loads(last)["error"]["code"] == "draining"
@@ -88,6 +122,45 @@ async def test_a_second_signal_ends_it_at_once(start):
         *_, last = await events_of(stream)
         assert "error" in json.loads(last)
     assert server.ended() == 1
+
+
+async def again_and_again(url, sent, *, reads):
+    """Connections one after another, until nobody listens: asked on, or dropped after `sent`."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            return
+        except OSError:  # reset on the way
+            continue
+        try:
+            writer.write(sent)
+            while reads and await reader.readuntil(b"}"):
+                writer.write(sent)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 50))]
+)
+async def test_a_storm_of_connections_and_probes_does_not_put_the_end_off(number, start):
+    server = start("--drain", "600")  # for answers, and none of these is one
+    health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    storm = [again_and_again(server.url, health, reads=True) for _ in range(40)]
+    storm += [again_and_again(server.url, health[:cut], reads=False) for cut in range(0, 40, 2)]
+    going = asyncio.gather(*storm)
+    await asyncio.sleep(0.2 + 0.01 * number)
+    server.signal(signal.SIGTERM)
+    ended = asyncio.create_task(asyncio.to_thread(server.ended))
+    await asyncio.wait({ended}, timeout=120)
+    in_time = ended.done()
+    going.cancel()  # it may end now
+    assert await ended == 0
+    assert in_time
 
 
 SLOW = """
@@ -111,17 +184,14 @@ def begin(zygote, files, tmp_path):
         args = [str(files.model), "-a", str(files.first), "--unix-socket", str(socket)]
         before = SLOW.replace("SECONDS", str(seconds))
         pid = zygote.told(args=args, log=str(log), before=before)
-        until(log, word)
+        until_told(log, word)
         return pid, socket, log
 
     return begin
 
 
-def until(log, word):
-    ends = time.monotonic() + 60
-    while not (log.exists() and word in log.read_text()):
-        assert time.monotonic() < ends, log.read_text()
-        time.sleep(0.001)
+def until_told(log, word):
+    until(lambda: log.exists() and word in log.read_text())
 
 
 def test_sigterm_ends_a_server_that_still_loads_its_model(begin, zygote):
@@ -144,6 +214,6 @@ def test_a_signal_right_after_the_address_is_told_ends_it_in_order(number, begin
 def test_sighup_while_the_model_loads_is_heeded_later(begin, zygote):
     pid, _, log = begin("LOADING", 1)
     os.kill(pid, signal.SIGHUP)
-    until(log, '"reloaded"')
+    until_told(log, '"reloaded"')
     os.kill(pid, signal.SIGTERM)
     assert zygote.told(wait=pid) == 0

@@ -14,6 +14,7 @@ from guardrail.guard import Guard
 from guardrail.policy import Policy
 from guardrail.server import create_app
 from guardrail.server.reload import Reloader
+from tests.waiting import auntil
 
 PROMPTS = [f"tell me about number {n}" for n in range(6)]
 
@@ -71,8 +72,7 @@ async def test_an_artefact_is_swapped_under_load(served, files, llava, scores, t
             replacement.replace(path)
             assert await reloader.reload()
             seen = len(answers)
-            while len(answers) < seen + 6:
-                await asyncio.sleep(0.01)
+            await auntil(lambda: len(answers) >= seen + 6)  # noqa: B023
         swapping = False
         await asyncio.gather(*clients)
     assert {answer.status_code for _, answer in answers} == {200}

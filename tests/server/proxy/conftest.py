@@ -19,6 +19,7 @@ from guardrail.requests.messages import to_request
 from guardrail.server import ServerSettings, create_app
 from guardrail.server.proxy import UpstreamSettings, through
 from guardrail.types import Action, TextPart, Verdict
+from tests.waiting import auntil
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -300,8 +301,7 @@ def served() -> Callable[[Any], Any]:
         with socket.socket() as listening:
             listening.bind(("127.0.0.1", 0))
             task = asyncio.create_task(server.serve([listening]))
-            while not server.started:
-                await asyncio.sleep(0.005)
+            await auntil(lambda: server.started or task.done())
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
             server.should_exit = True
             await asyncio.wait_for(task, 20)

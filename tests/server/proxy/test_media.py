@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
 from io import BytesIO
 
 import pytest
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.policy import Policy
+from guardrail.requests import formats
 from guardrail.requests.images import decode_image
 from guardrail.server.proxy.media import refuse_unclear_media
 
@@ -92,3 +95,28 @@ async def test_a_picture_behind_the_checked_one_does_not_get_through(
     answer = await proxy_of().post(PATH, json=chat(parts(url)[0]))
     assert answer.status_code == 422
     assert upstream.seen == []
+
+
+async def test_text_is_sent_on_while_pictures_wait_for_a_decoder(
+    proxy_of, upstream, encoded, monkeypatch
+):
+    leave, waiting, real = threading.Event(), [], formats._opened
+
+    def opened(*args):
+        waiting.append(1)
+        assert leave.wait(60)
+        return real(*args)
+
+    monkeypatch.setattr(formats, "_opened", opened)
+    pictures = chat({"type": "image_url", "image_url": f"data:image/png;base64,{encoded}"})
+    words = chat({"type": "text", "text": "tell me"})
+    async with asyncio.timeout(60), proxy_of() as client:
+        tasks = [asyncio.create_task(client.post(PATH, json=pictures)) for _ in range(40)]
+        try:
+            while len(waiting) < 2:
+                await asyncio.sleep(0.005)
+            assert (await client.post(PATH, json=words)).status_code == 200
+            assert len(upstream.seen) == 1
+        finally:
+            leave.set()
+            await asyncio.gather(*tasks, return_exceptions=True)

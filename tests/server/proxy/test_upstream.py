@@ -11,6 +11,7 @@ from guardrail.errors import ConfigurationError
 from guardrail.server import ServerSettings
 from guardrail.server.proxy import UpstreamSettings
 from guardrail.server.proxy.upstream import Upstream
+from tests.waiting import auntil
 
 PATH = "/v1/chat/completions"
 KEY = "sk-very-secret"
@@ -295,8 +296,7 @@ async def test_when_all_connections_are_taken_clients_are_told_to_wait(
     upstream.script = script
     proxy = proxy_of(connections=1, pool_timeout_s=0.1)
     first = asyncio.create_task(asked(proxy, wire))
-    while not upstream.seen:
-        await asyncio.sleep(0.005)
+    await auntil(lambda: upstream.seen)
     second = await asked(proxy, wire)
     release.set()
     assert second.status_code == 503

@@ -1,4 +1,4 @@
-"""How many long videos are judged at once, each of which takes memory of its own; and whose."""
+"""How many requests do at once what takes memory of its own; and whose they are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 from guardrail.model.shares import within_share
 
 
-class VideoPlaces:
+class Places:
     """A bounded number of places; safe to share between threads."""
 
     def __init__(self, places: int) -> None:
