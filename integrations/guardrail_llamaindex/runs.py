@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.agent.workflow import base_agent
 from llama_index.core.base.llms.types import ImageBlock, TextBlock
 from llama_index.core.tools import ToolOutput
 from llama_index.core.workflow import Context
+from workflows.runtime.types.results import WaitingForEvent
 
 from guardrail.arguments import snapshot
 from guardrail.errors import UnsupportedContentError
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from guardrail.types import Verdict
 
 Messages = list[dict[str, Any]]
-
-# How a tool pauses its workflow; younger than the lowest version we allow.
-_waiting: Any = getattr(base_agent, "_get_waiting_for_event_exception", None)
-_WAITING: Any = None if _waiting is None else _waiting()
 
 
 @dataclass(slots=True)
@@ -82,7 +78,7 @@ class Run:
 
     def failure_message(self, error: Exception) -> Messages | None:
         """The words of the tool's error, which agents show a model; None for none to check."""
-        pauses = _WAITING is not None and isinstance(error, _WAITING)
+        pauses = isinstance(error, WaitingForEvent)  # a tool's way to wait for an answer
         words = str(error)
         return result_chat(words) if words and not pauses and "result" in self.rules.sides else None
 

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from guardrail_llamaindex import GuardedLLM, GuardedVLM, GuardrailNodePostprocessor, guard_tool
 from llama_index.core import VectorStoreIndex
-from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
+from llama_index.core.agent.workflow import (
+    AgentWorkflow,
+    FunctionAgent,
+    ReActAgent,
+    react_agent,
+)
 from llama_index.core.base.llms import types
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock
 from llama_index.core.chat_engine import ContextChatEngine, SimpleChatEngine
@@ -189,7 +194,6 @@ CHANNELS: dict[str, Channel] = {
     "a function agent's user": Channel(agent(FunctionAgent, user=WORD)),
     "a function agent's system prompt": Channel(agent(FunctionAgent, system_prompt=WORD)),
     "a function agent's tool": Channel(agent(FunctionAgent, tools=[tool(description=WORD)])),
-    "a ReAct agent's system prompt": Channel(agent(ReActAgent, system_prompt=WORD)),
     "a ReAct agent's tool": Channel(agent(ReActAgent, tools=[tool(description=WORD)])),
     "a workflow's agent": Channel(agent(FunctionAgent, team=True, system_prompt=WORD)),
     "what a tool answers an agent": Channel(
@@ -197,6 +201,8 @@ CHANNELS: dict[str, Channel] = {
         script="calls",
     ),
 }
+if hasattr(react_agent, "CONTEXT_REACT_CHAT_SYSTEM_HEADER"):  # others have no system prompt
+    CHANNELS["a ReAct agent's system prompt"] = Channel(agent(ReActAgent, system_prompt=WORD))
 if hasattr(types, "ThinkingBlock"):
     CHANNELS["an earlier thought"] = Channel(
         chat(USER, ChatMessage(role="assistant", blocks=[types.ThinkingBlock(content=WORD)]), USER),

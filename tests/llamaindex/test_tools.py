@@ -30,6 +30,7 @@ from llama_index.core.tools.calling import (
 from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, step
 from PIL import Image
 from pydantic import BaseModel
+from workflows.runtime.types import results
 
 from guardrail.errors import (
     ConfigurationError,
@@ -253,7 +254,6 @@ def test_the_words_of_an_exception_are_checked_like_an_output(word_guard, way, w
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_tool_that_waits_for_an_event_pauses_unchecked(word_guard, way):
-    results = pytest.importorskip("workflows.runtime.types.results")
     waiting = results.AddWaiter(
         waiter_id="bad", waiter_event=None, requirements={}, timeout=None, event_type=StopEvent
     )
