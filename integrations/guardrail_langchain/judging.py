@@ -6,8 +6,9 @@ an `Outcome`, whose verdict listeners are told of before anything else happens.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from guardrail_langchain.rules import Outcome
 
@@ -42,14 +43,20 @@ async def ajudged(
     acheck: Callable[[Any], Awaitable[Verdict]],
     tell: Callable[[Verdict], Awaitable[None]] | None = None,
 ) -> T:
-    """Run the steps without blocking the event loop."""
+    """Run the steps without blocking the event loop: what they decode, they decode in a thread."""
+    question, done = await asyncio.to_thread(_next, steps, None)
+    while question is not None:
+        chat, settle = question
+        after = settle(await acheck(chat))
+        if tell is not None:
+            await tell(after.verdict)
+        question, done = await asyncio.to_thread(_next, steps, after)
+    return done
+
+
+def _next(steps: Judging[T], after: Outcome | None) -> tuple[Question | None, T]:
+    """The next question, or None and what the steps come to: no future takes a StopIteration."""
     try:
-        chat, settle = next(steps)
-        while True:
-            after = settle(await acheck(chat))
-            if tell is not None:
-                await tell(after.verdict)
-            chat, settle = steps.send(after)
+        return steps.send(cast("Outcome", after)), cast("T", None)
     except StopIteration as end:
-        done: T = end.value
-        return done
+        return None, end.value

@@ -43,10 +43,19 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
 
     Before each turn of the model the conversation is checked, pictures and tool results in it
     included. A flagged one ends the run: the only new message is the policy's refusal, and the
-    model is not called, so nothing of an answer can be streamed. Messages that other middleware
-    adds later are checked when the model is called; put this one last, so that it sees all of them.
-    Each tool call's arguments are checked before it runs and its result before anybody reads it;
-    flagged ones become an error result with the refusal.
+    model is not called, so nothing of an answer can be streamed. When the model is called, so is
+    what comes along with the messages: the system prompt, each tool's schema, the form of the
+    answer and settings with words, each by itself, as something a user says, and once for as long
+    as it stays the same. Put this one last: then it sees all that other middleware adds. Each tool
+    call's arguments are checked before it runs and its result before anybody reads it; flagged ones
+    become an error result that says that it was withheld. Pictures go on, and stay in the state, in
+    the form that was judged.
+
+    Under `on_flag="raise"` a run ends with `GuardrailViolation`. What came in since the model's
+    last turn stays in its thread with a mark (`response_metadata["guardrail_flagged"]`), and no
+    later turn of the model is shown it. Every verdict is sent as a custom event and in the custom
+    stream (`stream_mode="custom"`); the last one on what the model read is `guardrail_verdict` in
+    the state.
 
     A model that is a `ChatGuardedVLM` judges and steers inside its own prefill: pass it as `model`,
     and nothing is checked before it. If another model answers in its place (a fallback, a router),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
-from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation
+from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation, field_validator
 from typing_extensions import override
 
 from guardrail.errors import ConfigurationError
@@ -68,6 +68,12 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
     on_flag: OnFlag | None = None
     fallback: Runnable[Any, Any] | None = None
     bound: Runnable[Any, Any] | None = None
+
+    @field_validator("fallback", mode="before")
+    @classmethod
+    def _as_a_step(cls, value: Any) -> Any:
+        """What LangChain takes for a step elsewhere is one here, too: functions, dicts of steps."""
+        return None if value is None else coerce_to_runnable(value)
 
     _beside: Beside = PrivateAttr(default_factory=Beside)
 

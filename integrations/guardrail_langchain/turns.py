@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain.agents.middleware import ExtendedModelResponse, ModelRequest, ModelResponse
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.types import Command
 
 from guardrail.errors import GuardrailViolation
@@ -177,9 +177,10 @@ def is_ours(response: Any) -> bool:
 
 
 def _newest(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """What came in since the model's last turn; the last message where nothing did."""
+    """What came in since the model's last turn, less the app's own words; at least the last one."""
     since = next((i for i, m in enumerate(reversed(messages)) if isinstance(m, AIMessage)), None)
-    return list(messages[-since:] if since else messages[-1:] if since == 0 else messages)
+    came = messages[len(messages) - since :] if since is not None else messages
+    return [each for each in came if not isinstance(each, SystemMessage)] or list(messages[-1:])
 
 
 def _shown(messages: Sequence[BaseMessage]) -> list[Any]:

@@ -265,6 +265,18 @@ async def test_a_run_that_ends_elsewhere_does_not_raise_for_the_one_before_it():
     assert state["messages"][-1].content == "stop"
 
 
+async def test_the_apps_own_words_are_not_marked_with_the_users():
+    guarding = GuardrailMiddleware(FakeGuard(policy=RAISING))
+    llm = model("two")
+    agent = create_agent(llm, middleware=[guarding], checkpointer=InMemorySaver())
+    given = {"messages": [SystemMessage("be kind"), HumanMessage("bad")]}
+    with pytest.raises(GuardrailViolation):
+        await agent.ainvoke(given, THREAD)
+    assert flagged_in(agent) == ["bad", REFUSAL]
+    await asked(agent, "and now?", True)
+    assert [m.content for m in llm.seen[-1]] == ["be kind", "and now?"]
+
+
 def test_outside_a_run_a_violation_is_raised_at_once():
     guarding = GuardrailMiddleware(FakeGuard(policy=RAISING))
     with pytest.raises(GuardrailViolation):

@@ -95,6 +95,14 @@ async def test_a_fallback_answers_what_is_flagged(step_for, model):
     assert passing.invoke({"q": "hi"}) == "an answer"
 
 
+def test_a_function_may_be_the_fallback(step_for, model):
+    step = step_for(Action.FLAG, fallback=lambda value: f"instead of {value.to_string()}")
+    assert (PROMPT | (step | model)).invoke({"q": "hi"}) == "instead of Human: hi"
+    assert model.seen == []
+    with pytest.raises(TypeError):
+        step_for(fallback=7)
+
+
 async def test_a_refusal_answers_in_the_next_steps_form(step_for, model):
     step = step_for(Action.FLAG, on_flag="refuse")
     answer = (step | model).invoke("hi")

@@ -71,10 +71,12 @@ def test_nothing_is_lost_or_counted_twice_between_threads_and_windows(artefact, 
     watcher = threading.Thread(target=watch)
     for thread in (watcher, *threads):
         thread.start()
-    for thread in threads:
-        thread.join()
-    done.set()
-    watcher.join()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:
+        done.set()
+        watcher.join()
     total = MonitorSnapshot.merged([*windows, monitor.restart()])
     assert total.outages == workers * each / 10
     assert total.n == workers * each * 9 / 10
