@@ -128,16 +128,9 @@ async def test_no_fallback_or_retry_answers_what_is_flagged(way, kind, other):
     assert other.seen == []
 
 
-@pytest.mark.parametrize(
-    "way",
-    [
-        pytest.param(way, marks=[pytest.mark.xfail(reason="LangChain keeps it as a value")] * kept)
-        for way in WAYS
-        for kept in [way in ("batch", "abatch")]
-    ],
-)
-async def test_a_retried_step_is_the_limit_in_batches(way, other):
-    """A batch of LangChain's inside another hands a violation on as a value, to its next step."""
+# A batch of LangChain's inside another hands a violation on as a value, to its next step: a limit.
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("batch", "abatch")])
+async def test_no_fallback_answers_what_a_retried_step_has_flagged(way, other):
     step = GuardrailRunnable(guard=FakeGuard(policy=RAISING))
     chain = (step.with_retry() | FakeListChatModel(responses=["x"])).with_fallbacks([other])
     with pytest.raises(GuardrailViolation):
