@@ -6,7 +6,6 @@ import asyncio
 import io
 import itertools
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,8 +19,8 @@ from guardrail.requests import decoders, formats
 from guardrail.requests.shots import Shot
 from guardrail.requests.video_footage import Encoded
 from guardrail.types import Action
+from tests.waiting import LONG_S, auntil, until
 
-WAIT = 60.0
 DECODERS = decoders._LARGE_AT_ONCE + 1
 
 
@@ -67,7 +66,7 @@ def opening(monkeypatch):
 
         def __call__(self, *args, **options):
             self.begun.append(1)
-            assert self.leave.wait(WAIT)
+            assert self.leave.wait(LONG_S)
             return real(*args, **options)
 
     real = formats._opened
@@ -77,19 +76,13 @@ def opening(monkeypatch):
     held.leave.set()
 
 
-async def until(condition):
-    async with asyncio.timeout(WAIT):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 def test_text_is_answered_while_pictures_wait_for_a_decoder(llava, guard_on, opening):
     guard = guard_on(llava, Action.PASS)
 
     async def main():
         tasks = [asyncio.create_task(guard.acheck(of_picture())) for _ in range(40)]
-        await until(lambda: len(opening.begun) == DECODERS)
-        async with asyncio.timeout(WAIT):
+        await auntil(lambda: len(opening.begun) == DECODERS)
+        async with asyncio.timeout(LONG_S):
             verdict = await guard.acheck("tell me")
         assert not any(task.done() for task in tasks)
         opening.leave.set()
@@ -105,7 +98,7 @@ def test_a_picture_is_not_decoded_once_its_callers_time_is_over(llava, guard_on,
 
     async def main():
         tasks = [asyncio.create_task(guard.acheck(of_picture())) for _ in range(40)]
-        await until(lambda: len(opening.begun) == DECODERS)
+        await auntil(lambda: len(opening.begun) == DECODERS)
         with pytest.raises(RequestTimeoutError):
             await guard.acheck(of_picture(), timeout=0.1)
         with pytest.raises(RequestTimeoutError):
@@ -128,11 +121,10 @@ def test_between_the_pictures_of_a_request_it_is_asked_whether_anybody_waits(
     begun = guard._asking.verdict(of_picture(3), {}, cancelled=given_up)
     with ThreadPoolExecutor(1) as caller:
         asked = caller.submit(finished, begun)
-        while not opening.begun:
-            time.sleep(0.005)
+        until(lambda: opening.begun)
         given_up.set()
         with pytest.raises(RequestCancelledError):
-            asked.result(WAIT)
+            asked.result(LONG_S)
         opening.leave.set()
     assert len(opening.begun) == 1
 
@@ -142,11 +134,11 @@ def test_too_many_requests_with_pictures_are_turned_away_and_text_is_not(llava, 
 
     async def main():
         tasks = [asyncio.create_task(guard.acheck(of_picture())) for _ in range(2)]
-        await until(lambda: len(opening.begun) == 2)
+        await auntil(lambda: len(opening.begun) == 2)
         with pytest.raises(QueueFullError, match="pictures") as caught:
             await guard.acheck(of_picture())
         assert 1 <= caught.value.retry_after_s <= 60
-        async with asyncio.timeout(WAIT):
+        async with asyncio.timeout(LONG_S):
             await guard.acheck("tell me")
         opening.leave.set()
         await asyncio.gather(*tasks)

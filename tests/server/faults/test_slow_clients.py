@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 
 from guardrail.server import ServerSettings, create_app
 from guardrail.server.keys import keys_from_text
+from tests.waiting import auntil
 
 
 @asynccontextmanager
@@ -183,8 +184,7 @@ async def test_connections_beyond_the_bound_are_told_so(
                 asyncio.create_task(client.post(f"{url}/v1/chat/completions", json=hello))
                 for _ in range(2)
             ]
-            while len(inside) < 2:
-                await asyncio.sleep(0.01)
+            await auntil(lambda: len(inside) == 2)
             async with connected(url) as (reader, _):
                 told = await all_of(reader)
             assert told.startswith(b"HTTP/1.1 503")

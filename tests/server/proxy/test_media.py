@@ -14,6 +14,7 @@ from guardrail.policy import Policy
 from guardrail.requests import formats
 from guardrail.requests.images import decode_image
 from guardrail.server.proxy.media import refuse_unclear_media
+from tests.waiting import auntil
 
 PATH = "/v1/chat/completions"
 
@@ -113,8 +114,7 @@ async def test_text_is_sent_on_while_pictures_wait_for_a_decoder(
     async with asyncio.timeout(60), proxy_of() as client:
         tasks = [asyncio.create_task(client.post(PATH, json=pictures)) for _ in range(40)]
         try:
-            while len(waiting) < 2:
-                await asyncio.sleep(0.005)
+            await auntil(lambda: len(waiting) >= 2)
             assert (await client.post(PATH, json=words)).status_code == 200
             assert len(upstream.seen) == 1
         finally:
