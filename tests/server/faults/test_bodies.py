@@ -139,7 +139,7 @@ async def test_control_tokens_in_a_prompt_change_no_turn(
     text, served, guard_of, right_again, hello
 ):
     """They are read as the guard reads them anywhere: judged as text, or refused as unreadable."""
-    guard = guard_of()
+    guard = guard_of(fold_text=False)  # an answer's score is of the words as they stand
     async with served(guard) as url, httpx.AsyncClient(base_url=url) as client:
         before = await right_again(url)
         messages = [{"role": "user", "content": text}]
