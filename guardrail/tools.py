@@ -25,6 +25,7 @@ from guardrail.tool_chats import (
     RESULT_CAUTION,
     RESULT_WITHHELD,
     call_chat,
+    error_words,
     result_chat,
 )
 from guardrail.tool_values import cautioned_result, read_value
@@ -332,7 +333,7 @@ class _Run:
     def failed(self, error: Exception) -> Chat | None:
         """What is checked of an error; it takes no caution."""
         self.output = None
-        words = str(error)
+        words = error_words(error)
         return result_chat(words) if words and "result" in self._rules.sides else None
 
     def stops(self, verdict: Verdict) -> bool:
