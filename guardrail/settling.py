@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from guardrail.errors import (
@@ -15,6 +15,7 @@ from guardrail.errors import (
     GuardrailError,
     GuardrailViolation,
 )
+from guardrail.requests.patience import read_apart
 from guardrail.types import Action, Verdict
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class Plan:
     async def achecked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict]:
         """`checked` without blocking the event loop."""
         call = self._call(args, kwargs)
-        await asyncio.to_thread(call.make_canonical, self.guard.policy)
+        await read_apart(partial(call.make_canonical, self.guard.policy))
         return call, await self.guard.acheck(call.value)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -34,6 +34,16 @@ def call_chat(
     return [{"role": "user", "content": content}]
 
 
+def error_words(error: BaseException) -> str:
+    """What a tool's error says, wherever it is shown: as a text, by its `repr` or with its notes.
+
+    So arguments that its own text leaves out are there, too, as those of a group of errors are.
+    """
+    said = str(error)
+    beside = [*map(str, error.args), *getattr(error, "__notes__", ())]
+    return "\n".join([said, *(each for each in beside if each not in said)]).strip()
+
+
 def result_chat(content: str | Sequence[Any]) -> list[dict[str, Any]]:
     """A result: text, or parts that `Guard` reads."""
     return [{"role": "user", "content": content}]

@@ -32,9 +32,13 @@ if TYPE_CHECKING:
 
 _PICTURES = frozenset({"image", "image_url", "input_image"})
 _VIDEOS = frozenset({"video", "video_url", "input_video"})
-_UNREAD = frozenset({"audio", "input_audio", "file", "input_file", "document"})
-_UNREAD_KEYS = frozenset({"data", "audio", "input_audio", "file", "file_data", "source"})
-_MEDIA_TYPES = ("mimeType", "mime_type")  # of the Model Context Protocol, in JSON and in Python
+_UNREAD = frozenset({"audio", "input_audio", "file", "input_file", "image_file", "document"})
+_UNREAD_KEYS = frozenset(
+    {"data", "base64", "audio", "input_audio", "file", "file_data", "file_id", "file_url"}
+    | {"image_file", "source"}
+)
+# Of the Model Context Protocol, in JSON and in Python, and of sources.
+_MEDIA_TYPES = ("mimeType", "mime_type", "media_type")
 _DATA_URL = re.compile(r"data:([a-z]+)/[\w.+-]+[;,]", re.IGNORECASE)
 _TAKEN = object()  # what became a part of its own
 
@@ -180,7 +184,7 @@ class _Walk:
         if kind == "text" and isinstance(named.get("text"), str):
             _add_text(self.parts, named["text"])
             rest = _without(named, "text")
-        elif kind == "image" and isinstance(named.get("data"), str):
+        elif kind in ("image", "base64") and isinstance(named.get("data"), str):
             changed = self._inline(named, "data")
             rest = _without(named, "data", *_MEDIA_TYPES)
         elif "uri" in named and isinstance(named.get("blob"), str):
@@ -188,9 +192,7 @@ class _Walk:
             rest = _without(named, "blob", *_MEDIA_TYPES)
         elif _is_media(kind, named) and value is named:
             return self._part(value)
-        elif _is_media(kind, named) or (
-            isinstance(kind, str) and kind in _UNREAD and not _UNREAD_KEYS.isdisjoint(named)
-        ):
+        elif _is_media(kind, named) or _is_unread(kind, named):
             raise self._unread(f"content of the type {kind!r}")
         said: dict[str | float, Any] = {}
         for key, item in rest.items():
@@ -257,6 +259,17 @@ def _is_media(kind: object, named: Mapping[Any, Any]) -> bool:
     return of_kind and not MEDIA_KEYS.isdisjoint(named)
 
 
+def _is_unread(kind: object, named: Mapping[Any, Any]) -> bool:
+    """Whether a block has what is not read: other media, or a picture that is somewhere else."""
+    if not isinstance(kind, str):
+        return False
+    if kind in _UNREAD:
+        return not _UNREAD_KEYS.isdisjoint(named)
+    named_by_id = named.get("file_id") is not None
+    elsewhere = named_by_id or _kind(named.get("source")) not in (None, "base64")
+    return kind in _PICTURES | _VIDEOS and elsewhere
+
+
 def _is_content(item: object) -> bool:
     """Whether a list with this item is one of content, which is shown item by item."""
     if isinstance(item, PILImage | bytes | bytearray | memoryview):
@@ -272,7 +285,7 @@ def _fields(value: object) -> dict[str, Any] | None:
         held = {**declared, **computed, **(value.model_extra or {})}
     elif is_dataclass(value) and not isinstance(value, type):
         held = {each.name: getattr(value, each.name) for each in fields(value)}
-    elif _is_content(value) and hasattr(value, "__dict__"):
+    elif isinstance(getattr(value, "__dict__", {}).get("type"), str):
         held = dict(vars(value))
     else:
         return None

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -19,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, get_args, o
 
 from guardrail.arguments import OWNERS, kind_of, signature_of, snapshot
 from guardrail.errors import ConfigurationError
+from guardrail.requests.patience import read_apart
 from guardrail.settling import LAST, check_reaction, record, settled, stopped
 from guardrail.tool_chats import (
     CALL_WITHHELD,
     RESULT_CAUTION,
     RESULT_WITHHELD,
     call_chat,
+    error_words,
     result_chat,
 )
 from guardrail.tool_values import cautioned_result, read_value
@@ -247,7 +248,7 @@ def _coroutine(fn: Callable[..., Any], tool: _Tool) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
         run = tool.run(args, kwargs)
-        chat = await asyncio.to_thread(run.call)  # pictures are decoded there
+        chat = await read_apart(run.call)  # pictures are decoded there
         if chat is not None and run.stops(await check(chat)):
             return await _awaited(run.instead("arguments"))
         try:
@@ -257,7 +258,7 @@ def _coroutine(fn: Callable[..., Any], tool: _Tool) -> Callable[..., Any]:
             if chat is None or not run.stops(await check(chat)):
                 raise
             return await _awaited(run.instead("result"))
-        chat = await asyncio.to_thread(run.returned, output)
+        chat = await read_apart(functools.partial(run.returned, output))
         if chat is not None and run.stops(await check(chat)):
             return await _awaited(run.instead("result"))
         return run.output
@@ -332,7 +333,7 @@ class _Run:
     def failed(self, error: Exception) -> Chat | None:
         """What is checked of an error; it takes no caution."""
         self.output = None
-        words = str(error)
+        words = error_words(error)
         return result_chat(words) if words and "result" in self._rules.sides else None
 
     def stops(self, verdict: Verdict) -> bool:

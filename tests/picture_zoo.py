@@ -29,6 +29,12 @@ def exif(orientation):
     return found
 
 
+def described():
+    found = Image.Exif()
+    found[0x010E] = "a drawing"
+    return found
+
+
 def translucent(alpha):
     picture = drawing("RGBA")
     picture.putalpha(alpha)
@@ -56,6 +62,33 @@ def grey16(values):
 def dark_words():
     """Ink in 0 to 255 of 65535: black where bits are cut to the upper byte, words where scaled."""
     return np.asarray(drawing("L")).astype(np.uint16)
+
+
+def exif_segment(kind, orientation):
+    """EXIF data of a JPEG with nothing but an orientation, a value of this TIFF type."""
+    entry = struct.pack("<HHI4s", 0x0112, kind, 1, bytes([orientation]))
+    content = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    return b"\xff\xe1" + struct.pack(">H", len(content) + 2) + content
+
+
+def with_segments(*segments):
+    data = saved(drawing(), "JPEG")
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+def jpeg_with_channels_called_rgb():
+    """JFIF says that they are YCbCr, and some decoders go by the names."""
+    data = bytearray(saved(drawing(), "JPEG"))
+    frame, scan = data.index(b"\xff\xc0") + 10, data.index(b"\xff\xda") + 5
+    for number, name in enumerate(b"RGB"):
+        data[frame + 3 * number] = data[scan + 2 * number] = name
+    return bytes(data)
+
+
+def webp_with_bare_exif():
+    data = saved(drawing(), "WEBP", lossless=True)
+    data += b"EXIF" + struct.pack("<I", 26) + exif_segment(3, 6)[10:]
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
 
 
 def palette_with_transparency():
@@ -105,6 +138,10 @@ TWO_WAYS = {
         f"jpeg turned by exif {n}": lambda n=n: saved(drawing(), "JPEG", exif=exif(n))
         for n in range(2, 9)
     },
+    "jpeg turned by exif in a text": lambda: with_segments(exif_segment(2, 6)),
+    "jpeg turned by exif of no type": lambda: with_segments(exif_segment(7, 6)),
+    "jpeg with exif twice": lambda: with_segments(exif_segment(3, 1), exif_segment(3, 6)),
+    "jpeg with channels called rgb": jpeg_with_channels_called_rgb,
     "jpeg in cmyk": lambda: saved(drawing("CMYK"), "JPEG"),
     "jpeg in rgb": lambda: saved(drawing(), "JPEG", keep_rgb=True),
     "jpeg with a profile": lambda: saved(drawing(), "JPEG", icc_profile=SRGB),
@@ -114,6 +151,7 @@ TWO_WAYS = {
     "webp with alpha": lambda: saved(translucent(0), "WEBP", lossless=True, exact=True),
     "webp with alpha, lossy": lambda: saved(translucent(drawing("L")), "WEBP"),
     "webp turned by exif": webp_exif,
+    "webp with exif behind its pixels": webp_with_bare_exif,
     "webp of two frames": lambda: frames("WEBP", lossless=True),
     "webp with a profile": lambda: saved(drawing(), "WEBP", icc_profile=SRGB),
     "gif": lambda: saved(drawing("P"), "GIF"),
@@ -144,6 +182,7 @@ ONE_WAY = {
     "jpeg grey": lambda: saved(drawing("L"), "JPEG"),
     "jpeg progressive": lambda: saved(drawing(), "JPEG", progressive=True),
     "jpeg with upright exif": lambda: saved(drawing(), "JPEG", exif=exif(1)),
+    "jpeg with exif without orientation": lambda: saved(drawing(), "JPEG", exif=described()),
     "jpeg with restarts": lambda: saved(drawing(), "JPEG", restart_marker_blocks=1),
     "webp lossy": lambda: saved(drawing(), "WEBP"),
     "webp lossless": lambda: saved(drawing(), "WEBP", lossless=True),

@@ -90,6 +90,13 @@ class Helper:
         return Block(type="image", data=b64(self._data), mimeType="image/png")
 
 
+class Made:
+    """Has its words from its class."""
+
+    type = "text"
+    text = "bad"
+
+
 Pair = namedtuple("Pair", "left right")
 
 
@@ -204,6 +211,10 @@ HOLDING = {
         [{"type": "image_url", "image_url": {"url": CLEAR_URL}}],
         lambda kept: kept[0]["image_url"]["url"],
     ),
+    "Anthropic": (
+        [{"type": "image", "source": {"type": "base64", "data": b64(CLEAR), "media_type": "a"}}],
+        lambda kept: kept[0]["source"]["data"],
+    ),
     "Hugging Face": ([{"type": "image", "image": CLEAR}], lambda kept: kept[0]["image"]),
 }
 
@@ -229,11 +240,12 @@ def test_a_picture_with_two_readings_is_refused_or_passes_in_shadow_mode(value, 
 
 
 def test_a_media_type_is_that_of_what_goes_on():
-    [block], [mapping] = (
+    [block], [mapping], [sourced] = (
         read_value(HOLDING[name][0], ENFORCED, "the result").value
-        for name in ("MCP", "MCP as JSON")
+        for name in ("MCP", "MCP as JSON", "Anthropic")
     )
     assert block.mimeType == mapping["mimeType"] == "image/png"
+    assert sourced["source"]["media_type"] == "image/png"
     assert HOLDING["MCP"][0][0].mimeType == "image/webp"  # the tool's own stays
 
 
@@ -274,6 +286,13 @@ def _looped():
         ([Block(type="audio", data="AAAA")], "type 'audio'"),
         ([{"type": "file", "file": {"file_data": "AAAA"}}], "type 'file'"),
         ([Block(type="image", url="https://example.org/a.png")], "type 'image'"),
+        ([{"type": "file", "base64": "AAAA", "mime_type": "application/pdf"}], "type 'file'"),
+        ([{"type": "input_file", "file_url": "https://example.org/a.pdf"}], "type 'input_file'"),
+        ([{"type": "image", "file_id": "a"}], "type 'image'"),
+        ([{"type": "image", "source": {"type": "url", "url": "https://a.org"}}], "type 'image'"),
+        ([Block(type="image", source=Block(type="file", file_id="a"))], "type 'image'"),
+        ([{"type": "image", "source": {"type": "base64", "data": "AAAA"}}], "data is no picture"),
+        (Made(), "holds a Made"),
         (Loose(uri="a:b", blob=b64(b"bad")), "blob is no picture"),
         ("data:application/pdf;base64,AAAA", "type application/pdf"),
         (_looped(), "too deep"),

@@ -156,6 +156,34 @@ def test_an_errors_words_are_read_as_a_result(form):
         run(tool, "no page")
 
 
+class OwnWordsError(Exception):
+    def __str__(self):
+        return "it failed"
+
+
+def _noted():
+    error = ValueError("no page")
+    error.add_note("a bad page")
+    return error
+
+
+@both_forms
+@pytest.mark.parametrize(
+    "error",
+    [
+        ExceptionGroup("some failed", [ValueError("a bad page")]),
+        OwnWordsError("a bad page"),
+        OSError(2, "no file", "/bad"),
+        _noted(),
+    ],
+)
+def test_all_that_an_error_may_be_shown_by_is_read(form, error):
+    def fail(query):
+        raise error
+
+    assert run(guard_tool(form(fail), guard=FakeGuard()), "hello") == RESULT_WITHHELD
+
+
 @both_forms
 def test_a_result_that_would_be_steered_goes_on_behind_a_caution(form):
     guard = FakeGuard()

@@ -20,6 +20,7 @@ from guardrail.asgi.content import media_type, read_content
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
 from guardrail.requests.canonical import require_one_reading
+from guardrail.requests.patience import read_apart
 from guardrail.settling import is_refused_outage, record, settled, stopped
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class GuardrailASGIMiddleware:
         value, options = content.asked(with_tools=getattr(guard, "supports_tools", False))
         try:
             if self._policy.mode == "enforce":
-                await asyncio.to_thread(require_one_reading, value, self._policy)
+                await read_apart(partial(require_one_reading, value, self._policy))
             return content, await guard.acheck(value, **options)
         except GuardrailError:
             raise

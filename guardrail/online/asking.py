@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from guardrail.errors import GuardrailViolation, RequestTimeoutError
 from guardrail.model.jobs import Job
 from guardrail.online.options import ASK, caller_of, numbered, settings_of
-from guardrail.online.reading import Begun, Reading, finished, in_own_thread
+from guardrail.online.reading import Begun, Reading, finished
 from guardrail.online.scanning import LATE
 from guardrail.requests.folding import folded
+from guardrail.requests.patience import in_own_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -23,12 +19,12 @@ from guardrail.requests.messages import Draft, Tools, drafted
 from guardrail.requests.patience import patience
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    import threading
+    from collections.abc import Iterator
 
     from guardrail.online.engine import Engine
     from guardrail.types import Request
 
-T = TypeVar("T")
 J = TypeVar("J", bound=Job[Any])
 
 Begun: TypeAlias = J | Callable[[], "Begun[J]"]
@@ -163,36 +159,3 @@ def finished(begun: Begun[J]) -> J:
     while not isinstance(begun, Job):
         begun = begun()
     return begun
-
-
-def in_own_thread(work: Callable[[], T]) -> Awaitable[T]:
-    """Run what takes long beside the few threads that an event loop's users share."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(work())
-        except BaseException as error:  # the border of the thread; the waiting task gets it
-            future.set_exception(error)
-
-    thread = threading.Thread(target=copy_context().run, args=(run,), name="guardrail-reading")
-    thread.daemon = True  # the interpreter's end does not wait for it
-    thread.start()
-    return asyncio.wrap_future(future)
-
-
-async def read_apart(read: Callable[[], T]) -> T:
-    """`read` what holds media, in a thread of its own; no further once the task is cancelled."""
-    caller = Caller(None, threading.Event(), wait=False)
-
-    def patient() -> T:
-        with patience(caller.still_waits):
-            return read()
-
-    try:
-        return await in_own_thread(patient)
-    except asyncio.CancelledError:
-        caller.cancelled.set()
-        raise

@@ -313,12 +313,15 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _second_of_jpeg(data: bytes, picture: PILImage) -> str | None:
-    if orientation_of(picture) != 1:
+    if orientation_of(picture, damaged=0) != 1:
         return "a JPEG that its EXIF data turn"
-    named, kind, content = False, 0, b""
+    named, told, kind, content = False, False, 0, b""
     for kind, content in _segments(data):
         why = None
-        if kind in _JPEG_FRAMES:
+        if content.startswith(b"Exif\0"):
+            why = "a JPEG with EXIF data twice" if told else None
+            told = True
+        elif kind in _JPEG_FRAMES:
             why = _second_of_frame(kind, content, named=named)
         elif kind == 0xE2 and content.startswith((b"ICC_PROFILE\0", b"MPF\0")):
             why = "a JPEG with a colour profile or several pictures"
@@ -332,19 +335,20 @@ def _second_of_jpeg(data: bytes, picture: PILImage) -> str | None:
 
 def _second_of_frame(kind: int, content: bytes, *, named: bool) -> str | None:
     """Of a JPEG's frame header; `named`: a segment before it says that three channels are YCbCr."""
-    channels = content[5:6]
+    channels, names = content[5:6], content[6:15:3]
     if kind not in (0xC0, 0xC1, 0xC2) or content[:1] != b"\x08":
         return "a JPEG of a kind that few decoders read"
     if channels not in (b"\1", b"\3"):
         return "a JPEG in CMYK"
-    if channels == b"\3" and not named and content[6::3] != b"\1\2\3":
+    if channels == b"\3" and (names == b"RGB" or not (named or names == b"\1\2\3")):
         return "a JPEG that does not say in which colours it is"
     return None
 
 
 def _second_of_webp(data: bytes) -> str | None:
-    size = int.from_bytes(data[4:8], "little") + 8
-    if data[12:16] == b"VP8X" or size != len(data):
+    size, pixels = (int.from_bytes(data[at : at + 4], "little") for at in (4, 16))
+    alone = 20 + pixels + (pixels & 1) == size + 8 == len(data)
+    if data[12:16] == b"VP8X" or not alone:
         return "a WebP with transparency, several frames, profiles, or bytes behind its end"
     if data[12:16] == b"VP8L" and data[24] & 0x10:
         return "a WebP with transparency"

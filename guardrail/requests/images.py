@@ -92,12 +92,16 @@ def _upright(picture: Image.Image, *, limits: Limits, what: str) -> Image.Image:
     return rgb
 
 
-def orientation_of(picture: Image.Image) -> int:
-    """How a picture is to be turned by its EXIF data, 1 to 8; 1 is upright."""
+def orientation_of(picture: Image.Image, *, damaged: int = 1) -> int:
+    """How a picture is to be turned by its EXIF data, 1 to 8; 1 is upright.
+
+    `damaged` stands for what cannot be read: such pixels are shown as they are stored, as most
+    viewers do.
+    """
     try:
         return int(picture.getexif().get(0x0112, 1))
-    except PILLOW_ERRORS:  # damaged EXIF: show the pixels as they are stored, as viewers do
-        return 1
+    except PILLOW_ERRORS:
+        return damaged
 
 
 def rgb_of(picture: Image.Image, what: str) -> Image.Image:

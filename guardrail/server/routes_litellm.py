@@ -7,12 +7,14 @@ answers nothing was calibrated on; the answer to such a call is `NONE`.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
 from guardrail.errors import DetectorError
 from guardrail.requests.canonical import require_one_reading
+from guardrail.requests.patience import read_apart
 from guardrail.server.ascii_json import AsciiJSONResponse
 from guardrail.server.asking import ask_options, count_asked
 from guardrail.server.checking import checked
@@ -55,7 +57,7 @@ async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
     asked = ask_options(service, caller)
     for content in judged:
         count_asked(service, caller, content.value)
-        await asyncio.to_thread(require_one_reading, content.value, guard.policy)
+        await read_apart(partial(require_one_reading, content.value, guard.policy))
     try:
         after = await _strictest(guard, judged, asked, body.texts)
     except DetectorError:

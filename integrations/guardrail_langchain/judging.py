@@ -6,10 +6,11 @@ an `Outcome`, whose verdict listeners are told of before anything else happens.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from guardrail.requests.patience import read_apart
 from guardrail_langchain.rules import Outcome
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ async def ajudged(
     tell: Callable[[Verdict], Awaitable[None]] | None = None,
 ) -> T:
     """Run the steps without blocking the event loop: what they decode, they decode in a thread."""
-    question, done = await asyncio.to_thread(_next, steps, None)
+    question, done = await read_apart(partial(_next, steps, None))
     while question is not None:
         chat, settle = question
         after = settle(await acheck(chat))
         if tell is not None:
             await tell(after.verdict)
-        question, done = await asyncio.to_thread(_next, steps, after)
+        question, done = await read_apart(partial(_next, steps, after))
     return done
 
 

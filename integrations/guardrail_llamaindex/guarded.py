@@ -1,8 +1,8 @@
 """Any LLM of LlamaIndex behind a guard."""
 
 # No postponed annotations here: pydantic reads the fields' when the class is made.
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import (
@@ -21,6 +21,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SkipValidation
 
 from guardrail.errors import ConfigurationError
+from guardrail.requests.patience import read_apart
 from guardrail.settling import Audit, Checker, OnFlag, Settled, stopped
 from guardrail.types import Verdict
 from guardrail_llamaindex.calling import is_refusal, raise_refusal
@@ -225,7 +226,7 @@ class GuardedLLM(RaisingLLM):
 
     async def _asettled(self, given: Any, kwargs: dict[str, Any]) -> tuple[Settled, Request]:
         # Pictures are read and written there.
-        request = await asyncio.to_thread(Request.of, given, kwargs, self.llm, self.guard.policy)
+        request = await read_apart(partial(Request.of, given, kwargs, self.llm, self.guard.policy))
         return self._ruled(request, await self._judge.averdict(request))
 
     def _ruled(self, request: Request, verdict: Verdict) -> tuple[Settled, Request]:

@@ -4,6 +4,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -11,6 +12,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle
 from pydantic import Field, SkipValidation
 
 from guardrail.errors import InputError
+from guardrail.requests.patience import read_apart
 from guardrail.settling import Audit, Checker, Settled, is_refused_outage, record, settled, stopped
 from guardrail.types import Verdict
 from guardrail_llamaindex.nodes import node_message, shows, with_metadata
@@ -79,7 +81,7 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        nodes = await asyncio.to_thread(self._canonical, nodes)
+        nodes = await read_apart(partial(self._canonical, nodes))
         messages = [node_message(scored.node) for scored in nodes]
         places = asyncio.Semaphore(min(self.concurrency, self.guard.policy.limits.queue))
 

@@ -13,7 +13,7 @@ from workflows.runtime.types.results import WaitingForEvent
 from guardrail.arguments import snapshot
 from guardrail.errors import UnsupportedContentError
 from guardrail.requests.canonical import canonical_chat
-from guardrail.tool_chats import call_chat, result_chat
+from guardrail.tool_chats import call_chat, error_words, result_chat
 from guardrail.tools import WITHHELD
 from guardrail.types import Action
 from guardrail_llamaindex.messages import to_parts
@@ -79,7 +79,7 @@ class Run:
     def failure_message(self, error: Exception) -> Messages | None:
         """The words of the tool's error, which agents show a model; None for none to check."""
         pauses = isinstance(error, WaitingForEvent)  # a tool's way to wait for an answer
-        words = str(error)
+        words = error_words(error)
         return result_chat(words) if words and not pauses and "result" in self.rules.sides else None
 
     def failed(self, verdict: Verdict) -> ToolOutput | None:

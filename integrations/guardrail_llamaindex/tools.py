@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.tools import AsyncBaseTool, BaseTool, FunctionTool
 
+from guardrail.requests.patience import read_apart
 from guardrail.tools import SIDES, ToolRules
 from guardrail_llamaindex.runs import Run
 
@@ -113,7 +115,7 @@ class GuardedTool(AsyncBaseTool):
             if withheld is None:
                 raise
             return withheld
-        message = await asyncio.to_thread(run.result_message, output)  # pictures are decoded there
+        message = await read_apart(partial(run.result_message, output))
         verdict = None if message is None else await guard.acheck(message)
         return run.returned(output, verdict)
 

@@ -5,6 +5,7 @@ import base64
 import gc
 import io
 import json
+import threading
 
 import pytest
 from fastapi import FastAPI, Request
@@ -30,6 +31,7 @@ from guardrail.errors import (
     RequestTimeoutError,
 )
 from guardrail.policy import CAUTION, REFUSAL, Limits, Policy
+from guardrail.requests import formats
 from guardrail.types import Action
 
 
@@ -457,6 +459,30 @@ def test_a_picture_with_two_readings_is_refused_since_the_app_gets_the_same_byte
     shadow = echo(word_guard(Policy(mode="shadow")), routes)
     assert shadow.post(**request_of(data)).status_code == 200
     assert shadow.verdicts[0].would_be is Action.PASS  # and not unchecked
+
+
+async def test_pictures_that_wait_for_a_decoder_leave_the_loops_threads_to_others(
+    echo, word_guard, asking, png_of, monkeypatch
+):
+    leave, waiting, real = threading.Event(), [], formats._opened
+
+    def opened(*args):
+        waiting.append(1)
+        assert leave.wait(60)
+        return real(*args)
+
+    app, picture = echo(word_guard()), _in_json(png_of(Image.new("RGB", (4, 4))))["json"]
+    monkeypatch.setattr(formats, "_opened", opened)
+    async with asyncio.timeout(60):
+        asks = [asking(app.app, "POST", "/chat", json=picture) for _ in range(40)]
+        tasks = [asyncio.create_task(ask) for ask in asks]
+        try:
+            while len(waiting) < 2:
+                await asyncio.sleep(0.005)
+            assert await asyncio.wait_for(asyncio.to_thread(sum, [1, 2]), 20) == 3
+        finally:
+            leave.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,9 @@ def test_a_kind_that_is_not_named_is_read_under_its_usual_name():
         (Columns(), ["text", "image_path", "Image 2"], "'image_path', 'Image 2' would not be read"),
         (Columns(text="text"), ["text", "messages"], "'messages' would not be read"),
         (Columns(messages="chat"), ["chat", "text"], "'text' would not be read"),
+        (Columns(image="image"), ["image", "userPrompt"], "'userPrompt' would not be read"),
+        (Columns(), ["text", "imageUrl"], "'imageUrl' would not be read"),
+        (Columns(), ["messages", "system"], "'system' would not be read"),
         (Columns(), ["text", "Instructions", "input"], "'Instructions', 'input' would not be"),
     ],
 )

@@ -32,6 +32,12 @@ def bold(text: str) -> str:
     return "".join(chr(0x1D41A + ord(c) - ord("a")) if c.isalpha() else c for c in text)
 
 
+def test_a_copy_is_not_many_times_as_long_as_the_text():
+    longest = max(map(chr, range(0xF900, 0xFFFF)), key=lambda c: len(folded_text(c)))
+    assert len(folded_text(longest)) <= 4
+    assert folded_text("\ufdfa" * 9) == "\ufdfa" * 9
+
+
 @pytest.mark.parametrize(
     "form",
     [

@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError
-from guardrail.online.reading import read_apart
 from guardrail.requests.canonical import canonical_chat
+from guardrail.requests.patience import read_apart
 from guardrail.server.api_error import ApiError
 from guardrail.server.proxy.media import refuse_unclear_media
 from guardrail.server.strict_body import bounded_json
