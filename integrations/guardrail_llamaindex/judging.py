@@ -21,6 +21,7 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from guardrail.arguments import snapshot
 from guardrail.caution import with_caution
 from guardrail.requests.canonical import canonical_chat
+from guardrail.requests.labels import shown_labels
 from guardrail.settling import LAST, is_refused_outage, record, settled
 from guardrail.types import Action
 from guardrail_llamaindex.messages import to_messages, words_of
@@ -84,7 +85,9 @@ class Request:
         sent = given if isinstance(given, str) else with_pictures(given, shown)
         said = [turn for turn in chat if turn["role"] not in _SYSTEM]
         standing = [_as_user(turn["content"]) for turn in chat if turn["role"] in _SYSTEM]
-        standing += [_as_user(words) for words in (*_words_of(kwargs), *_own_words(llm))]
+        # Names of speakers and what stands in the place of ids, which a provider's model may see.
+        beside = filter(None, ["\n\n".join(shown_labels(chat, ()))])
+        standing += [_as_user(words) for words in (*beside, *_words_of(kwargs), *_own_words(llm))]
         return cls(sent, kwargs, said, standing)
 
     def cautioned(self, words: str, role: MessageRole) -> Self:
@@ -124,8 +127,15 @@ class Judge:
     async def averdict(self, request: Request) -> Verdict:
         """`verdict` without blocking the event loop."""
         LAST.set(None)
+        limits = self.guard.policy.limits
+        places = asyncio.Semaphore(min(2 * limits.batch, limits.queue))  # others wait there, too
+
+        async def judged(chat: Chat, keep: bool) -> Verdict:
+            async with places:
+                return await self._ajudged(chat, keep)
+
         return self._highest(
-            await asyncio.gather(*(self._ajudged(chat, keep) for chat, keep in _chats(request)))
+            await asyncio.gather(*(judged(chat, keep) for chat, keep in _chats(request)))
         )
 
     def settle(

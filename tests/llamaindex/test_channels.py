@@ -122,6 +122,8 @@ CALLED = ChatMessage(
     "", role="assistant", additional_kwargs={"tool_calls": [call('{"where": "x"}')]}
 )
 DESCRIBED = create_model("Described", text=(str, Field(description=WORD)))
+LONG_ID = {"id": f"see {WORD}"}
+WITH_ID = create_model("WithId", id=(str, Field(description=WORD)))
 NAMED = create_model(WORD, text=(str, ...))
 
 
@@ -130,7 +132,8 @@ class Channel:
     """How the word gets to a model, and which of the two LLMs reads that."""
 
     ask: Callable[[Any], Any]
-    own: bool = True  # whether the guard's own model reads it, too, or refuses it
+    # Whether the guard's own model reads it, too, or refuses it; None: it is not shown there.
+    own: bool | None = True
     script: Any = None
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -171,8 +174,26 @@ CHANNELS: dict[str, Channel] = {
     "a tool's name": Channel(with_tools(tool(name=WORD))),
     "a tool's description": Channel(with_tools(tool(description=WORD))),
     "a tool's schema": Channel(with_tools(tool(fn_schema=DESCRIBED))),
+    "a tool's parameter that is called like a label": Channel(with_tools(tool(fn_schema=WITH_ID))),
+    "an object's attribute that is called like a label": Channel(structured(WITH_ID)),
     "tools given with a chat": Channel(
         chat(USER, tools=[{"type": "function", "function": {"name": "a", "description": WORD}}])
+    ),
+    "a speaker's name": Channel(
+        chat(ChatMessage("hi", additional_kwargs={"name": WORD})), own=None
+    ),
+    "the id of a call": Channel(
+        chat(
+            USER,
+            ChatMessage(
+                "", role="assistant", additional_kwargs={"tool_calls": [call("{}") | LONG_ID]}
+            ),
+            ChatMessage("here", role="tool", additional_kwargs={"tool_call_id": LONG_ID["id"]}),
+        ),
+        own=None,
+    ),
+    "a key among additional keywords": Channel(
+        chat(ChatMessage("hi", additional_kwargs={f"see {WORD}": 1})), own=False
     ),
     "another keyword of a call": Channel(
         chat(USER, response_format={"schema": {"title": WORD}}), own=False
@@ -260,7 +281,9 @@ def test_the_guards_own_model_reads_the_word_in_the_prefill_that_is_scored(guard
     assert WORD in prompts[-1]
 
 
-@pytest.mark.parametrize("name", [name for name, channel in CHANNELS.items() if not channel.own])
+@pytest.mark.parametrize(
+    "name", [name for name, channel in CHANNELS.items() if channel.own is False]
+)
 def test_what_the_guards_own_model_would_not_be_shown_is_an_error(guard_on, name):
     llm = GuardedVLM(guard=guard_on(Action.PASS))
     with pytest.raises(ValueError, match=r"cannot score|is not read|no setting"):
