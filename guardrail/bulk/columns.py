@@ -24,7 +24,8 @@ _USUAL = {
 # What a column of a request is called, as the last word of its name and without a plural's s.
 _INPUT = {"audio", "caption", "chat", "clip", "content", "context", "conversation", "dialog"}
 _INPUT |= {"dialogue", "frame", "history", "image", "img", "input", "instruction", "message"}
-_INPUT |= {"photo", "picture", "prompt", "query", "question", "request", "text", "video"}
+_INPUT |= {"photo", "picture", "prompt", "query", "question", "request", "screenshot", "system"}
+_INPUT |= {"text", "turn", "utterance", "video"}
 _FORM = {"b64", "base64", "bytes", "file", "path", "uri", "url"}  # said behind it
 _OPTIONS = "--text-column, --image-column, --video-column or --messages-column"
 _LEFT_OUT = "--ignore-column, or `Columns(ignored=...)`"
@@ -220,8 +221,9 @@ def _from_pixels(pixels: Any) -> object:
 
 
 def looks_like_input(name: str) -> bool:
-    """Whether a column is called as parts of requests are: `Question`, `image_2`, `video_path`."""
-    words = [word for word in re.split(r"[\W_\d]+", name.lower()) if word]
+    """Whether a column is called as parts of requests are: `Question`, `image_2`, `videoPath`."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = [word for word in re.split(r"[\W_\d]+", apart.lower()) if word]
     while len(words) > 1 and words[-1] in _FORM:
         words.pop()
     return bool(words) and (words[-1] in _INPUT or words[-1].removesuffix("s") in _INPUT)

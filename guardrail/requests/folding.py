@@ -42,6 +42,9 @@ _USUAL = frozenset(string.printable)
 _TAGS = range(0xE0020, 0xE007F)
 _EUROPEAN = "\u024f"  # the last letter of Latin Extended-B
 _LONGEST_LETTER = 4  # a base and its marks, as far as any alphabet has a letter of them
+_MOST_FOR_ONE = (
+    4  # letters, as of "(10)": some signs are sentences of Arabic, which nobody hides in
+)
 _HIDDEN_NAMES = ("VARIATION SELECTOR", "FILLER", "GRAPHEME JOINER")
 
 # Possessive where they repeat, and every alternative ends at once: linear in any text.
@@ -114,7 +117,9 @@ def _in_plain_characters(text: str, odd: Iterable[str]) -> str:
     text = text.translate({ord(c): ord(c) & 0x7F for c in odd if ord(c) in _TAGS})
     if hidden := "".join(filter(_is_hidden, odd)):
         text = re.sub(f"([^{hidden}]?)[{hidden}]++", _seen, text)
-    plain = {ord(c): unicodedata.normalize("NFKC", c) for c in odd}
+    plain = {
+        ord(c): new for c in odd if len(new := unicodedata.normalize("NFKC", c)) <= _MOST_FOR_ONE
+    }
     # Typographic spaces, dots and quotes alone are ordinary text.
     if any(chr(c) != new and any(map(str.isalnum, new)) for c, new in plain.items()):
         text = text.translate(plain)
