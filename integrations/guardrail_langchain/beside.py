@@ -15,8 +15,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
-from langchain_core.runnables import Runnable, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables import (
+    Runnable,
+    RunnableBranch,
+    RunnableParallel,
+    RunnableSequence,
+    RunnableWithFallbacks,
+)
 from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.configurable import (
+    RunnableConfigurableAlternatives,
+    RunnableConfigurableFields,
+)
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -98,12 +108,28 @@ def bound_beside(step: Runnable[Any, Any], **kwargs: Any) -> Iterator[Chat]:
     yield from _of_settings(kwargs)
     if isinstance(step, RunnableBindingBase):
         yield from bound_beside(step.bound, **step.kwargs)
-    elif isinstance(step, RunnableSequence):
-        for part in step.steps:
+    else:
+        for part in _parts(step):
             yield from bound_beside(part)
-    elif isinstance(step, RunnableWithFallbacks):
-        for part in step.runnables:
-            yield from bound_beside(part)
+
+
+def _parts(step: Runnable[Any, Any]) -> Iterable[Runnable[Any, Any]]:
+    """The steps that a step hands its input to, as far as it tells."""
+    match step:
+        case RunnableSequence():
+            return step.steps
+        case RunnableParallel():
+            return step.steps__.values()
+        case RunnableWithFallbacks():
+            return step.runnables
+        case RunnableBranch():
+            return [*(part for _, part in step.branches), step.default]
+        case RunnableConfigurableAlternatives():
+            made = [each for each in step.alternatives.values() if isinstance(each, Runnable)]
+            return [step.default, *made]
+        case RunnableConfigurableFields():
+            return [step.default]
+    return ()
 
 
 def _of_settings(settings: Mapping[str, Any]) -> Iterator[Chat]:
@@ -111,8 +137,21 @@ def _of_settings(settings: Mapping[str, Any]) -> Iterator[Chat]:
         for tool in settings.get(key) or ():
             yield result_chat(_written(_shown_tool(tool)))
     rest = {key: item for key, item in settings.items() if key not in _TOOLS}
+    for schema in _schemas(list(rest.values())):
+        yield result_chat(_written(schema))
     if words := legible_beside(rest):
         yield result_chat("\n".join(words))
+
+
+def _schemas(value: Any) -> Iterator[Any]:
+    """The schemas in a setting: a model reads their keys and single words, too."""
+    if isinstance(value, type):
+        yield _shown_tool(value)
+    elif isinstance(value, Mapping) and "properties" in value:
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _schemas(item)
 
 
 def _shown_tool(tool: Any) -> Mapping[str, Any]:

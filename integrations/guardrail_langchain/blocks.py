@@ -9,6 +9,7 @@ from langchain_core.messages import HumanMessage
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.requests.labels import is_label
+from guardrail.requests.parts import MEDIA_KEYS
 
 Part = dict[str, Any]
 
@@ -84,6 +85,8 @@ def _direct(block: Mapping[str, Any], what: str) -> list[Part]:
         kind = source.get("type")
         if kind not in ("base64", "url"):
             raise UnsupportedContentError(f"{what} has a source of type {kind!r}; send its bytes")
+        if also := sorted(rest.keys() & MEDIA_KEYS):  # whose picture a model reads, nobody knows
+            raise UnsupportedContentError(f"{what} has a source and {also[0]}; send one of them")
         rest |= {"base64": source.get("data")} if kind == "base64" else {"url": source.get("url")}
         rest.setdefault("mime_type", source.get("media_type"))
     elif source is not None:
@@ -138,6 +141,11 @@ def _translated(block: Mapping[str, Any], kind: str, what: str) -> list[Part]:
 def _unwrapped(block: Mapping[str, Any]) -> Mapping[str, Any]:
     """What LangChain itself did not know, as it was sent."""
     if block.get("type") == "non_standard" and isinstance(block.get("value"), Mapping):
+        if others := block.keys() - {"type", "value", "id", "index"}:
+            raise UnsupportedContentError(
+                f"a non_standard block has the key {min(others)!r} beside its value, which is not "
+                "read; put it into the value, or leave it out"
+            )
         value: Mapping[str, Any] = block["value"]
         return value
     return block
@@ -157,6 +165,8 @@ def _legible(value: Any) -> Iterator[str]:
             yield value
     elif isinstance(value, Mapping):
         for key, item in value.items():
+            if isinstance(key, str) and not is_label(key):
+                yield key
             if not (isinstance(item, str) and _is_no_text(key, item)):
                 yield from _legible(item)
     elif isinstance(value, list | tuple):

@@ -15,6 +15,7 @@ from langchain_core.messages import (
     ToolMessage,
     convert_to_messages,
 )
+from langchain_core.messages.tool import default_tool_parser
 from langchain_core.prompt_values import PromptValue
 
 from guardrail.caution import with_caution
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Chat = list[dict[str, Any]]
 _CALL_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use")
-_OF_CALLS = frozenset({"type", "id", "index", "name", "args", "input"})
+_OF_CALLS = frozenset({"type", "id", "index", "name"})
 # Of an answer's `additional_kwargs`, read in their own places.
 _OF_ANSWERS = frozenset(
     "audio function_call reasoning reasoning_content refusal tool_calls".split()
@@ -140,13 +141,16 @@ def _assistant(message: AIMessage, what: str) -> dict[str, Any]:
         if not isinstance(block, Mapping) or block.get("type") not in _CALL_BLOCKS:
             parts += parts_of(block, f"{what}.content[{i}]") if block != "" else []
             continue
-        asides += legible_beside({key: block[key] for key in block if key not in _OF_CALLS})
+        read = _OF_CALLS | {_arguments_of(block)}
+        asides += legible_beside({key: block[key] for key in block if key not in read})
         call = _called(block)
         if call not in calls:  # the same id with other arguments is another call
             calls.append(call)
-    content = _with_texts(_lone_text(parts), asides)
-    turn: dict[str, Any] = {"role": "assistant", "content": content}
     more = message.additional_kwargs
+    raw, said = _raw_calls(more.get("tool_calls"))
+    calls += [call for call in raw if call not in calls]
+    content = _with_texts(_lone_text(parts), [*asides, *said])
+    turn: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
         turn["tool_calls"] = calls
     if more.get("function_call"):
@@ -200,5 +204,25 @@ def _call(name: str, arguments: Mapping[str, Any] | str, label: str | None) -> d
 
 def _called(block: Mapping[str, Any]) -> dict[str, Any]:
     """The call of a block in LangChain's or in Anthropic's form."""
-    arguments = block.get("input" if block["type"] == "tool_use" else "args")
+    arguments = block.get(_arguments_of(block))
     return _call(block.get("name") or "", arguments or {}, block.get("id"))
+
+
+def _arguments_of(block: Mapping[str, Any]) -> str:
+    return "input" if block["type"] == "tool_use" else "args"
+
+
+def _raw_calls(raw: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """Calls as OpenAI sends them, and what else they say; some providers' classes read these."""
+    calls: list[dict[str, Any]] = []
+    beside: list[str] = []
+    for each in raw or ():
+        try:
+            valid, broken = default_tool_parser([each])
+            found: list[Any] = [*valid, *broken]
+        except (AttributeError, KeyError, TypeError):
+            found = []
+        calls += [_call(call["name"] or "", call["args"], call["id"]) for call in found]
+        known = {*_OF_CALLS, "function"} if found else {"type", "index"}
+        beside += legible_beside({k: v for k, v in each.items() if k not in known})
+    return calls, beside

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langchain_core.tools import BaseTool, ToolException
+from langgraph.errors import GraphBubbleUp
 
+from guardrail.errors import GuardrailError
 from guardrail_langchain.events import atell, tell
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.tool_rules import ToolRules
@@ -52,7 +54,7 @@ def guard_tool(
     Name, description, schema, injected arguments, artifacts, callbacks, error handling and both
     the sync and the async form stay the tool's own; the tool itself is not changed. What is
     checked is what the model wrote (not what the app injects), and what the model will read: texts,
-    pictures and videos of both, and the words of a `ToolException`. A flagged call or result
+    pictures and videos of both, and the words of an exception. A flagged call or result
     becomes a `ToolMessage` with status "error" that says that it was withheld, as data; what was
     held back is in neither its content nor its artifact. `on_flag="raise"` raises
     `GuardrailViolation` instead. Pictures of a result go on in the form that was judged; those in
@@ -106,9 +108,11 @@ def _sync_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., Any
             return _shaped(self, refused)
         try:
             response = inner(self, *args, **kwargs)
-        except ToolException as error:  # its words become the result
+        except Exception as error:  # its words become the result, perhaps in a ToolNode
             held = judged(_said(self, rules, error), check, tell)
-            raise held from (None if held is not error else error.__cause__)
+            if held is not error:
+                raise held from None
+            raise
         return judged(_after(self, rules, response, call), check, tell)
 
     return guarded
@@ -128,9 +132,11 @@ def _async_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., An
             token = _CALL.set(replace(call, judged=True))
             try:
                 response = await inner(self, *args, **kwargs)
-            except ToolException as error:
+            except Exception as error:
                 held = await ajudged(_said(self, rules, error), check, atell)
-                raise held from (None if held is not error else error.__cause__)
+                if held is not error:
+                    raise held from None
+                raise
             finally:
                 _CALL.reset(token)
             return await ajudged(_after(self, rules, response, call), check, atell)
@@ -168,10 +174,10 @@ def _after(tool: BaseTool, rules: ToolRules, response: Any, call: _Call) -> Judg
     return judgement.value, None if judgement.refused else artifact
 
 
-def _said(tool: BaseTool, rules: ToolRules, error: ToolException) -> Judging[ToolException]:
+def _said(tool: BaseTool, rules: ToolRules, error: Exception) -> Judging[Exception]:
     """A tool's own error, or one with a refusal where its words may not be read."""
-    words = " ".join(str(each) for each in error.args)
-    if not words:
+    words = "\n".join(dict.fromkeys([*map(str, error.args), str(error)])).strip()
+    if not words or isinstance(error, GraphBubbleUp | GuardrailError):  # how a graph waits
         return error
     judgement = yield from rules.after(tool.name, words, None)
     return error if judgement.value is words else ToolException(judgement.value)

@@ -86,6 +86,9 @@ class Turns:
         request = request.override(messages=sent)
         if ours:
             return AtCall(request, True)
+        if request.system_message is not None:
+            system: Any = canonical_messages([request.system_message], self.guard.policy)
+            request = request.override(system_message=system[0])
         found = yield from self.beside.judge(beside_messages(request), self._ruling)
         if found is not None and found.stops:
             return AtCall(request, True, self._refused(found.verdict))

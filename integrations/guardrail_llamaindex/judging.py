@@ -84,11 +84,18 @@ class Request:
                 chat = [{"role": "user", "content": [*chat[-1]["content"], *text["content"]]}]
         sent = given if isinstance(given, str) else with_pictures(given, shown)
         said = [turn for turn in chat if turn["role"] not in _SYSTEM]
+<<<<<<< HEAD
         system = [turn["content"] for turn in chat if turn["role"] in _SYSTEM]
         standing = [_as_user(content) for content in system if content]
         names = shown_labels(chat, ())  # names and ids that hold more than that
         words = (*names, *_words_of(kwargs), *_own_words(llm))
         standing += [_as_user(each) for each in words]
+=======
+        standing = [_as_user(turn["content"]) for turn in chat if turn["role"] in _SYSTEM]
+        # Names of speakers and what stands in the place of ids, which a provider's model may see.
+        beside = filter(None, ["\n\n".join(shown_labels(chat, ()))])
+        standing += [_as_user(words) for words in (*beside, *_words_of(kwargs), *_own_words(llm))]
+>>>>>>> review2
         return cls(sent, kwargs, said, standing)
 
     def cautioned(self, words: str, role: MessageRole) -> Self:
@@ -127,8 +134,15 @@ class Judge:
     async def averdict(self, request: Request) -> Verdict:
         """`verdict` without blocking the event loop."""
         LAST.set(None)
+        limits = self.guard.policy.limits
+        places = asyncio.Semaphore(min(2 * limits.batch, limits.queue))  # others wait there, too
+
+        async def judged(chat: Chat, keep: bool) -> Verdict:
+            async with places:
+                return await self._ajudged(chat, keep)
+
         return self._highest(
-            await asyncio.gather(*(self._ajudged(chat, keep) for chat, keep in _chats(request)))
+            await asyncio.gather(*(judged(chat, keep) for chat, keep in _chats(request)))
         )
 
     def settle(

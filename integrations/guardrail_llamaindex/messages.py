@@ -13,6 +13,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.requests.labels import is_label
 from guardrail_llamaindex.pictures import ASIDE, named_parts
 
 if TYPE_CHECKING:
@@ -108,8 +109,12 @@ def _plain(value: Any) -> Any:
         case None | bool() | int() | float() | str():
             return value
         case Mapping():
+<<<<<<< HEAD
             said = {k: v for k, v in value.items() if k not in _LABELS or not _is_cipher(v)}
             return {str(k): _plain(v) for k, v in said.items()}
+=======
+            return {str(k): _plain(v) for k, v in value.items() if not _is_no_word(k, v)}
+>>>>>>> review2
         case list() | tuple() | set() | frozenset():
             return [_plain(item) for item in value]
         case BaseTool():
@@ -126,6 +131,7 @@ def _plain(value: Any) -> Any:
     )
 
 
+<<<<<<< HEAD
 def _is_cipher(value: Any) -> bool:
     """Whether nothing in it can be words: a text without a space, at the least."""
     if isinstance(value, list | tuple):
@@ -133,11 +139,16 @@ def _is_cipher(value: Any) -> bool:
     return not isinstance(value, Mapping) and not (
         isinstance(value, str) and len(value.split()) > 1
     )
+=======
+def _is_no_word(key: object, value: object) -> bool:
+    # In a schema the same names stand for properties, with words of their own.
+    return key in _NOT_LEGIBLE and isinstance(value, str) and len(value.split()) < 2
+>>>>>>> review2
 
 
 def _says_something(plain: Any) -> bool:
     if isinstance(plain, dict):
-        return any(map(_says_something, plain.values()))
+        return any(not is_label(key) or _says_something(item) for key, item in plain.items())
     if isinstance(plain, list):
         return any(map(_says_something, plain))
     return isinstance(plain, str) and bool(plain.strip())

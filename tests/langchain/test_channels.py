@@ -18,7 +18,7 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, RunnableBranch, RunnableLambda
 from langchain_core.tools import StructuredTool
 from pydantic import BaseModel, Field
 
@@ -132,6 +132,17 @@ IN_MESSAGES: dict[str, list[Any]] = {
     "beside a call's block": answered(
         [{"type": "tool_use", "id": "c", "name": "f", "input": {}, "note": WORDS}]
     ),
+    "a call's block, in the other key": answered(
+        [{"type": "tool_use", "id": "c", "name": "f", "input": {}, "args": {"q": WORDS}}]
+    ),
+    "a provider's own record of a call": answered(
+        "",
+        tool_calls=[CALL],
+        additional_kwargs={
+            "tool_calls": [{"id": "c1", "function": {"name": "find", "arguments": WORDS}}]
+        },
+    ),
+    "a key of a keyword": said("hi", additional_kwargs={WORDS: 1}),
     "an older call": answered(
         "", additional_kwargs={"function_call": {"name": "f", "arguments": WORDS}}
     ),
@@ -338,8 +349,26 @@ async def test_a_summary_is_read_like_what_it_sums_up():
         lambda m: m.bind(tools=[named(description=WORDS)]).with_retry(),
         lambda m: RunnableLambda(lambda v: v) | m.bind(functions=[{"description": WORDS}]),
         lambda m: m.with_fallbacks([m.bind(tools=[{"description": WORDS}])]),
+        lambda m: m.bind(response_format=Documented),
+        lambda m: m.bind(format={"properties": {WORDS: {"type": "string"}}}),
+        lambda m: {"a": m.bind(tools=[Documented]), "b": m} | RunnableLambda(lambda v: v["a"]),
+        lambda m: RunnableBranch((lambda _: True, m.bind(tools=[Documented])), m),
+        lambda m: m.bind(tools=[Documented]).configurable_alternatives(
+            ConfigurableField("which"), other=m
+        ),
     ],
-    ids=["tools", "a form", "a tool, wrapped", "in a chain", "of a fallback"],
+    ids=[
+        "tools",
+        "a form",
+        "a tool, wrapped",
+        "in a chain",
+        "of a fallback",
+        "a class",
+        "a form's keys",
+        "side by side",
+        "in a branch",
+        "an alternative",
+    ],
 )
 async def test_a_step_reads_what_is_bound_to_the_next_one_inside(bind):
     llm = model()

@@ -11,7 +11,7 @@ import pytest
 from guardrail_langchain import GuardrailMiddleware, GuardrailRunnable, guard_tool
 from langchain.agents import create_agent
 from langchain_core.language_models import FakeListChatModel
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompt_values import ChatPromptValue
 from langchain_core.tools import StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -143,6 +143,42 @@ def test_a_picture_with_two_readings_is_refused_where_the_policy_says_so(kind):
         create_agent(Model(seen=[]), middleware=[GuardrailMiddleware(guard)]).invoke(
             {"messages": asked}
         )
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {**forms(PLAIN)["Anthropic's"], "base64": coded(CLEAR)},
+        {**forms(PLAIN)["unknown to LangChain"], "base64": coded(CLEAR)},
+    ],
+    ids=["beside a source", "beside a value"],
+)
+def test_a_block_with_a_second_picture_is_refused(block):
+    with pytest.raises(UnsupportedContentError, match="base64"):
+        GuardrailRunnable(guard=FakeGuard()).invoke([HumanMessage([block])])
+
+
+async def test_a_system_prompts_pictures_go_on_as_they_were_judged():
+    seen: list[Any] = []
+
+    class Model(FakeListChatModel):
+        def _call(self, messages: Any, *args: Any, **kwargs: Any) -> str:
+            seen.append(messages[0].content[1])
+            return super()._call(messages, *args, **kwargs)
+
+    prompt = SystemMessage(["see", forms(CLEAR)["LangChain's"]])
+    guard = FakeGuard()
+    agent = create_agent(
+        Model(responses=["an answer"]),
+        system_prompt=prompt,
+        middleware=[GuardrailMiddleware(guard)],
+    )
+    agent.invoke({"messages": ["hi"]})
+    await agent.ainvoke({"messages": ["hi"]})
+    for block in seen:
+        read_alike(picture_in(block))
+    assert coded(picture_in(seen[0])) in repr(guard.seen)
+    assert len(seen) == 2
 
 
 def test_an_object_stays_an_object():

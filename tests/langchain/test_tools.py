@@ -20,7 +20,8 @@ from langchain_core.tools import (
     ToolException,
     tool,
 )
-from langgraph.types import Command, Send
+from langgraph.errors import GraphInterrupt
+from langgraph.types import Command, Interrupt, Send
 from PIL import Image
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
@@ -414,6 +415,38 @@ async def test_the_words_of_a_tools_error_are_read_too():
     assert (handled.content, handled.status) == (RESULT_WITHHELD, "error")
     passed = await both(guard_tool(fails, guard=FakeGuard()), call("fails", words="enif"))
     assert passed.content == "no luck: fine"
+
+
+async def test_the_words_of_any_error_are_read_as_a_graph_may_show_them():
+    @tool
+    def fails(words: str) -> str:
+        """Fail."""
+        raise ValueError(f"no luck: {words[::-1]}")
+
+    @tool
+    async def afails(words: str) -> str:
+        """Fail."""
+        raise ValueError(f"no luck: {words[::-1]}")
+
+    for failing in (fails, afails):
+        guarded = guard_tool(failing, guard=FakeGuard())
+        with pytest.raises(ToolException, match=f"^{re.escape(RESULT_WITHHELD)}$") as caught:
+            await guarded.ainvoke({"words": "dab"})
+        assert caught.value.__suppress_context__
+        with pytest.raises(ValueError, match="no luck: fine"):
+            await guarded.ainvoke({"words": "enif"})
+
+
+def test_a_tool_may_wait_for_an_answer_whatever_it_asks():
+    @tool
+    def asks(words: str) -> str:
+        """Ask."""
+        raise GraphInterrupt([Interrupt(f"is {words[::-1]} right?")])
+
+    guard = FakeGuard()
+    with pytest.raises(GraphInterrupt):
+        guard_tool(asks, guard=guard).invoke({"words": "dab"})
+    assert len(guard.seen) == 1
 
 
 def test_a_plain_json_schema_hides_no_argument():

@@ -125,6 +125,8 @@ CALLED = ChatMessage(
     "", role="assistant", additional_kwargs={"tool_calls": [call('{"where": "x"}')]}
 )
 DESCRIBED = create_model("Described", text=(str, Field(description=WORD)))
+LONG_ID = {"id": f"see {WORD}"}
+WITH_ID = create_model("WithId", id=(str, Field(description=WORD)))
 NAMED = create_model(WORD, text=(str, ...))
 
 
@@ -133,7 +135,12 @@ class Channel:
     """How the word gets to a model, and which of the two LLMs reads that."""
 
     ask: Callable[[Any], Any]
+<<<<<<< HEAD
     own: bool | None = True  # the guard's own model reads it, too; refuses it; is not shown it
+=======
+    # Whether the guard's own model reads it, too, or refuses it; None: it is not shown there.
+    own: bool | None = True
+>>>>>>> review2
     script: Any = None
     more: dict[str, Any] = field(default_factory=dict)
 
@@ -186,8 +193,26 @@ CHANNELS: dict[str, Channel] = {
     "a tool's name": Channel(with_tools(tool(name=WORD))),
     "a tool's description": Channel(with_tools(tool(description=WORD))),
     "a tool's schema": Channel(with_tools(tool(fn_schema=DESCRIBED))),
+    "a tool's parameter that is called like a label": Channel(with_tools(tool(fn_schema=WITH_ID))),
+    "an object's attribute that is called like a label": Channel(structured(WITH_ID)),
     "tools given with a chat": Channel(
         chat(USER, tools=[{"type": "function", "function": {"name": "a", "description": WORD}}])
+    ),
+    "a speaker's name": Channel(
+        chat(ChatMessage("hi", additional_kwargs={"name": WORD})), own=None
+    ),
+    "the id of a call": Channel(
+        chat(
+            USER,
+            ChatMessage(
+                "", role="assistant", additional_kwargs={"tool_calls": [call("{}") | LONG_ID]}
+            ),
+            ChatMessage("here", role="tool", additional_kwargs={"tool_call_id": LONG_ID["id"]}),
+        ),
+        own=None,
+    ),
+    "a key among additional keywords": Channel(
+        chat(ChatMessage("hi", additional_kwargs={f"see {WORD}": 1})), own=False
     ),
     "another keyword of a call": Channel(
         chat(USER, response_format={"schema": {"title": WORD}}), own=False

@@ -234,6 +234,25 @@ def test_what_stands_is_judged_once_until_it_changes(other_llm):
     assert len(guard.seen) == 7
 
 
+async def test_many_tools_do_not_overflow_the_guards_queue(other_llm):
+    waiting: list[int] = []
+    most = 0
+
+    class Counting(FakeGuard):
+        async def acheck(self, value: Any, /, **options: Any) -> Any:
+            nonlocal most
+            waiting.append(1)
+            most = max(most, len(waiting))
+            await asyncio.sleep(0)
+            waiting.pop()
+            return self.check(value)
+
+    guard = Counting(policy=Policy(limits={"queue": 3}))
+    tools = [{"type": "function", "function": {"name": f"look{i}"}} for i in range(9)]
+    await GuardedLLM(llm=other_llm(), guard=guard).achat([ChatMessage("hi")], tools=tools)
+    assert (most, len(guard.seen)) == (3, 10)
+
+
 def test_a_system_prompt_does_not_stand_in_the_chat_that_is_judged(other_llm):
     guard = FakeGuard()
     system = ChatMessage("be kind", role="system")
