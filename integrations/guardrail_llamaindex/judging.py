@@ -84,18 +84,11 @@ class Request:
                 chat = [{"role": "user", "content": [*chat[-1]["content"], *text["content"]]}]
         sent = given if isinstance(given, str) else with_pictures(given, shown)
         said = [turn for turn in chat if turn["role"] not in _SYSTEM]
-<<<<<<< HEAD
         system = [turn["content"] for turn in chat if turn["role"] in _SYSTEM]
         standing = [_as_user(content) for content in system if content]
         names = shown_labels(chat, ())  # names and ids that hold more than that
         words = (*names, *_words_of(kwargs), *_own_words(llm))
         standing += [_as_user(each) for each in words]
-=======
-        standing = [_as_user(turn["content"]) for turn in chat if turn["role"] in _SYSTEM]
-        # Names of speakers and what stands in the place of ids, which a provider's model may see.
-        beside = filter(None, ["\n\n".join(shown_labels(chat, ()))])
-        standing += [_as_user(words) for words in (*beside, *_words_of(kwargs), *_own_words(llm))]
->>>>>>> review2
         return cls(sent, kwargs, said, standing)
 
     def cautioned(self, words: str, role: MessageRole) -> Self:

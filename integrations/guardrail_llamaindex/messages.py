@@ -109,12 +109,7 @@ def _plain(value: Any) -> Any:
         case None | bool() | int() | float() | str():
             return value
         case Mapping():
-<<<<<<< HEAD
-            said = {k: v for k, v in value.items() if k not in _LABELS or not _is_cipher(v)}
-            return {str(k): _plain(v) for k, v in said.items()}
-=======
             return {str(k): _plain(v) for k, v in value.items() if not _is_no_word(k, v)}
->>>>>>> review2
         case list() | tuple() | set() | frozenset():
             return [_plain(item) for item in value]
         case BaseTool():
@@ -131,19 +126,9 @@ def _plain(value: Any) -> Any:
     )
 
 
-<<<<<<< HEAD
-def _is_cipher(value: Any) -> bool:
-    """Whether nothing in it can be words: a text without a space, at the least."""
-    if isinstance(value, list | tuple):
-        return all(map(_is_cipher, value))
-    return not isinstance(value, Mapping) and not (
-        isinstance(value, str) and len(value.split()) > 1
-    )
-=======
 def _is_no_word(key: object, value: object) -> bool:
     # In a schema the same names stand for properties, with words of their own.
-    return key in _NOT_LEGIBLE and isinstance(value, str) and len(value.split()) < 2
->>>>>>> review2
+    return key in _LABELS and isinstance(value, str) and len(value.split()) < 2
 
 
 def _says_something(plain: Any) -> bool:

@@ -135,12 +135,8 @@ class Channel:
     """How the word gets to a model, and which of the two LLMs reads that."""
 
     ask: Callable[[Any], Any]
-<<<<<<< HEAD
-    own: bool | None = True  # the guard's own model reads it, too; refuses it; is not shown it
-=======
     # Whether the guard's own model reads it, too, or refuses it; None: it is not shown there.
     own: bool | None = True
->>>>>>> review2
     script: Any = None
     more: dict[str, Any] = field(default_factory=dict)
 
