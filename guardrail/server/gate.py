@@ -21,6 +21,8 @@ HEALTH = frozenset({"/healthz", "/readyz"})
 METRICS = frozenset({"/metrics"})
 STATUS = frozenset({"/", "/status.json"})
 
+_PASSED_ON = ("forwarded", "x-forwarded-for", "via")  # so the peer is not who asks
+
 DRAINING = Problem(
     503,
     "the server is ending; ask again, another one may answer",
@@ -72,7 +74,8 @@ class Gate:
         if keys and key is None and not (reads and path in self._open):
             return _unknown(browser=browser)
         caller.client = key.name if key else None
-        peer = (scope.get("client") or ("",))[0]
+        passed_on = any(name in headers for name in _PASSED_ON)
+        peer = "" if passed_on else (scope.get("client") or ("",))[0]
         caller.sees_scores = self._service.settings.shows_scores(keys, key, peer)
         return None
 

@@ -97,6 +97,17 @@ async def test_who_is_told_scores(guard_of, expose, keys, token, peer, seen):
     assert ("x-guardrail-score" in answer.headers) is seen
 
 
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "Via"])
+async def test_what_a_proxy_on_this_machine_passes_on_is_not_asked_by_this_machine(guard_of, name):
+    app = create_app(guard_of(), ServerSettings())
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://s") as http:
+        own = await http.post("/v1/checks", json={"input": "hello"})
+        other = await http.post("/v1/checks", json={"input": "hello"}, headers={name: "a"})
+    assert numbers(own)
+    assert numbers(other) == []
+
+
 async def test_who_came_by_a_socket_file_is_told_none(guard_of):
     app = create_app(guard_of(), ServerSettings())
     transport = httpx.ASGITransport(app, client=None)
