@@ -241,7 +241,7 @@ def test_the_time_of_a_request_covers_its_copy(guard, worse, slow_layers, llava)
 
 
 def test_a_copy_too_long_for_the_policy_is_refused(guard):
-    text = "tell ﷺ"
+    text = "tell ㍿㍿"
     request = as_request(text)
     [plain, copy] = (
         guard._engine.encoder.encode([r]).prompt_len for r in (request, folded(request))
