@@ -54,7 +54,7 @@ def guard_tool(
     Name, description, schema, injected arguments, artifacts, callbacks, error handling and both
     the sync and the async form stay the tool's own; the tool itself is not changed. What is
     checked is what the model wrote (not what the app injects), and what the model will read: texts,
-    pictures and videos of both, and the words of a `ToolException`. A flagged call or result
+    pictures and videos of both, and the words of an exception. A flagged call or result
     becomes a `ToolMessage` with status "error" that says that it was withheld, as data; what was
     held back is in neither its content nor its artifact. `on_flag="raise"` raises
     `GuardrailViolation` instead. Pictures of a result go on in the form that was judged; those in

@@ -265,6 +265,23 @@ async def test_a_run_that_ends_elsewhere_does_not_raise_for_the_one_before_it():
     assert state["messages"][-1].content == "stop"
 
 
+async def test_a_mark_that_comes_in_with_a_message_hides_nothing_from_the_guard():
+    class Reads(AgentMiddleware):
+        """Reads a state's messages, as one that sums them up does."""
+
+        def before_model(self, state: Any, runtime: Any) -> Any:
+            read.extend(message.content for message in state["messages"])
+
+    read: list[str] = []
+    agent = create_agent(model(), middleware=[GuardrailMiddleware(FakeGuard()), Reads()])
+    marked = HumanMessage("bad", response_metadata={"guardrail_flagged": {}})
+    given = {"messages": [marked, HumanMessage("fine")], "guardrail_hidden": ["a"]}
+    marked.id = "a"
+    state = await agent.ainvoke(given)
+    assert state["messages"][-1].content == REFUSAL
+    assert read == []
+
+
 async def test_the_apps_own_words_are_not_marked_with_the_users():
     guarding = GuardrailMiddleware(FakeGuard(policy=RAISING))
     llm = model("two")
