@@ -34,6 +34,7 @@ class GuardrailState(AgentState[Any]):
 
     guardrail_verdict: NotRequired[Annotated[dict[str, Any], OmitFromInput]]
     guardrail_turn: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]
+    guardrail_hidden: NotRequired[Annotated[list[str], PrivateStateAttr]]
 
 
 class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):

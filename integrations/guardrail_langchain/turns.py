@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from langchain.agents.middleware import ExtendedModelResponse, ModelRequest, ModelResponse
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from guardrail.settling import Checker, OnFlag
     from guardrail_langchain.judging import Judging
 
-# In the metadata of messages that a run was stopped for: they stay in its thread, for people.
+# In the metadata of messages that a run was stopped for: they stay in its thread, for people. What
+# is hidden is told by ids in the private state, since metadata may come in with a message.
 _MARK = "guardrail_flagged"
 
 Update = dict[str, Any]
@@ -53,7 +55,7 @@ class Turns:
 
     def before(self, state: Mapping[str, Any]) -> Judging[Update | None]:
         """What changes in the agent's state before the model is called."""
-        messages = _shown(state["messages"])
+        messages = _shown(state["messages"], state)
         if not self.active or not messages:
             return None
         sent = canonical_messages(messages, self.guard.policy)
@@ -70,11 +72,11 @@ class Turns:
     def at_call(self, request: ModelRequest[Any], inside: bool) -> Judging[AtCall]:
         """What becomes of a model's call; `inside`: a guarded model judges it in its prefill."""
         ours = isinstance(request.model, ChatGuardedVLM)
-        messages: Any = _shown(request.messages)
+        state: Mapping[str, Any] = request.state
+        messages: Any = _shown(request.messages, state)
         if not self.active or (inside and ours):
             return AtCall(request.override(messages=messages))
         sent: Any = canonical_messages(messages, self.guard.policy)
-        state: Mapping[str, Any] = request.state
         chat, turn = to_judged_chat(sent), state.get("guardrail_turn") or {}
         caution = bool(turn.get("caution"))
         # Other middleware may have changed what is sent since it was judged.
@@ -103,7 +105,7 @@ class Turns:
 
         It has read everything already; what would be cautioned counts as flagged.
         """
-        chat = to_judged_chat(_shown(request.messages))
+        chat = to_judged_chat(_shown(request.messages, request.state))
         after = yield chat, partial(self._ruling.settle, False, no_place)
         if not after.stops:
             chats = beside_messages(request)
@@ -126,12 +128,19 @@ class Turns:
             raise GuardrailViolation(verdict)
         told = verdict.to_dict()
         answer = replies.refusal(self.guard.policy.refusal_message, verdict)
+        answer.id = str(uuid4())
         marked = [
             each.model_copy(update={"response_metadata": {**each.response_metadata, _MARK: told}})
             for each in (*newest, answer)
         ]
         turn = {"raised": told, "last": newest[-1].id}
-        return {"messages": marked, "guardrail_turn": turn, "guardrail_verdict": told}
+        hidden = [*(state.get("guardrail_hidden") or ()), *(each.id for each in marked)]
+        return {
+            "messages": marked,
+            "guardrail_turn": turn,
+            "guardrail_hidden": hidden,
+            "guardrail_verdict": told,
+        }
 
     def _stopped(self, state: Mapping[str, Any], verdict: Verdict) -> Update:
         """What ends a run whose messages are flagged: a refusal, and perhaps an error behind it."""
@@ -186,11 +195,12 @@ def _newest(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     return [each for each in came if not isinstance(each, SystemMessage)] or list(messages[-1:])
 
 
-def _shown(messages: Sequence[BaseMessage]) -> list[Any]:
+def _shown(messages: Sequence[BaseMessage], state: Mapping[str, Any]) -> list[Any]:
     """Messages without those that a run was stopped for; a call keeps some result."""
+    hidden = {*(state.get("guardrail_hidden") or ())}
     shown = []
     for message in messages:
-        if _MARK not in message.response_metadata:
+        if message.id not in hidden:
             shown.append(message)
         elif isinstance(message, ToolMessage):
             held = {"content": RESULT_WITHHELD, "artifact": None, "status": "error"}
