@@ -84,7 +84,7 @@ def test_both_chains_stop_the_harmful_picture() -> None:
 def test_the_agent_never_gets_the_harmful_screen_or_question() -> None:
     first, second, third = said_by(3).split("question: ")[1:]
     assert "tool: (a picture)" in first
-    assert f"tool: {REFUSAL}" in second
+    assert f"tool: {RESULT_WITHHELD}" in second
     assert f"ai: {REFUSAL}" in third
     assert "calls the screenshot tool" not in third
 
