@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-slow test-lowest test-gpu test-ray test-container bench-load bench-shape bench-video families test-families lint types check bench benchmark clean
+.PHONY: help setup demo examples test test-part test-slow test-lowest test-gpu test-ray test-container bench-load bench-shape bench-video families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,8 +43,11 @@ $(QUANTISED)/.installed: $(STAMP)  # apart: torchao slows every import of transf
 	@touch $@
 
 test: $(STAMP) $(QUANTISED)/.installed  ## the fast test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 	PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/model/test_quantised.py
+
+test-part: $(STAMP)  ## those of the fast tests that are in PART
+	$(BIN)/python -m pytest $(PART)
 
 test-families: $(STAMP)  ## conformance of every family; `test` has a few of them
 	$(BIN)/python -m pytest -m families tests/conformance
