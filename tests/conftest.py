@@ -6,6 +6,7 @@ The models are shared: a test that changes weights, hooks or settings builds its
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -43,6 +44,12 @@ CORE_FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "llama")
 
 LONGER_S = {"families": 1800, "gpu": 3600, "network": 3600, "ray": 1800, "slow": 3600}
 """How long tests with a marker may take; the limit of all others is in pyproject.toml."""
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of later collections of garbage: there is very much of it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
