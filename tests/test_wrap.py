@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -31,7 +32,9 @@ from guardrail.requests.messages import to_request
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, ImagePart, Message, Modality, Request, TextPart, Verdict
 from guardrail.wrap import guarded, last_verdict
+from tests.picture_zoo import ONE_WAY, TWO_WAYS, by_convert, by_vllm
 
+ZOO = TWO_WAYS | ONE_WAY
 RULES = {"bad": Action.FLAG, "odd": Action.STEER}
 
 
@@ -1176,6 +1179,15 @@ def test_the_callable_gets_the_picture_that_was_judged(form, image, tmp_path, mo
     require_one_reading(sent, Policy())
     assert only_picture(sent) == only_picture(guard.seen[0])
     assert chat == about(type="image", image=image)
+
+
+@pytest.mark.parametrize("make", ZOO.values(), ids=ZOO)
+def test_any_decoder_behind_the_callable_reads_the_pixels_that_were_scored(make):
+    guard = WordGuard()
+    [(_, sent)] = Forms.run(guarded(_echo, guard=guard), about(type="image", image=make()))
+    [scored] = to_request(guard.seen[0], policy=Policy()).images
+    for read in (by_convert, by_vllm):
+        np.testing.assert_array_equal(read(sent[0]["content"][1]["image"]), np.asarray(scored))
 
 
 @every_form

@@ -10,6 +10,7 @@ import io
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from guardrail_llamaindex import GuardedLLM
 from llama_index.core.agent.react.formatter import ReActChatFormatter
@@ -29,9 +30,13 @@ from guardrail.errors import (
     UnsupportedContentError,
 )
 from guardrail.policy import CAUTION, REFUSAL, Policy
+from guardrail.requests.messages import to_request
 from guardrail.testing import FakeGuard
 from guardrail.types import Action
 from guardrail.wrap import last_verdict
+from tests.picture_zoo import ONE_WAY, TWO_WAYS, by_convert, by_vllm
+
+ZOO = TWO_WAYS | ONE_WAY
 
 # Of LlamaIndex's own: it looks at every attribute of an agent.
 pytestmark = [
@@ -415,6 +420,17 @@ def test_the_picture_that_goes_on_is_the_one_that_was_judged(other_llm, tmp_path
     part = guard.seen[0][0]["content"][1]
     assert block.image.decode() in repr(part)
     assert chat[0].blocks[1] == ImageBlock(**given, detail="low")
+
+
+@pytest.mark.parametrize("make", ZOO.values(), ids=ZOO)
+def test_any_decoder_of_the_inner_llm_reads_the_pixels_that_were_scored(other_llm, make):
+    inner, guard = other_llm(), FakeGuard()
+    chat = [ChatMessage(blocks=[TextBlock(text="hi"), ImageBlock(image=make())])]
+    GuardedLLM(llm=inner, guard=guard).chat(chat)
+    sent = inner.seen[0][0][0].blocks[1].resolve_image().read()
+    [scored] = to_request(guard.seen[0], policy=Policy()).images
+    for decoded in (by_convert, by_vllm):
+        np.testing.assert_array_equal(decoded(sent), np.asarray(scored))
 
 
 def test_a_picture_with_two_readings_is_refused_where_the_policy_says_so(other_llm):
