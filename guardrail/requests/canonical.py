@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image as PILImage
@@ -33,6 +32,7 @@ from guardrail.types import ImagePart, Message, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from guardrail.policy import Policy
 
@@ -65,7 +65,12 @@ class Encoded:
         return f"data:{self.media_type};base64,{self.base64}"
 
 
-def canonical_picture(source: object, policy: Policy, *, what: str = "picture") -> Encoded:
+def canonical_picture(
+    source: PILImage | bytes | bytearray | memoryview | str | Path,
+    policy: Policy,
+    *,
+    what: str = "picture",
+) -> Encoded:
     """The picture as it is handed on, under the policy's `pictures`.
 
     Canonical: a PNG of 8-bit RGB, which stays as it is where it is one; where it would be over
@@ -80,7 +85,7 @@ def canonical_picture(source: object, policy: Policy, *, what: str = "picture") 
     Raises:
         InputError: it cannot be read, or has two readings under `pictures = "refuse"`.
     """
-    return _Canonical(policy).encoded(PictureSource(_source(source, what), what))
+    return _Canonical(policy).encoded(PictureSource(source, what))
 
 
 def canonical_image(picture: PILImage, policy: Policy, *, what: str = "picture") -> PILImage:
@@ -221,29 +226,13 @@ class _Canonical:
         if key == "path":  # a data: URL is none
             rest = {k: v for k, v in part.items() if k != key}
             return {**rest, "url": encoded.data_url, **media}
-        named = encoded.base64 if _is_bare(key, picture.source) else encoded.data_url
+        named = encoded.base64 if picture.is_bare else encoded.data_url
         held = part[key]
         return {
             **part,
             key: {**held, "url": named} if isinstance(held, Mapping) else named,
             **media,
         }
-
-
-def _is_bare(key: str, source: object) -> bool:
-    bare = key in ("base64", "data")
-    return bare and isinstance(source, str) and source[:5].lower() != "data:"
-
-
-def _source(source: object, what: str) -> PILImage | bytes | str | Path:
-    if isinstance(source, bytearray | memoryview):
-        return bytes(source)
-    if isinstance(source, PILImage | bytes | str | Path):
-        return source
-    raise UnsupportedContentError(
-        f"{what} is a {type(source).__name__}; accepted: a Pillow image, bytes, a path, a URL, a "
-        "data URL or base64"
-    )
 
 
 def _written(picture: PILImage) -> Encoded:

@@ -45,7 +45,7 @@ _ABOUT_MEDIA = _ABOUT_PARTS | {"mime_type", "media_type", "source_type"}
 class PictureSource:
     """A picture that is not decoded yet: pictures are counted before the first is read."""
 
-    source: PILImage | bytes | str | Path
+    source: PILImage | bytes | bytearray | memoryview | str | Path
     what: str
     media_type: str | None = None
     base64_only: bool = False
@@ -61,10 +61,16 @@ class PictureSource:
             what=self.what,
         )
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether the source is base64 without the head of a `data:` URL, under a key for that."""
+        source = self.source
+        return self.base64_only and isinstance(source, str) and source[:5].lower() != "data:"
+
     def encoded(self, policy: Policy) -> bytes:
         """The encoded picture that the source is or names; a Pillow picture has none."""
         source, limits = self.source, policy.limits
-        if self.base64_only and isinstance(source, str) and source[:5].lower() != "data:":
+        if self.is_bare and isinstance(source, str):
             source = decoded_base64(source, PICTURE, limits, what=self.what)
         if self.media_type is not None and isinstance(source, bytes):
             PICTURE.check_media_type(source, self.media_type, what=self.what)
