@@ -17,14 +17,8 @@ from guardrail.model.decoder import self_attention_layers
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import wrap_model
 from guardrail.policy import Thresholds
-from guardrail.testing_fake import FakeGuard as FakeGuard
-from guardrail.testing_families import FAMILIES as FAMILIES
-from guardrail.testing_families import IMAGE_FAMILIES as IMAGE_FAMILIES
-from guardrail.testing_families import VIDEO_FAMILIES as VIDEO_FAMILIES
-from guardrail.testing_families import family as family
-from guardrail.testing_families.parts import Family as Family
+from guardrail.testing_families import family
 from guardrail.testing_families.weights import randomise
-from guardrail.testing_script import scripted as scripted
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
