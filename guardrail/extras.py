@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 EXTRA_OF: Mapping[str, str] = MappingProxyType(
     {
+        "accelerate": "offload",
         "av": "video",
         "fastapi": "serve",
         "gguf": "demo",
         "httpx": "http",
-        "jinja2": "report",
         "langchain": "langchain",
         "langchain_core": "langchain",
         "llama_index": "llamaindex",
@@ -28,8 +28,12 @@ EXTRA_OF: Mapping[str, str] = MappingProxyType(
         "pyarrow": "bulk",
         "python_multipart": "asgi",
         "ray": "ray",
+        "rich": "cli",
+        "scipy": "fit",
+        "sklearn": "fit",
         "starlette": "asgi",
         "structlog": "serve",
+        "typer": "cli",
         "uvicorn": "serve",
         "workflows": "llamaindex",
         "yaml": "yaml",

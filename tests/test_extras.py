@@ -21,6 +21,7 @@ MODULE_OF = {  # where the distribution's name is not the module's
     "prometheus-client": "prometheus_client",
     "python-multipart": "python_multipart",
     "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
 }
 
 

@@ -38,11 +38,27 @@ def test_settings_and_verdicts_are_usable_without_a_tensor_library():
 def test_the_command_lines_help_loads_no_tensor_library():
     loaded = _loaded_after(
         "sys.argv = ['guardrail', '--help']\n"
-        "from guardrail.cli.main import main\n"
+        "from guardrail.__main__ import main\n"
         "try:\n    main()\nexcept SystemExit as done:\n    assert not done.code"
     )
     assert "typer" in loaded
     assert not loaded & set(HEAVY)
+
+
+def test_a_guard_without_a_model_loads_no_tensor_library():
+    loaded = _loaded_after("from guardrail.testing import FakeGuard\nFakeGuard().check('hello')")
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("module", ["typer", "rich"])
+def test_the_command_line_without_its_extra_says_what_to_install(module):
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; from guardrail.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("pip install 'guardrail-vlm[cli]'")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name", guardrail.__all__)

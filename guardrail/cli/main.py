@@ -64,8 +64,3 @@ def _program(
     ] = False,
 ) -> None:
     pass
-
-
-def main() -> None:
-    """Run the command line and leave with its exit code."""
-    app(prog_name="guardrail")

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from guardrail.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
+from guardrail.extras import require
 from guardrail.model.adapters import adapter_at, without_peft_shell
 from guardrail.model.loaded import IN_MEMORY, LoadedModel
 from guardrail.model.source import Source, locate, reason
@@ -65,6 +66,7 @@ def load_model(
         ModelLoadError: the message says what is missing and what to do.
         ConfigurationError: `device` and `device_map` are both given, there is nothing to spread, or
             no such device.
+        MissingExtraError: a model that is spread or quantised needs the extra `offload`.
     """
     spread = _spread(device, device_map, max_memory, offload_folder)
     target = _target(device)
@@ -199,6 +201,8 @@ def _model(
     quantised = given or getattr(config, "quantization_config", None)
     if quantised and not spread:  # such a model is better not moved once it is there
         spread = {"device_map": {"": target}}
+    if spread:
+        require("accelerate")
     what = "quantised weights" if quantised else "weights"
     options |= {"config": config, "output_loading_info": True, **spread}
     model, info = _attempt(what, place.name, kind.from_pretrained, **options)

@@ -17,7 +17,7 @@ import uvicorn  # noqa: F401
 import guardrail.guard
 import guardrail.model.load
 import guardrail.server  # noqa: F401
-from guardrail.cli.main import main
+from guardrail.__main__ import main
 
 for name in ("LlavaForConditionalGeneration", "LlavaProcessor", "AutoModelForImageTextToText"):
     getattr(transformers, name)
