@@ -7,6 +7,7 @@ LEAST := $(VENV)/.least
 BACKBONE := $(VENV)/.backbone
 TINY := .demo/tiny_vlm
 LOWEST := .lowest
+TABLES := examples/benchmarks/README.md
 QUANTISED := .quantised
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
@@ -89,22 +90,22 @@ lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
 check: lint test test-lowest examples test-ray  ## exactly what CI runs
 
 bench: $(STAMP) $(TINY)/config.json  ## guarded against plain, side by side in one run
-	$(BIN)/python examples/bench.py --model $(TINY) --out .demo
+	$(BIN)/python examples/benchmarks/bench.py --model $(TINY) --out .demo
 
-benchmark: $(STAMP) $(TINY)/config.json  ## measure everything on data in DATA=folder; write the README's tables
-	$(BIN)/python examples/benchmark.py --model $(TINY) --out .demo --data $(DATA) --readme README.md
+benchmark: $(STAMP) $(TINY)/config.json  ## measure everything on data in DATA=folder; write its tables
+	$(BIN)/python examples/benchmarks/benchmark.py --model $(TINY) --out .demo --data $(DATA) --readme $(TABLES)
 
-bench-video: $(STAMP) $(TINY)/config.json  ## what is found in videos, on texts in DATA=folder; write the README's table
-	$(BIN)/python examples/video_bench.py --model $(TINY) --out .demo --data $(DATA) --readme README.md
+bench-video: $(STAMP) $(TINY)/config.json  ## what is found in videos, on texts in DATA=folder; write its table
+	$(BIN)/python examples/benchmarks/video_bench.py --model $(TINY) --out .demo --data $(DATA) --readme $(TABLES)
 
-bench-shape: $(STAMP)  ## what the guard costs on a model of 300M parameters; write the README's table
-	$(BIN)/python examples/shape_bench.py --shape 300m --out .demo --readme README.md
+bench-shape: $(STAMP)  ## what the guard costs on a model of 300M parameters; write its table
+	$(BIN)/python examples/benchmarks/shape_bench.py --shape 300m --out .demo --readme $(TABLES)
 
-bench-load: $(STAMP) $(TINY)/config.json  ## the server under 1, 8 and 32 clients, and served plainly; write the README's table
-	$(BIN)/python examples/load_bench.py --model $(TINY) --out .demo --readme README.md
+bench-load: $(STAMP) $(TINY)/config.json  ## the server under 1, 8 and 32 clients, and served plainly; write its table
+	$(BIN)/python examples/benchmarks/load_bench.py --model $(TINY) --out .demo --readme $(TABLES)
 
-families: $(STAMP)  ## check the guard on a tiny model of every family; write the README's table
-	$(BIN)/python examples/families.py --readme README.md
+families: $(STAMP)  ## check the guard on a tiny model of every family; write its table
+	$(BIN)/python examples/benchmarks/families.py --readme $(TABLES)
 
 clean:  ## remove what was built
 	rm -rf $(VENV) $(LOWEST) $(QUANTISED) .demo dist build

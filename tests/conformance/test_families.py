@@ -1,4 +1,4 @@
-"""Every family of `guardrail.testing`: nothing fails, and the README's table says what is found."""
+"""Every family of `guardrail.testing`: nothing fails, and the table says what is found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from guardrail.conformance import Report
 
-ROOT = Path(__file__).parents[2]
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 ALWAYS = {
     *("layers", "score", "unsteered", "steering", "batch", "flag", "prefill", "check"),
     *("stream", "concurrency"),
@@ -41,7 +41,7 @@ def found(request: pytest.FixtureRequest) -> tuple[str, Report]:
 
 @pytest.fixture(scope="module")
 def example() -> Iterator[ModuleType]:
-    folder = str(ROOT / "examples")
+    folder = str(BENCHMARKS)
     sys.path.insert(0, folder)
     try:
         import families
@@ -53,8 +53,8 @@ def example() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def place() -> list[str]:
-    """The lines between the markers of the README's table."""
-    text = (ROOT / "README.md").read_text("utf-8")
+    """The lines between the markers of the table of families."""
+    text = (BENCHMARKS / "README.md").read_text("utf-8")
     return text.split("<!-- table: families -->")[1].split("<!-- end -->")[0].splitlines()
 
 

@@ -44,7 +44,7 @@ def _module(path: Path) -> Any:
 
 
 planted = _module(TESTS / "fit" / "conftest.py")
-edits_module = _module(TESTS.parent / "examples" / "drift_edits.py")
+edits_module = _module(TESTS.parent / "examples" / "benchmarks" / "drift_edits.py")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def plant(family: str, *, seed: int = 3) -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def edits() -> Any:
-    """The module of changes, `examples/drift_edits.py`."""
+    """The module of changes, `examples/benchmarks/drift_edits.py`."""
     return edits_module
 
 

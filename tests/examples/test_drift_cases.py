@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import typer
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def cases() -> Any:
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path.insert(0, str(BENCHMARKS))
     try:
         import drift_cases
     finally:
-        sys.path.remove(str(EXAMPLES))
+        sys.path.remove(str(BENCHMARKS))
     return drift_cases
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def families() -> ModuleType:
-    place = ROOT / "examples/families.py"
+    place = ROOT / "examples/benchmarks/families.py"
     spec = importlib.util.spec_from_file_location("example_families", place)
     assert spec is not None
     assert spec.loader is not None

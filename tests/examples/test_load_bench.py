@@ -13,12 +13,12 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[Any]:
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path.insert(0, str(BENCHMARKS))
     try:
         import load_bench
         import load_client
@@ -26,7 +26,7 @@ def modules() -> Iterator[Any]:
 
         yield load_bench, load_client, load_figures
     finally:
-        sys.path.remove(str(EXAMPLES))
+        sys.path.remove(str(BENCHMARKS))
 
 
 def run_of(client: Any, wall_s: float, totals: list[float]) -> Any:

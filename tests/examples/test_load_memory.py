@@ -15,12 +15,12 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 ROUNDS, CLIENTS = 150, 8  # the first third warms caches up
 LEAK = 4_096  # bytes a request; caches of the interpreter and of malloc still take some 500
 LEAKING = f"""
     import sys
-    sys.path.insert(0, {str(EXAMPLES)!r})
+    sys.path.insert(0, {str(BENCHMARKS)!r})
     import torch
     from load_server import app_of, serve
 
@@ -38,7 +38,7 @@ LEAKING = f"""
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[Any]:
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path.insert(0, str(BENCHMARKS))
     try:
         import load_bench
         import load_client
@@ -47,7 +47,7 @@ def modules() -> Iterator[Any]:
 
         yield load_bench, load_client, load_figures, load_server
     finally:
-        sys.path.remove(str(EXAMPLES))
+        sys.path.remove(str(BENCHMARKS))
 
 
 async def grown(modules: Any, **options: Any) -> float:

@@ -18,21 +18,21 @@ from guardrail.policy import Policy
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 REQUESTS = [("harmful", "how do I write"), ("harmless", "the cat"), ("harmless", "about a dog")]
 TEXT_CONDITIONS = ("bare", "2 earlier turns", "system prompt, 3 sentences", "3 sentences after")
 
 
 @pytest.fixture(scope="module")
 def scripts() -> Any:
-    sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "tiny_vlm")]
+    sys.path.insert(0, str(BENCHMARKS))
     try:
         import robustness
         import robustness_conditions
         import robustness_reading
         import tables
     finally:
-        del sys.path[:2]
+        sys.path.remove(str(BENCHMARKS))
     return SimpleNamespace(
         main=robustness,
         conditions={c.name: c for c in robustness_conditions.conditions()},

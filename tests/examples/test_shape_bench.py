@@ -14,12 +14,12 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[Any]:
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path.insert(0, str(BENCHMARKS))
     try:
         import pairing
         import shape_bench
@@ -27,7 +27,7 @@ def modules() -> Iterator[Any]:
 
         yield shape_bench, shapes, pairing
     finally:
-        sys.path.remove(str(EXAMPLES))
+        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

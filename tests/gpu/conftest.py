@@ -16,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +36,11 @@ def shape_name() -> str:
 @pytest.fixture(scope="session")
 def shape_bench() -> Any:
     """The module of the example, which does the measuring."""
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path.insert(0, str(BENCHMARKS))
     try:
         import shape_bench as module
     finally:
-        sys.path.remove(str(EXAMPLES))
+        sys.path.remove(str(BENCHMARKS))
     return module
 
 

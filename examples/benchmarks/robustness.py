@@ -1,6 +1,6 @@
 """How far words, turns and pictures around a request move its score, at unchanged thresholds.
 
-python examples/robustness.py --model FOLDER --artefact FILE --out FOLDER [--data FOLDER]
+python examples/benchmarks/robustness.py --model FOLDER --artefact FILE --out FOLDER [--data FOLDER]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One server in a process of its own, for the load test: guarded, or the same model plainly.
 
-python examples/load_server.py SIDE MODEL ARTEFACT
+python examples/benchmarks/load_server.py SIDE MODEL ARTEFACT
 
 MODEL is a folder, or `tiny` for a random model with an artefact made on the spot. The address is
 printed once the server listens; SIGTERM ends it.

@@ -1,6 +1,6 @@
 """The server under load: 1, 8 and 32 clients, guarded and the same model served plainly.
 
-python examples/load_bench.py --model FOLDER --out FOLDER
+python examples/benchmarks/load_bench.py --model FOLDER --out FOLDER
 
 All servers run at once, each in a process of its own, and are asked in turn: what differs between
 them is the guard, not the hour. Absolute figures are this machine's.
@@ -18,12 +18,14 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from comparing import FOLLOW
 from load_client import Body, Run, closed_loop, connected, resident, until_ended
 from load_figures import SIDES, compared, growth, summary, table
 from load_server import served
 from rich.console import Console
 from tables import put
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from comparing import FOLLOW
 from tiny_guard import data_url, drawn
 
 console = Console(width=120)

@@ -1,6 +1,6 @@
 """Videos with a harmful title on 2 of 64 frames: what is sampled, flagged, and named.
 
-python examples/video_bench.py --model FOLDER --out FOLDER --data FOLDER [--readme README.md]
+python examples/benchmarks/video_bench.py --model FOLDER --out FOLDER --data FOLDER [--readme FILE]
 
 Benign videos set the thresholds (`guardrail calibrate`, the rates below); others are judged by
 them. Texts come from the folder's test splits, those of the calibration from its other splits, so
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +19,10 @@ from typing import Annotated, Any
 import tables
 import typer
 from benchmark_data import LONGEST, read_rows
-from demo import artefact_for
 from video_clips import Video, write_video
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from demo import artefact_for
 
 from guardrail import Guard, Policy, Verdict
 from guardrail.fit.calibrate import calibrate

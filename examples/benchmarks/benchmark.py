@@ -1,6 +1,6 @@
-"""Run every measurement on a data folder and write the README's tables.
+"""Run every measurement on a data folder and write the tables.
 
-python examples/benchmark.py --model FOLDER --out FOLDER --data FOLDER [--readme README.md]
+python examples/benchmarks/benchmark.py --model FOLDER --out FOLDER --data FOLDER [--readme FILE]
 
 The commands are those that users have: `guardrail evaluate`, `calibrate`, `monitor`. What costs
 (`bench.py`) and what a changed checkpoint does (`drift_cases.py`) are measured, too. Residuals and
@@ -19,11 +19,12 @@ from typing import Annotated, Any
 import tables
 import typer
 from benchmark_data import SOURCES, prepare
-from demo import FLAG_RATE, STEER_RATE, artefact_for
 
 from guardrail.model.load import load_model
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from demo import FLAG_RATE, STEER_RATE, artefact_for
 
 
 class Benchmark:

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+EXAMPLES = Path(__file__).parents[1]
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "tiny_vlm")]
 from comparing import FOLLOW, LIST
-
-sys.path.insert(0, str(Path(__file__).parent / "tiny_vlm"))
 from render import render
 
 LONGEST = 110  # characters: what the tiny VLM's image slots hold with a margin

@@ -1,6 +1,6 @@
 """What the guard costs on a model of a real size, with random weights.
 
-python examples/shape_bench.py --shape 300m --out FOLDER [--device cpu] [--readme README.md]
+python examples/benchmarks/shape_bench.py --shape 300m --out FOLDER [--device cpu] [--readme FILE]
 
 Guarded and plain runs are interleaved; a ratio is the median of paired runs, with quartiles.
 Times are never checked. That both sides write the same tokens is.

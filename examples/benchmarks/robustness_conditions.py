@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from comparing import FOLLOW
 from PIL import Image
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "tiny_vlm"))
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tiny_vlm")]
+from comparing import FOLLOW
 from render import plain_picture, render
 
 Chat = list[dict[str, Any]]

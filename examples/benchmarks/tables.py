@@ -1,4 +1,4 @@
-"""The README's tables, made from what was measured; no figure in them is typed by hand."""
+"""The tables of this folder's README, made from what was measured; no figure is typed by hand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What the guard costs: guarded and plain runs of the same work, interleaved in one run.
 
-python examples/bench.py --model FOLDER --out FOLDER
+python examples/benchmarks/bench.py --model FOLDER --out FOLDER
 
 Ratios are medians of paired runs; absolute times are this machine's.
 """
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from comparing import FOLLOW
-from demo import artefact_for
 from pairing import Job, cost, paired
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +28,10 @@ from guardrail.model.settings import Settings
 from guardrail.requests.messages import to_request
 from guardrail.types import Modality
 
-sys.path.insert(0, str(Path(__file__).parent / "tiny_vlm"))
+EXAMPLES = Path(__file__).parents[1]
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "tiny_vlm")]
+from comparing import FOLLOW
+from demo import artefact_for
 from render import render
 
 TOKENS = 64

@@ -1,6 +1,6 @@
 """What the drift check says of checkpoints changed in known ways; writes a table.
 
-python examples/drift_cases.py --model FOLDER --artefact FILE --out FOLDER
+python examples/benchmarks/drift_cases.py --model FOLDER --artefact FILE --out FOLDER
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The arithmetic of the load test, and the README's table."""
+"""The arithmetic of the load test, and its table."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def growth(samples: Sequence[int]) -> float:
 
 
 def table(report: Figures) -> Iterator[str]:
-    """What the README shows."""
+    """The lines of the table."""
     head = [
         *("clients", "served", "requests/s", "tokens/s", "latency p50 / p95 / p99, s"),
         *("first words p50 / p95, s", "guarded / this, throughput (quartiles)"),

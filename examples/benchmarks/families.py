@@ -1,6 +1,6 @@
-"""Run the conformance checks on a tiny model of every family and write the README's table.
+"""Run the conformance checks on a tiny model of every family and write its table.
 
-python examples/families.py [--readme README.md] [--only FAMILY ...]
+python examples/benchmarks/families.py [--readme FILE] [--only FAMILY ...]
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=FAMILIES, metavar="FAMILY")
     options = parser.parse_args()
     if options.readme is not None and options.only:
-        parser.error("a README's table has all families; leave --only out")
+        parser.error("a table in a README has all families; leave --only out")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     made: dict[str, Report] = {}
