@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import StreamingResponse
 
-from guardrail.server.proxy.events import Event, EventTooLargeError, Splitter
-from guardrail.server.proxy.events import event as written
+from guardrail.server.answers import FIELD
 from guardrail.server.proxy.failures import UpstreamProblem, broken, late
+from guardrail.server.proxy.forms import Event, EventTooLargeError, Splitter
+from guardrail.server.proxy.forms import event as written
 from guardrail.server.proxy.upstream import media_type
-from guardrail.server.verdicts import FIELD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
