@@ -12,9 +12,14 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+
+    from starlette.types import Receive, Scope, Send
+
     from guardrail.server.caller import Caller
     from guardrail.types import Result, ToolCall, Verdict
 
@@ -56,6 +61,44 @@ class AsciiJSONResponse(JSONResponse):
     def render(self, content: Any) -> bytes:
         """The body."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; however they end, what they come from is closed by `close`.
+
+    Events are one line of JSON each, written here: FastAPI's own encoding serves routes that send
+    their headers before the first event is there, and these headers hold the verdict.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncIterable[bytes],
+        close: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(events, headers={**headers, **STREAM_HEADERS})
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events, for as long as somebody listens."""
+        try:
+            await super().__call__(scope, receive, send)
+        except ClientDisconnect:
+            return  # nobody is there to be told
+        finally:
+            await self._close()
+
+
+def event(data: object, kind: str | None = None) -> bytes:
+    """One event of a stream."""
+    head = f"event: {kind}\n" if kind else ""
+    return f"{head}data: {json.dumps(data)}\n\n".encode()
 
 
 _FINISH = {"stop": "stop", "length": "length", "flag": "content_filter"}

@@ -35,15 +35,9 @@ def create_app(
     What clients send opens no files, and no addresses unless `settings.fetch_urls` is set:
     requests get another guard on the same model where the policy would allow more.
     """
-    seen = observation or Observation()
     service = Service(
-        guard,
-        settings or ServerSettings(),
-        answerer=None,  # type: ignore[arg-type]
-        observation=seen,
+        guard, settings or ServerSettings(), observation or Observation(), answered_by=answerer
     )
-    service.answerer = answerer(service)
-    seen.watch(service.state)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

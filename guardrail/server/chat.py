@@ -1,28 +1,28 @@
-"""Chats answered by the guarded model itself: the fields it honours, and how it streams.
-
-Events are one line of JSON each, written here: FastAPI's own encoding serves routes that send
-their headers before the first event is there, and these headers hold the verdict.
-"""
+"""Chats answered by the guarded model itself: the fields it honours, and how it streams."""
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from fastapi.responses import StreamingResponse
-from starlette.requests import ClientDisconnect
-
 from guardrail.errors import GuardrailViolation
-from guardrail.server.answers import FIELD, AsciiJSONResponse, form_of, headers_of, told
+from guardrail.server.answers import (
+    DONE,
+    FIELD,
+    AsciiJSONResponse,
+    EventStream,
+    event,
+    form_of,
+    headers_of,
+    told,
+)
 from guardrail.server.asking import ask_options, count_asked, found
 from guardrail.server.errors import ApiError, stream_end, told_as, unknown_model
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
     from fastapi import Request, Response
-    from starlette.types import Receive, Scope, Send
 
     from guardrail.guard import Guard
     from guardrail.online.streams import AsyncGuardStream
@@ -85,7 +85,7 @@ async def _streamed(
         usage=body.wants_usage,
         refusal=guard.policy.refusal_message,
     )
-    return EventStream(stream, told, caller)
+    return EventStream(told, stream.aclose, headers_of(verdict, caller))
 
 
 _COLDEST = 0.01  # colder is greedy in effect, and overflows in float32
@@ -193,30 +193,6 @@ def _tools(body: ChatBody, guard: Guard) -> list[dict[str, Any]] | None:
     return body.tools
 
 
-_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-
-
-class EventStream(StreamingResponse):
-    """A stream's events under its verdict's headers; however it ends, the request ends with it."""
-
-    media_type = "text/event-stream"
-
-    def __init__(
-        self, stream: AsyncGuardStream, events: AsyncIterator[bytes], caller: Caller
-    ) -> None:
-        super().__init__(events, headers=_HEADERS | headers_of(stream.verdict, caller))
-        self._stream = stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events, for as long as somebody listens."""
-        try:
-            await super().__call__(scope, receive, send)
-        except ClientDisconnect:
-            return  # nobody is there to be told
-        finally:
-            await self._stream.aclose()
-
-
 async def events(
     stream: AsyncGuardStream, first: str | None, form: Form, *, usage: bool, refusal: str
 ) -> AsyncIterator[bytes]:
@@ -235,21 +211,17 @@ async def events(
     counts: dict[str, Any] = {"usage": None} if usage else {}
     verdict: dict[str, Any] = {FIELD: told(stream.verdict, form.caller)}
     async with stream:
-        yield _event(form.chunk({"role": "assistant", "content": ""}, **counts, **verdict))
+        yield event(form.chunk({"role": "assistant", "content": ""}, **counts, **verdict))
         try:
             if first is not None:
-                yield _event(form.chunk({"content": first}, **counts))
+                yield event(form.chunk({"content": first}, **counts))
             async for text in stream:
-                yield _event(form.chunk({"content": text}, **counts))
+                yield event(form.chunk({"content": text}, **counts))
         # a border: the status is sent, so the stream says it
         except (Exception, GuardrailViolation) as error:
             yield stream_end(told_as(error, refusal))
             return
         if stream.result is not None:
             for chunk in form.last_chunks(stream.result, usage=usage):
-                yield _event(chunk)
-            yield b"data: [DONE]\n\n"
-
-
-def _event(value: Mapping[str, Any]) -> bytes:
-    return f"data: {json.dumps(value)}\n\n".encode()
+                yield event(chunk)
+            yield DONE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from guardrail.errors import (
     RequestTimeoutError,
     UrlNotAllowedError,
 )
-from guardrail.server.answers import FIELD, AsciiJSONResponse, headers_of, told
+from guardrail.server.answers import FIELD, AsciiJSONResponse, event, headers_of, told
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
@@ -138,7 +137,7 @@ async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -
 
 def stream_end(problem: Problem) -> bytes:
     """A problem as the last event of a stream, after which no `[DONE]` comes."""
-    return f"data: {json.dumps(problem.to_dict())}\n\n".encode()
+    return event(problem.to_dict())
 
 
 def told_as(error: BaseException, refusal: str) -> Problem:

@@ -6,14 +6,14 @@ import asyncio
 import math
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from guardrail import __version__
 from guardrail.observe.metrics import State
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from fastapi import Request, Response
 
@@ -58,18 +58,21 @@ class Service:
 
     guard: Guard
     settings: ServerSettings
-    answerer: Answerer
     observation: Observation
+    answered_by: InitVar[Callable[[Service], Answerer]]
+    answerer: Answerer = field(init=False)
     lifecycle: Lifecycle = field(init=False)
     keys: tuple[ApiKey, ...] = field(init=False)
     note: str | None = None
     _own: Guard | None = None  # the guard in force, if it was made here
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, answered_by: Callable[[Service], Answerer]) -> None:
         """Put the guard in force under the rules of a server."""
         self.lifecycle = Lifecycle(drain_s=self.settings.drain_s)
         self.keys = self.settings.keys
         self._enforce(self.guard)
+        self.answerer = answered_by(self)
+        self.observation.watch(self.state)
 
     async def trouble(self) -> str | None:
         """Why requests cannot be answered now; None when they can."""

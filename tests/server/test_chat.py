@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from guardrail.errors import RequestTimeoutError
 from guardrail.policy import Limits, Policy
-from guardrail.server.answers import form_of, headers_of
+from guardrail.server.answers import EventStream, form_of, headers_of
 from guardrail.server.caller import Caller
-from guardrail.server.chat import EventStream, events, generate_options
+from guardrail.server.chat import events, generate_options
 from guardrail.server.errors import ApiError
 from guardrail.server.schemas import ChatBody
 from guardrail.testing import FakeGuard, scripted
@@ -418,7 +418,7 @@ async def test_a_client_that_hangs_up_closes_the_stream(spec):
         sent.append(message)
         await asyncio.sleep(0)
 
-    response = EventStream(stream, told(stream), CALLER)
+    response = EventStream(told(stream), stream.aclose, headers_of(stream.verdict, CALLER))
     await response({"type": "http", "asgi": {"spec_version": spec}}, receive, send)
     assert stream.closed
     assert not any(b"[DONE]" in message.get("body", b"") for message in sent)
@@ -433,7 +433,7 @@ async def test_a_stream_that_was_never_read_is_closed_too():
     async def send(message: Any) -> None:
         raise OSError("gone")
 
-    response = EventStream(stream, told(stream), CALLER)
+    response = EventStream(told(stream), stream.aclose, headers_of(stream.verdict, CALLER))
     await response({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)
     assert stream.closed
 

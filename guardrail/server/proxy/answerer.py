@@ -24,13 +24,20 @@ from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentEr
 from guardrail.requests.canonical import canonical_chat
 from guardrail.requests.parts import MEDIA_KEYS
 from guardrail.requests.patience import read_apart
-from guardrail.server.answers import FIELD, AsciiJSONResponse, headers_of, told
+from guardrail.server.answers import (
+    FIELD,
+    STREAM_HEADERS,
+    AsciiJSONResponse,
+    EventStream,
+    headers_of,
+    told,
+)
 from guardrail.server.asking import ask_options, count_asked, judged
 from guardrail.server.bodies import bounded_json
 from guardrail.server.errors import ApiError, error_answer
 from guardrail.server.proxy.failures import UpstreamProblem
 from guardrail.server.proxy.forms import CHAT, COMPLETION, RESPONSE, Refusal, wants_usage
-from guardrail.server.proxy.relay import STREAM_HEADERS, Relay, RelayResponse
+from guardrail.server.proxy.relay import Relay
 from guardrail.server.proxy.upstream import Reach, Upstream
 from guardrail.settling import is_refused_outage, settled, stopped
 
@@ -163,7 +170,7 @@ class ProxyAnswerer:
             request_id=request.state.caller.request_id,
         )
         await relay.begin()
-        return RelayResponse(relay, kept)
+        return EventStream(relay.chunks(), relay.aclose, kept)
 
     def _model(self, name: str) -> str:
         """The upstream's name of a model."""
@@ -202,7 +209,7 @@ def _flagged(checked: Checked, caller: Caller, headers: Mapping[str, str]) -> Re
         return AsciiJSONResponse(asked.form.refused(refusal), headers=headers)
     events = b"".join(asked.form.refused_events(refusal, wants_usage(asked.body)))
     headers = {**headers, **STREAM_HEADERS}
-    return Response(events, headers=headers, media_type=RelayResponse.media_type)
+    return Response(events, headers=headers, media_type=EventStream.media_type)
 
 
 def _sent_headers(request: Request, *, streams: bool) -> dict[str, str]:

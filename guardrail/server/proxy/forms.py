@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from guardrail.requests.strict_json import strict_json
-from guardrail.server.answers import FIELD, form_of, told
+from guardrail.server.answers import DONE, FIELD, event, form_of, told
 from guardrail.types import Result, Verdict
 
 if TYPE_CHECKING:
@@ -244,15 +244,6 @@ class Event:
         kept = [line for line in self._lines if line and not _is_data(line)]
         data = json.dumps(value)
         return ("\n".join([*kept, f"data: {data}"]) + "\n\n").encode()
-
-
-def event(data: object, kind: str | None = None) -> bytes:
-    """An event of this server's own."""
-    head = f"event: {kind}\n" if kind else ""
-    return f"{head}data: {json.dumps(data)}\n\n".encode()
-
-
-DONE = b"data: [DONE]\n\n"
 
 
 def _is_data(line: str) -> bool:

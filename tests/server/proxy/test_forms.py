@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from guardrail.server.proxy.forms import Event, EventTooLargeError, Splitter, event
+from guardrail.server.answers import event
+from guardrail.server.proxy.forms import Event, EventTooLargeError, Splitter
 
 STREAM = (
     ': ping\r\n\r\nevent: x\r\ndata: {"a": "é…"}\r\n\r\n'
