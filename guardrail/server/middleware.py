@@ -41,15 +41,15 @@ if TYPE_CHECKING:
     from guardrail.server.observing import Observation
     from guardrail.server.service import Service
 
-FREE = frozenset({"GET", "HEAD", "OPTIONS"})  # they cost next to nothing, and bring no body
-OTHER = "other"
-NO_ANSWER = 499  # what many servers write when the client was gone before an answer began
+_FREE = frozenset({"GET", "HEAD", "OPTIONS"})  # they cost next to nothing, and bring no body
+_OTHER = "other"
+_NO_ANSWER = 499  # what many servers write when the client was gone before an answer began
 
 _FAILED, _OK = 500, 200
 _LAST_WORD_S = 1.0  # for a client that does not read to take the end of its stream
 _METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _PROBES = HEALTH | METRICS  # asked every few seconds, and nobody wants to read it
-_TOLD_PAGES = (
+_EXPOSED = (
     *(f"X-Guardrail-{name}" for name in ("Action", "Would-Be", "Score", "Modality", "Reason")),
     "X-Guardrail-Mode",
     "X-Guardrail-Artefact",
@@ -165,7 +165,7 @@ class ExchangeMiddleware:
                 allow_origins=list(origins),
                 allow_methods=["GET", "POST"],
                 allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-                expose_headers=_TOLD_PAGES,
+                expose_headers=_EXPOSED,
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -212,7 +212,7 @@ class ExchangeMiddleware:
         deadline = asyncio.get_running_loop().time() + service.settings.timeout_s
         probe = scope["path"] in HEALTH  # they go on to the end, and must not put it off
         under_way = nullcontext() if probe else service.lifecycle.request()
-        free = scope["method"] in FREE
+        free = scope["method"] in _FREE
         with (
             _known(exchange, service.observation.tracing),
             self._bodies.counted(receive, caller.client) as counted,
@@ -277,7 +277,7 @@ def observed(exchange: Exchange, observation: Observation) -> Iterator[None]:
         raise
     finally:  # a cancelled task is a client or a server that went away, not a fault
         route, seconds = route_of(scope), exchange.seconds
-        status = exchange.status or (_FAILED if failed else NO_ANSWER)
+        status = exchange.status or (_FAILED if failed else _NO_ANSWER)
         _log_access(exchange, route, status, seconds)
         observation.metrics.answered(route, status, seconds, exchange.first_s)
         if tracing is not None:
@@ -326,7 +326,7 @@ def route_of(scope: Scope) -> str:
         return template
     path = scope["path"]
     known = path in _templates(getattr(scope.get("app"), "routes", ()))
-    return str(path) if known else OTHER
+    return str(path) if known else _OTHER
 
 
 def _templates(routes: Iterable[object]) -> Iterator[str]:
