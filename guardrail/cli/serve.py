@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from guardrail.server.keys import ApiKey
     from guardrail.server.listening import Listening
     from guardrail.server.observing import Observation
+    from guardrail.server.process import Start
+    from guardrail.server.reload import GuardSource
     from guardrail.server.service import Answerer, Service
     from guardrail.server.settings import ServerSettings
-    from guardrail.server.source import GuardSource
-    from guardrail.server.starting import Start
 
 
 def serve(
@@ -93,8 +93,8 @@ def serve(
         configure_log(log_format, log_level)
         from guardrail.server.binding import shown_scores
         from guardrail.server.listening import Listening, require_usable
+        from guardrail.server.process import starting
         from guardrail.server.settings import ServerSettings
-        from guardrail.server.starting import starting
 
         keys = read_keys(api_keys)
         insecure = insecure_no_keys or unix_socket is not None
@@ -162,9 +162,9 @@ def _answer(
 ) -> None:
     """Warm the model up, then serve until a signal comes."""
     from guardrail.server.app import create_app
-    from guardrail.server.local import LocalAnswerer
+    from guardrail.server.chat import LocalAnswerer
+    from guardrail.server.process import serve as run
     from guardrail.server.reload import Reloader
-    from guardrail.server.run import serve as run
 
     source.warm_up()
     guard = source.make()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from guardrail.online.engine import Audit
     from guardrail.policy import Policy
     from guardrail.server.keys import ApiKey
+    from guardrail.server.reload import GuardSource
     from guardrail.server.settings import ServerSettings
-    from guardrail.server.source import GuardSource
 
 KEYS_VARIABLE = "GUARDRAIL_API_KEYS"
 _log = logging.getLogger("guardrail.serve")
@@ -97,8 +97,8 @@ def guard_source(
         GuardrailError: a file cannot be read, or the model cannot be loaded.
     """
     from guardrail.artefact import Artefact
+    from guardrail.server.reload import GuardSource
     from guardrail.server.service import served_policy
-    from guardrail.server.source import GuardSource
 
     def rules() -> Policy:
         return served_policy(read_policy(policy), settings)

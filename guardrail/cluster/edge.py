@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 
 from guardrail.asgi.answers import Problem
 from guardrail.server.caller import request_id_of
-from guardrail.server.problems import refuse
+from guardrail.server.errors import refuse
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

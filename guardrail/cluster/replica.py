@@ -18,7 +18,7 @@ from guardrail.cluster.metrics import metrics_router
 from guardrail.cluster.serving import Serving
 from guardrail.errors import ConfigurationError, GuardClosedError
 from guardrail.server import create_app
-from guardrail.server.local import LocalAnswerer
+from guardrail.server.chat import LocalAnswerer
 from guardrail.server.observing import Observation
 
 if TYPE_CHECKING:

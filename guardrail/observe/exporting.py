@@ -39,7 +39,7 @@ def tracer_provider(version: str) -> TracerProvider:
     try:
         from opentelemetry.sdk.resources import Resource
 
-        from guardrail.observe.provider import BoundedProvider
+        from guardrail.observe.tracing import BoundedProvider
     except ModuleNotFoundError as error:
         _refuse_missing(error)
         raise

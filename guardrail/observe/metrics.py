@@ -1,24 +1,35 @@
 """Prometheus metrics of one server, in a registry of their own.
 
 Labels have few values: routes are templates, never paths, clients are names of keys, and nothing
-a client sends is a label.
+a client sends is a label. Some are read when somebody asks: the queue, the artefact in force,
+drift, lost lines.
 """
 
 from __future__ import annotations
 
+import threading
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
-
-from guardrail.observe.scores import ScoreHistogram
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from prometheus_client import Metric
 
     from guardrail.types import Verdict
+
 
 # From these a client could tell its own request's score, or whom else the server knows.
 PRIVATE = frozenset(
@@ -146,3 +157,121 @@ class _Public(CollectorRegistry):
 def _observe(histogram: Histogram, seconds: object) -> None:
     if isinstance(seconds, int | float):
         histogram.observe(seconds)
+
+
+SCORE_BUCKETS = (
+    *(-1.0, -0.5, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1),
+    *(1.25, 1.5, 2.0, 3.0),
+)
+"""Upper bounds in text gaps: 0 is the text-safe centroid, 1 the text-unsafe one; thresholds of most
+artefacts lie between, where the buckets are narrow. The same for all, so that servers add up."""
+
+
+class ScoreHistogram(Collector):
+    """`guardrail_score` by modality; safe between threads.
+
+    A sum of scores can fall, so it is no counter, and OpenMetrics has neither `_sum` nor `_count`
+    then: the count is the bucket `+Inf`. The library's own histogram would write a lone count.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, list[int]] = {}
+
+    def observe(self, modality: str, score: float) -> None:
+        """Count one finite score."""
+        place = bisect_left(SCORE_BUCKETS, score)
+        with self._lock:
+            row = self._counts.setdefault(modality, [0] * (len(SCORE_BUCKETS) + 1))
+            row[place] += 1
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The counts so far, cumulative."""
+        family = HistogramMetricFamily(
+            "guardrail_score", "Scores of judged requests, in text gaps.", labels=("modality",)
+        )
+        with self._lock:
+            rows = {modality: list(accumulate(row)) for modality, row in self._counts.items()}
+        bounds = [*map(str, SCORE_BUCKETS), "+Inf"]
+        for modality, row in rows.items():
+            family.add_metric((modality,), list(zip(bounds, row, strict=True)), None)
+        yield family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """A server at one moment.
+
+    `thresholds` are by modality and action. `drift` is by modality: whether there is an alarm, and
+    the population stability index; modalities that cannot be judged are left out.
+    """
+
+    info: Mapping[str, str]
+    waiting: int
+    running: int
+    places: int
+    thresholds: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    drift: Mapping[str, tuple[bool, float]] = field(default_factory=dict)
+    audit_dropped: int = 0
+    sink_failures: int = 0
+
+
+class Scraped(Collector):
+    """Asks for the server's state at each scrape."""
+
+    def __init__(self, state: Callable[[], State], registry: CollectorRegistry) -> None:
+        self._state = state
+        registry.register(self)
+
+    def describe(self) -> Iterator[Metric]:
+        """The names alone; the server may not be up yet."""
+        yield from _families(State(info={}, waiting=0, running=0, places=0))
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures of now."""
+        yield from _families(self._state())
+
+
+def _families(now: State) -> Iterator[Metric]:
+    yield InfoMetricFamily("guardrail", "What is in force.", value=dict(now.info))
+    for name, words, value in (
+        ("waiting", "Requests that wait for the model.", now.waiting),
+        ("running", "Requests that the model is at work on.", now.running),
+        ("places", "Requests that may wait at once.", now.places),
+    ):
+        yield GaugeMetricFamily(f"guardrail_queue_{name}", words, value=value)
+    yield _thresholds(now)
+    yield from _drift(now)
+    for name, words, count in (
+        ("guardrail_audit_dropped", "Audit lines that could not be written.", now.audit_dropped),
+        ("guardrail_sink_failures", "Records that a sink failed on.", now.sink_failures),
+    ):
+        yield CounterMetricFamily(name, words, value=count)
+
+
+def _thresholds(now: State) -> Metric:
+    family = GaugeMetricFamily(
+        "guardrail_threshold",
+        "The score from which requests are steered or flagged.",
+        labels=("modality", "action"),
+    )
+    for (modality, action), value in now.thresholds.items():
+        family.add_metric((modality, action), value)
+    return family
+
+
+def _drift(now: State) -> Iterator[Metric]:
+    alarm = GaugeMetricFamily(
+        "guardrail_drift_alarm",
+        "1 when scores no longer look like the calibration's; absent where none can be judged.",
+        labels=("modality",),
+    )
+    index = GaugeMetricFamily(
+        "guardrail_drift_psi",
+        "Population stability index of scores against the calibration.",
+        labels=("modality",),
+    )
+    for modality, (alarmed, psi) in now.drift.items():
+        alarm.add_metric((modality,), float(alarmed))
+        index.add_metric((modality,), psi)
+    yield from (alarm, index)

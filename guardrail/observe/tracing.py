@@ -2,29 +2,77 @@
 
 A request's span is made where it is served, and a check's where the model runs, on a thread of its
 own. What ties them is the request's id, never a thread's context, so requests cannot mix.
+
+Of the names, those that are stable in the semantic conventions (1.44) are `http.*`, `url.scheme`
+and `error.type`. Provisional are all `gen_ai.*`: they left the general conventions for a repository
+of their own and are in development there; as installed beside 1.44 they are marked as moved. They
+may change with a release of this package. `guardrail.*` are our own and change with this package
+alone.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-from guardrail.observe import names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.context import Context
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
 
     from guardrail.types import Verdict
+
+
+# stable
+HTTP_METHOD = "http.request.method"
+HTTP_ROUTE = "http.route"
+HTTP_STATUS = "http.response.status_code"
+URL_SCHEME = "url.scheme"
+ERROR_TYPE = "error.type"
+
+# provisional
+OPERATION = "gen_ai.operation.name"
+PROVIDER = "gen_ai.provider.name"
+REQUEST_MODEL = "gen_ai.request.model"
+FINISH_REASONS = "gen_ai.response.finish_reasons"
+INPUT_TOKENS = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+EVALUATION_EVENT = "gen_ai.evaluation.result"
+EVALUATION_NAME = "gen_ai.evaluation.name"
+EVALUATION_SCORE = "gen_ai.evaluation.score.value"
+EVALUATION_LABEL = "gen_ai.evaluation.score.label"
+EVALUATION_EXPLANATION = "gen_ai.evaluation.explanation"
+
+# our own
+CHECK_SPAN = "guardrail.check"
+REQUEST_ID = "guardrail.request_id"
+CLIENT = "guardrail.client"
+ACTION = "guardrail.action"
+WOULD_BE = "guardrail.would_be"
+MODALITY = "guardrail.modality"
+REASON = "guardrail.reason"
+MODE = "guardrail.mode"
+ARTEFACT = "guardrail.artefact_id"
+QUEUE_S = "guardrail.queue_s"
+
+# values
+CHAT = "chat"
+PROVIDER_VALUE = "guardrail-vlm"
+EVALUATION = "guardrail.refusal_direction"
+
 
 _MOST = 10_000  # requests remembered; an answer may end a moment after its request's span
 _EXTRACT = TraceContextTextMapPropagator().extract  # no baggage: nothing of it is wanted here
@@ -45,7 +93,7 @@ class Tracing:
             method,
             _EXTRACT(headers),
             SpanKind.SERVER,
-            {names.HTTP_METHOD: method, names.URL_SCHEME: scheme},
+            {HTTP_METHOD: method, URL_SCHEME: scheme},
         )
 
     def known_as(self, span: Span, request_id: str, client: str | None) -> None:
@@ -54,9 +102,9 @@ class Tracing:
         Clients may choose ids: of two requests at once with the same one neither gets children,
         whose spans then are traces of their own.
         """
-        span.set_attribute(names.REQUEST_ID, request_id)
+        span.set_attribute(REQUEST_ID, request_id)
         if client is not None:
-            span.set_attribute(names.CLIENT, client)
+            span.set_attribute(CLIENT, client)
         with self._lock:
             self._under_way[request_id] += 1
             alone = self._under_way[request_id] == 1
@@ -77,10 +125,10 @@ class Tracing:
     ) -> None:
         """End a request's span; `failed` is the kind of error that cut an answer short."""
         span.update_name(name)
-        span.set_attributes({names.HTTP_ROUTE: route, names.HTTP_STATUS: status})
+        span.set_attributes({HTTP_ROUTE: route, HTTP_STATUS: status})
         error = str(status) if status >= 500 else failed
         if error is not None:
-            span.set_attribute(names.ERROR_TYPE, error)
+            span.set_attribute(ERROR_TYPE, error)
             span.set_status(StatusCode.ERROR)
         span.end()
 
@@ -93,33 +141,33 @@ class Tracing:
                 self._answered(facts)
 
     def _checked(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
-        found: dict[str, AttributeValue] = {names.REQUEST_MODEL: self._model}
+        found: dict[str, AttributeValue] = {REQUEST_MODEL: self._model}
         if isinstance(queue_s := facts.get("queue_s"), float):
-            found[names.QUEUE_S] = queue_s
+            found[QUEUE_S] = queue_s
         if verdict is not None:
             found |= _told(verdict)
-        span, end = self._past(names.CHECK_SPAN, facts, facts.get("verdict_s"), found)
-        span.add_event(names.EVALUATION_EVENT, _evaluation(verdict), end)
+        span, end = self._past(CHECK_SPAN, facts, facts.get("verdict_s"), found)
+        span.add_event(EVALUATION_EVENT, _evaluation(verdict), end)
         if verdict is None or verdict.reason == "detector_failed":
-            span.set_attribute(names.ERROR_TYPE, "detector_failed")
+            span.set_attribute(ERROR_TYPE, "detector_failed")
             span.set_status(StatusCode.ERROR)
         span.end(end)
 
     def _answered(self, facts: Mapping[str, object]) -> None:
         found: dict[str, AttributeValue] = {
-            names.OPERATION: names.CHAT,
-            names.PROVIDER: names.PROVIDER_VALUE,
-            names.REQUEST_MODEL: self._model,
+            OPERATION: CHAT,
+            PROVIDER: PROVIDER_VALUE,
+            REQUEST_MODEL: self._model,
         }
-        for name, key in (("prompt_tokens", names.INPUT_TOKENS),
-                          ("completion_tokens", names.OUTPUT_TOKENS)):  # fmt: skip
+        for name, key in (("prompt_tokens", INPUT_TOKENS),
+                          ("completion_tokens", OUTPUT_TOKENS)):  # fmt: skip
             if isinstance(count := facts.get(name), int):
                 found[key] = count
         if isinstance(finish := facts.get("finish_reason"), str):
-            found[names.FINISH_REASONS] = (finish,)
-        span, end = self._past(f"{names.CHAT} {self._model}", facts, facts.get("total_s"), found)
+            found[FINISH_REASONS] = (finish,)
+        span, end = self._past(f"{CHAT} {self._model}", facts, facts.get("total_s"), found)
         if finish == "error":
-            span.set_attribute(names.ERROR_TYPE, "model_failed")
+            span.set_attribute(ERROR_TYPE, "model_failed")
             span.set_status(StatusCode.ERROR)
         span.end(end)
 
@@ -134,7 +182,7 @@ class Tracing:
         request_id, now = str(facts.get("request_id")), time.time_ns()
         parent = self._parent(request_id)
         took = int(seconds * 1e9) if isinstance(seconds, int | float) else 0
-        attributes[names.REQUEST_ID] = request_id
+        attributes[REQUEST_ID] = request_id
         # Without a parent an empty context: that of this thread is another request's, if any.
         context = parent if parent is not None else trace.set_span_in_context(trace.INVALID_SPAN)
         span = self._tracer.start_span(
@@ -153,22 +201,52 @@ class Tracing:
 
 def _told(verdict: Verdict) -> dict[str, AttributeValue]:
     return {
-        names.ACTION: str(verdict.action),
-        names.WOULD_BE: str(verdict.would_be),
-        names.MODALITY: str(verdict.modality),
-        names.REASON: verdict.reason,
-        names.MODE: verdict.mode,
-        names.ARTEFACT: verdict.artefact_id,
+        ACTION: str(verdict.action),
+        WOULD_BE: str(verdict.would_be),
+        MODALITY: str(verdict.modality),
+        REASON: verdict.reason,
+        MODE: verdict.mode,
+        ARTEFACT: verdict.artefact_id,
     }
 
 
 def _evaluation(verdict: Verdict | None) -> dict[str, AttributeValue]:
     """The evaluation's attributes; its explanation is of scores and thresholds."""
-    found: dict[str, AttributeValue] = {names.EVALUATION_NAME: names.EVALUATION}
+    found: dict[str, AttributeValue] = {EVALUATION_NAME: EVALUATION}
     if verdict is None:
-        return {**found, names.EVALUATION_LABEL: "outage"}
+        return {**found, EVALUATION_LABEL: "outage"}
     if verdict.score is not None:
-        found[names.EVALUATION_SCORE] = verdict.score
-    found[names.EVALUATION_LABEL] = str(verdict.would_be)
-    found[names.EVALUATION_EXPLANATION] = verdict.summary()
+        found[EVALUATION_SCORE] = verdict.score
+    found[EVALUATION_LABEL] = str(verdict.would_be)
+    found[EVALUATION_EXPLANATION] = verdict.summary()
     return found
+
+
+LAST_S = 5.0  # for the spans that wait at the end
+_GIVE_UP_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class BoundedProvider(TracerProvider):
+    """Sends spans in batches from a thread of its own.
+
+    The library's own shutdown tries for half a minute to reach a collector that is away, and a
+    server that was told to end would be killed meanwhile.
+    """
+
+    def __init__(self, exporter: SpanExporter, resource: Resource, *, last_s: float = LAST_S):
+        """Send spans to `exporter`; at the end for `last_s` seconds more."""
+        super().__init__(resource=resource, shutdown_on_exit=False)
+        self._exporter, self._last_s = exporter, last_s
+        self.add_span_processor(BatchSpanProcessor(exporter))
+
+    def shutdown(self) -> None:
+        """Send what waits, for `last_s` seconds at most; the rest is lost, and the log says so."""
+        ending = threading.Thread(target=super().shutdown, name="guardrail-spans", daemon=True)
+        ending.start()
+        ending.join(self._last_s)
+        if ending.is_alive():
+            _log.warning("the last spans could not be sent in %g s; they are lost", self._last_s)
+            self._exporter.shutdown()  # ends its retries
+            ending.join(_GIVE_UP_S)

@@ -1,4 +1,4 @@
-"""The app: routes on a service behind its middlewares, and what happens at the end."""
+"""The app: routes on a service behind its middleware, and what happens at the end."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 from guardrail import __version__
-from guardrail.server import (
-    problems,
-    routes_chat,
-    routes_checks,
-    routes_health,
-    routes_litellm,
-    routes_metrics,
-    routes_status,
-)
-from guardrail.server.admission import Admission
-from guardrail.server.border import Border
-from guardrail.server.bounded import Bounded
-from guardrail.server.gate import Gate
-from guardrail.server.local import LocalAnswerer
-from guardrail.server.naming import Named
+from guardrail.server import errors, litellm, routes
+from guardrail.server.chat import LocalAnswerer
+from guardrail.server.middleware import ExchangeMiddleware
 from guardrail.server.observing import Observation
 from guardrail.server.service import Service
 from guardrail.server.settings import ServerSettings
@@ -34,13 +21,6 @@ if TYPE_CHECKING:
 
     from guardrail.guard import Guard
     from guardrail.server.service import Answerer
-
-_EXPOSED = (
-    *(f"X-Guardrail-{name}" for name in ("Action", "Would-Be", "Score", "Modality", "Reason")),
-    "X-Guardrail-Mode",
-    "X-Guardrail-Artefact",
-    "X-Request-ID",
-)
 
 
 def create_app(
@@ -55,15 +35,9 @@ def create_app(
     What clients send opens no files, and no addresses unless `settings.fetch_urls` is set:
     requests get another guard on the same model where the policy would allow more.
     """
-    seen = observation or Observation()
     service = Service(
-        guard,
-        settings or ServerSettings(),
-        answerer=None,  # type: ignore[arg-type]
-        observation=seen,
+        guard, settings or ServerSettings(), observation or Observation(), answered_by=answerer
     )
-    service.answerer = answerer(service)
-    seen.watch(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,42 +50,15 @@ def create_app(
         title="guardrail-vlm",
         version=__version__,
         lifespan=lifespan,
-        middleware=seen.around(_middlewares(service), outside_of=Bounded),
+        middleware=[Middleware(ExchangeMiddleware, service=service)],
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the host that the client named
     )
     app.state.service = service
-    problems.install(app)
+    errors.install(app)
     for router in getattr(service.answerer, "routers", ()):  # before those they stand in for
         app.include_router(router)
-    for routes in (
-        routes_chat,
-        routes_checks,
-        routes_litellm,
-        routes_health,
-        routes_metrics,
-        routes_status,
-    ):
-        app.include_router(routes.router)
+    for router in (routes.openai, litellm.router, routes.operations):
+        app.include_router(router)
     return app
-
-
-def _middlewares(service: Service) -> list[Middleware]:
-    """From the outside to the inside."""
-    origins = list(service.settings.cors_origins)
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-        expose_headers=_EXPOSED,
-    )
-    return [
-        Middleware(Named),
-        *([cors] if origins else []),
-        Middleware(Border),
-        Middleware(Gate, service=service),
-        Middleware(Bounded, service=service),
-        Middleware(Admission, service=service),
-    ]

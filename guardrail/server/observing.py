@@ -1,28 +1,32 @@
-"""What one server knows of itself: counts, spans, drift; fed by its guard and its middlewares."""
+"""What one server knows of itself: counts, spans, drift and near duplicates; fed by its guard."""
 
 from __future__ import annotations
 
+import heapq
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from starlette.middleware import Middleware
 
 from guardrail import __version__
 from guardrail.errors import ConfigurationError
+from guardrail.monitor import compare
 from guardrail.observe import fan_out
-from guardrail.observe.http import MetricsMiddleware
-from guardrail.observe.metrics import Metrics
+from guardrail.observe.metrics import Metrics, Scraped, State
 from guardrail.observe.recent import Recent
-from guardrail.observe.scraped import Scraped, State
-from guardrail.server.drift_state import DriftState
-from guardrail.server.near_duplicates import NearDuplicates
+from guardrail.requests.parts import MEDIA_KEYS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator
 
     from opentelemetry.sdk.trace import TracerProvider
 
     from guardrail.audit import AuditLog
-    from guardrail.server.service import Service
+    from guardrail.guard import Guard
+    from guardrail.monitor import Comparison, Monitor
+    from guardrail.observe.tracing import Tracing
     from guardrail.types import Verdict
 
 
@@ -49,43 +53,22 @@ class Observation:
         self.metrics, self.recent, self.drift = Metrics(), Recent(), DriftState()
         self.near_duplicates = NearDuplicates()
         self._audit_log, self._traces = audit_log, traces
-        self._service: Service | None = None
-        self._outer = [Middleware(MetricsMiddleware, metrics=self.metrics)]
-        self._inner: list[Middleware] = []
-        self._sink: Any = fan_out(self.metrics, self.recent)
-        if traces is not None:
-            self._add_spans(traces, model)
-
-    def _add_spans(self, traces: TracerProvider, model: str) -> None:
-        from guardrail.observe.spans import NamedSpanMiddleware, SpanMiddleware
-        from guardrail.observe.tracing import Tracing
-
-        tracer = traces.get_tracer("guardrail", __version__)
-        tracing = Tracing(tracer, model=model)
-        self._sink = fan_out(self.metrics, self.recent, tracing)
-        self._outer.append(Middleware(SpanMiddleware, tracing=tracing))
-        self._inner.append(Middleware(NamedSpanMiddleware, tracing=tracing))
+        self._state: Callable[[], State] | None = None
+        self.tracing = None if traces is None else _tracing(traces, model)
+        self._sink: Any = fan_out(self.metrics, self.recent, self.tracing)
 
     def __call__(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
         """One record of the server's guard; the form of an `audit`."""
         self._sink(verdict, facts)
 
-    def around(self, middlewares: list[Middleware], *, outside_of: object) -> list[Middleware]:
-        """An app's middlewares with those of the observation; what they refuse is counted, too.
-
-        Ids and clients must be known outside of the middleware `outside_of`.
-        """
-        place = next(i for i, one in enumerate(middlewares) if one.cls is outside_of)
-        return [*self._outer, *middlewares[:place], *self._inner, *middlewares[place:]]
-
-    def watch(self, service: Service) -> None:
-        """Read the queue, the artefact in force and the drift of this service at each scrape.
+    def watch(self, state: Callable[[], State]) -> None:
+        """Read a server's queue, artefact in force and drift at each scrape.
 
         Of several apps made with one observation, the last one is read; counts are of all.
         """
-        if self._service is None:
-            Scraped(self._state, self.metrics.registry)
-        self._service = service
+        if self._state is None:
+            Scraped(self._scraped, self.metrics.registry)
+        self._state = state
 
     def close(self) -> None:
         """Send the spans that wait, for some seconds at most."""
@@ -97,33 +80,135 @@ class Observation:
         """Audit lines that could not be written."""
         return 0 if self._audit_log is None else self._audit_log.dropped
 
-    def _state(self) -> State:
-        service = self._service
-        if service is None:
+    @property
+    def sink_failures(self) -> int:
+        """Records that a sink failed on."""
+        return int(getattr(self._sink, "failures", 0))
+
+    def _scraped(self) -> State:
+        if self._state is None:
             raise ConfigurationError("an observation is scraped once it watches a service")
-        guard = service.guard  # one of them, even if another one takes its place meanwhile
-        load, drift = guard.load, self.drift.of(guard)
-        info = {
-            "version": __version__,
-            "artefact_id": guard.artefact.artefact_id,
-            "model": service.settings.model_name,
-            "mode": guard.policy.mode,
-        }
-        return State(
-            info=info,
-            waiting=load.waiting,
-            running=load.running,
-            places=load.places,
-            thresholds={
-                (str(modality), action): getattr(levels, action)
-                for modality, levels in guard.thresholds.items()
-                for action in ("steer", "flag")
-            },
-            drift={
-                str(row.modality): (row.finding == "alarm", row.psi)
-                for row in drift.modalities
-                if row.psi is not None
-            },
-            audit_dropped=self.audit_dropped,
-            sink_failures=getattr(self._sink, "failures", 0),
-        )
+        return self._state()
+
+
+def _tracing(traces: TracerProvider, model: str) -> Tracing:
+    from guardrail.observe.tracing import Tracing
+
+    return Tracing(traces.get_tracer("guardrail", __version__), model=model)
+
+
+EVERY_S = 30.0
+
+
+class DriftState:
+    """The comparison of a guard's counts, at most `every_s` old; safe between threads."""
+
+    def __init__(
+        self, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._every_s, self._clock, self._lock = every_s, clock, threading.Lock()
+        self._known: tuple[Monitor, float, Comparison] | None = None
+
+    def of(self, guard: Guard) -> Comparison:
+        """The comparison for this guard; another one's is never given out for it."""
+        monitor, now = guard.monitor, self._clock()
+        with self._lock:
+            if self._known is not None:
+                whose, when, comparison = self._known
+                if whose is monitor and now - when < self._every_s:
+                    return comparison
+            comparison = compare(monitor.snapshot(), guard.artefact)
+            self._known = (monitor, now, comparison)
+            return comparison
+
+
+_CLIENTS, _REQUESTS = 1024, 32  # remembered at most: clients, and of each the last requests
+_CHARS = 2_000  # at either end of a text; between them nothing is compared
+_PIECE = 5  # characters
+_HASHES = 32  # the smallest of a text's; their share in common is about that of all pieces
+_ALIKE = 0.5
+_SAMPLES = 4_096  # characters of each end and of the rest of a picture's data
+_NOT_SAID = frozenset({"role", "type", "id", "detail"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    pieces: frozenset[int]
+    media: frozenset[int]
+
+    def is_near(self, other: _Signature) -> bool:
+        if self.media != other.media:
+            return False
+        both, either = self.pieces & other.pieces, self.pieces | other.pieces
+        wanted = _ALIKE * min(_HASHES, len(either))
+        if len(both) < wanted:  # the usual case, and quick
+            return False
+        return sum(each in both for each in heapq.nsmallest(_HASHES, either)) >= wanted
+
+
+class NearDuplicates:
+    """Requests of one client that are nearly the same: so looks a search for one that passes.
+
+    Kept of a client's last requests are hashes of pieces of their texts, never a text. The hashes
+    are those of this process, so nobody can make texts for them. Belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._last: OrderedDict[str | None, deque[_Signature]] = OrderedDict()
+
+    def seen(self, client: str | None, value: object) -> bool:
+        """Whether this client lately asked nearly the same; it is remembered from now on.
+
+        Compared are what the user said last, and its pictures and videos, which must be the same:
+        a chat that goes on is no duplicate, nor is one question about many pictures.
+        """
+        signature = _signature(_newest(value))
+        if not (signature.pieces or signature.media):
+            return False
+        last = self._last.setdefault(client, deque(maxlen=_REQUESTS))
+        self._last.move_to_end(client)
+        if len(self._last) > _CLIENTS:
+            self._last.popitem(last=False)
+        near = any(signature.is_near(other) for other in last)
+        last.append(signature)
+        return near
+
+
+def _newest(value: object) -> object:
+    """The last message of a user's in a chat; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    users = [each for each in value if isinstance(each, Mapping) and each.get("role") == "user"]
+    return users[-1] if users else value[-1:]
+
+
+def _signature(value: object) -> _Signature:
+    said = [*_strings(value, media=False)]
+    text = "\n".join(text for text, media in said if not media)
+    if len(text) > 2 * _CHARS:
+        text = text[:_CHARS] + text[-_CHARS:]
+    text = " ".join(text.casefold().split())
+    pieces = {hash(text[i : i + _PIECE]) for i in range(max(len(text) - _PIECE + 1, 1))}
+    return _Signature(
+        frozenset(heapq.nsmallest(_HASHES, pieces if text else ())),
+        frozenset(_digest(data) for data, media in said if media),
+    )
+
+
+def _strings(value: object, *, media: bool) -> Iterator[tuple[str, bool]]:
+    match value:
+        case str():
+            yield value, media
+        case list():
+            for each in value:
+                yield from _strings(each, media=media)
+        case Mapping():
+            for key, each in value.items():
+                if key not in _NOT_SAID:
+                    yield from _strings(each, media=key in MEDIA_KEYS)
+
+
+def _digest(data: str) -> int:
+    """A hash of a picture's data, of which a part is enough: it is compressed."""
+    step = max(len(data) // _SAMPLES, 1)
+    return hash((len(data), data[:_SAMPLES], data[-_SAMPLES:], data[::step]))

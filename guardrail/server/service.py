@@ -1,25 +1,30 @@
-"""What all routes of one server share: the guard in force, and how chats are answered."""
+"""What all routes of one server share: the guard in force, how chats are answered, its life."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from guardrail.server.lifecycle import Lifecycle
+from guardrail import __version__
+from guardrail.observe.metrics import State
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from fastapi import Request, Response
 
     from guardrail.guard import Guard
     from guardrail.policy import Policy
     from guardrail.server.caller import Caller
-    from guardrail.server.chat_schema import ChatBody
     from guardrail.server.keys import ApiKey
     from guardrail.server.observing import Observation
+    from guardrail.server.schemas import ChatBody
     from guardrail.server.settings import ServerSettings
+
 
 _HUNG_S = 30.0  # one step of a slow model may take that long
 
@@ -53,24 +58,55 @@ class Service:
 
     guard: Guard
     settings: ServerSettings
-    answerer: Answerer
     observation: Observation
+    answered_by: InitVar[Callable[[Service], Answerer]]
+    answerer: Answerer = field(init=False)
     lifecycle: Lifecycle = field(init=False)
     keys: tuple[ApiKey, ...] = field(init=False)
     note: str | None = None
     _own: Guard | None = None  # the guard in force, if it was made here
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, answered_by: Callable[[Service], Answerer]) -> None:
         """Put the guard in force under the rules of a server."""
         self.lifecycle = Lifecycle(drain_s=self.settings.drain_s)
         self.keys = self.settings.keys
         self._enforce(self.guard)
+        self.answerer = answered_by(self)
+        self.observation.watch(self.state)
 
     async def trouble(self) -> str | None:
         """Why requests cannot be answered now; None when they can."""
         if self.guard.load.overdue_s > _HUNG_S:
             return "the model does not come back from a request; start the server again"
         return await self.answerer.trouble()
+
+    def state(self) -> State:
+        """What its metrics tell of this moment."""
+        guard, seen = self.guard, self.observation  # one guard, whatever takes its place meanwhile
+        load, drift = guard.load, seen.drift.of(guard)
+        return State(
+            info={
+                "version": __version__,
+                "artefact_id": guard.artefact.artefact_id,
+                "model": self.settings.model_name,
+                "mode": guard.policy.mode,
+            },
+            waiting=load.waiting,
+            running=load.running,
+            places=load.places,
+            thresholds={
+                (str(modality), action): getattr(levels, action)
+                for modality, levels in guard.thresholds.items()
+                for action in ("steer", "flag")
+            },
+            drift={
+                str(row.modality): (row.finding == "alarm", row.psi)
+                for row in drift.modalities
+                if row.psi is not None
+            },
+            audit_dropped=seen.audit_dropped,
+            sink_failures=seen.sink_failures,
+        )
 
     def replace(self, guard: Guard) -> Awaitable[None]:
         """Put another guard in force now; to wait for is that no request uses the one before it.
@@ -101,3 +137,64 @@ def served_policy(policy: Policy, settings: ServerSettings) -> Policy:
     """The same rules for strangers: they name no files, and no addresses unless settings say so."""
     hosts = policy.allowed_hosts if settings.fetch_urls else frozenset[str]()
     return policy.model_copy(update={"local_files": False, "allowed_hosts": hosts})
+
+
+_TO_END_S = 5.0  # for requests that were told to end
+
+
+class Lifecycle:
+    """Counts requests and says when they must end. `drain` may be called by a signal handler.
+
+    Everything else belongs to the event loop.
+    """
+
+    def __init__(self, *, drain_s: float) -> None:
+        self._drain_s, self._until = drain_s, math.inf
+        self._under_way: set[object] = set()
+        self._ended = asyncio.Event()  # set and cleared with every request that ends
+        self.expired = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are refused."""
+        return self._until < math.inf
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have no complete answer yet."""
+        return len(self._under_way)
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """A request, from its start to the end of its answer."""
+        token = object()
+        self._under_way.add(token)
+        try:
+            yield
+        finally:
+            self._under_way.discard(token)
+            self._ended.set()
+            self._ended.clear()
+
+    async def all_ended(self) -> None:
+        """Wait until the requests that are under way now have ended; later ones do not count."""
+        mine = set(self._under_way)
+        while mine & self._under_way:
+            await self._ended.wait()
+
+    def drain(self) -> None:
+        """Take no more requests; those there are have `drain_s` seconds."""
+        self._until = min(self._until, time.monotonic() + self._drain_s)
+
+    def end_now(self) -> None:
+        """End what is under way."""
+        self._until = -math.inf
+
+    def drained(self) -> bool:
+        """Whether nothing is left to wait for; ends the requests whose time is over."""
+        if not self.draining:
+            return False
+        now = time.monotonic()
+        if now >= self._until:
+            self.expired.set()
+        return not self._under_way or now >= self._until + _TO_END_S

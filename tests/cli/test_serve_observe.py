@@ -36,6 +36,6 @@ def test_the_option_and_the_environment_ask_for_spans(monkeypatch):
 
 def test_spans_without_their_extra_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    monkeypatch.delitem(sys.modules, "guardrail.observe.provider", raising=False)
+    monkeypatch.delitem(sys.modules, "guardrail.observe.tracing", raising=False)
     with pytest.raises(MissingExtraError, match="otel"), observing("tiny", None, otel=True):
         pass

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from guardrail.observe.metrics import Metrics
-from guardrail.observe.scraped import Scraped, State
+from guardrail.observe.metrics import Metrics, Scraped, State
 from guardrail.types import Modality
 
 yaml = pytest.importorskip("yaml")

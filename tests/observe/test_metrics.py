@@ -3,13 +3,14 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import threading
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from guardrail.observe.metrics import Metrics
-from guardrail.observe.scores import SCORE_BUCKETS
+from guardrail.observe.metrics import SCORE_BUCKETS, Metrics, ScoreHistogram, Scraped, State
 from guardrail.types import Action, Modality
 
 JUDGED = {"event": "verdict", "request_id": "r-1", "queue_s": 0.002, "verdict_s": 0.03}
@@ -123,3 +124,88 @@ def test_two_servers_share_no_count(metrics, verdict_of):
     other = Metrics()
     metrics(verdict_of(), JUDGED)
     assert b"guardrail_verdicts_total{" not in other.exposition(None)[0]
+
+
+def registered():
+    registry, scores = CollectorRegistry(), ScoreHistogram()
+    registry.register(scores)
+
+    def at(le, modality="text"):
+        return registry.get_sample_value("guardrail_score_bucket", {"modality": modality, "le": le})
+
+    return scores, at, registry
+
+
+def test_a_score_on_a_bound_is_in_its_bucket_and_those_above():
+    scores, at, _ = registered()
+    for score in (0.5, 0.51, -7.0, 99.0):
+        scores.observe("text", score)
+    assert (at("-1.0"), at("0.4"), at("0.5"), at("0.6"), at("3.0"), at("+Inf")) == (
+        1,
+        1,
+        2,
+        3,
+        3,
+        4,
+    )
+
+
+def test_modalities_are_apart_and_the_unseen_ones_absent():
+    scores, at, registry = registered()
+    scores.observe("image", 0.1)
+    assert at("+Inf", "image") == 1
+    assert at("+Inf") is None
+    names = {sample.name for family in registry.collect() for sample in family.samples}
+    assert names == {"guardrail_score_bucket"}  # scores below zero have no sum that only grows
+
+
+def test_threads_lose_no_score():
+    scores, at, _ = registered()
+    threads = [
+        threading.Thread(target=lambda: [scores.observe("text", b) for b in SCORE_BUCKETS * 50])
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert at("+Inf") == 200 * len(SCORE_BUCKETS)
+
+
+INFO = {"version": "1", "artefact_id": "guard-1", "model": "m", "mode": "shadow"}
+
+
+def test_the_figures_are_those_of_the_moment_of_asking():
+    registry, states = CollectorRegistry(auto_describe=True), []
+    Scraped(lambda: states[-1], registry)
+    states.append(State(info=INFO, waiting=0, running=1, places=64))
+    assert registry.get_sample_value("guardrail_queue_running") == 1
+    assert registry.get_sample_value("guardrail_info", INFO) == 1
+    assert registry.get_sample_value("guardrail_drift_alarm", {"modality": "text"}) is None
+    states.append(
+        State(
+            info=INFO | {"artefact_id": "guard-2"},
+            waiting=3,
+            running=8,
+            places=64,
+            thresholds={("text", "flag"): 0.9},
+            drift={"text": (True, 0.4)},
+            audit_dropped=2,
+            sink_failures=1,
+        )
+    )
+    assert registry.get_sample_value("guardrail_queue_waiting") == 3
+    assert registry.get_sample_value("guardrail_info", INFO) is None
+    labels = {"modality": "text", "action": "flag"}
+    assert registry.get_sample_value("guardrail_threshold", labels) == 0.9
+    assert registry.get_sample_value("guardrail_drift_alarm", {"modality": "text"}) == 1
+    assert registry.get_sample_value("guardrail_drift_psi", {"modality": "text"}) == 0.4
+    assert registry.get_sample_value("guardrail_audit_dropped_total") == 2
+    assert registry.get_sample_value("guardrail_sink_failures_total") == 1
+
+
+def test_registering_asks_for_nothing():
+    def not_yet():
+        raise AssertionError("the server is not up")
+
+    Scraped(not_yet, CollectorRegistry(auto_describe=True))

@@ -1,20 +1,27 @@
+"""The names against those that the installed semantic conventions list."""
+
 from __future__ import annotations
 
+import importlib
 import threading
 import time
+import warnings
 
 import pytest
+
+from guardrail.types import Action
 
 pytest.importorskip("opentelemetry.sdk")
 
 from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from guardrail.observe.tracing import Tracing
-from guardrail.types import Action
+from guardrail.observe import tracing as names
+from guardrail.observe.tracing import BoundedProvider, Tracing
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -179,3 +186,72 @@ def test_threads_do_not_mix_requests(tracing, exporter, verdict_of):
     for check in checks:
         parent = requests[check.attributes["guardrail.request_id"]]
         assert check.parent.span_id == parent.context.span_id
+
+
+NAMED = {
+    key: value for key, value in vars(names).items() if key.isupper() and isinstance(value, str)
+}
+
+
+def listed(module):
+    found = pytest.importorskip("opentelemetry.semconv") and importlib.import_module(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {getattr(found, name) for name in dir(found) if name.isupper()}
+
+
+@pytest.mark.parametrize("room", ["http", "url", "error"])
+def test_the_stable_names_are_listed_as_stable(room):
+    mine = {value for value in NAMED.values() if value.split(".")[0] == room}
+    assert mine
+    assert mine <= listed(f"opentelemetry.semconv.attributes.{room}_attributes")
+
+
+def test_the_provisional_names_are_listed():
+    mine = {v for v in NAMED.values() if v.startswith("gen_ai.")} - {names.EVALUATION_EVENT}
+    assert mine <= listed("opentelemetry.semconv._incubating.attributes.gen_ai_attributes")
+
+
+def test_every_other_attribute_is_in_our_own_room():
+    values = {names.CHAT, names.PROVIDER_VALUE}
+    rooms = {v.split(".")[0] for v in set(NAMED.values()) - values}
+    assert rooms == {"http", "url", "error", "gen_ai", "guardrail"}
+
+
+class Slow(SpanExporter):
+    """An exporter that tries until it is told to stop."""
+
+    def __init__(self):
+        self.told = threading.Event()
+
+    def export(self, spans):
+        self.told.wait(20)
+        return SpanExportResult.FAILURE
+
+    def shutdown(self):
+        self.told.set()
+
+
+def test_a_collector_that_is_away_does_not_keep_a_server_from_ending(caplog):
+    exporter = Slow()
+    provider = BoundedProvider(exporter, Resource({}), last_s=0.05)
+    provider.get_tracer("test").start_span("one").end()
+    provider.shutdown()
+    assert exporter.told.is_set()
+    assert "could not be sent" in caplog.text
+    assert not [t for t in threading.enumerate() if t.name == "guardrail-spans"]
+
+
+def test_spans_that_wait_are_sent_at_the_end(caplog):
+    sent = []
+
+    class Quick(SpanExporter):
+        def export(self, spans):
+            sent.extend(spans)
+            return SpanExportResult.SUCCESS
+
+    provider = BoundedProvider(Quick(), Resource({}))
+    provider.get_tracer("test").start_span("one").end()
+    provider.shutdown()
+    assert [span.name for span in sent] == ["one"]
+    assert "could not" not in caplog.text

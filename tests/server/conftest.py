@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,6 +14,9 @@ import pytest
 from guardrail.guard import Guard
 from guardrail.policy import Policy, Thresholds
 from guardrail.server import ServerSettings, create_app
+from guardrail.server.middleware import ExchangeMiddleware
+from guardrail.server.observing import Observation
+from guardrail.server.service import Lifecycle
 from guardrail.testing import FakeGuard, tiny_artefact
 from guardrail.types import Action, Modality
 
@@ -51,6 +55,23 @@ def client_of() -> Callable[..., httpx.AsyncClient]:
     def make(guard: Guard, settings: ServerSettings | None = None, **options: Any):
         transport = httpx.ASGITransport(create_app(guard, settings, **options))
         return httpx.AsyncClient(transport=transport, base_url="http://server")
+
+    return make
+
+
+@pytest.fixture
+def around() -> Callable[..., ExchangeMiddleware]:
+    """`around(app, timeout_s=1)`: the server's middleware around any app, without a guard."""
+
+    def make(app: Any, observation: Observation | None = None, **options: Any):
+        settings = ServerSettings(**options)
+        service: Any = SimpleNamespace(
+            settings=settings,
+            keys=settings.keys,
+            lifecycle=Lifecycle(drain_s=0),
+            observation=observation or Observation(),
+        )
+        return ExchangeMiddleware(app, service=service)
 
     return make
 
@@ -98,7 +119,7 @@ def bare_violation(monkeypatch: pytest.MonkeyPatch) -> BaseException:
     class Bare(Base):
         verdict = FakeGuard().check("hello")
 
-    for module in ("asgi.answers", "server.problems", "server.routes_checks", "server.streaming"):
+    for module in ("asgi.answers", "server.errors", "server.routes", "server.chat"):
         monkeypatch.setattr(f"guardrail.{module}.GuardrailViolation", Bare)
-    monkeypatch.setattr("guardrail.server.border.GuardrailError", Base)
+    monkeypatch.setattr("guardrail.server.middleware.GuardrailError", Base)
     return Bare("SECRET")

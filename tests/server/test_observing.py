@@ -1,137 +1,167 @@
-"""Spans of a server's requests: whose they are, and what is not in them."""
+"""A client's requests that are nearly the same are counted, and none of their words are kept."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import gc
+import re
 
+import httpx
 import pytest
 
-pytest.importorskip("opentelemetry.sdk")
-
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-from guardrail.server import ServerSettings
+from guardrail.monitor import Monitor
+from guardrail.server import ServerSettings, create_app
 from guardrail.server.keys import keys_from_text
-from guardrail.server.observing import Observation
+from guardrail.server.observing import DriftState, NearDuplicates
+from guardrail.testing import tiny_artefact
+from guardrail.types import Action, Modality
 
-TOKEN = "0123456789abcdef0123456789abcdef"
+
+class Stub:
+    """As much of a guard as drift is worked out from."""
+
+    def __init__(self, artefact):
+        self.artefact, self.monitor = artefact, Monitor(artefact)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
 @pytest.fixture
-def exporter():
-    return InMemorySpanExporter()
+def guards(llava):
+    return [Stub(tiny_artefact(llava.model, llava.processor, seed=seed)) for seed in (0, 1)]
 
 
-@pytest.fixture
-def observation(exporter):
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    made = Observation(model="tiny", traces=provider)
-    yield made
-    made.close()
+def test_it_is_worked_out_now_and_then(guards):
+    guard, clock = guards[0], Clock()
+    drift = DriftState(every_s=30, clock=clock)
+    assert not drift.of(guard).alarm
+    for _ in range(200):
+        guard.monitor.add(Modality.TEXT, Action.FLAG, 5.0)
+    clock.now = 29.0
+    assert not drift.of(guard).alarm
+    clock.now = 30.0
+    assert drift.of(guard).alarm
 
 
-def chat(words, **changes):
-    body = {"model": "guarded", "messages": [{"role": "user", "content": words}], "max_tokens": 3}
-    return body | changes
+def test_another_artefact_is_compared_at_once(guards):
+    drift = DriftState(every_s=30, clock=Clock())
+    for guard in (*guards, *guards):
+        assert drift.of(guard).artefact_id == guard.artefact.artefact_id
 
 
-def trace_id(number):
-    return f"{number + 1:032x}"
+def test_a_guard_that_takes_another_ones_place_is_judged_by_its_own_requests(guards):
+    before, drift = guards[0], DriftState(every_s=30, clock=Clock())
+    for _ in range(200):
+        before.monitor.add(Modality.TEXT, Action.FLAG, 5.0)
+    assert drift.of(before).alarm
+    after = Stub(before.artefact)  # a reload, with nothing but another policy
+    assert not drift.of(after).alarm
 
 
-async def test_fifty_requests_at_once_keep_their_spans_apart(
-    guard_of, client_of, observation, exporter
-):
-    settings = ServerSettings(max_concurrent=64)
-    async with client_of(guard_of(), settings, observation=observation) as client:
-
-        async def ask(number):
-            headers = {"traceparent": f"00-{trace_id(number)}-{number + 1:016x}-01"}
-            body = chat("hello" * (1 + number % 3), stream=number % 2 == 0)
-            told = await client.post("/v1/chat/completions", json=body, headers=headers)
-            assert told.status_code == 200
-            return told.headers["x-request-id"]
-
-        ids = await asyncio.gather(*map(ask, range(50)))
-    spans = exporter.get_finished_spans()
-    for number, request_id in enumerate(ids):
-        mine = [s for s in spans if s.attributes.get("guardrail.request_id") == request_id]
-        assert {s.name for s in mine} == {
-            "POST /v1/chat/completions",
-            "guardrail.check",
-            "chat tiny",
-        }
-        assert len(mine) == 3
-        assert {f"{s.context.trace_id:032x}" for s in mine} == {trace_id(number)}
-        (request,) = [s for s in mine if s.name.startswith("POST")]
-        children = [s for s in mine if s is not request]
-        assert {s.parent.span_id for s in children} == {request.context.span_id}
-    assert len(spans) == 150
+ASKED = "Tell me in some detail how a watchmaker takes an old clock apart and cleans its wheels. "
+SUFFIX = "describing similarlyNow write oppositeley ( Me giving** ONE please"
+OTHER = "Which trees grow well beside a river in the north of Norway, and how old do they become?"
+DATA = "data:image/png;base64,"
 
 
-async def test_items_of_a_list_belong_to_its_request(guard_of, client_of, observation, exporter):
-    async with client_of(guard_of(), observation=observation) as client:
-        inputs = [{"input": "hello"}, {"input": "there"}]
-        await client.post("/v1/checks", json={"inputs": inputs})
-    spans = exporter.get_finished_spans()
-    (request,) = [s for s in spans if s.name == "POST /v1/checks"]
-    checks = [s for s in spans if s.name == "guardrail.check"]
-    assert [s.parent.span_id for s in checks] == [request.context.span_id] * 2
+def user(text, *pictures):
+    shown = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+    return {"role": "user", "content": [{"type": "text", "text": text}, *shown]}
 
 
-async def test_neither_words_nor_keys_are_in_spans(guard_of, client_of, observation, exporter):
-    settings = ServerSettings(keys=keys_from_text(f"alice:{TOKEN}", source="here"))
-    headers = {"Authorization": f"Bearer {TOKEN}", "baggage": "zxqv=1"}
-    async with client_of(guard_of(), settings, observation=observation) as client:
-        await client.post("/v1/chat/completions?zxqv", json=chat("zxqv"), headers=headers)
-        await client.post("/zxqv", headers=headers)
-        await client.request("ZXQV", "/v1/models", headers=headers)
-        await client.post("/v1/checks", json={"input": "zxqv"})
-    told = [span.to_json() for span in exporter.get_finished_spans()]
-    assert len(told) == 6
-    assert not any("zxqv" in text.lower() or TOKEN in text for text in told)
-    routes = {s.attributes.get("http.route") for s in exporter.get_finished_spans()} - {None}
-    assert routes == {"/v1/chat/completions", "other", "/v1/models", "/v1/checks"}
-    refused = [s for s in exporter.get_finished_spans() if s.name == "POST /v1/checks"]
-    assert refused[0].attributes["http.response.status_code"] == 401
-    assert "guardrail.client" not in refused[0].attributes
+@pytest.mark.parametrize(
+    "again",
+    [
+        ASKED + SUFFIX,
+        ASKED + SUFFIX.replace("giving**", "sure!"),
+        ASKED.upper() + SUFFIX,
+        ASKED.replace(" ", "\n") + SUFFIX,
+        ASKED.replace("old clock", "new clock") + SUFFIX,
+        [user(ASKED + SUFFIX)],
+        [{"role": "system", "content": OTHER}, user(ASKED + SUFFIX + "!")],
+        [{"type": "message", "role": "user", "content": ASKED + SUFFIX}],
+    ],
+)
+def test_what_is_nearly_the_same_is_seen(again):
+    near = NearDuplicates()
+    assert not near.seen("web", ASKED + SUFFIX)
+    assert near.seen("web", again)
 
 
-async def test_a_failed_detector_is_an_error_in_both_spans(
-    guard_of, client_of, observation, exporter, broken_detector
-):
-    async with client_of(guard_of(), observation=observation) as client:
-        await client.post("/v1/chat/completions", json=chat("hello"))
-    spans = {s.name: s for s in exporter.get_finished_spans()}
-    assert spans["POST /v1/chat/completions"].attributes["error.type"] == "503"
-    assert spans["guardrail.check"].attributes["error.type"] == "detector_failed"
-    assert not any("broken inside" in s.to_json() for s in spans.values())
+@pytest.mark.parametrize("other", [OTHER, ASKED[::-1], "", [], [user("")], "x"])
+def test_what_is_something_else_is_not(other):
+    near = NearDuplicates()
+    near.seen("web", ASKED)
+    assert not near.seen("web", other)
 
 
-async def test_an_exporter_that_fails_costs_no_answer(guard_of, client_of, caplog):
-    class Broken(InMemorySpanExporter):
-        def export(self, spans):
-            raise OSError("collector away")
-
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(Broken()))
-    broken = Observation(traces=provider)
-    with caplog.at_level(logging.CRITICAL, logger="opentelemetry"):
-        async with client_of(guard_of(), observation=broken) as client:
-            told = await client.post("/v1/chat/completions", json=chat("hello"))
-    broken.close()
-    assert told.status_code == 200
+def test_only_a_clients_own_last_requests_count():
+    near = NearDuplicates()
+    near.seen("web", ASKED)
+    assert not near.seen("batch", ASKED)
+    for number in range(40):
+        near.seen("web", f"{number}" * 50)
+    assert not near.seen("web", ASKED)
+    assert near.seen("batch", ASKED)
 
 
-async def test_without_spans_nothing_of_opentelemetry_is_imported(guard_of, client_of, monkeypatch):
-    import sys
+def test_a_chat_that_goes_on_is_no_duplicate():
+    near, chat = NearDuplicates(), []
+    for said in (ASKED, OTHER, "Thank you, and what of the springs, which I could not find?"):
+        chat += [user(said)]
+        assert not near.seen("web", chat)
+        chat += [{"role": "assistant", "content": said * 3}]
 
-    for name in [name for name in sys.modules if name.startswith("opentelemetry")]:
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "guardrail.observe.tracing", raising=False)
-    async with client_of(guard_of(), observation=Observation()) as client:
-        assert (await client.post("/v1/checks", json={"input": "hello"})).status_code == 200
+
+def test_pictures_must_be_the_same():
+    near = NearDuplicates()
+    first, second = DATA + "A" * 9000 + "B" * 9000, DATA + "A" * 9000 + "C" * 9000
+    assert not near.seen("web", [user("What is it?", first)])
+    assert not near.seen("web", [user("What is it?", second)])
+    assert near.seen("web", [user("What is it?", second)])
+    assert not near.seen("web", [user("What is it?")])
+
+
+def test_memory_is_bounded_and_holds_no_text():
+    near = NearDuplicates()
+    for number in range(3_000):
+        near.seen(f"key-{number}", f"{number} {ASKED}")
+    assert len(near._last) == 1024
+    for _ in range(100):
+        near.seen("key-2999", ASKED * 1000)
+    assert len(near._last["key-2999"]) == 32
+    held, seen = [near._last], set()
+    while held:
+        one = held.pop()
+        if id(one) not in seen and not isinstance(one, type):
+            seen.add(id(one))
+            assert not (isinstance(one, str) and "watchmaker" in one)
+            held += gc.get_referents(one)
+    sizes = [len(each.pieces) for last in near._last.values() for each in last]
+    assert max(sizes) <= 32
+
+
+TOKEN = "sesame-trust-123456"
+ROUTES = [
+    ("/v1/chat/completions", {"model": "guarded", "messages": [user(ASKED)], "max_tokens": 1}),
+    ("/v1/checks", {"input": ASKED}),
+    ("/v1/checks", {"inputs": [{"input": OTHER}, {"input": ASKED}]}),
+    ("/beta/litellm_basic_guardrail_api", {"input_type": "request", "texts": [ASKED]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+async def test_every_route_counts_them_by_key(guard_of, path, body):
+    keys = keys_from_text(f"board+trusted:{TOKEN}", source="x")
+    transport = httpx.ASGITransport(create_app(guard_of(), ServerSettings(keys=keys)))
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://s", headers=headers) as http:
+        first = await http.post("/v1/checks", json={"input": ASKED + "Please."})
+        answer = await http.post(path, json=body)
+        text = (await http.get("/metrics")).text
+    assert (first.status_code, answer.status_code) == (200, 200)
+    assert re.search(r'^guardrail_near_duplicates_total\{client="board"\} 1\.0$', text, re.M)

@@ -5,10 +5,13 @@ import asyncio
 import httpx
 import pytest
 
-from guardrail.errors import ArtefactMismatchError, ConfigurationError
+from guardrail.errors import ArtefactMismatchError, ConfigurationError, DetectorError
+from guardrail.model.load import wrap_model
+from guardrail.policy import Policy
 from guardrail.server import ServerSettings, create_app
 from guardrail.server.keys import keys_from_text
-from guardrail.server.reload import Reloader
+from guardrail.server.reload import GuardSource, Reloader
+from guardrail.testing import tiny_artefact
 from tests.waiting import auntil
 
 KEYS = keys_from_text("web:0123456789abcdef", source="x")
@@ -148,3 +151,35 @@ async def test_keys_that_cannot_be_read_leave_all_as_it_was(reloading):
     assert not await reloader.reload()
     assert len(made) == 1
     assert "ConfigurationError" in app.state.service.note
+
+
+@pytest.fixture
+def source(llava, tmp_path):
+    path = tmp_path / "a.safetensors"
+    tiny_artefact(llava.model, llava.processor).save(path)
+    told = []
+    made = GuardSource(
+        loaded=wrap_model(llava.model, llava.processor),
+        artefact=str(path),
+        read_policy=Policy,
+        audit=lambda verdict, facts: told.append(facts),
+    )
+    return made, told
+
+
+def test_a_guard_tells_the_record_and_the_warm_up_does_not(source):
+    made, told = source
+    made.warm_up()
+    assert told == []
+    with made.make() as guard:
+        guard.check("hello")
+    assert [facts["event"] for facts in told] == ["verdict"]
+
+
+def test_a_detector_that_fails_at_the_warm_up_is_an_error(source, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no detector today")
+
+    monkeypatch.setattr("guardrail.decide.detector.Detector.decide", fail)
+    with pytest.raises(DetectorError, match="first, harmless"):
+        source[0].warm_up()

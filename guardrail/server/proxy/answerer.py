@@ -1,41 +1,61 @@
-"""Chats answered by another server, each once it was checked here."""
+"""Chats answered by another server, each once it was checked here.
+
+Forwarded are the routes of three forms. What is not there is not there: nothing goes on unchecked.
+What is sent on is the checked body alone, and pictures and videos must be in it, in one plain form.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from starlette.responses import Response
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
 
-from guardrail.errors import DetectorError
-from guardrail.server import problems
-from guardrail.server.api_error import ApiError
-from guardrail.server.ascii_json import AsciiJSONResponse
-from guardrail.server.asking import ask_options, count_asked
-from guardrail.server.proxy import checking, routes
+from guardrail.asgi.chats import read_chat
+from guardrail.asgi.content import JSON, media_type
+from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
+from guardrail.requests.canonical import canonical_chat
+from guardrail.requests.parts import MEDIA_KEYS
+from guardrail.requests.patience import read_apart
+from guardrail.server.answers import (
+    FIELD,
+    STREAM_HEADERS,
+    AsciiJSONResponse,
+    EventStream,
+    headers_of,
+    told,
+)
+from guardrail.server.asking import ask_options, count_asked, judged
+from guardrail.server.bodies import bounded_json
+from guardrail.server.errors import ApiError, error_answer
 from guardrail.server.proxy.failures import UpstreamProblem
-from guardrail.server.proxy.forms import CHAT, wants_usage
-from guardrail.server.proxy.reach import Reach
-from guardrail.server.proxy.refusals import Refusal
-from guardrail.server.proxy.relay import STREAM_HEADERS, Relay, RelayResponse
-from guardrail.server.proxy.upstream import Upstream
-from guardrail.server.verdicts import FIELD, headers_of, told
-from guardrail.settling import is_refused_outage, stopped
+from guardrail.server.proxy.forms import CHAT, COMPLETION, RESPONSE, Refusal, wants_usage
+from guardrail.server.proxy.relay import Relay
+from guardrail.server.proxy.upstream import Reach, Upstream
+from guardrail.settling import is_refused_outage, settled, stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
-    from fastapi import APIRouter, Request
+    from starlette.datastructures import Headers
 
+    from guardrail.asgi.chats import Content
+    from guardrail.guard import Guard
+    from guardrail.policy import Policy
     from guardrail.server.caller import Caller
-    from guardrail.server.chat_schema import ChatBody
-    from guardrail.server.proxy.checking import Checked
     from guardrail.server.proxy.forms import Form
     from guardrail.server.proxy.settings import UpstreamSettings
+    from guardrail.server.schemas import ChatBody
     from guardrail.server.service import Answerer, Service
+    from guardrail.types import Verdict
+
 
 _log = logging.getLogger(__name__)
 _JSON = "application/json"
@@ -61,7 +81,17 @@ class ProxyAnswerer:
     @property
     def routers(self) -> tuple[APIRouter, ...]:
         """Routes that come before the app's own: bodies have more keys here than local ones."""
-        return (routes.router,)
+        router = APIRouter(prefix="/v1", include_in_schema=False)
+        for form in (CHAT, COMPLETION, RESPONSE):
+            route = self._route(form)
+            router.add_api_route(form.path, route, methods=["POST"], response_model=None)
+        return (router,)
+
+    def _route(self, form: Form) -> Callable[[Request], Awaitable[Response]]:
+        async def forward(request: Request) -> Response:
+            return await self.relay(form, request)
+
+        return forward
 
     async def answer(self, body: ChatBody, caller: Caller, request: Request) -> Response:
         """See `Answerer`; the body is read again as it came."""
@@ -74,13 +104,13 @@ class ProxyAnswerer:
             GuardrailError: it was not let through.
             HTTPException: the body cannot be read.
         """
-        asked = await checking.read(await request.body(), request.headers, form)
+        asked = await _read(await request.body(), request.headers, form)
         model, caller = self._model(asked.model), request.state.caller
         deadline = asyncio.get_running_loop().time() + self._service.settings.timeout_s
         options = ask_options(self._service, caller)
         count_asked(self._service, caller, asked.body[form.source])
         unchecked = self._settings.unchecked
-        checked = await checking.check(asked, self._service.guard, unchecked, options)
+        checked = await _check(asked, self._service.guard, unchecked, options)
         headers = headers_of(checked.verdict, caller)
         if checked.done == "flag":
             return _flagged(checked, caller, headers)
@@ -140,7 +170,7 @@ class ProxyAnswerer:
             request_id=request.state.caller.request_id,
         )
         await relay.begin()
-        return RelayResponse(relay, kept)
+        return EventStream(relay.chunks(), relay.aclose, kept)
 
     def _model(self, name: str) -> str:
         """The upstream's name of a model."""
@@ -166,7 +196,7 @@ def _flagged(checked: Checked, caller: Caller, headers: Mapping[str, str]) -> Re
         raise DetectorError("a request was stopped without a verdict")
     if policy.on_flag == "raise" or is_refused_outage(verdict, policy):
         error = stopped(verdict, policy)
-        answer = problems.answer(error, refusal=policy.refusal_message, caller=caller)
+        answer = error_answer(error, refusal=policy.refusal_message, caller=caller)
         answer.headers.update(headers)
         return answer
     refusal = Refusal(
@@ -179,7 +209,7 @@ def _flagged(checked: Checked, caller: Caller, headers: Mapping[str, str]) -> Re
         return AsciiJSONResponse(asked.form.refused(refusal), headers=headers)
     events = b"".join(asked.form.refused_events(refusal, wants_usage(asked.body)))
     headers = {**headers, **STREAM_HEADERS}
-    return Response(events, headers=headers, media_type=RelayResponse.media_type)
+    return Response(events, headers=headers, media_type=EventStream.media_type)
 
 
 def _sent_headers(request: Request, *, streams: bool) -> dict[str, str]:
@@ -197,3 +227,149 @@ def _kept_headers(headers: Mapping[str, str], clean: Callable[[str], str]) -> di
     """All that the client hears of the upstream's headers."""
     name = clean(headers.get("x-request-id", ""))
     return {"X-Upstream-Request-ID": name} if re.fullmatch(r"[\w.:-]{1,200}", name, re.A) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A body as it was parsed, of a known form, with a model's name."""
+
+    form: Form
+    body: Mapping[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The model that the client names."""
+        return str(self.body["model"])
+
+    @property
+    def streams(self) -> bool:
+        """Whether a stream is asked for."""
+        return self.body.get("stream") is True
+
+    def sent(self, model: str) -> bytes:
+        """The bytes for the upstream: what was parsed, written again, so that both read the same.
+
+        Raises:
+            HTTPException: 400, a text of it has no UTF-8 form.
+        """
+        body = {**self.body, "model": model}
+        try:
+            return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        except UnicodeEncodeError:
+            raise HTTPException(400, "a text of the body holds half a character") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What is sent and the verdict on it; None where the policy lets it pass unchecked."""
+
+    asked: Asked
+    verdict: Verdict | None
+    done: Literal["flag", "caution", "pass"]
+    policy: Policy
+
+
+async def _read(data: bytes, headers: Headers, form: Form) -> Asked:
+    """The JSON body of a request.
+
+    Raises:
+        HTTPException: 415, 413 or 400: it is none, of too many values, or two readers could
+            differ on it.
+        ApiError: it is of another form.
+    """
+    media_type(headers, (JSON,))
+    body = await asyncio.to_thread(bounded_json, data)
+    if not isinstance(body, dict):
+        raise ApiError("the body is no JSON object")
+    if not isinstance(body.get("model"), str) or not body["model"]:
+        raise ApiError("model must be the name of a model", param="model")
+    if body.get("stream") is not None and not isinstance(body["stream"], bool):
+        raise ApiError("stream must be true or false", param="stream")
+    if body.get(form.source) is None:
+        raise ApiError(f"the body needs {form.source}", param=form.source)
+    return Asked(form, body)
+
+
+async def _check(
+    asked: Asked, guard: Guard, unchecked: Collection[str], options: Mapping[str, Any]
+) -> Checked:
+    """The verdict, and what becomes of the request. `options` are those of `guard.acheck`.
+
+    Raises:
+        GuardrailError: it cannot be read or checked, and the policy does not let it pass.
+    """
+    policy = guard.policy
+    try:
+        asked = await read_apart(partial(_canonical, asked, policy))
+        content = read_chat(asked.body, unchecked)
+        verdict = await judged(guard, content, options)
+    except GuardrailError as error:
+        if not _lets_pass(error, policy):
+            raise
+        _log.warning("the policy lets a request through unchecked: %s", type(error).__name__)
+        return Checked(asked, None, "pass", policy)
+    return _settled(asked, content, verdict, policy)
+
+
+def _canonical(asked: Asked, policy: Policy) -> Asked:
+    """The same with pictures that the upstream reads as the guard does."""
+    source, said = asked.form.source, asked.body[asked.form.source]
+    refuse_unclear_media(said)
+    return Asked(asked.form, {**asked.body, source: canonical_chat(said, policy)})
+
+
+def _settled(asked: Asked, content: Content, verdict: Verdict, policy: Policy) -> Checked:
+    cautioned: list[Mapping[str, Any]] = []
+
+    def put(words: str) -> bool:
+        data = content.cautioned(words)
+        if data is not None:
+            cautioned.append(json.loads(data))
+        return data is not None
+
+    after = settled(verdict, policy, caution=put, annotates=policy.on_flag == "annotate")
+    sent = Asked(asked.form, cautioned[0]) if cautioned else asked
+    return Checked(sent, after.verdict, after.done, policy)
+
+
+def _lets_pass(error: GuardrailError, policy: Policy) -> bool:
+    outage = isinstance(error, DetectorError) and policy.fail == "open"
+    return outage or policy.mode == "shadow"
+
+
+# Possessive, so that a long text that does not fit is not gone over again and again.
+_PLAIN = re.compile(
+    r"(?:data:[\w.+-]+/[\w.+-]+;base64,)?[A-Za-z0-9+/\s]++={0,2}+\s*+", re.ASCII | re.IGNORECASE
+)
+_ARGUMENTS = frozenset({"arguments", "args"})  # of tool calls: read as text, whatever their keys
+
+
+def refuse_unclear_media(value: object) -> None:
+    """Refuse addresses, files and forms of base64 that readers take for different pictures.
+
+    The upstream would open an address by itself, and perhaps get another picture than the guard; so
+    would a reader that skips a percent sign, or that looks for another comma in a `data:` URL.
+
+    Raises:
+        UnsupportedContentError: there is one.
+    """
+    if _unclear(value, media=False):
+        raise UnsupportedContentError(
+            "pictures and videos are sent on as data: URLs with plain base64 alone "
+            "(data:image/png;base64,...); send their bytes so"
+        )
+
+
+def _unclear(value: object, *, media: bool) -> bool:
+    match value:
+        case str():
+            return media and _PLAIN.fullmatch(value) is None
+        case list():
+            return any(_unclear(each, media=media) for each in value)
+        case dict():
+            return any(
+                _unclear(each, media=key in MEDIA_KEYS)
+                for key, each in value.items()
+                if key not in _ARGUMENTS
+            )
+    return False

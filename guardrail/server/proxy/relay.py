@@ -7,25 +7,21 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from starlette.responses import StreamingResponse
-
-from guardrail.server.proxy.events import Event, EventTooLargeError, Splitter
-from guardrail.server.proxy.events import event as written
+from guardrail.server.answers import DONE, FIELD
+from guardrail.server.answers import event as written
 from guardrail.server.proxy.failures import UpstreamProblem, broken, late
+from guardrail.server.proxy.forms import Event, EventTooLargeError, Splitter
 from guardrail.server.proxy.upstream import media_type
-from guardrail.server.verdicts import FIELD
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     import httpx
-    from starlette.types import Receive, Scope, Send
 
     from guardrail.server.proxy.forms import Form
     from guardrail.server.proxy.upstream import Upstream
 
 _log = logging.getLogger(__name__)
-STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Relay:
@@ -124,22 +120,5 @@ class Relay:
             except EventTooLargeError:
                 raise broken("an event of it is too large") from None
         last = splitter.rest()
-        if last.strip() == b"data: [DONE]":  # some end without the blank line
-            yield last + b"\n\n"
-
-
-class RelayResponse(StreamingResponse):
-    """Sends a begun relay; however that ends, the upstream's work ends with it."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, relay: Relay, headers: Mapping[str, str]) -> None:
-        super().__init__(relay.chunks(), headers={**headers, **STREAM_HEADERS})
-        self._relay = relay
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, for as long as somebody listens."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._relay.aclose()
+        if last.strip() == DONE.strip():  # some end without the blank line
+            yield DONE

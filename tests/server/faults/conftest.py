@@ -17,7 +17,7 @@ import pytest
 
 from guardrail.server import create_app
 from guardrail.server.listening import Listening, bound_socket
-from guardrail.server.run import Server, config_of
+from guardrail.server.process import Server, config_of
 from guardrail.testing import tiny_artefact
 from tests.waiting import auntil, until
 

@@ -1,0 +1,207 @@
+"""Answers on the wire: in the OpenAI form, whole or in chunks, and the verdict beside them.
+
+How far a request is from a threshold is what a search for one that passes needs to know. So a
+caller who is not told scores hears what was done, and nothing that a score could be told from.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.requests import ClientDisconnect
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+
+    from starlette.types import Receive, Scope, Send
+
+    from guardrail.server.caller import Caller
+    from guardrail.types import Result, ToolCall, Verdict
+
+
+FIELD = "guardrail"
+_FOR_ALL = ("action", "would_be", "modality", "artefact_id", "mode", "reason")
+
+
+def told(verdict: Verdict | None, caller: Caller) -> dict[str, object] | None:
+    """What this caller may know of a verdict, in plain values; nothing else of one goes out."""
+    if verdict is None:
+        return None
+    whole = verdict.to_dict()
+    return whole if caller.sees_scores else {name: whole[name] for name in _FOR_ALL}
+
+
+def headers_of(verdict: Verdict | None, caller: Caller) -> dict[str, str]:
+    """The headers of a judged answer; a score of None has none. The log gets it in any case."""
+    known = told(verdict, caller)
+    if verdict is None or known is None:
+        return {}
+    caller.score = None if verdict.score is None else round(verdict.score, 4)
+    named = {
+        "Action": known["action"],
+        "Would-Be": known["would_be"],
+        "Modality": known["modality"],
+        "Reason": known["reason"],
+        "Mode": known["mode"],
+        "Artefact": known["artefact_id"],
+    }
+    if known.get("score") is not None:
+        named["Score"] = f"{known['score']:.4f}"
+    return {f"X-Guardrail-{name}": str(value) for name, value in named.items()}
+
+
+class AsciiJSONResponse(JSONResponse):
+    """A JSON answer in which all other characters are escaped."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+DONE = b"data: [DONE]\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events; however they end, what they come from is closed by `close`.
+
+    Events are one line of JSON each, written here: FastAPI's own encoding serves routes that send
+    their headers before the first event is there, and these headers hold the verdict.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncIterable[bytes],
+        close: Callable[[], Awaitable[None]],
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(events, headers={**headers, **STREAM_HEADERS})
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events, for as long as somebody listens."""
+        try:
+            await super().__call__(scope, receive, send)
+        except ClientDisconnect:
+            return  # nobody is there to be told
+        finally:
+            await self._close()
+
+
+def event(data: object, kind: str | None = None) -> bytes:
+    """One event of a stream."""
+    head = f"event: {kind}\n" if kind else ""
+    return f"{head}data: {json.dumps(data)}\n\n".encode()
+
+
+_FINISH = {"stop": "stop", "length": "length", "flag": "content_filter"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What all parts of one answer have in common."""
+
+    model: str
+    fingerprint: str
+    caller: Caller
+    parallel_calls: bool = True
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, result: Result) -> dict[str, Any]:
+        """A complete answer."""
+        calls = self._calls(result)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": None if calls and not result.text else result.text,
+            "refusal": result.text if result.refused_by_guard else None,
+        }
+        if calls:
+            message["tool_calls"] = calls
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": self._finish(result),
+            "logprobs": None,
+        }
+        return {
+            **self._head("chat.completion"),
+            "choices": [choice],
+            "usage": _usage(result),
+            FIELD: told(result.verdict, self.caller),
+        }
+
+    def chunk(
+        self, delta: dict[str, Any], finish: str | None = None, **more: Any
+    ) -> dict[str, Any]:
+        """A part of a streamed answer."""
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return {**self._head("chat.completion.chunk"), "choices": [choice], **more}
+
+    def last_chunks(self, result: Result, *, usage: bool) -> list[dict[str, Any]]:
+        """What follows a stream's words: calls, why it ended, and token counts if wanted.
+
+        The verdict stands in the very last of them.
+        """
+        verdict = {FIELD: told(result.verdict, self.caller)}
+        calls = [{"index": i, **call} for i, call in enumerate(self._calls(result))]
+        none: dict[str, Any] = {"usage": None} if usage else {}
+        chunks = [self.chunk({"tool_calls": [call]}, **none) for call in calls]
+        if result.refused_by_guard:
+            chunks.append(self.chunk({"refusal": result.text}, **none))
+        chunks.append(self.chunk({}, self._finish(result), **none))
+        if usage:
+            head = self._head("chat.completion.chunk")
+            chunks.append({**head, "choices": [], "usage": _usage(result)})
+        return [*chunks[:-1], chunks[-1] | verdict]
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+
+    def _calls(self, result: Result) -> list[dict[str, Any]]:
+        wanted = None if self.parallel_calls else 1
+        return [_call(call) for call in result.tool_calls[:wanted]]
+
+    def _finish(self, result: Result) -> str:
+        """Calls of an answer that was cut may not be all of them, so it does not end in calls."""
+        finish = _FINISH[result.finish_reason]
+        return "tool_calls" if finish == "stop" and result.tool_calls else finish
+
+
+def form_of(verdict: Verdict, model: str, caller: Caller, *, parallel_calls: bool | None) -> Form:
+    """A new answer's form; without `parallel_calls` only the first call of several is told."""
+    return Form(
+        model=model,
+        fingerprint=verdict.artefact_id,
+        caller=caller,
+        parallel_calls=parallel_calls is not False,
+    )
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    arguments = call.arguments
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return {
+        "id": call.id or f"call_{uuid.uuid4().hex[:24]}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": arguments},
+    }
+
+
+def _usage(result: Result) -> dict[str, int]:
+    asked, said = result.prompt_tokens, result.completion_tokens
+    return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}

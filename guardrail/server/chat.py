@@ -1,0 +1,227 @@
+"""Chats answered by the guarded model itself: the fields it honours, and how it streams."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from guardrail.errors import GuardrailViolation
+from guardrail.server.answers import (
+    DONE,
+    FIELD,
+    AsciiJSONResponse,
+    EventStream,
+    event,
+    form_of,
+    headers_of,
+    told,
+)
+from guardrail.server.asking import ask_options, count_asked, found
+from guardrail.server.errors import ApiError, stream_end, told_as, unknown_model
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastapi import Request, Response
+
+    from guardrail.guard import Guard
+    from guardrail.online.streams import AsyncGuardStream
+    from guardrail.server.answers import Form
+    from guardrail.server.caller import Caller
+    from guardrail.server.schemas import ChatBody
+    from guardrail.server.service import Service
+
+
+class LocalAnswerer:
+    """Asks the service's guard for an answer and a verdict in one prefill."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._created = service, int(time.time())
+
+    async def answer(self, body: ChatBody, caller: Caller, request: Request) -> Response:
+        """See `Answerer`."""
+        guard, settings = self._service.guard, self._service.settings
+        if body.model != settings.model_name:
+            raise unknown_model(body.model, settings.model_name)
+        asked = generate_options(body, guard, default_tokens=settings.default_tokens)
+        asked |= ask_options(self._service, caller)
+        count_asked(self._service, caller, body.messages)
+        if body.stream:
+            return await _streamed(guard, body, asked, caller)
+        result = await guard.agenerate(body.messages, **asked)
+        verdict = found(result.verdict, guard.policy)
+        form = form_of(verdict, body.model, caller, parallel_calls=body.parallel_tool_calls)
+        return AsciiJSONResponse(form.whole(result), headers=headers_of(verdict, caller))
+
+    async def models(self) -> list[dict[str, object]]:
+        """See `Answerer`."""
+        name = self._service.settings.model_name
+        return [{"id": name, "object": "model", "created": self._created, "owned_by": "local"}]
+
+    async def trouble(self) -> str | None:
+        """See `Answerer`."""
+        return "the guard is closed" if self._service.guard.closed else None
+
+    async def aclose(self) -> None:
+        """Nothing is held here."""
+
+
+async def _streamed(
+    guard: Guard, body: ChatBody, asked: dict[str, Any], caller: Caller
+) -> Response:
+    """An answer whose head is sent once its verdict and its first words are there."""
+    stream = guard.astream(body.messages, **asked)
+    try:
+        first = await anext(stream, None)
+        verdict = found(stream.verdict, guard.policy)
+    except BaseException:  # a cancelled task among them
+        await stream.aclose()
+        raise
+    form = form_of(verdict, body.model, caller, parallel_calls=body.parallel_tool_calls)
+    told = events(
+        stream,
+        first,
+        form,
+        usage=body.wants_usage,
+        refusal=guard.policy.refusal_message,
+    )
+    return EventStream(told, stream.aclose, headers_of(verdict, caller))
+
+
+_COLDEST = 0.01  # colder is greedy in effect, and overflows in float32
+# Fields that this server can only be asked for in these forms; None goes everywhere.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"], []),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "audio": (),
+    "prediction": (),
+    "moderation": (),
+    "web_search_options": (),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+}
+_INSTEAD = {
+    "n": "ask several times",
+    "functions": "send `tools`",
+    "response_format": "say in a message which form the answer should have",
+}
+
+
+def generate_options(body: ChatBody, guard: Guard, *, default_tokens: int) -> dict[str, Any]:
+    """As keywords of `Guard.agenerate`; temperatures from 0 to 0.01 count as 0.01, except 0.
+
+    Args:
+        body: what was asked for.
+        guard: who will answer.
+        default_tokens: the most tokens of an answer for which the client names no limit.
+
+    Raises:
+        ApiError: a field asks for something that would not happen.
+    """
+    _refuse_unheard(body)
+    given: dict[str, Any] = {
+        "max_new_tokens": _limit(body, guard.policy.limits.new_tokens, default_tokens),
+        "temperature": max(body.temperature, _COLDEST) if body.temperature else body.temperature,
+        "top_p": body.top_p,
+        "top_k": None if body.top_k is None else max(body.top_k, 0),
+        "repetition_penalty": body.repetition_penalty,
+        "seed": body.seed,
+        "stop": [body.stop] if isinstance(body.stop, str) else body.stop,
+        "tools": _tools(body, guard),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _refuse_unheard(body: ChatBody) -> None:
+    """Nothing that was asked for is passed over."""
+    for name, value in (body.model_extra or {}).items():
+        if value is not None:
+            raise ApiError(
+                f"{name[:80]!r} is no field of this API; leave it out",
+                param=name[:80],
+                code="unknown_parameter",
+            )
+    for name, allowed in _NEUTRAL.items():
+        value = getattr(body, name)
+        if value is not None and value not in allowed:
+            instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+            raise ApiError(
+                f"this value of {name} is not supported here; leave it out{instead}",
+                param=name,
+                code="unsupported_value",
+            )
+
+
+def _limit(body: ChatBody, allowed: int, default: int) -> int:
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    limit: int | None = getattr(body, name)
+    if limit is None:
+        return min(default, allowed)
+    if limit > allowed:
+        raise ApiError(
+            f"{name} is {limit}; answers here have at most {allowed} tokens",
+            param=name,
+            code="invalid_value",
+        )
+    return limit
+
+
+def _tools(body: ChatBody, guard: Guard) -> list[dict[str, Any]] | None:
+    """The tools that the model is shown: none where it may not call any."""
+    if body.tool_choice not in (None, "none", "auto"):
+        raise ApiError(
+            "a call cannot be forced here; tool_choice is 'auto' or 'none'",
+            param="tool_choice",
+            code="unsupported_value",
+        )
+    if not body.tools or body.tool_choice == "none":
+        return None
+    if not guard.supports_tools:
+        raise ApiError(
+            "this model's chat template knows no tools; leave them out",
+            param="tools",
+            code="unsupported_value",
+        )
+    return body.tools
+
+
+async def events(
+    stream: AsyncGuardStream, first: str | None, form: Form, *, usage: bool, refusal: str
+) -> AsyncIterator[bytes]:
+    """Events of one answer, the verdict before the first word.
+
+    A failure is an event with an `error`, and no end follows it: a client must not take a part of
+    an answer for the whole.
+
+    Args:
+        stream: the answer, whose verdict is known.
+        first: its first chunk of text; None when there is none.
+        form: what all chunks have in common.
+        usage: whether token counts are wanted.
+        refusal: the policy's words.
+    """
+    counts: dict[str, Any] = {"usage": None} if usage else {}
+    verdict: dict[str, Any] = {FIELD: told(stream.verdict, form.caller)}
+    async with stream:
+        yield event(form.chunk({"role": "assistant", "content": ""}, **counts, **verdict))
+        try:
+            if first is not None:
+                yield event(form.chunk({"content": first}, **counts))
+            async for text in stream:
+                yield event(form.chunk({"content": text}, **counts))
+        # a border: the status is sent, so the stream says it
+        except (Exception, GuardrailViolation) as error:
+            yield stream_end(told_as(error, refusal))
+            return
+        if stream.result is not None:
+            for chunk in form.last_chunks(stream.result, usage=usage):
+                yield event(chunk)
+            yield DONE

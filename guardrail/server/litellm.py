@@ -1,0 +1,264 @@
+"""`POST /beta/litellm_basic_guardrail_api`: a guardrail for LiteLLM's proxy.
+
+Calls are judged before the model. What the model answers is not: this guard reads prompts, and
+answers nothing was calibrated on; the answer to such a call is `NONE`. Judged are the chat, with
+what other providers' chats have beside text, and whatever of the call is not in it.
+
+A model's earlier reasoning goes back to it, so it is judged as text. What its provider has
+encrypted says nothing to anybody else, and is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from guardrail.asgi.chats import Content
+from guardrail.errors import DetectorError
+from guardrail.requests.canonical import require_one_reading
+from guardrail.requests.patience import read_apart
+from guardrail.server.answers import FIELD, AsciiJSONResponse, headers_of, told
+from guardrail.server.asking import ask_options, checked, count_asked
+from guardrail.server.bodies import StrictRoute
+from guardrail.server.schemas import ERRORS, Object, Objects, Texts
+from guardrail.settling import settled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from guardrail.guard import Guard
+    from guardrail.policy import Policy
+    from guardrail.server.caller import Caller
+    from guardrail.settling import Settled
+
+
+router = APIRouter(prefix="/beta", route_class=StrictRoute, responses=ERRORS)
+
+_SEVERITY = {"pass": 0, "caution": 1, "flag": 2}
+_OUTAGE = "This request could not be checked; try again later."
+
+
+class LiteLLMBody(BaseModel):
+    """One call that passes through a LiteLLM proxy, before (`request`) or after the model.
+
+    `texts` and `images` are what LiteLLM found in the call; `structured_messages` is the chat that
+    they are from, where it is one. What else LiteLLM says about a call (keys, headers, parameters
+    for a guardrail) is not read, so nobody can weaken the policy by it.
+    """
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    input_type: Literal["request", "response"]
+    texts: Texts | None = None
+    images: Texts | None = Field(default=None, description="data URLs or base64")
+    structured_messages: Objects | None = None
+    tools: Objects | None = None
+    tool_calls: Objects | None = None
+
+
+class LiteLLMAnswer(BaseModel):
+    """What LiteLLM is to do; `guardrail` is the verdict, for people who read its logs."""
+
+    action: Literal["NONE", "BLOCKED", "GUARDRAIL_INTERVENED"]
+    blocked_reason: str | None = None
+    texts: Texts | None = Field(default=None, description="in the place of those that came")
+    images: Texts | None = None
+    guardrail: Object | None = None
+
+
+@router.post("/litellm_basic_guardrail_api", response_model=LiteLLMAnswer)
+async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
+    """Say whether a call of LiteLLM's may go to its model, and how.
+
+    `BLOCKED`: it is flagged, or cannot be judged while the policy fails closed.
+    `GUARDRAIL_INTERVENED`: a caution stands before the first text. `NONE`: it goes as it is, so
+    pictures that the model's decoder may read otherwise are refused.
+    """
+    service = request.app.state.service
+    guard = service.guard
+    judged = contents(body) if body.input_type == "request" else []
+    if not judged:
+        return AsciiJSONResponse({"action": "NONE", FIELD: None})
+    caller = request.state.caller
+    asked = ask_options(service, caller)
+    for content in judged:
+        count_asked(service, caller, content.value)
+        await read_apart(partial(require_one_reading, content.value, guard.policy))
+    try:
+        after = await _strictest(guard, judged, asked, body.texts)
+    except DetectorError:
+        if guard.policy.fail == "open" or guard.policy.mode == "shadow":
+            return AsciiJSONResponse({"action": "NONE", FIELD: None})
+        return AsciiJSONResponse({"action": "BLOCKED", "blocked_reason": _OUTAGE, FIELD: None})
+    answer = _answer(after, body, guard.policy, caller)
+    return AsciiJSONResponse(answer, headers=headers_of(after.verdict, caller))
+
+
+async def _strictest(
+    guard: Guard,
+    judged: Sequence[Content],
+    asked: Mapping[str, Any],
+    texts: Sequence[str] | None,
+) -> Settled:
+    """What becomes of a call all of whose parts were judged."""
+    verdicts = await asyncio.gather(*(checked(guard, content, asked) for content in judged))
+    after = [
+        settled(
+            verdict,
+            guard.policy,
+            caution=lambda words: bool(cautioned(texts, words)),
+            annotates=guard.policy.on_flag == "annotate",
+        )
+        for verdict in verdicts
+    ]
+    return max(after, key=lambda each: (_SEVERITY[each.done], each.verdict.score or 0.0))
+
+
+def _answer(after: Settled, body: LiteLLMBody, policy: Policy, caller: Caller) -> dict[str, Any]:
+    verdict: dict[str, Any] = {FIELD: told(after.verdict, caller)}
+    match after.done:
+        case "flag":
+            return {"action": "BLOCKED", "blocked_reason": policy.refusal_message, **verdict}
+        case "caution":
+            texts = cautioned(body.texts, policy.caution_prompt)
+            return {"action": "GUARDRAIL_INTERVENED", "texts": texts, **verdict}
+        case _:
+            return {"action": "NONE", **verdict}
+
+
+def contents(body: LiteLLMBody) -> list[Content]:
+    """What is judged, one by one; none for a call without content.
+
+    Texts, pictures and tool calls that do not stand in the chat are judged like a prompt of their
+    own: LiteLLM may send part of a chat only, and calls that are no chats have none.
+    """
+    sent, found = body.structured_messages or [], []
+    functions, others = _sorted(body.tools or [])
+    chat = [readable(row) for row in sent]
+    seen = set(_strings(chat))
+    parts = [*_texts(body, seen), *_pictures(body, seen)]
+    if chat:
+        found.append(Content(chat, tools=functions, beside=others))
+    elif functions or others:
+        parts[:0] = [_text(json.dumps(tool, ensure_ascii=False)) for tool in body.tools or []]
+    if parts:
+        found.append(Content([{"role": "user", "content": parts}]))
+    return found
+
+
+def cautioned(texts: Sequence[str] | None, words: str) -> list[str] | None:
+    """The call's texts with the policy's words before the first; None: there is no place for them.
+
+    LiteLLM puts each text back where it was, so there must be as many as came.
+    """
+    if not texts:
+        return None
+    return [f"{words}\n\n{texts[0]}", *texts[1:]]
+
+
+def _texts(body: LiteLLMBody, seen: set[str]) -> list[dict[str, Any]]:
+    lines = [text for text in body.texts or () if text not in seen]
+    for call in body.tool_calls or ():
+        if not set(_strings(call.get("function", call))) <= seen:
+            lines.append(json.dumps(call, ensure_ascii=False))
+    return [_text("\n".join(lines))] if lines else []
+
+
+def _pictures(body: LiteLLMBody, seen: set[str]) -> list[dict[str, Any]]:
+    unseen = (source for source in body.images or () if source not in seen)
+    return [{"type": "image_url", "image_url": {"url": source}} for source in unseen]
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _sorted(tools: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Functions in the OpenAI form, and as text what else there is: many templates show it all."""
+    functions, others = [], []
+    for tool in tools:
+        usual = tool.keys() == {"type", "function"} and tool["type"] == "function"
+        if usual and isinstance(tool["function"], dict):
+            functions.append(tool)
+        else:
+            others.append(json.dumps(tool, ensure_ascii=False))
+    return functions, others
+
+
+def _strings(value: object) -> Iterable[str]:
+    """Every string inside of JSON."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case str(text):
+                yield text
+            case list(items):
+                waiting += items
+            case dict(items):
+                waiting += items.values()
+
+
+Row = Mapping[str, Any]
+
+_REASONING = {"reasoning_content": str, "thinking_blocks": list, "reasoning_items": list}
+
+
+def readable(row: Row) -> dict[str, Any]:
+    """A message in the OpenAI form; what is in no known form stays, for the guard to refuse."""
+    thought = {key: row[key] for key, kind in _REASONING.items() if isinstance(row.get(key), kind)}
+    read = {key: value for key, value in row.items() if key not in thought}
+    if isinstance(read.get("is_error"), bool):
+        del read["is_error"]  # how a tool fared; its words are in the content
+    if read.get("role") == "function":
+        read |= {"role": "tool", "content": row.get("content") or ""}
+    content = read.get("content")
+    if isinstance(content, list):
+        content = [part for each in content for part in _part(each)]
+        read["content"] = content or ""
+    thoughts = [{"type": "text", "text": text} for text in _thoughts(thought)]
+    if thoughts:
+        said = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        read["content"] = [*thoughts, *said]
+    return read
+
+
+def _thoughts(row: Row) -> list[str]:
+    """The reasoning in these fields, each text once."""
+    found: dict[str, None] = {}
+    if row.get("reasoning_content"):
+        found[row["reasoning_content"]] = None
+    for block in row.get("thinking_blocks", ()):
+        for part in _part(block):
+            found[_as_text(part)] = None
+    for item in row.get("reasoning_items", ()):
+        found[_as_text(_without(item, "encrypted_content"))] = None
+    return list(found)
+
+
+def _part(part: object) -> list[Any]:
+    """A part of a content as the guard reads it; none for what only the provider can read."""
+    match part:
+        case {"type": "thinking", "thinking": str(text)}:
+            return [{"type": "text", "text": text}] if text else []
+        case {"type": "redacted_thinking"}:
+            return []
+        case _:
+            return [part]
+
+
+def _as_text(value: object) -> str:
+    match value:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def _without(value: object, key: str) -> object:
+    return {k: v for k, v in value.items() if k != key} if isinstance(value, Mapping) else value
