@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,11 +18,13 @@ from guardrail.requests.patience import read_apart
 from guardrail.types import Action, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from guardrail.arguments import Call, Selector
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
 
 OnFlag = Literal["refuse", "raise", "annotate"]
-Audit = Callable[[Verdict | None, Mapping[str, object]], None]
 
 LAST: ContextVar[Verdict | None] = ContextVar("guardrail_last_verdict", default=None)
 

@@ -31,8 +31,9 @@ from guardrail.tool_chats import (
 from guardrail.tool_values import cautioned_result, read_value
 
 if TYPE_CHECKING:
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
-    from guardrail.settling import Audit, Checker, OnFlag, Settled
+    from guardrail.settling import Checker, OnFlag, Settled
     from guardrail.tool_values import Reading
     from guardrail.types import Verdict
 

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from guardrail.arguments import Kind, Wanted
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
-    from guardrail.settling import Audit, Checker, OnFlag
+    from guardrail.settling import Checker, OnFlag
     from guardrail.types import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])

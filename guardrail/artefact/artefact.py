@@ -34,8 +34,8 @@ from guardrail.errors import (
     CalibrationError,
     ConfigurationError,
 )
-from guardrail.metrics import conformal_threshold
 from guardrail.policy import Thresholds
+from guardrail.stats import conformal_threshold
 from guardrail.types import Modality
 
 if TYPE_CHECKING:

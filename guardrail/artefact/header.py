@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from guardrail.metrics import Rate
 from guardrail.policy import Thresholds
+from guardrail.stats import Rate
 from guardrail.types import Modality
 
 if TYPE_CHECKING:

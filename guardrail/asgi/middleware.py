@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from guardrail.asgi.chats import Content
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
-    from guardrail.settling import Audit, Checker
+    from guardrail.settling import Checker
     from guardrail.types import Verdict
 
 Answer = Callable[[Any, Any], Any]

@@ -14,9 +14,9 @@ from guardrail.errors import ArtefactMismatchError, CalibrationError, Configurat
 from guardrail.fit.shift import ScoreShift, score_shift
 from guardrail.fit.traffic import score_traffic
 from guardrail.fit.video_notes import NOTE, TRAFFIC, video_notes
-from guardrail.metrics import conformal_threshold
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds
+from guardrail.stats import conformal_threshold
 from guardrail.types import Modality
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from guardrail.errors import ConfigurationError
-from guardrail.metrics import Rate
 from guardrail.monitor.comparison import Comparison, Exceedance, ModalityComparison
 from guardrail.monitor.reference import references
 from guardrail.monitor.stability import (
@@ -14,6 +13,7 @@ from guardrail.monitor.stability import (
     index_by_chance,
     population_stability_index,
 )
+from guardrail.stats import Rate
 from guardrail.types import Modality
 
 if TYPE_CHECKING:

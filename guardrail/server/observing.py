@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.middleware import Middleware
 
 from guardrail import __version__
+from guardrail.audit import fan_out
 from guardrail.errors import ConfigurationError
-from guardrail.observe import fan_out
 from guardrail.observe.http import MetricsMiddleware
 from guardrail.observe.metrics import Metrics
 from guardrail.observe.recent import Recent

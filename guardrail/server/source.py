@@ -10,9 +10,9 @@ from guardrail.errors import DetectorError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guardrail.audit import Audit
     from guardrail.guard import Guard
     from guardrail.model.load import LoadedModel
-    from guardrail.online.engine import Audit
     from guardrail.policy import Policy
 
 

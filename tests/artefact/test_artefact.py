@@ -24,8 +24,8 @@ from guardrail.errors import (
     CalibrationError,
     ConfigurationError,
 )
-from guardrail.metrics import Rate, conformal_threshold
 from guardrail.policy import Policy, Thresholds
+from guardrail.stats import Rate, conformal_threshold
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
