@@ -6,7 +6,7 @@ import hashlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from guardrail.artefact.sampling import sampling_notes
+from guardrail.artefact.artefact import sampling_notes
 from guardrail.evaluation import controls, scores
 from guardrail.evaluation.groups import aurocs_alike, modalities_of, sides_of
 from guardrail.evaluation.schema import LayerPoint, StrengthPoint

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from guardrail.artefact.artefact import sampling_record
 from guardrail.artefact.header import Calibration, Rates
-from guardrail.artefact.sampling import sampling_record
 from guardrail.errors import ArtefactMismatchError, CalibrationError, ConfigurationError
 from guardrail.fit.shift import ScoreShift, score_shift
 from guardrail.fit.traffic import score_traffic

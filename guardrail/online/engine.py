@@ -7,7 +7,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from guardrail.artefact.sampling import sampling_notes
+from guardrail.artefact.artefact import sampling_notes
 from guardrail.decide.detector import NO_FLOOR, Detector
 from guardrail.errors import UnsupportedContentError
 from guardrail.model.decoder import context_length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from guardrail.monitor.cells import LAST, WIDTH, cell_of
+from guardrail.monitor.snapshot import LAST, WIDTH, cell_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

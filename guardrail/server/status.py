@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from guardrail.guard import Guard
-    from guardrail.monitor.comparison import Comparison, ModalityComparison
+    from guardrail.monitor.comparing import Comparison, ModalityComparison
     from guardrail.monitor.snapshot import ModalityCounts
     from guardrail.observe.recent import Counts
     from guardrail.policy import Thresholds
