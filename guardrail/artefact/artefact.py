@@ -120,6 +120,12 @@ class Artefact:
         """Whether it was fitted with videos: without their offset no video can be scored."""
         return VIDEO_READOUT in self.tensors
 
+    def shape_differences(self, layer_count: int, d_model: int) -> dict[str, tuple[str, str]]:
+        """Where a model has no place for these vectors, as (fitted, running); nothing allows it."""
+        then, now = self.tensors["direction"].shape, (layer_count, d_model)
+        pairs = zip(("layer_count", "d_model"), then, now, strict=True)
+        return {name: (str(a), str(b)) for name, a, b in pairs if a != b}
+
     def revised(self, *, tensors: dict[str, Tensor] | None = None, **changes: Any) -> Artefact:
         """A new artefact with other header fields or tensors, whose `parent` is this one."""
         fields = {name: getattr(self.header, name) for name in Header.model_fields}

@@ -29,6 +29,7 @@ FILENAME = "model.guard.safetensors"
 
 MAX_FILE = 64_000_000
 MAX_HEADER = 4_000_000
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -87,23 +88,39 @@ def read(path: Path) -> tuple[dict[str, Tensor], bytes]:
     return tensors, metadata["header"].encode("utf-8", "surrogatepass")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step: a reader, or a crash, sees the old file or the new one."""
+def write_atomically(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Put `data` at `path` in one step: a reader, or a crash, sees the old file or the new one.
+
+    With `replace=False` a file that is there stays, whoever wrote it.
+    """
     path = Path(os.path.realpath(path))  # through a link, so that the link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    temporary = temporary_beside(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(os.open(temporary, _NEW, 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        if replace:
+            move(temporary, path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)  # unlike a rename, it never replaces
+            _sync_folder(path.parent)
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
-    _sync_folder(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name for what is to become `path` when it is whole; it is hidden and ends in .tmp."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def move(path: Path, to: Path) -> None:
+    """Give a whole file another name in its folder, in one step that survives a power cut."""
+    os.replace(path, to)
+    _sync_folder(to.parent)
 
 
 def _sync_folder(folder: Path) -> None:

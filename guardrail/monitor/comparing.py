@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from guardrail.errors import ConfigurationError
-from guardrail.monitor.reference import references
+from guardrail.monitor.monitor import references
 from guardrail.stats import Rate
 from guardrail.types import Modality
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Calibration
-    from guardrail.monitor.reference import Reference
+    from guardrail.monitor.monitor import Reference
     from guardrail.monitor.snapshot import ModalityCounts, MonitorSnapshot
 
 _MANY = 10**9

@@ -43,8 +43,6 @@ from guardrail.types import Modality
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from guardrail.artefact import Artefact
-
 ROOT = Path(__file__).parents[1]
 FINGERPRINT = Fingerprint(
     architecture="Toy",
