@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -93,6 +94,11 @@ def stopped(verdict: Verdict, policy: Policy) -> GuardrailError:
     if is_refused_outage(verdict, policy):
         return DetectorError("the detector failed, and the policy fails closed; nothing is sent")
     return GuardrailViolation(verdict)
+
+
+async def resolved(value: Any) -> Any:
+    """What somebody's function gave, awaited where it is awaitable: plain and async may serve."""
+    return await value if inspect.isawaitable(value) else value
 
 
 def record(audit: Audit | None, verdict: Verdict | None, done: str) -> None:

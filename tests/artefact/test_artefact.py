@@ -26,7 +26,7 @@ from guardrail.artefact.artefact import (
     sampling_notes,
     sampling_record,
 )
-from guardrail.artefact.file import MAX_FILE, MAX_HEADER
+from guardrail.artefact.file import MAX_FILE, MAX_HEADER, write_atomically
 from guardrail.artefact.header import Fingerprint, LayerRow, Offset, Readout
 from guardrail.errors import (
     ArtefactError,
@@ -725,3 +725,12 @@ def test_a_guard_tells_it_once_and_only_who_asks_about_videos(
         guard.check_batch([video, video])
     assert [m for m in caplog.messages if "windows of 3 frames" in m] == caplog.messages
     assert len(caplog.messages) == 1
+
+
+def test_a_file_that_is_there_stays_where_it_is_not_to_be_replaced(tmp_path: Path) -> None:
+    for data in (b"first", b"second"):
+        write_atomically(tmp_path / "file", data, replace=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"first"
+    write_atomically(tmp_path / "file", b"third")
+    assert (tmp_path / "file").read_bytes() == b"third"
