@@ -58,7 +58,7 @@ class ToolRules:
         check_reaction(self.on_flag)
         if not self.sides <= {*SIDES}:
             raise ConfigurationError(
-                f"check={sorted(self.sides)} may hold only 'arguments' and 'result'"
+                f"check={sorted(self.sides)} may hold only arguments, result or both"
             )
 
     @classmethod
