@@ -1,4 +1,8 @@
-"""Rows of tables: which columns are a request, read from Parquet and JSONL files."""
+"""Rows of tables: which columns are a request, read from Parquet and JSONL files.
+
+Other readers of JSONL infer one schema for the file and end at the first line without it; here each
+line stands for itself, and one that cannot be read is a row with an error.
+"""
 
 from __future__ import annotations
 
