@@ -58,9 +58,9 @@ _SETTINGS = frozenset(
     " store stream stream_options temperature timeout tool_choice top_k top_logprobs top_p"
     " truncation user".split()
 )
-# Some chat templates show these: they are words, as a text in one would go unchecked.
+# Some chat templates show these: they are one word, as a text in one would go unchecked.
 _WORDED = frozenset({"reasoning", "reasoning_effort", "verbosity"})
-_WORD = re.compile(r"[A-Za-z_]{0,16}")
+WORD = "[A-Za-z_]{0,16}"
 OWNERS = ("self", "cls")
 
 
@@ -275,7 +275,9 @@ def _is_unchecked(name: str, value: object) -> bool:
 def _is_worded(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(map(_is_worded, value.values()))
-    return _WORD.fullmatch(value) is not None if isinstance(value, str) else not _has_words(value)
+    if isinstance(value, str):
+        return re.fullmatch(WORD, value) is not None
+    return not _has_words(value)
 
 
 def _has_words(value: object) -> bool:

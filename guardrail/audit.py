@@ -1,7 +1,8 @@
-"""An audit trail: one JSON line per verdict, without what the request said.
+"""What a guard found, told to sinks: an audit trail, one JSON line per verdict, and several as one.
 
     log = AuditLog("audit.jsonl", max_bytes=50_000_000, backups=4)
     guard = Guard(model, artefact, audit=log)
+    guard = Guard(model, artefact, audit=fan_out(log, my_own_sink))
 
 A line holds the time (UTC), the event, the request's id, the verdict and whatever measurements come
 with it. It holds neither prompt nor answer nor a digest of them: a digest of a short prompt can be
@@ -13,21 +14,24 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler, WatchedFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from guardrail.errors import ConfigurationError
-from guardrail.observe.line_file import LineFile
+from guardrail.types import Verdict
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from guardrail.types import Verdict
+Audit = Callable[[Verdict | None, Mapping[str, object]], None]
+"""A sink of what a guard found: the verdict (None: there was no decision), and facts about it."""
 
 _log = logging.getLogger(__name__)
+_MODE = 0o600  # who judged whom, and when, is nobody else's business
 
 TEXT_KEYS = frozenset({"answer", "content", "input", "messages", "prompt", "query", "text"})
 
@@ -183,3 +187,89 @@ def _pruned(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_pruned(item) for item in value]
     return value
+
+
+class FanOut:
+    """Hands every record to each of its sinks; one that fails touches neither others nor answers.
+
+    Called on the model's thread, as any `audit` is: sinks must be quick and safe between threads.
+    """
+
+    def __init__(self, sinks: tuple[Audit, ...]) -> None:
+        self.sinks = sinks
+        self._failures = [0] * len(sinks)
+
+    @property
+    def failures(self) -> int:
+        """How often a sink failed; what was to be recorded there is lost."""
+        return sum(self._failures)
+
+    def __call__(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
+        """Hand a record on."""
+        for place, sink in enumerate(self.sinks):
+            try:
+                sink(verdict, facts)
+            except Exception:  # a border: sinks are anybody's code
+                self._failed(place)
+
+    def _failed(self, place: int) -> None:
+        count = self._failures[place] = self._failures[place] + 1
+        if count.bit_count() == 1:  # 1, 2, 4, ...: the log must not fill with it
+            name = type(self.sinks[place]).__name__
+            _log.exception("the sink %s failed, %d times so far", name, count)
+
+
+def fan_out(*sinks: Audit | None) -> Audit | None:
+    """Several sinks as one; None among them are left out, and None is all that is left of none."""
+    given = tuple(sink for sink in sinks if sink is not None)
+    return FanOut(given) if len(given) > 1 else given[0] if given else None
+
+
+class LineFile:
+    """Appends to a file without a buffer, in the form that `logging.StreamHandler` writes to.
+
+    A new file is readable by its owner alone; the mode of one that is there stays.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        self._fd = os.open(path, flags, _MODE)
+
+    def write(self, text: str) -> int:
+        """Append a text as a whole.
+
+        Raises:
+            OSError: it could not be written, and nothing of it is in the file.
+        """
+        data = text.encode()
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError:
+            if (written := len(data) - len(rest)) > 0:
+                with suppress(OSError):  # a device or pipe cannot be cut
+                    os.ftruncate(self._fd, self.tell() - written)
+            raise
+        return len(text)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go somewhere; writing happens at the end all the same."""
+        return os.lseek(self._fd, offset, whence)
+
+    def tell(self) -> int:
+        """The place in bytes; after a write, the file's size."""
+        return os.lseek(self._fd, 0, os.SEEK_CUR)
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._fd
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

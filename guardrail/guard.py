@@ -7,10 +7,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
+from guardrail.audit import Audit, fan_out
 from guardrail.model.load import LoadedModel, load_model, wrap_model
-from guardrail.observe import fan_out
 from guardrail.online.asking import Asking
-from guardrail.online.engine import Audit, Engine
+from guardrail.online.engine import Engine
 from guardrail.online.matching import find_artefact, mismatch
 from guardrail.online.reading import finished
 from guardrail.online.streams import AsyncGuardStream, GuardStream

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,11 +19,13 @@ from guardrail.requests.patience import read_apart
 from guardrail.types import Action, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from guardrail.arguments import Call, Selector
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
 
 OnFlag = Literal["refuse", "raise", "annotate"]
-Audit = Callable[[Verdict | None, Mapping[str, object]], None]
 
 LAST: ContextVar[Verdict | None] = ContextVar("guardrail_last_verdict", default=None)
 
@@ -92,6 +94,11 @@ def stopped(verdict: Verdict, policy: Policy) -> GuardrailError:
     if is_refused_outage(verdict, policy):
         return DetectorError("the detector failed, and the policy fails closed; nothing is sent")
     return GuardrailViolation(verdict)
+
+
+async def resolved(value: Any) -> Any:
+    """What somebody's function gave, awaited where it is awaitable: plain and async may serve."""
+    return await value if inspect.isawaitable(value) else value
 
 
 def record(audit: Audit | None, verdict: Verdict | None, done: str) -> None:

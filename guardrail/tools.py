@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from inspect import BoundArguments, Parameter, Signature
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, get_args, o
 from guardrail.arguments import OWNERS, kind_of, signature_of, snapshot
 from guardrail.errors import ConfigurationError
 from guardrail.requests.patience import read_apart
-from guardrail.settling import LAST, check_reaction, record, settled, stopped
+from guardrail.settling import LAST, check_reaction, record, resolved, settled, stopped
 from guardrail.tool_chats import (
     CALL_WITHHELD,
     RESULT_CAUTION,
@@ -31,8 +30,9 @@ from guardrail.tool_chats import (
 from guardrail.tool_values import cautioned_result, read_value
 
 if TYPE_CHECKING:
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
-    from guardrail.settling import Audit, Checker, OnFlag, Settled
+    from guardrail.settling import Checker, OnFlag, Settled
     from guardrail.tool_values import Reading
     from guardrail.types import Verdict
 
@@ -49,9 +49,17 @@ class ToolRules:
     """A guard, which sides of a call it reads, and what a flag leads to."""
 
     guard: Checker
-    sides: frozenset[Side]
+    sides: frozenset[str]
     on_flag: OnFlag
     audit: Audit | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sides that a call does not have, and an `on_flag` that means nothing."""
+        check_reaction(self.on_flag)
+        if not self.sides <= {*SIDES}:
+            raise ConfigurationError(
+                f"check={sorted(self.sides)} may hold only arguments, result or both"
+            )
 
     @classmethod
     def of(
@@ -69,12 +77,10 @@ class ToolRules:
             ConfigurationError: there are no such sides, or no such `on_flag`.
         """
         sides = frozenset((check,) if isinstance(check, str) else check)
-        if not sides or not sides <= {*SIDES}:
+        if not sides:
             raise ConfigurationError(f"check={check!r} must name arguments, result or both")
-        check_reaction(on_flag)
         checker = guard if policy is None else guard.with_policy(policy)
-        kept = cast("frozenset[Side]", sides)
-        return cls(checker, kept, on_flag or checker.policy.on_flag, audit)
+        return cls(checker, sides, on_flag or checker.policy.on_flag, audit)
 
     def settle(self, verdict: Verdict, put: Callable[[str], bool] = lambda words: False) -> Settled:
         """What becomes of a call or a result; "flag" means that it is withheld.
@@ -250,24 +256,20 @@ def _coroutine(fn: Callable[..., Any], tool: _Tool) -> Callable[..., Any]:
         run = tool.run(args, kwargs)
         chat = await read_apart(run.call)  # pictures are decoded there
         if chat is not None and run.stops(await check(chat)):
-            return await _awaited(run.instead("arguments"))
+            return await resolved(run.instead("arguments"))
         try:
             output = await fn(*run.bound.args, **run.bound.kwargs)
         except Exception as error:
             chat = run.failed(error)
             if chat is None or not run.stops(await check(chat)):
                 raise
-            return await _awaited(run.instead("result"))
+            return await resolved(run.instead("result"))
         chat = await read_apart(functools.partial(run.returned, output))
         if chat is not None and run.stops(await check(chat)):
-            return await _awaited(run.instead("result"))
+            return await resolved(run.instead("result"))
         return run.output
 
     return call
-
-
-async def _awaited(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,21 +23,21 @@ Videos go on as they are, and in shadow mode nothing is changed.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from guardrail.arguments import Selector, kind_of
 from guardrail.errors import ConfigurationError
-from guardrail.settling import LAST, Plan, check_reaction
+from guardrail.settling import LAST, Plan, check_reaction, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from guardrail.arguments import Kind, Wanted
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
-    from guardrail.settling import Audit, Checker, OnFlag
+    from guardrail.settling import Checker, OnFlag
     from guardrail.types import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -171,8 +171,7 @@ def _coroutine(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
         stopped = plan.settle(made, verdict)
         if stopped is None:
             return await fn(*made.bound.args, **made.bound.kwargs)
-        answer = plan.answer(made, stopped)
-        return await answer if inspect.isawaitable(answer) else answer
+        return await resolved(plan.answer(made, stopped))
 
     return call
 
@@ -197,8 +196,7 @@ def _async_generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
         if stopped is None:
             answer = fn(*made.bound.args, **made.bound.kwargs)
         else:
-            answer = plan.answer(made, stopped)
-            answer = await answer if inspect.isawaitable(answer) else answer
+            answer = await resolved(plan.answer(made, stopped))
         if isinstance(answer, AsyncGenerator):
             async with aclosing(answer) as chunks:
                 step = chunks.asend(None)

@@ -23,8 +23,8 @@ from robustness_reading import Read, Reader
 from guardrail import Artefact, Policy
 from guardrail.decide.detector import Detector
 from guardrail.fit.select import readout_layers
-from guardrail.metrics import Rate, auroc, auroc_interval
 from guardrail.model.load import load_model
+from guardrail.stats import Rate, auroc, auroc_interval
 from guardrail.types import Action
 
 LABELS = ("harmful", "harmless")

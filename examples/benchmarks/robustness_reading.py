@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
+from guardrail.artefact.file import write_atomically
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.inputs import Encoder
 from guardrail.model.load import LoadedModel
@@ -58,7 +58,8 @@ class Reader:
                 prefix = prefix or self._prefix(requests)
                 encoded = self.encoder.encode(requests)
                 residuals = prefix.residuals(encoded).contiguous()
-                _save(path, residuals=residuals, tokens=torch.tensor(encoded.lengths))
+                read = {"residuals": residuals, "tokens": torch.tensor(encoded.lengths)}
+                write_atomically(path, save(read))
             found.append(load_file(path))
         residuals, tokens = (
             torch.cat([batch[name] for batch in found]) for name in ("residuals", "tokens")
@@ -74,9 +75,3 @@ class Reader:
         for request in requests:
             digest.update(request_digest(request).encode())
         return digest.hexdigest()[:32]
-
-
-def _save(path: Path, **tensors: torch.Tensor) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)

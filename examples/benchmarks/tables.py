@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from guardrail.metrics import Rate, auroc, auroc_interval
+from guardrail.stats import Rate, auroc, auroc_interval
 
 Figures = Mapping[str, Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import ValidationError
 
 from guardrail.artefact import file as artefact_file
-from guardrail.artefact import hub as artefact_hub
-from guardrail.artefact.check import VIDEO_READOUT, check_tensors
+from guardrail.artefact.file import FILENAME
 from guardrail.artefact.header import (
     Calibration,
     Fingerprint,
@@ -26,19 +26,20 @@ from guardrail.artefact.header import (
     first_problem,
     identity,
 )
-from guardrail.artefact.hub import FILENAME
-from guardrail.artefact.summary import summary_of
 from guardrail.errors import (
     ArtefactError,
     ArtefactFormatError,
     CalibrationError,
     ConfigurationError,
 )
-from guardrail.metrics import conformal_threshold
-from guardrail.policy import Thresholds
+from guardrail.policy import Thresholds, VideoSampling
+from guardrail.stats import conformal_threshold
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic import JsonValue
     from torch import Tensor
 
     from guardrail.policy import Policy
@@ -55,6 +56,18 @@ __all__ = [
     "Readout",
     "Steering",
 ]
+
+_PER_LAYER = ("direction", "mu_safe", "mu_unsafe")
+_PER_READOUT = ("readout_zero", "readout_gap", "readout_offset_image", "readout_offset_images")
+_STEERING = ("steer_offset_image", "steer_offset_images")
+# Only in artefacts that were fitted with videos; both where there is steering.
+VIDEO_READOUT, VIDEO_STEERING = "readout_offset_video", "steer_offset_video"
+
+WINDOW = "video_window"
+"""Where `header.data` tells of how many frames the clips were that re-centring was measured on."""
+SAMPLING = "sampling"
+"""Where `header.extra`'s facts of a calibration tell how its videos were sampled."""
+_USUAL = VideoSampling().window  # of artefacts that do not tell
 
 # A richer modality without a calibration of its own uses the next one: scores are re-centred.
 _FALLBACK = {
@@ -107,6 +120,12 @@ class Artefact:
         """Whether it was fitted with videos: without their offset no video can be scored."""
         return VIDEO_READOUT in self.tensors
 
+    def shape_differences(self, layer_count: int, d_model: int) -> dict[str, tuple[str, str]]:
+        """Where a model has no place for these vectors, as (fitted, running); nothing allows it."""
+        then, now = self.tensors["direction"].shape, (layer_count, d_model)
+        pairs = zip(("layer_count", "d_model"), then, now, strict=True)
+        return {name: (str(a), str(b)) for name, a, b in pairs if a != b}
+
     def revised(self, *, tensors: dict[str, Tensor] | None = None, **changes: Any) -> Artefact:
         """A new artefact with other header fields or tensors, whose `parent` is this one."""
         fields = {name: getattr(self.header, name) for name in Header.model_fields}
@@ -147,7 +166,7 @@ class Artefact:
         token: str | None = None,
     ) -> str:
         """Upload to a Hub repository, made if need be; the commit's address."""
-        return artefact_hub.upload(
+        return artefact_file.upload(
             artefact_file.to_bytes(self.tensors, self.header.canonical()),
             repo_id,
             filename=filename,
@@ -168,7 +187,7 @@ class Artefact:
         local_files_only: bool = False,
     ) -> Self:
         """Load a file, the one artefact in a folder, or `filename` of a Hub repository."""
-        path = artefact_hub.find(
+        path = artefact_file.find(
             repo_id_or_path,
             filename=filename,
             revision=revision,
@@ -217,8 +236,25 @@ class Artefact:
         return Thresholds(steer=steer, flag=flag)
 
     def summary(self) -> dict[str, Any]:
-        """What people want to know first, as plain values ready for JSON."""
-        return summary_of(self)
+        """Identity, model, detection, steering, offsets and calibrations, ready for JSON."""
+        header = self.header
+        layers, width = self.tensors["direction"].shape
+        return {
+            "artefact_id": self.artefact_id,
+            "created": header.created,
+            "parent": header.parent,
+            "architecture": header.fingerprint.architecture,
+            "revision": header.fingerprint.revision,
+            "layers": layers,
+            "d_model": width,
+            "readout": header.readout.model_dump(mode="json"),
+            "steering": header.steering and header.steering.model_dump(mode="json"),
+            "offsets": {kind: row.size for kind, row in header.offsets.items()},
+            "calibration": dict(_calibrations(self)),
+            "data": header.data,
+            "packages": header.packages,
+            "warnings": list(header.warnings),
+        }
 
 
 @lru_cache(maxsize=64)  # once, however many guards are made of the artefact
@@ -233,3 +269,116 @@ def _at_rate(calibration: Calibration, rate: float | None, stored: float) -> flo
         return conformal_threshold(calibration.scores, rate)
     except ValueError as error:
         raise CalibrationError(f"{error}; calibrate on more inputs or raise the rate") from error
+
+
+def check_tensors(header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as contiguous float32 on the CPU, all there, of the right shape and finite.
+
+    Raises:
+        ArtefactFormatError: naming the tensor or layer that does not fit.
+    """
+    import torch
+
+    expected = _expected_shapes(header, tensors)
+    if set(tensors) != set(expected):
+        missing = ", ".join(sorted(set(expected) - set(tensors))) or "none"
+        unknown = ", ".join(sorted(set(tensors) - set(expected))) or "none"
+        raise ArtefactFormatError(f"tensors missing: {missing}; not known here: {unknown}")
+    plain = {}
+    for name, shape in expected.items():
+        value = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        if tuple(value.shape) != shape:
+            raise ArtefactFormatError(f"{name} has shape {tuple(value.shape)}, wanted {shape}")
+        if not bool(torch.isfinite(value).all()):
+            raise ArtefactFormatError(f"{name} holds values that are not finite")
+        plain[name] = value
+    _check_layers(header, plain)
+    return plain
+
+
+def _expected_shapes(header: Header, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    direction = tensors.get("direction")
+    if direction is None or direction.dim() != 2 or direction.numel() == 0:
+        raise ArtefactFormatError("there is no `direction` of shape (layers, d_model)")
+    layers, width = direction.shape
+    read = len(header.readout.layers)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_PER_LAYER, (layers, width))
+    shapes |= {"readout_weight": (read, width), **dict.fromkeys(_PER_READOUT, (read,))}
+    if header.steering is not None:
+        shapes |= dict.fromkeys(_STEERING, ())
+    if "video" in header.offsets or VIDEO_READOUT in tensors:
+        shapes[VIDEO_READOUT] = (read,)
+        if header.steering is not None:
+            shapes[VIDEO_STEERING] = ()
+    return shapes
+
+
+def _check_layers(header: Header, tensors: Mapping[str, Tensor]) -> None:
+    """Layer indices exist, gaps are positive, directions have length 1 (or 0: unusable)."""
+    count = len(tensors["direction"])
+    steered = [header.steering.layer] if header.steering else []
+    named = [*header.readout.layers, *steered, *(row.layer for row in header.layers)]
+    outside = sorted({layer for layer in named if not 0 <= layer < count})
+    if outside:
+        raise ArtefactFormatError(f"the header names layers {outside} of {count}")
+    if not bool((tensors["readout_gap"] > 0).all()):
+        raise ArtefactFormatError("readout_gap must be positive: scores are divided by it")
+    lengths = tensors["direction"].double().norm(dim=1)
+    unit, zero = (lengths - 1).abs() < 1e-3, lengths < 1e-6
+    if not bool((unit | zero).all()):
+        raise ArtefactFormatError("every row of `direction` must have length 1, or 0 if unusable")
+    if steered and not bool(unit[steered[0]]):
+        raise ArtefactFormatError(f"there is no direction at the steering layer {steered[0]}")
+
+
+def sampling_record(policy: Policy) -> dict[str, JsonValue]:
+    """What a calibration on videos is to remember of how they were sampled."""
+    return {SAMPLING: policy.video.model_dump(mode="json")}
+
+
+def sampling_notes(artefact: Artefact, policy: Policy) -> Iterator[str]:
+    """What the policy's sampling of videos does to thresholds that were set under another one.
+
+    Thresholds that the policy fixes itself are its own business.
+    """
+    if not artefact.reads_videos or Modality.VIDEO in policy.thresholds:
+        return
+    now = policy.video.model_dump(mode="json")
+    then = _calibrated(artefact)
+    if then is not None:
+        changed = [f"{k} {v} ({then[k]} then)" for k, v in now.items() if then.get(k, v) != v]
+        if changed:
+            yield (
+                "the thresholds of videos were set on ones that were sampled otherwise: "
+                f"{', '.join(changed)}; their rates hold here once `guardrail calibrate` has set "
+                "them on videos sampled like these"
+            )
+        return
+    frames = artefact.header.data.get(WINDOW, _USUAL)
+    if frames != policy.video.window:
+        yield (
+            f"videos are judged in windows of {policy.video.window} frames, and what a video adds "
+            f"to the score was measured with {frames}; thresholds hold here once `guardrail "
+            "calibrate` has set them on benign videos in such windows"
+        )
+
+
+def _calibrated(artefact: Artefact) -> dict[str, Any] | None:
+    """How the videos were sampled that set the thresholds; None if none did, or nothing is told."""
+    if Modality.VIDEO not in artefact.header.calibration:
+        return None
+    match artefact.header.extra.get("calibration"):
+        case {Modality.VIDEO.value: {"sampling": dict(sampling)}}:
+            return sampling
+    return None
+
+
+def _calibrations(artefact: Artefact) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The thresholds of each modality as stored, and whose calibration each comes from."""
+    for modality in Modality:
+        if modality is Modality.VIDEO and not artefact.reads_videos:
+            continue
+        with contextlib.suppress(CalibrationError):
+            used, row = artefact.calibration_for(modality)
+            kept = row.model_dump(mode="json", exclude={"scores", "intervals", "thresholds"})
+            yield modality.value, {"from": used.value, **kept, **row.thresholds.model_dump()}

@@ -1,7 +1,8 @@
-"""The bytes of an artefact: safetensors with a JSON header, checked before anything is believed.
+"""The file of an artefact: safetensors with a JSON header, on a disk or on the Hub.
 
-The digest tells a damaged or edited file from a whole one. It is no signature: who can write the
-file can write a fitting digest, so artefacts come from where the model comes from.
+Everything is checked before anything is believed. The digest tells a damaged or edited file from a
+whole one. It is no signature: who can write the file can write a fitting digest, so artefacts come
+from where the model comes from.
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.artefact.header import FORMAT_VERSION
 from guardrail.errors import ArtefactError, ArtefactFormatError
+from guardrail.hub import hub_file, with_retries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
+FILENAME = "model.guard.safetensors"
+"""What an artefact is called on the Hub unless told otherwise."""
+
 MAX_FILE = 64_000_000
 MAX_HEADER = 4_000_000
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -82,23 +88,39 @@ def read(path: Path) -> tuple[dict[str, Tensor], bytes]:
     return tensors, metadata["header"].encode("utf-8", "surrogatepass")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path` in one step: a reader, or a crash, sees the old file or the new one."""
+def write_atomically(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Put `data` at `path` in one step: a reader, or a crash, sees the old file or the new one.
+
+    With `replace=False` a file that is there stays, whoever wrote it.
+    """
     path = Path(os.path.realpath(path))  # through a link, so that the link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    temporary = temporary_beside(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(os.open(temporary, _NEW, 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
+        if replace:
+            move(temporary, path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)  # unlike a rename, it never replaces
+            _sync_folder(path.parent)
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise
-    _sync_folder(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name for what is to become `path` when it is whole; it is hidden and ends in .tmp."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def move(path: Path, to: Path) -> None:
+    """Give a whole file another name in its folder, in one step that survives a power cut."""
+    os.replace(path, to)
+    _sync_folder(to.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -171,3 +193,88 @@ def _require_known_format(metadata: dict[str, str], path: Path) -> None:
         f"{path} has format {version[:9]}, this release reads up to {FORMAT_VERSION}; it was "
         f"written by guardrail-vlm {writer}: pip install 'guardrail-vlm>={writer}'"
     )
+
+
+def find(
+    repo_id_or_path: str | Path,
+    *,
+    filename: str | None,
+    revision: str | None,
+    token: str | None,
+    local_files_only: bool,
+) -> Path:
+    """A local file: as given, the only artefact of a folder, or downloaded."""
+    path = Path(repo_id_or_path).expanduser()
+    if path.is_dir():
+        return _only_artefact(path, filename)
+    if path.exists() or isinstance(repo_id_or_path, Path) or path.suffix == ".safetensors":
+        return path
+    name = filename or FILENAME
+    return Path(_download(str(repo_id_or_path), name, revision, token, local_files_only))
+
+
+def upload(
+    data: bytes,
+    repo_id: str,
+    *,
+    filename: str,
+    revision: str | None,
+    private: bool | None,
+    token: str | None,
+    message: str,
+) -> str:
+    """Put `data` in a Hub repository, made if need be; the commit's address.
+
+    Raises:
+        ArtefactError: the Hub refused or did not answer.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi(token=token)
+
+    def send() -> str:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_file(
+            path_or_fileobj=data,
+            path_in_repo=filename,
+            repo_id=repo_id,
+            revision=revision,
+            commit_message=message,
+        )
+        return str(commit.commit_url)
+
+    try:
+        return with_retries(send, what=f"uploading to {repo_id}")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ArtefactError(
+            f"could not upload to {repo_id}: {error}; check the name and `hf auth login`"
+        ) from error
+
+
+def _only_artefact(folder: Path, filename: str | None) -> Path:
+    if filename is not None:
+        return folder / filename
+    found = sorted(folder.glob("*.guard.safetensors"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ArtefactError(
+            f"{folder} should hold one *.guard.safetensors, found {names}; give the file itself"
+        )
+    return found[0]
+
+
+def _download(
+    repo_id: str, filename: str, revision: str | None, token: str | None, local_files_only: bool
+) -> str:
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    try:
+        return hub_file(
+            repo_id, filename, revision=revision, token=token, local_files_only=local_files_only
+        ).path
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ArtefactError(
+            f"there is no file {repo_id}, and {filename} could not be had from a Hub repository of "
+            f"that name ({' '.join(str(error).split())[:300]}); check the name, or `hf auth login`"
+        ) from error

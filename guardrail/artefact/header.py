@@ -6,10 +6,10 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
-from guardrail.metrics import Rate
 from guardrail.policy import Thresholds
+from guardrail.stats import Frozen, Rate
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Fingerprint(_Frozen):
+class Fingerprint(Frozen):
     """Which model an artefact belongs to.
 
     The digests are hex; `guardrail.model.fingerprint` says what each covers. `dtype` and `revision`
@@ -56,7 +52,7 @@ class Fingerprint(_Frozen):
         return {name: (str(a), str(b)) for name, (a, b) in pairs.items() if a != b}
 
 
-class Readout(_Frozen):
+class Readout(Frozen):
     """How the score is read: the estimator, its layers (ascending) and its validation figures."""
 
     estimator: str
@@ -70,7 +66,7 @@ class Readout(_Frozen):
         return self
 
 
-class Steering(_Frozen):
+class Steering(Frozen):
     """How a request is steered, from the steering threshold on.
 
     `induced_refusal` is of held-out unsafe prompts, all of them steered; `false_refusal` and `kl`
@@ -88,7 +84,7 @@ class Steering(_Frozen):
     figures: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-class LayerRow(_Frozen):
+class LayerRow(Frozen):
     """What layer selection saw at one layer; None where a figure was not measured."""
 
     layer: int = Field(ge=0)
@@ -102,7 +98,7 @@ class LayerRow(_Frozen):
     figures: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-class Offset(_Frozen):
+class Offset(Frozen):
     """How much a meaningless picture shifts the score, and how sure that is (text-gap units)."""
 
     size: float
@@ -112,14 +108,14 @@ class Offset(_Frozen):
     n_prompts: int = Field(ge=0)
 
 
-class Rates(_Frozen):
+class Rates(Frozen):
     """Target shares of benign inputs."""
 
     steer: float = Field(default=0.05, gt=0, lt=1)
     flag: float = Field(default=0.01, gt=0, lt=1)
 
 
-class Calibration(_Frozen):
+class Calibration(Frozen):
     """Benign scores of one modality (kept sorted) and the thresholds they gave."""
 
     scores: tuple[float, ...]
@@ -140,7 +136,7 @@ class Calibration(_Frozen):
         return self
 
 
-class Header(_Frozen):
+class Header(Frozen):
     """Everything about an artefact but its tensors.
 
     Leave `artefact_id` and `created` empty when making one: `Artefact` fills them in.

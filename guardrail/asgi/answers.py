@@ -20,6 +20,7 @@ from guardrail.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
+from guardrail.settling import resolved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,8 +96,7 @@ def answer_to(error: BaseException, problem: Problem, owner: Any) -> ASGIApp:
         if inspect.iscoroutinefunction(handler):
             response = await handler(request, subject)
         else:
-            response = await run_in_threadpool(handler, request, subject)
-            response = await response if inspect.isawaitable(response) else response
+            response = await resolved(await run_in_threadpool(handler, request, subject))
         if response is not None:
             await response(scope, receive, send)
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from guardrail.arguments import WORD
 from guardrail.errors import UnsupportedContentError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-# Some templates show these: they are words, as a text in one would go unchecked.
-_Word = Annotated[str, Field(pattern="^[A-Za-z_]{0,16}$")]
+_Word = Annotated[str, Field(pattern=f"^{WORD}$")]
 _Name = Annotated[str, Field(pattern="^[A-Za-z0-9_.:/-]{1,64}$")]
 
 

@@ -8,7 +8,6 @@ a form that could be read as JSON (many apps read JSON whatever the media type s
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from starlette.exceptions import HTTPException
 from guardrail.asgi.chats import Content, read_chat
 from guardrail.asgi.forms import MULTIPART, URLENCODED, closing, read_fields, read_form
 from guardrail.requests.strict_json import strict_json
+from guardrail.settling import resolved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,8 +96,7 @@ def _frames(error: Exception) -> list[traceback.FrameSummary]:
 
 async def _selected(select: Select, scope: Scope, body: Any) -> Any:
     try:
-        value = select(scope, body)
-        return await value if inspect.isawaitable(value) else value
+        return await resolved(select(scope, body))
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         # Senders shape the body; the selector's own mistakes look the same, hence the log.
         where = " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(_frames(error)))

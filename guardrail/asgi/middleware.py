@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
@@ -21,14 +20,15 @@ from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
 from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.patience import read_apart
-from guardrail.settling import is_refused_outage, record, settled, stopped
+from guardrail.settling import is_refused_outage, record, resolved, settled, stopped
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from guardrail.asgi.chats import Content
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
-    from guardrail.settling import Audit, Checker
+    from guardrail.settling import Checker
     from guardrail.types import Verdict
 
 Answer = Callable[[Any, Any], Any]
@@ -196,8 +196,7 @@ class GuardrailASGIMiddleware:
         if self._on_flag == "raise":
             raise error
         if callable(self._on_flag) and not is_refused_outage(verdict, self._policy):
-            answer = self._on_flag(scope, verdict)
-            answer = await answer if inspect.isawaitable(answer) else answer
+            answer = await resolved(self._on_flag(scope, verdict))
             await answer(scope, receive, send)
         else:
             await self._fail(error, scope, receive, send)

@@ -8,9 +8,9 @@ One row out per row in, in order. A run that was stopped at any point goes on wh
 
 from __future__ import annotations
 
-from guardrail.bulk.columns import Columns as Columns
 from guardrail.bulk.job import Shard as Shard
+from guardrail.bulk.job import Summary as Summary
 from guardrail.bulk.job import prepare as prepare
 from guardrail.bulk.job import score as score
 from guardrail.bulk.ray_data import score_dataset as score_dataset
-from guardrail.bulk.summary import Summary as Summary
+from guardrail.bulk.tables import Columns as Columns

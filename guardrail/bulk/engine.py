@@ -8,15 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from guardrail.bulk.outcomes import has_failed, out_row
+from guardrail.bulk.rows import has_failed, out_row
 from guardrail.errors import ConfigurationError, DetectorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
-    from guardrail.bulk.items import Item
-    from guardrail.bulk.outcomes import OutRow
+    from guardrail.bulk.rows import Item, OutRow
     from guardrail.guard import Guard
 
 MOST_FAILED = 100  # rows in a row that the detector may fail on before the run ends

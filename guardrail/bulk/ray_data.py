@@ -6,11 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guardrail.bulk.columns import Columns
 from guardrail.bulk.engine import scored
-from guardrail.bulk.items import Item
-from guardrail.bulk.outcomes import VERDICT_FIELDS
-from guardrail.bulk.parquet import load_row, media_by_type
+from guardrail.bulk.rows import VERDICT_FIELDS, Item
+from guardrail.bulk.tables import Columns, load_row, media_by_type
 from guardrail.errors import ConfigurationError
 from guardrail.extras import require
 

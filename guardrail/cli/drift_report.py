@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         Figures,
         TransportFigures,
     )
-    from guardrail.estimates import Estimate, Share
+    from guardrail.stats import Estimate, Share
 
 NONE, WIDE = "-", 140
 

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from guardrail.estimates import Estimate, Share
     from guardrail.evaluation.schema import Controls, Group, Report
+    from guardrail.stats import Estimate, Share
 
 
 _WIDE = 200  # columns, where there is no terminal to fit

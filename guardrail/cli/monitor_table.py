@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from guardrail.monitor import Comparison
-    from guardrail.monitor.comparison import Exceedance, ModalityComparison
+    from guardrail.monitor.comparing import Exceedance, ModalityComparison
     from guardrail.monitor.logs import LogFacts
 
 _COLOURS = {"alarm": "bold red", "no alarm": "green"}

@@ -16,7 +16,7 @@ from guardrail.audit import AuditLog
 from guardrail.cli.options import Loading
 from guardrail.cli.output import say
 from guardrail.errors import ConfigurationError, UnsupportedContentError
-from guardrail.requests.lines import turn
+from guardrail.inputs.rows import turn
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact

@@ -10,8 +10,8 @@ from guardrail.drift.schema import (
     Separation,
 )
 from guardrail.drift.separation import Judged, MeanAuroc, mean_auroc
-from guardrail.estimates import Estimate
 from guardrail.fit.select import choose, is_safe, is_unsafe, refitted
+from guardrail.stats import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

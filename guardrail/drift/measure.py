@@ -20,11 +20,11 @@ from guardrail.drift.schema import (
     ScoreShift,
     SteeringDrift,
 )
-from guardrail.estimates import Estimate
 from guardrail.fit.select import is_safe, is_unsafe
 from guardrail.fit.steer_search import causal_prompts, measured_effects
 from guardrail.fit.steering import steering_at
 from guardrail.refusal import REFUSAL_PREFIXES
+from guardrail.stats import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -44,10 +44,7 @@ def require_shape(artefact: Artefact, loaded: LoadedModel) -> None:
     Raises:
         ArtefactMismatchError: the numbers of layers or the widths differ.
     """
-    then = tuple(artefact.tensors["direction"].shape)
-    now = (loaded.layer_count, loaded.d_model)
-    pairs = zip(("layer_count", "d_model"), then, now, strict=True)
-    if differing := {name: (str(a), str(b)) for name, a, b in pairs if a != b}:
+    if differing := artefact.shape_differences(loaded.layer_count, loaded.d_model):
         raise ArtefactMismatchError(differing)
 
 

@@ -9,11 +9,10 @@ from guardrail.drift.schema import (
     RateDrift,
 )
 from guardrail.errors import CalibrationError
-from guardrail.estimates import Share
 from guardrail.fit.reference import DECIMALS
 from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE
 from guardrail.fit.select import is_safe, is_unsafe
-from guardrail.metrics import Rate
+from guardrail.stats import Rate, Share
 from guardrail.types import Modality
 
 if TYPE_CHECKING:

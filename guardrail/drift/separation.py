@@ -12,8 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardrail.estimates import Estimate
-from guardrail.metrics import auroc_interval
+from guardrail.stats import Estimate, auroc_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         Separation,
         Verdict,
     )
-    from guardrail.estimates import Share
+    from guardrail.stats import Share
 
 SEPARATION_MARGIN = 0.03  # AUROC
 AS_IT_WAS = 0.01  # AUROC

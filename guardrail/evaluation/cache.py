@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sqlite3
 from typing import TYPE_CHECKING, Self
 
+from guardrail.artefact.file import move
 from guardrail.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Cache:
         except sqlite3.DatabaseError as error:
             aside = path.with_name(f"{path.name}.damaged")
             log.warning("%s is damaged (%s); it is now %s, all is read again", path, error, aside)
-            os.replace(path, aside)
+            move(path, aside)
             return _connected(path)
 
     def get(self, keys: Sequence[str]) -> dict[str, bytes]:

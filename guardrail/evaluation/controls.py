@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from guardrail.estimates import Estimate
 from guardrail.evaluation.groups import aurocs_alike, modalities_of, sides_of
 from guardrail.evaluation.matching import matched_pairs
 from guardrail.evaluation.schema import (
@@ -17,7 +16,7 @@ from guardrail.evaluation.schema import (
     RandomDirections,
     TextBaseline,
 )
-from guardrail.metrics import auroc
+from guardrail.stats import Estimate, auroc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

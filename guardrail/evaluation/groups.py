@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from guardrail.estimates import Estimate, Share
 from guardrail.evaluation.schema import Actions, Group, Label, Refusals, Separation
-from guardrail.metrics import (
+from guardrail.stats import (
+    Estimate,
     Rate,
+    Share,
     auroc,
     average_precision,
     average_precision_interval,

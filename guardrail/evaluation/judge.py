@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.estimates import Share
 from guardrail.evaluation.keys import judgement_key
 from guardrail.evaluation.schema import JudgeFigures
-from guardrail.metrics import Rate
 from guardrail.refusal import REFUSAL_PREFIXES, is_refusal
+from guardrail.stats import Rate, Share
 
 if TYPE_CHECKING:
     from guardrail.evaluation.cache import Cache

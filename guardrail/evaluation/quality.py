@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from guardrail.decide.detector import NO_FLOOR
 from guardrail.errors import DetectorError
-from guardrail.estimates import Share
 from guardrail.evaluation.inputs import input_digest
 from guardrail.evaluation.schema import Quality
 from guardrail.evaluation.windows import answered_request
 from guardrail.fit.causal import kl_divergence
 from guardrail.fit.forms import spread
-from guardrail.metrics import Rate
 from guardrail.model.generate import next_token_logits
+from guardrail.stats import Rate, Share
 from guardrail.types import Action
 
 if TYPE_CHECKING:

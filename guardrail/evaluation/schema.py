@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from guardrail.estimates import Estimate, Frozen, Share
+from guardrail.stats import Estimate, Frozen, Share
 
 SCHEMA_VERSION = 1
 

@@ -6,14 +6,14 @@ import hashlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from guardrail.artefact.sampling import sampling_notes
-from guardrail.estimates import Share
+from guardrail.artefact.artefact import sampling_notes
 from guardrail.evaluation import controls, scores
 from guardrail.evaluation.groups import aurocs_alike, modalities_of, sides_of
 from guardrail.evaluation.schema import LayerPoint, StrengthPoint
 from guardrail.fit.collect import VERSIONS
 from guardrail.fit.dataset import packaged
 from guardrail.model.fingerprint import fingerprint
+from guardrail.stats import Share
 from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from guardrail.artefact.artefact import sampling_record
 from guardrail.artefact.header import Calibration, Rates
-from guardrail.artefact.sampling import sampling_record
 from guardrail.errors import ArtefactMismatchError, CalibrationError, ConfigurationError
 from guardrail.fit.shift import ScoreShift, score_shift
 from guardrail.fit.traffic import score_traffic
 from guardrail.fit.video_notes import NOTE, TRAFFIC, video_notes
-from guardrail.metrics import conformal_threshold
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds
+from guardrail.stats import conformal_threshold
 from guardrail.types import Modality
 
 if TYPE_CHECKING:

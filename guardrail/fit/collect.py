@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from guardrail.artefact.file import write_atomically
 from guardrail.model.inputs import Encoder
 from guardrail.model.prefix import SharedPrefix
 from guardrail.requests.digest import request_digest
@@ -106,10 +106,7 @@ class Collector:
                 log.warning("%s is damaged; its batch is read again", path)
         residuals = self._prefix.residuals(self.encoder.encode(requests))
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({"residuals": residuals.contiguous()}, temporary)
-            os.replace(temporary, path)
+            write_atomically(path, save({"residuals": residuals.contiguous()}))
         return residuals
 
     def _digest(self, requests: Sequence[Request]) -> str:

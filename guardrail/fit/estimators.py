@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guardrail.decide.projection import refusal_scores
-from guardrail.metrics import auroc
+from guardrail.stats import auroc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.metrics import auroc
+from guardrail.stats import auroc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from guardrail.artefact import Artefact
 from guardrail.artefact import header as h
-from guardrail.artefact.sampling import WINDOW
+from guardrail.artefact.artefact import WINDOW
 from guardrail.fit.clips import SAMPLING
 from guardrail.fit.reference import reference_scores, to_header
 from guardrail.fit.select import Candidate, best_of_each

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from guardrail.decide.detector import Steering
 from guardrail.fit.causal import Unconditional, kl_divergence, logits_of
-from guardrail.metrics import Rate
 from guardrail.model.generate import generate_rows
 from guardrail.model.settings import Settings
 from guardrail.refusal import is_refusal
+from guardrail.stats import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@
 No request is kept, only counts: a snapshot holds nothing that anybody wrote.
 """
 
+from guardrail.monitor.comparing import Comparison as Comparison
 from guardrail.monitor.comparing import compare as compare
-from guardrail.monitor.comparison import Comparison as Comparison
 from guardrail.monitor.monitor import Monitor as Monitor
 from guardrail.monitor.snapshot import MonitorSnapshot as MonitorSnapshot

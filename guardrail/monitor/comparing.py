@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from datetime import datetime
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from guardrail.errors import ConfigurationError
-from guardrail.metrics import Rate
-from guardrail.monitor.comparison import Comparison, Exceedance, ModalityComparison
-from guardrail.monitor.reference import references
-from guardrail.monitor.stability import (
-    exceedance_p_value,
-    index_by_chance,
-    population_stability_index,
-)
+from guardrail.monitor.monitor import references
+from guardrail.stats import Rate
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
-    from typing import Literal
+    from collections.abc import Sequence
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Calibration
-    from guardrail.monitor.reference import Reference
+    from guardrail.monitor.monitor import Reference
     from guardrail.monitor.snapshot import ModalityCounts, MonitorSnapshot
 
-    _Action = Literal["steer", "flag"]
-
+_MANY = 10**9
+_SMOOTHING = 0.5  # added to every bin, so that an empty one has a logarithm
 PSI_LIMIT, ALPHA, LEAST = 0.2, 0.01, 100
 _TESTS_EACH = 3  # the index and two thresholds
 MEANING = (
@@ -34,6 +32,75 @@ MEANING = (
     "benign requests of now. Or unusual requests, attacks among them, are coming in: look at what "
     "was flagged before calibrating on it."
 )
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Exceedance(_Frozen):
+    """The share of inputs beyond one of the calibration's thresholds, and its target.
+
+    `p_value`: how probable so many are without a shift (`exceedance_p_value`).
+    """
+
+    action: Literal["steer", "flag"]
+    threshold: float
+    target: float
+    rate: float
+    hits: int
+    n: int
+    low: float
+    high: float
+    p_value: float
+    alarm: bool
+
+
+class ModalityComparison(_Frozen):
+    """One modality's scores beside the calibration they are held to (`reference`: whose it is).
+
+    `psi` is the population stability index; it alarms when it exceeds both `psi_limit` and
+    `psi_by_chance`, what the numbers of inputs alone explain. `finding` is "too few" or "no
+    calibration" where nothing is judged, and the figures then are None.
+    """
+
+    modality: Modality
+    finding: Literal["alarm", "no alarm", "too few", "no calibration"]
+    n: int
+    outages: int
+    median: float | None
+    reference: Modality | None = None
+    reference_n: int | None = None
+    reference_median: float | None = None
+    reference_source: str | None = None
+    psi: float | None = None
+    psi_by_chance: float | None = None
+    exceedances: tuple[Exceedance, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+class Comparison(_Frozen):
+    """A snapshot beside its artefact's calibration.
+
+    `alpha` is the chance of any false alarm, shared out evenly among `tests`. `meaning` says what
+    an alarm may mean, and is empty without one. `outages` counts requests without any decision.
+    """
+
+    artefact_id: str
+    since: datetime | None
+    until: datetime | None
+    outages: int
+    alarm: bool
+    meaning: str
+    psi_limit: float
+    alpha: float
+    least: int
+    tests: int
+    modalities: tuple[ModalityComparison, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, ready for JSON."""
+        return self.model_dump(mode="json")
 
 
 def compare(
@@ -159,14 +226,19 @@ def _judged(
 def _exceedances(
     counts: ModalityCounts, reference: Reference, alpha: float
 ) -> tuple[Exceedance, ...]:
-    beyond: dict[_Action, int] = {"steer": counts.beyond_steer, "flag": counts.beyond_flag}
+    beyond: dict[Literal["steer", "flag"], int] = {
+        "steer": counts.beyond_steer,
+        "flag": counts.beyond_flag,
+    }
     return tuple(
         _exceedance(action, Rate(hits, counts.n), reference.calibration, alpha)
         for action, hits in beyond.items()
     )
 
 
-def _exceedance(action: _Action, share: Rate, calibration: Calibration, alpha: float) -> Exceedance:
+def _exceedance(
+    action: Literal["steer", "flag"], share: Rate, calibration: Calibration, alpha: float
+) -> Exceedance:
     target: float = getattr(calibration.targets, action)
     p_value = exceedance_p_value(share.hits, share.n, target=target, n_before=calibration.n)
     low, high = share.interval()
@@ -196,3 +268,61 @@ def _share_reason(share: Exceedance) -> str:
         f"{share.rate:.1%} of {share.n} inputs lie beyond the {share.action} threshold, whose "
         f"target is {share.target:.1%} (p = {share.p_value:.2g})"
     )
+
+
+def population_stability_index(now: Sequence[int], before: Sequence[int]) -> float:
+    """Sum over bins of (p - q) ln(p / q), the symmetrised Kullback-Leibler divergence, in nats.
+
+    p and q are the shares of two samples in the same bins, half an input added to each bin of
+    both. By custom below 0.1 is small and above 0.2 (or 0.25) large, whatever the sample sizes.
+
+    Raises:
+        ValueError: the bins differ in number, or a sample is empty.
+    """
+    if len(now) != len(before) or not sum(now) or not sum(before):
+        raise ValueError("the index needs two samples, counted in the same bins")
+    p, q = _shares(now), _shares(before)
+    return sum((a - b) * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    total = sum(counts) + _SMOOTHING * len(counts)
+    return [(count + _SMOOTHING) / total for count in counts]
+
+
+def index_by_chance(n_now: int, n_before: int, bins: int, alpha: float) -> float:
+    """The index that two samples of the same distribution exceed with probability `alpha`.
+
+    (1/n + 1/m) times a quantile of chi-square with bins - 1 degrees of freedom (Yurdakul and
+    Naranjo 2020, "Statistical properties of the population stability index", Journal of Risk Model
+    Validation 14(4)). Asymptotic; a hundred inputs in ten bins are enough.
+    """
+    from scipy.stats import chi2
+
+    return float((1 / n_now + 1 / n_before) * chi2.isf(alpha, bins - 1)) if bins > 1 else 0.0
+
+
+def exceedance_p_value(hits: int, n: int, *, target: float, n_before: int) -> float:
+    """Probability of `hits` or more of `n` inputs beyond a conformal threshold, without a shift.
+
+    The threshold is the k-th smallest of `n_before` calibration scores, so it is itself an
+    estimate. The binomial test of `target` takes it for exact and raises false alarms as soon as
+    there is more traffic than calibration data. Given that old and new scores are exchangeable, the
+    exact distribution is hypergeometric: `hits` new scores above the threshold means that of the
+    highest hits + (n_before + 1 - k) - 1 scores of both together at most n_before - k are old. Ties
+    and thresholds set higher than the target asks for only make the test more cautious.
+
+    With too few calibration scores for the target, the exact binomial test of the target. Beyond
+    10^9 inputs the share counts as known: the limit is the Beta distribution of `rate_interval`,
+    and the exact one is no longer computed in reasonable time.
+    """
+    from scipy.stats import beta, binom, hypergeom
+
+    if hits == 0:
+        return 1.0
+    above = n_before - math.ceil((n_before + 1) * (1 - target) - 1e-9)  # old scores, without ties
+    if above < 0:
+        return float(binom.sf(hits - 1, n, target))
+    if n > _MANY:
+        return float(beta.sf(hits / n, above + 1, n_before - above))
+    return float(hypergeom.cdf(above, n + n_before, n_before, hits + above))

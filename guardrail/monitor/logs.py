@@ -9,8 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, BinaryIO
 
 from guardrail.errors import DatasetError
-from guardrail.monitor.monitor import Monitor
-from guardrail.monitor.reference import BINS
+from guardrail.monitor.monitor import BINS, Monitor
 from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:

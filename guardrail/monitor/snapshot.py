@@ -1,37 +1,77 @@
-"""A monitor's counts at one moment: a small JSON file, and sums of several."""
+"""A monitor's counts at one moment: a small JSON file, sums of several, and quantiles.
+
+Quantiles come from a fixed grid of cells: bounded, exact to merge, with a known error.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from guardrail.artefact.file import write_atomically
 from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.monitor.cells import LAST, quantile
 from guardrail.requests.strict_json import strict_json
+from guardrail.stats import Frozen
 from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+WIDTH = 0.01  # text gaps
+LAST = 1000  # cells run from -LAST to LAST - 1, that is from -10 to 10 text gaps
+
+
+def cell_of(score: float) -> int:
+    """The cell of a finite score; scores beyond the grid are counted in its ends."""
+    return max(-LAST, min(LAST - 1, math.floor(max(-1e9, min(1e9, score)) / WIDTH)))
+
+
+def quantile(
+    cells: Sequence[tuple[int, int]], share: float, *, lowest: float, highest: float
+) -> float:
+    """The smallest score that at least `share` of all scores do not exceed.
+
+    Off by at most half a cell, 0.005 text gaps, for scores between -10 and 10; of scores outside
+    only the lowest and highest are known, and stand for the others.
+
+    Args:
+        cells: pairs of a cell and its positive count, ascending.
+        share: 0 to 1.
+        lowest: the smallest score of all.
+        highest: the largest score of all.
+    """
+    rank = max(1, math.ceil(share * sum(count for _, count in cells) - 1e-9))
+    seen = 0
+    for cell, count in cells:
+        seen += count
+        if seen >= rank:
+            return _middle(cell, lowest, highest)
+    raise ValueError("there is no quantile without scores")
+
+
+def _middle(cell: int, lowest: float, highest: float) -> float:
+    if cell == -LAST and lowest < -LAST * WIDTH:
+        return lowest
+    if cell == LAST - 1 and highest >= LAST * WIDTH:
+        return highest
+    return max(lowest, min(highest, (cell + 0.5) * WIDTH))
+
+
 MAX_BYTES = 2_000_000
 Count = Field(ge=0, le=2**53)  # a JSON number that every reader takes for the same
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModalityCounts(_Frozen):
+class ModalityCounts(Frozen):
     """Counts of one modality's scored requests, and of those the detector failed on.
 
     `actions` is what the thresholds in force asked for (`would_be`). `beyond_steer` and
     `beyond_flag` count scores above the thresholds of the artefact's own calibration, `counts`
     those in the bins between `edges`; all are 0 or empty where the artefact has no calibration.
-    `cells` are pairs of a place on the fixed grid of `guardrail.monitor.cells` and a count.
+    `cells` are pairs of a place on the fixed grid of `cell_of` and a count.
     """
 
     n: int = Count
@@ -71,7 +111,7 @@ class ModalityCounts(_Frozen):
         return self
 
     def quantile(self, share: float) -> float | None:
-        """A quantile of the scores, None without any; see `guardrail.monitor.cells.quantile`.
+        """A quantile of the scores, None without any; see the function `quantile`.
 
         At most 0.005 text gaps off for scores between -10 and 10.
         """
@@ -80,7 +120,7 @@ class ModalityCounts(_Frozen):
         return quantile(self.cells, share, lowest=self.lowest, highest=self.highest)
 
 
-class MonitorSnapshot(_Frozen):
+class MonitorSnapshot(Frozen):
     """Counts of one artefact's verdicts in a stretch of time, by modality; nothing that was said.
 
     `outages` counts requests for which there was no decision at all, whose modality is not on

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from guardrail.artefact.sampling import sampling_notes
+from guardrail.artefact.artefact import sampling_notes
 from guardrail.decide.detector import NO_FLOOR, Detector
 from guardrail.errors import UnsupportedContentError
 from guardrail.model.decoder import context_length
@@ -23,7 +22,10 @@ from guardrail.online.verdicts import require_readable, require_room, verdict_of
 from guardrail.types import Action, Load, Modality, Request, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from guardrail.artefact import Artefact
+    from guardrail.audit import Audit
     from guardrail.model.load import LoadedModel
     from guardrail.model.rulings import Ruling
     from guardrail.model.settings import Settings
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from guardrail.policy import Policy, Thresholds
 
 log = logging.getLogger("guardrail")
-
-Audit = Callable[[Verdict | None, Mapping[str, object]], None]
 
 
 class Engine:

@@ -36,7 +36,7 @@ def mismatch(
     fitted, running = artefact.header.fingerprint, fingerprint(loaded)
     for name, (then, now) in fitted.warnings(running).items():
         warnings.warn(f"the artefact was fitted with {name} {then}, this is {now}", stacklevel=4)
-    shapes = _shapes(artefact, loaded)
+    shapes = artefact.shape_differences(loaded.layer_count, loaded.d_model)
     fields = fitted.differences(running) | shapes
     if shapes or (fields and not allowed):
         raise ArtefactMismatchError(fields)
@@ -44,11 +44,3 @@ def mismatch(
         told = "; ".join(f"{k}: fitted on {a}, running {b}" for k, (a, b) in fields.items())
         log.warning("the artefact was fitted on another model, as allow_mismatch allows: %s", told)
     return fields
-
-
-def _shapes(artefact: Artefact, loaded: LoadedModel) -> dict[str, tuple[str, str]]:
-    """Differences in shape; no permission makes such directions fit."""
-    then = tuple(artefact.tensors["direction"].shape)
-    now = (loaded.layer_count, loaded.d_model)
-    pairs = zip(("layer_count", "d_model"), then, now, strict=True)
-    return {name: (str(a), str(b)) for name, a, b in pairs if a != b}

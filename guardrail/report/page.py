@@ -6,14 +6,12 @@ The base template forbids every request (Content-Security-Policy), so a page sho
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import secrets
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardrail.artefact.file import write_atomically
 from guardrail.extras import require
 
 if TYPE_CHECKING:
@@ -46,16 +44,7 @@ def write_page(path: str | Path, html: str) -> None:
 
     A lone surrogate, which UTF-8 cannot hold, becomes a character reference.
     """
-    target = Path(os.path.realpath(path))  # through a link, so that the link stays one
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        temporary.write_bytes(html.encode("utf-8", "xmlcharrefreplace"))
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    write_atomically(Path(path), html.encode("utf-8", "xmlcharrefreplace"))
 
 
 def labelled(rows: Markup, heads: Sequence[str]) -> Markup:

@@ -37,21 +37,29 @@ _READ = frozenset(
 _ABOUT = frozenset({"type", "id", "status", "cache_control"})  # say nothing to the model
 
 
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A prompt or messages, and the tools that go with them, before either is read."""
+
+    messages: str | Sequence[Mapping[str, object]]
+    tools: Tools
+
+
 def to_request(
-    value: str | PILImage | Request | Mapping[str, object] | Sequence[Mapping[str, object]],
+    value: str | PILImage | Request | Chat | Mapping[str, object] | Sequence[Mapping[str, object]],
     *,
     policy: Policy,
     tools: Tools | None = None,
 ) -> Request:
     """Read a prompt, a picture or a chat within the policy's limits.
 
-    Accepted are a str, a Pillow image, one message, a list or tuple of messages, and a `Request`
-    (its limits are checked again). A message is a mapping with a role (system, developer, user,
-    assistant, tool; developer becomes system) and a content: a str or a list of parts as in
-    OpenAI (chat or responses) or Hugging Face; a str in the list is a text part. An assistant's
-    refusal becomes text after its content; beside a refusal, tool calls or a function call the
-    content may be None or []. Neighbouring texts are joined as they are. `tools` (OpenAI function
-    form) replace those of a `Request`.
+    Accepted are a str, a Pillow image, one message, a list or tuple of messages, a `Chat`, and a
+    `Request` (its limits are checked again). A message is a mapping with a role (system,
+    developer, user, assistant, tool; developer becomes system) and a content: a str or a list of
+    parts as in OpenAI (chat or responses) or Hugging Face; a str in the list is a text part. An
+    assistant's refusal becomes text after its content; beside a refusal, tool calls or a function
+    call the content may be None or []. Neighbouring texts are joined as they are. `tools` (OpenAI
+    function form) replace those of a `Chat` or `Request`.
 
     Nothing is dropped: a type or a non-empty key nobody here reads is an error that names it;
     free are labels (id, status, index, detail, cache_control, ...). Empty text is allowed, an empty
@@ -98,8 +106,10 @@ def drafted(value: object, *, policy: Policy, tools: Tools | None = None) -> Dra
         InputError: as `to_request`.
     """
     budget = Budget(policy.limits)
-    if tools is None and isinstance(value, Request):
+    if tools is None and isinstance(value, Chat | Request):
         tools = value.tools
+    if isinstance(value, Chat):
+        value = value.messages
     offered = read_tools(tools or (), budget)
     match value:
         case Request(messages):

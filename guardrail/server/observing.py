@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from guardrail import __version__
+from guardrail.audit import fan_out
 from guardrail.errors import ConfigurationError
 from guardrail.monitor import compare
-from guardrail.observe import fan_out
 from guardrail.observe.metrics import Metrics, Scraped, State
 from guardrail.observe.recent import Recent
 from guardrail.requests.parts import MEDIA_KEYS

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from guardrail.guard import Guard
     from guardrail.model.load import LoadedModel
-    from guardrail.online.engine import Audit
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
     from guardrail.server.keys import ApiKey
     from guardrail.server.service import Service

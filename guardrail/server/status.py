@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from guardrail import __version__
 from guardrail.errors import CalibrationError
 from guardrail.extras import require
-from guardrail.monitor.cells import LAST, WIDTH, cell_of
+from guardrail.monitor.snapshot import LAST, WIDTH, cell_of
 from guardrail.report.page import render
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from guardrail.guard import Guard
-    from guardrail.monitor.comparison import Comparison, ModalityComparison
+    from guardrail.monitor.comparing import Comparison, ModalityComparison
     from guardrail.monitor.snapshot import ModalityCounts
     from guardrail.observe.recent import Counts
     from guardrail.policy import Thresholds
@@ -233,7 +233,6 @@ def score_bars(
         title: a few words, read out by screen readers.
         counts: how many scores the shares are of.
     """
-    require("jinja2")
     from markupsafe import Markup, escape
 
     most = max(max(found) for found in shares.values() if found)

@@ -94,7 +94,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         sides = frozenset(check)
         self._inside = "input" in sides and model is not None
         self._turns = Turns(guard, on_flag, active="input" in sides)
-        self._rules = ToolRules(guard, sides - {"input"}, on_flag)
+        self._rules = ToolRules(guard, sides - {"input"}, on_flag or guard.policy.on_flag)
         self._name = name
 
     @property

@@ -12,12 +12,11 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.tools.base import TOOL_MESSAGE_BLOCK_TYPES
 from langgraph.types import Command
 
-from guardrail.errors import ConfigurationError
+import guardrail.tools
 from guardrail.requests.labels import is_label
-from guardrail.settling import Checker, OnFlag, check_reaction
 from guardrail.tool_chats import RESULT_CAUTION, call_chat, result_chat
 from guardrail.tool_values import read_value
-from guardrail.tools import SIDES, WITHHELD, Side
+from guardrail.tools import WITHHELD, Side
 from guardrail_langchain.commands import command_messages, command_texts, with_messages
 from guardrail_langchain.messages import content_parts, result_parts, to_judged_chat
 from guardrail_langchain.pictures import canonical_contents, canonical_messages
@@ -37,21 +36,10 @@ class Judgement:
     refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class ToolRules:
-    """A guard, which sides of a call it reads, and what a flag leads to."""
+class ToolRules(guardrail.tools.ToolRules):
+    """What the rules of a tool mean in LangChain's messages and commands."""
 
-    guard: Checker
-    sides: frozenset[str]
-    on_flag: OnFlag | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse sides that a call does not have, and an `on_flag` that means nothing."""
-        check_reaction(self.on_flag)
-        if not self.sides <= {*SIDES}:
-            raise ConfigurationError(
-                f"check={sorted(self.sides)} may hold only 'arguments' and 'result'"
-            )
+    __slots__ = ()
 
     def before(self, name: str, arguments: Any, call_id: str | None) -> Judging[Any]:
         """None when the call may be made, else what stands for its result."""

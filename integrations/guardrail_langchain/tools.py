@@ -68,7 +68,7 @@ def guard_tool(
     """
     if not isinstance(tool, BaseTool):
         raise TypeError(f"guard_tool wraps a LangChain tool, not a {type(tool).__name__}")
-    rules = ToolRules(guard, frozenset(check), on_flag)
+    rules = ToolRules(guard, frozenset(check), on_flag or guard.policy.on_flag)
     copy = tool.model_copy()
     object.__setattr__(copy, "__class__", _guarded_class(type(tool), rules))
     return copy

@@ -20,9 +20,10 @@ from llama_index.core.llms.llm import LLM, ToolSelection
 from llama_index.core.tools import BaseTool
 from pydantic import Field, PrivateAttr, SkipValidation
 
+from guardrail.audit import Audit
 from guardrail.errors import ConfigurationError
 from guardrail.requests.patience import read_apart
-from guardrail.settling import Audit, Checker, OnFlag, Settled, stopped
+from guardrail.settling import Checker, OnFlag, Settled, stopped
 from guardrail.types import Verdict
 from guardrail_llamaindex.calling import is_refusal, raise_refusal
 from guardrail_llamaindex.judging import Judge, Request

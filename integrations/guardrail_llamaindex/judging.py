@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from llama_index.core.base.llms.types import MessageRole
     from llama_index.core.llms.llm import LLM
 
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
-    from guardrail.settling import Audit, Checker, OnFlag, Settled
+    from guardrail.settling import Checker, OnFlag, Settled
     from guardrail.types import Verdict
 
 Chat = list[dict[str, Any]]

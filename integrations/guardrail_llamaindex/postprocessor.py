@@ -11,9 +11,10 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from pydantic import Field, SkipValidation
 
+from guardrail.audit import Audit
 from guardrail.errors import InputError
 from guardrail.requests.patience import read_apart
-from guardrail.settling import Audit, Checker, Settled, is_refused_outage, record, settled, stopped
+from guardrail.settling import Checker, Settled, is_refused_outage, record, settled, stopped
 from guardrail.types import Verdict
 from guardrail_llamaindex.nodes import node_message, shows, with_metadata
 from guardrail_llamaindex.pictures import canonical_node

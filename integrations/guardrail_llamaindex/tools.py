@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from llama_index.core.tools import ToolMetadata, ToolOutput
 
+    from guardrail.audit import Audit
     from guardrail.policy import Policy
-    from guardrail.settling import Audit, Checker, OnFlag
+    from guardrail.settling import Checker, OnFlag
     from guardrail.tools import Side
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from guardrail.bulk.engine import scored
-from guardrail.bulk.items import Item, Loaded
+from guardrail.bulk.rows import Item, Loaded
 from guardrail.errors import (
     ConfigurationError,
     DetectorError,

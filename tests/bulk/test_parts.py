@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -7,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from guardrail.bulk import parts as module
-from guardrail.bulk.outcomes import ROW_FIELDS, out_row
-from guardrail.bulk.parts import Parts
+from guardrail.bulk.parts import MANIFEST, Parts, read_manifest, require_same, write_manifest
+from guardrail.bulk.rows import ROW_FIELDS, out_row
 from guardrail.errors import ConfigurationError, DatasetError, InputError, MissingExtraError
 
 
@@ -109,3 +110,52 @@ def test_one_of_two_processes_on_a_part_may_lose_its_half_to_the_sweep_of_the_ot
     monkeypatch.setattr(os, "replace", sweep_first)
     parts.write(1, rows(3, 4, 5))
     assert parts.read(1, list(ROW_FIELDS)) == rows(3, 4, 5)
+
+
+FACTS = {"source": {"rows": 3, "digest": "a"}, "policy": {"mode": "enforce"}, "columns": (1, 2)}
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    assert read_manifest(tmp_path) is None
+    write_manifest(tmp_path, FACTS)
+    assert read_manifest(tmp_path) == json.loads(json.dumps(FACTS))
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+def test_the_first_of_two_processes_stays_and_the_second_compares(tmp_path):
+    write_manifest(tmp_path, FACTS)
+    write_manifest(tmp_path, FACTS)
+    with pytest.raises(ConfigurationError, match=r'policy\.mode was "enforce", is "shadow"'):
+        write_manifest(tmp_path, FACTS | {"policy": {"mode": "shadow"}})
+    assert read_manifest(tmp_path)["policy"] == {"mode": "enforce"}
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+def test_facts_that_are_not_known_yet_are_not_compared(tmp_path):
+    require_same(tmp_path, {"a": 1, "model": "m"}, {"a": 1})
+    with pytest.raises(ConfigurationError, match="a was null, is 1"):
+        require_same(tmp_path, {"model": "m"}, {"a": 1})
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / ".hidden.tmp").touch()
+    assert read_manifest(tmp_path) is None
+    (tmp_path / "holiday.png").touch()
+    with pytest.raises(ConfigurationError, match=r"'holiday\.png' and no"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"source": 3}', "\udcff"])
+def test_a_damaged_manifest_is_said_to_be_one(tmp_path, text):
+    (tmp_path / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        read_manifest(tmp_path)
+
+
+def test_one_that_comes_while_the_folder_is_looked_at_is_read(tmp_path, monkeypatch):
+    def late(path, listdir=os.listdir):
+        (tmp_path / MANIFEST).write_text(json.dumps(FACTS))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", late)
+    assert read_manifest(tmp_path) == json.loads(json.dumps(FACTS))

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from guardrail.bulk import job
-from guardrail.bulk.summary import Summary
+from guardrail.bulk.job import Summary
 from guardrail.cli.bulk import exit_code
 
 

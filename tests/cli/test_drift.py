@@ -24,8 +24,7 @@ from guardrail.drift.schema import (
     TransportFigures,
 )
 from guardrail.errors import ArtefactError, NoUsableDirectionError
-from guardrail.estimates import Estimate, Share
-from guardrail.metrics import Rate
+from guardrail.stats import Estimate, Rate, Share
 
 HOW = {"keep": "fingerprint", "recalibrate": "recalibrated", "refit": "transported"}
 

@@ -6,12 +6,11 @@ import re
 import pytest
 
 from guardrail.cli.evaluation_table import show_evaluation
-from guardrail.estimates import Estimate, Share
 from guardrail.evaluation.items import EvalItem
 from guardrail.evaluation.run import evaluate
 from guardrail.evaluation.schema import Actions, JudgeFigures, Refusals, Separation
 from guardrail.guard import Guard
-from guardrail.metrics import Rate
+from guardrail.stats import Estimate, Rate, Share
 from guardrail.testing import tiny_artefact, tiny_model
 
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 
 from guardrail.cli.gates import Gates
-from guardrail.estimates import Share
 from guardrail.evaluation.schema import Actions, Group
-from guardrail.metrics import Rate
+from guardrail.stats import Rate, Share
 
 
 class Measured:

@@ -4,7 +4,7 @@ import json
 
 from guardrail.artefact import Artefact
 from guardrail.artefact.header import Offset
-from guardrail.metrics import Rate
+from guardrail.stats import Rate
 
 
 def test_an_artefact_is_described(run, saved):

@@ -10,7 +10,7 @@ from scipy.stats import ttest_1samp
 from guardrail.drift.fitted import Fitted
 from guardrail.drift.measure import measure, score_lists
 from guardrail.fit.select import is_unsafe
-from guardrail.metrics import auroc, auroc_interval
+from guardrail.stats import auroc, auroc_interval
 
 
 @pytest.fixture(scope="module")

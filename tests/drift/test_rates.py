@@ -7,7 +7,7 @@ import pytest
 
 from guardrail.drift.fitted import Fitted
 from guardrail.drift.rates import mcnemar, rate_drifts
-from guardrail.metrics import Rate
+from guardrail.stats import Rate
 
 if TYPE_CHECKING:
     from guardrail.drift.run import Drift

@@ -16,8 +16,8 @@ from guardrail.fit.outcome import WIDE_SPREAD
 from guardrail.fit.reference import from_header
 from guardrail.fit.select import FormResiduals, is_safe
 from guardrail.guard import Guard
-from guardrail.metrics import conformal_threshold
 from guardrail.model.fingerprint import fingerprint
+from guardrail.stats import conformal_threshold
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact

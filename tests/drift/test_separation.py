@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from guardrail.drift.separation import Judged, mean_auroc
-from guardrail.metrics import auroc_interval
+from guardrail.stats import auroc_interval
 
 RNG = np.random.default_rng(4)
 

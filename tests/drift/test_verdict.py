@@ -14,8 +14,7 @@ from guardrail.drift.schema import (
     SteeringDrift,
 )
 from guardrail.drift.verdict import judge
-from guardrail.estimates import Estimate, Share
-from guardrail.metrics import Rate
+from guardrail.stats import Estimate, Rate, Share
 
 
 def estimate(value: float, reach: float = 0.01) -> Estimate:

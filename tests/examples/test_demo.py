@@ -72,7 +72,7 @@ def test_harm_is_stopped_more_often_than_without_the_guard_and_harmless_input_is
 
 def test_harmful_pictures_score_above_their_harmless_look_alikes(rows: Any) -> None:
     _, compared, _ = rows
-    from guardrail.metrics import auroc
+    from guardrail.stats import auroc
 
     drawn = [row for row in compared if row.item.source in ("figstep", "plain")]
     harmful = [row.verdict.score for row in drawn if row.item.harmful]

@@ -28,9 +28,9 @@ from guardrail.errors import (
 from guardrail.fit.calibrate import calibrate, calibration, rate_interval
 from guardrail.fit.traffic import Placed
 from guardrail.guard import Guard
-from guardrail.metrics import Rate, conformal_threshold
 from guardrail.model.load import LoadedModel, wrap_model
 from guardrail.policy import Limits, Policy, VideoSampling
+from guardrail.stats import Rate, conformal_threshold
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, Modality, Verdict
 

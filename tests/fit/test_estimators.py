@@ -17,7 +17,7 @@ from guardrail.fit.estimators import (
     separation,
     shrinkage_lda,
 )
-from guardrail.metrics import auroc
+from guardrail.stats import auroc
 
 LAYERS, WIDTH = 3, 12
 

@@ -9,7 +9,7 @@ import torch
 
 from guardrail.fit.direction import difference_of_means
 from guardrail.fit.layers import LayerScore, direction_consistency, layer_scores, safety_margin
-from guardrail.metrics import auroc
+from guardrail.stats import auroc
 
 SHIFTS = (0.0, 0.5, 3.0)
 

@@ -21,8 +21,8 @@ from guardrail.fit.recentre import Offset, no_offsets
 from guardrail.fit.select import Candidate
 from guardrail.fit.steer_search import SteeringFound
 from guardrail.fit.steering import Trial, steering_at
-from guardrail.metrics import Rate
 from guardrail.model.fingerprint import fingerprint
+from guardrail.stats import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

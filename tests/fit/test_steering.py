@@ -25,8 +25,8 @@ from guardrail.fit.steering import (
     refused,
     steering_at,
 )
-from guardrail.metrics import Rate
 from guardrail.model.generate import generate_rows
+from guardrail.stats import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -209,7 +209,7 @@ def test_one_side_alone_can_be_checked():
     assert len(guard.seen) == 1
     guard_tool(echo, guard=guard, check=["result"]).invoke({"text": "hi"})
     assert guard.seen[1][0]["content"] == "echo hi"
-    with pytest.raises(ConfigurationError, match="'arguments' and 'result'"):
+    with pytest.raises(ConfigurationError, match="may hold only arguments, result or both"):
         guard_tool(echo, guard=guard, check=["input"])
     with pytest.raises(ConfigurationError, match="rase"):
         guard_tool(echo, guard=guard, on_flag="rase")

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guardrail.estimates import Share
 from guardrail.evaluation.schema import Report
-from guardrail.metrics import Rate, auroc, tpr_at_fpr
+from guardrail.stats import Rate, Share, auroc, tpr_at_fpr
 
 if TYPE_CHECKING:
     from collections.abc import Callable

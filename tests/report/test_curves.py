@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc
 
-from guardrail.metrics import auroc
 from guardrail.report.curves import (
     Scores,
     histogram,
@@ -14,6 +13,7 @@ from guardrail.report.curves import (
     roc_points,
     scores_by_modality,
 )
+from guardrail.stats import auroc
 
 
 def some(n: int, *, decimals: int = 9) -> Scores:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guardrail.estimates import Share
-from guardrail.metrics import Rate
 from guardrail.report import evaluation_page
+from guardrail.stats import Rate, Share
 
 
 class Tables(HTMLParser):

@@ -1,8 +1,11 @@
-"""The row that goes out for a row that came in: a verdict, or the error in its place."""
+"""A row in, read when its turn comes, and the row that goes out for it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from guardrail.errors import (
     GuardClosedError,
@@ -14,7 +17,54 @@ from guardrail.errors import (
 from guardrail.types import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+
+class Loaded(NamedTuple):
+    """A row's key and the value to check, or the error that stands in its place."""
+
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A row: its number in the source, from 0, and how it is read (in a reading thread)."""
+
+    number: int
+    load: Callable[[], Loaded]
+
+
+class Wanted(Protocol):
+    """Which rows are still to be scored."""
+
+    def row(self, number: int) -> bool:
+        """Whether this one is."""
+
+    def any(self, start: int, stop: int) -> bool:
+        """Whether any of the rows from `start` to before `stop` is."""
+
+
+class Source(Protocol):
+    """A source of rows in a stable order."""
+
+    kind: str
+    rows: int
+
+    def digest(self) -> str:
+        """Over names, sizes and times of change of all files, as they are now."""
+
+    def items(self, wanted: Wanted) -> Iterator[Item]:
+        """The wanted rows, in order."""
+
+
+def plain_key(value: object, otherwise: str) -> str:
+    """An id as text that any file can hold; `otherwise` where a row has no usable id."""
+    usable = isinstance(value, str | int) and not isinstance(value, bool)
+    text = str(value) if usable else otherwise
+    return text.encode("utf-8", "backslashreplace").decode()
+
 
 # What ends the whole run: no other row would fare better.
 FATAL = (GuardClosedError, MissingExtraError, RequestCancelledError)
@@ -83,3 +133,16 @@ def _of_verdict(verdict: Verdict) -> OutRow:
 def _said(error: BaseException) -> str:
     words = " ".join(str(error).split()).translate(_CONTROLS)
     return words.encode("utf-8", "replace").decode()[:_LONGEST]
+
+
+def file_digest(paths: Sequence[Path], folder: Path) -> str:
+    """SHA-256 over files below a folder; their content is not read.
+
+    Raises:
+        OSError: a file is not there any more.
+    """
+    facts = []
+    for path in paths:
+        found = path.stat()
+        facts.append([path.relative_to(folder).as_posix(), found.st_size, found.st_mtime_ns])
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, norm
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from guardrail.metrics import (
+from guardrail.stats import (
     Rate,
     auroc,
     auroc_interval,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from guardrail.bulk.outcomes import ROW_FIELDS, has_failed, out_row
+from guardrail.bulk.rows import ROW_FIELDS, has_failed, out_row
 from guardrail.errors import (
     GuardClosedError,
     ImageDecodeError,

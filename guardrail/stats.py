@@ -1,10 +1,12 @@
-"""Rates with their counts, and the figures a detector is judged by, with their intervals."""
+"""Figures a detector is judged by, with counts and 95 % intervals, and as reports write them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -212,3 +214,42 @@ def _beyond(unsafe: Sequence[float], safe: Sequence[float], allowed: int) -> int
     """How many unsafe scores exceed the threshold that `allowed` safe ones exceed."""
     threshold = sorted(safe, reverse=True)[allowed] if allowed < len(safe) else float("-inf")
     return sum(score > threshold for score in unsafe)
+
+
+class Frozen(BaseModel):
+    """A record of plain, finite values; a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Estimate(Frozen):
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of_auroc(cls, unsafe: Sequence[float], safe: Sequence[float]) -> Self:
+        """The AUROC of two classes' scores.
+
+        Raises:
+            ValueError: as `auroc`.
+        """
+        low, high = auroc_interval(unsafe, safe)
+        return cls(value=auroc(unsafe, safe), low=low, high=high)
+
+
+class Share(Frozen):
+    """A rate of n inputs and its 95 % interval."""
+
+    rate: float
+    hits: int
+    n: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, rate: Rate) -> Self:
+        """A `Rate` as it is written down."""
+        return cls.model_validate(rate.to_dict())
