@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import DetectorError, GuardrailError
-from guardrail.settling import is_refused_outage
+from guardrail.policy.acting import is_refused_outage, stopped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,5 +32,5 @@ async def checked(guard: Guard, content: Content, options: Mapping[str, Any]) ->
     except Exception as error:  # a border: whatever breaks inside the guard is an outage
         raise DetectorError("the check failed") from error
     if is_refused_outage(verdict, guard.policy):
-        raise DetectorError("the detector failed, and the policy fails closed")
+        raise stopped(verdict)
     return verdict

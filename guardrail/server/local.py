@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import DetectorError
+from guardrail.policy.acting import is_refused_outage, stopped
 from guardrail.server.api_error import unknown_model
 from guardrail.server.ascii_json import AsciiJSONResponse
 from guardrail.server.asking import ask_options, count_asked
@@ -13,7 +14,6 @@ from guardrail.server.chat_options import generate_options
 from guardrail.server.completions import form_of
 from guardrail.server.streaming import EventStream, events
 from guardrail.server.verdicts import headers_of
-from guardrail.settling import is_refused_outage
 
 if TYPE_CHECKING:
     from fastapi import Request, Response
@@ -90,5 +90,5 @@ def _judged(verdict: Verdict | None, guard: Guard) -> Verdict:
     if verdict is None:
         raise DetectorError("an answer without a verdict; it is not given out")
     if is_refused_outage(verdict, guard.policy):
-        raise DetectorError("the detector failed, and the policy fails closed")
+        raise stopped(verdict)
     return verdict

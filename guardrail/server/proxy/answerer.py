@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from guardrail.errors import DetectorError
+from guardrail.policy.acting import is_refused_outage, stopped
 from guardrail.server import problems
 from guardrail.server.api_error import ApiError
 from guardrail.server.ascii_json import AsciiJSONResponse
@@ -23,7 +24,6 @@ from guardrail.server.proxy.refusals import Refusal
 from guardrail.server.proxy.relay import STREAM_HEADERS, Relay, RelayResponse
 from guardrail.server.proxy.upstream import Upstream
 from guardrail.server.verdicts import FIELD, headers_of, told
-from guardrail.settling import is_refused_outage, stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -165,7 +165,7 @@ def _flagged(checked: Checked, caller: Caller, headers: Mapping[str, str]) -> Re
     if verdict is None:
         raise DetectorError("a request was stopped without a verdict")
     if policy.on_flag == "raise" or is_refused_outage(verdict, policy):
-        error = stopped(verdict, policy)
+        error = stopped(verdict)
         answer = problems.answer(error, refusal=policy.refusal_message, caller=caller)
         answer.headers.update(headers)
         return answer

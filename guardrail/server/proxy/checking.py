@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError
+from guardrail.policy.acting import passes_unchecked
 from guardrail.requests.canonical import canonical_chat
 from guardrail.requests.patience import read_apart
 from guardrail.server.api_error import ApiError
@@ -110,7 +111,7 @@ async def check(
         content = read_chat(asked.body, unchecked)
         verdict = await _verdict(content, guard, options)
     except GuardrailError as error:
-        if not _lets_pass(error, policy):
+        if not passes_unchecked(error, policy):
             raise
         _log.warning("the policy lets a request through unchecked: %s", type(error).__name__)
         return Checked(asked, None, "pass", policy)
@@ -135,19 +136,7 @@ async def _verdict(content: Content, guard: Guard, options: Mapping[str, Any]) -
 
 
 def _settled(asked: Asked, content: Content, verdict: Verdict, policy: Policy) -> Checked:
-    cautioned: list[Mapping[str, Any]] = []
-
-    def put(words: str) -> bool:
-        data = content.cautioned(words)
-        if data is not None:
-            cautioned.append(json.loads(data))
-        return data is not None
-
-    after = settled(verdict, policy, caution=put, annotates=policy.on_flag == "annotate")
-    sent = Asked(asked.form, cautioned[0]) if cautioned else asked
-    return Checked(sent, after.verdict, after.done, policy)
-
-
-def _lets_pass(error: GuardrailError, policy: Policy) -> bool:
-    outage = isinstance(error, DetectorError) and policy.fail == "open"
-    return outage or policy.mode == "shadow"
+    after = settled(verdict, policy, caution=content.cautioned)
+    if after.cautioned is not None:
+        asked = Asked(asked.form, json.loads(after.cautioned))
+    return Checked(asked, after.verdict, after.done, policy)
