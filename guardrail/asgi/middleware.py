@@ -176,10 +176,13 @@ class GuardrailASGIMiddleware:
     async def _settled(
         self, content: Content, verdict: Verdict, body: Body, scope: Scope, send: Send
     ) -> tuple[Receive, Send] | None:
-        lead: Literal["annotate", "refuse"] = (
-            "annotate" if self._on_flag == "annotate" else "refuse"
+        annotates = self._on_flag == "annotate"
+        after = settled(
+            verdict,
+            self._policy,
+            caution=content.cautioned,
+            on_flag="annotate" if annotates else "refuse",
         )
-        after = settled(verdict, self._policy, caution=content.cautioned, on_flag=lead)
         scope["state"]["guardrail_verdict"] = after.verdict
         record(self._audit, after.verdict, after.done)
         send = marked(send, self._header, after.verdict.action)
