@@ -32,6 +32,7 @@ from guardrail.joining import (
     joined,
 )
 from guardrail.places import Place, get, is_there, put
+from guardrail.policy.acting import enforces
 from guardrail.requests.canonical import canonical_chat, require_one_reading
 from guardrail.types import Request
 
@@ -83,7 +84,7 @@ class Call:
         Raises:
             InputError: a picture cannot be read, or has two readings and must have one.
         """
-        if policy.mode == "shadow":
+        if not enforces(policy):
             return
         if not self.sources:
             require_one_reading(self.value, policy)

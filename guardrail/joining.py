@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
+from guardrail.policy.acting import one_reading
 from guardrail.requests.canonical import canonical_chat, canonical_image, canonical_picture
 from guardrail.requests.sources import names_a_file
 
@@ -91,7 +92,7 @@ def canonical_argument(name: str, value: object, policy: Policy) -> object:
     if name not in IMAGE_NAMES or not isinstance(value, bytes | bytearray | str | Path):
         return value
     if isinstance(value, Path) or (isinstance(value, str) and _is_name(value)):
-        canonical_picture(value, policy.model_copy(update={"pictures": "refuse"}), what=what)
+        canonical_picture(value, one_reading(policy), what=what)
         return value
     encoded = canonical_picture(value, policy, what=what)
     if not isinstance(value, str):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import inspect
 import logging
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
-from guardrail.errors import (
-    ConfigurationError,
-    DetectorError,
-    GuardrailError,
-    GuardrailViolation,
+from guardrail.errors import ConfigurationError
+from guardrail.policy.acting import (
+    enforced,
+    is_refused_outage,
+    stopped,
+    stops,
+    unsteered,
+    wants_caution,
 )
 from guardrail.requests.patience import read_apart
-from guardrail.types import Action, Verdict
+from guardrail.types import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,49 +54,39 @@ class Checker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A verdict after all, and what is done: the call is not made, made with a caution, or made."""
+    """A verdict after all, and what is done: the call is not made, made with a caution, or made.
+
+    `cautioned` is what is sent in the second case.
+    """
 
     verdict: Verdict
     done: Literal["flag", "caution", "pass"]
+    cautioned: Any = None
 
 
 def settled(
-    verdict: Verdict, policy: Policy, *, caution: Callable[[str], bool], annotates: bool
+    verdict: Verdict,
+    policy: Policy,
+    *,
+    caution: Callable[[str], Any | None],
+    on_flag: OnFlag | None = None,
 ) -> Settled:
     """What becomes of a call whose model cannot be steered.
 
     Args:
         verdict: what the guard found.
         policy: the rules in force.
-        caution: puts the policy's words before what is sent; false where there is no place for
+        caution: what is sent with the policy's words before it; None where there is no place for
             them, and then the call counts as flagged.
-        annotates: whether flagged calls are made all the same. Refused outages never are.
+        on_flag: another `on_flag` than the policy's. Flagged calls are made all the same where it
+            annotates; refused outages never are.
     """
-    outage, cautioned = is_refused_outage(verdict, policy), False
-    if outage:
-        verdict = replace(verdict, action=Action.FLAG)
-    elif _wants_steering(verdict, policy):
-        cautioned = policy.unsteerable == "caution" and caution(policy.caution_prompt)
-        if policy.unsteerable == "pass":
-            verdict = replace(verdict, action=Action.PASS)
-        elif not cautioned and Action.FLAG in policy.actions:
-            verdict = replace(verdict, action=Action.FLAG)
-    flagged = verdict.action is Action.FLAG and verdict.mode == "enforce"
-    stops = flagged and (outage or not annotates)
-    return Settled(verdict, "flag" if stops else "caution" if cautioned else "pass")
-
-
-def is_refused_outage(verdict: Verdict, policy: Policy) -> bool:
-    """An outage is no finding: not to be annotated, whatever the policy's actions are."""
-    closed = policy.fail == "closed" and verdict.mode == "enforce"
-    return closed and verdict.reason == "detector_failed"
-
-
-def stopped(verdict: Verdict, policy: Policy) -> GuardrailError:
-    """The error that a call which is not made raises."""
-    if is_refused_outage(verdict, policy):
-        return DetectorError("the detector failed, and the policy fails closed; nothing is sent")
-    return GuardrailViolation(verdict)
+    cautioned = caution(policy.caution_prompt) if wants_caution(verdict, policy) else None
+    verdict = unsteered(verdict, policy, cautioned=cautioned is not None)
+    outage = is_refused_outage(verdict, policy)
+    if stops(enforced(verdict.action, verdict), on_flag or policy.on_flag, outage=outage):
+        return Settled(verdict, "flag")
+    return Settled(verdict, "pass" if cautioned is None else "caution", cautioned)
 
 
 async def resolved(value: Any) -> Any:
@@ -111,41 +104,94 @@ def record(audit: Audit | None, verdict: Verdict | None, done: str) -> None:
         _log.exception("the audit sink failed; the call is not affected")
 
 
-def check_reaction(on_flag: object, fallback: object = None) -> None:
-    """Refuse what says nothing about flagged calls, or says two things.
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """A guard, and what a flag leads to: the policy's `on_flag`, or another one.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: there is no such `on_flag`.
     """
-    if on_flag not in (None, *get_args(OnFlag)):
-        raise ConfigurationError(f"on_flag={on_flag!r}: refuse, raise or annotate")
-    if fallback is not None and not callable(fallback):
-        raise ConfigurationError(f"fallback={fallback!r} cannot be called with verdict and call")
-    if on_flag is not None and fallback is not None:
-        raise ConfigurationError("on_flag and fallback both say what a flag leads to; give one")
+
+    guard: Checker
+    other: OnFlag | None = None
+    audit: Audit | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what says nothing about flagged calls."""
+        if self.other not in (None, *get_args(OnFlag)):
+            raise ConfigurationError(f"on_flag={self.other!r}: refuse, raise or annotate")
+
+    @classmethod
+    def of(
+        cls,
+        guard: Checker,
+        on_flag: OnFlag | None,
+        *,
+        fallback: Callable[..., Any] | None = None,
+        policy: Policy | None = None,
+        audit: Audit | None = None,
+    ) -> Self:
+        """A reaction as it is given to decorators: a `fallback` answers in the refusal's place.
+
+        Raises:
+            ConfigurationError: what is given says nothing about flagged calls, or two things.
+        """
+        if fallback is not None and not callable(fallback):
+            raise ConfigurationError(
+                f"fallback={fallback!r} cannot be called with verdict and call"
+            )
+        if on_flag is not None and fallback is not None:
+            raise ConfigurationError("on_flag and fallback both say what a flag leads to; give one")
+        checker = guard if policy is None else guard.with_policy(policy)
+        return cls(checker, on_flag if fallback is None else "refuse", audit)
+
+    @property
+    def on_flag(self) -> OnFlag:
+        """What a flag leads to."""
+        return self.other or self.guard.policy.on_flag
+
+    def settle(
+        self, verdict: Verdict, caution: Callable[[str], Any | None] = lambda words: None
+    ) -> Settled:
+        """What becomes of a call, on record; "flag" means that it is not made.
+
+        Args:
+            verdict: what the guard found.
+            caution: see `settled`; by default there is no place for one.
+        """
+        after = settled(verdict, self.guard.policy, caution=caution, on_flag=self.on_flag)
+        record(self.audit, after.verdict, after.done)
+        return after
+
+    def stop(self, verdict: Verdict) -> None:
+        """Come back where an answer stands for a call that is not made.
+
+        Raises:
+            GuardrailViolation, DetectorError: under `on_flag="raise"`.
+        """
+        if self.on_flag == "raise":
+            raise stopped(verdict)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One guarded callable's guard, its checked argument, and what a flag leads to."""
+    """One guarded callable: its checked argument, and what a flag leads to."""
 
-    guard: Checker
+    reaction: Reaction
     selector: Selector
-    on_flag: OnFlag | None
     fallback: Callable[..., Any] | None
-    audit: Audit | None
 
     def checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict]:
         """One call's arguments as they would be sent, and the verdict on them."""
-        call = self._call(args, kwargs)
-        call.make_canonical(self.guard.policy)
-        return call, self.guard.check(call.value)
+        call, guard = self._call(args, kwargs), self.reaction.guard
+        call.make_canonical(guard.policy)
+        return call, guard.check(call.value)
 
     async def achecked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict]:
         """`checked` without blocking the event loop."""
-        call = self._call(args, kwargs)
-        await read_apart(partial(call.make_canonical, self.guard.policy))
-        return call, await self.guard.acheck(call.value)
+        call, guard = self._call(args, kwargs), self.reaction.guard
+        await read_apart(partial(call.make_canonical, guard.policy))
+        return call, await guard.acheck(call.value)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         LAST.set(None)  # a check that raises must not leave the verdict before it standing
@@ -153,30 +199,13 @@ class Plan:
 
     def settle(self, call: Call, verdict: Verdict) -> Verdict | None:
         """None when the call is to be made, else the verdict that forbids it."""
-        annotates = self.fallback is None and self._on_flag == "annotate"
-        after = settled(verdict, self.guard.policy, caution=call.caution, annotates=annotates)
+        after = self.reaction.settle(verdict, lambda words: call.caution(words) or None)
         LAST.set(after.verdict)
-        record(self.audit, after.verdict, after.done)
         return after.verdict if after.done == "flag" else None
 
     def answer(self, call: Call, verdict: Verdict) -> Any:
         """What a call that is not made gives back."""
         if self.fallback is not None:
             return self.fallback(verdict, *call.bound.args, **call.bound.kwargs)
-        if self._on_flag != "raise":
-            return self.guard.policy.refusal_message
-        raise stopped(verdict, self.guard.policy)
-
-    @property
-    def _on_flag(self) -> OnFlag:
-        return self.on_flag or self.guard.policy.on_flag
-
-
-def _wants_steering(verdict: Verdict, policy: Policy) -> bool:
-    # An artefact that only detects passes what it cannot steer, and says so in `would_be`.
-    return (
-        verdict.mode == "enforce"
-        and verdict.action is not Action.FLAG
-        and verdict.would_be is Action.STEER
-        and Action.STEER in policy.actions
-    )
+        self.reaction.stop(verdict)
+        return self.reaction.guard.policy.refusal_message

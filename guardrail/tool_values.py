@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.policy.acting import enforces
 from guardrail.requests.budget import Budget
 from guardrail.requests.canonical import canonical_chat, canonical_image, canonical_picture
 from guardrail.requests.formats import PICTURE, sniffed_format
@@ -80,15 +81,13 @@ def read_value(value: object, policy: Policy, what: str) -> Reading:
         UnsupportedContentError: something in it cannot be read; the message names its type.
         InputError: a picture cannot be read, or has two readings under `pictures = "refuse"`.
     """
-    shadow = policy.mode == "shadow"
-    if shadow:  # nothing is changed, so nothing is refused for what it could be read as
-        policy = policy.model_copy(update={"pictures": "canonical"})
     walk = _Walk(policy, what)
     try:
         kept, said = walk.value(value)
     except RecursionError as error:
         raise UnsupportedContentError(f"{what} is nested too deep to be checked") from error
-    return Reading(value if shadow else kept, walk.parts, None if said is _TAKEN else said)
+    value = kept if enforces(policy) else value
+    return Reading(value, walk.parts, None if said is _TAKEN else said)
 
 
 def cautioned_result(value: Any, words: str) -> Any | None:

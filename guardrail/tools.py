@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, get_args, o
 
 from guardrail.arguments import OWNERS, kind_of, signature_of, snapshot
 from guardrail.errors import ConfigurationError
+from guardrail.policy.acting import one_reading
 from guardrail.requests.patience import read_apart
-from guardrail.settling import LAST, check_reaction, record, resolved, settled, stopped
+from guardrail.settling import LAST, Reaction, resolved
 from guardrail.tool_chats import (
     CALL_WITHHELD,
     RESULT_CAUTION,
@@ -46,16 +47,13 @@ WITHHELD: Mapping[Side, str] = {"arguments": CALL_WITHHELD, "result": RESULT_WIT
 
 @dataclass(frozen=True, slots=True)
 class ToolRules:
-    """A guard, which sides of a call it reads, and what a flag leads to."""
+    """A guard, what a flag leads to, and which sides of a call the guard reads."""
 
-    guard: Checker
+    reaction: Reaction
     sides: frozenset[str]
-    on_flag: OnFlag
-    audit: Audit | None = None
 
     def __post_init__(self) -> None:
-        """Refuse sides that a call does not have, and an `on_flag` that means nothing."""
-        check_reaction(self.on_flag)
+        """Refuse sides that a call does not have."""
         if not self.sides <= {*SIDES}:
             raise ConfigurationError(
                 f"check={sorted(self.sides)} may hold only arguments, result or both"
@@ -69,40 +67,42 @@ class ToolRules:
         *,
         policy: Policy | None = None,
         on_flag: OnFlag | None = None,
+        fallback: Callable[..., Any] | None = None,
         audit: Audit | None = None,
     ) -> Self:
         """Rules as they are given to a `guard_tool`.
 
         Raises:
-            ConfigurationError: there are no such sides, or no such `on_flag`.
+            ConfigurationError: there are no such sides, or flags lead to nothing or to two things.
         """
         sides = frozenset((check,) if isinstance(check, str) else check)
         if not sides:
             raise ConfigurationError(f"check={check!r} must name arguments, result or both")
-        checker = guard if policy is None else guard.with_policy(policy)
-        return cls(checker, sides, on_flag or checker.policy.on_flag, audit)
+        reaction = Reaction.of(guard, on_flag, fallback=fallback, policy=policy, audit=audit)
+        return cls(reaction, sides)
 
-    def settle(self, verdict: Verdict, put: Callable[[str], bool] = lambda words: False) -> Settled:
+    @property
+    def guard(self) -> Checker:
+        """The guard that reads them."""
+        return self.reaction.guard
+
+    def settle(
+        self, verdict: Verdict, caution: Callable[[str], Any | None] = lambda words: None
+    ) -> Settled:
         """What becomes of a call or a result; "flag" means that it is withheld.
 
         Args:
             verdict: what the guard found.
-            put: puts a caution before a result; false where there is no place for one. Arguments
-                have none: a function reads no caution.
+            caution: a result with a caution before it; None where there is no place for one.
+                Arguments have none: a function reads no caution.
 
         Raises:
             GuardrailViolation, DetectorError: it is withheld under `on_flag="raise"`.
         """
-        policy = self.guard.policy
-        after = settled(
-            verdict,
-            policy,
-            caution=lambda _words: put(RESULT_CAUTION),  # the policy's own are about requests
-            annotates=self.on_flag == "annotate",
-        )
-        record(self.audit, after.verdict, after.done)
-        if after.done == "flag" and self.on_flag == "raise":
-            raise stopped(after.verdict, policy)
+        # The policy's own words are about requests.
+        after = self.reaction.settle(verdict, lambda _words: caution(RESULT_CAUTION))
+        if after.done == "flag":
+            self.reaction.stop(after.verdict)
         return after
 
 
@@ -188,13 +188,8 @@ def guard_tool(
     Raises:
         ConfigurationError: a setting that cannot hold, or a tool that gives its result in pieces.
     """
-    check_reaction(on_flag, fallback)
     rules = ToolRules.of(
-        guard,
-        check,
-        policy=policy,
-        on_flag="refuse" if fallback is not None else on_flag,
-        audit=audit,
+        guard, check, policy=policy, on_flag=on_flag, fallback=fallback, audit=audit
     )
 
     def decorate(target: F) -> F:
@@ -329,7 +324,7 @@ class _Run:
             reading = self._read(self.output, "the result")
             self.output = reading.value
         else:
-            reading = self._read(select(self.output), "what select_result gave", pictures="refuse")
+            reading = self._read(select(self.output), "what select_result gave", stays=True)
         return result_chat(reading.content) if reading.content else None
 
     def failed(self, error: Exception) -> Chat | None:
@@ -340,7 +335,9 @@ class _Run:
 
     def stops(self, verdict: Verdict) -> bool:
         """Whether the call is not made, or its result withheld."""
-        after = self._rules.settle(verdict, self._caution)
+        after = self._rules.settle(verdict, self._cautioned)
+        if after.cautioned is not None:
+            self.output = after.cautioned
         LAST.set(after.verdict)
         self._verdict = after.verdict
         return after.done == "flag"
@@ -351,12 +348,10 @@ class _Run:
             return WITHHELD[side]
         return self._tool.fallback(self._verdict, *self.bound.args, **self.bound.kwargs)
 
-    def _caution(self, words: str) -> bool:
+    def _cautioned(self, words: str) -> Any | None:
         if self._tool.select_result is not None:  # the result stays as it is
-            return False
-        cautioned = cautioned_result(self.output, words)
-        self.output = self.output if cautioned is None else cautioned
-        return cautioned is not None
+            return None
+        return cautioned_result(self.output, words)
 
     def _written(self) -> list[tuple[dict[str, Any], str]]:
         """Arguments that the model may have written: who holds them, and their names."""
@@ -371,10 +366,10 @@ class _Run:
                 found.append((given, name))
         return [(owner, name) for owner, name in found if name not in self._tool.injected]
 
-    def _read(self, value: object, what: str, **rules: Any) -> Reading:
-        policy = self._rules.guard.policy
-        policy = policy.model_copy(update=rules) if rules else policy
-        return read_value(value, policy, f"{what} of {self._tool.name}")
+    def _read(self, value: object, what: str, *, stays: bool = False) -> Reading:
+        rules = self._rules.guard.policy
+        rules = one_reading(rules) if stays else rules
+        return read_value(value, rules, f"{what} of {self._tool.name}")
 
 
 def _name_of(fn: Any) -> str:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from guardrail.arguments import Selector, kind_of
 from guardrail.errors import ConfigurationError
-from guardrail.settling import LAST, Plan, check_reaction, resolved
+from guardrail.settling import LAST, Plan, Reaction, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -137,8 +137,7 @@ def guarded(
         ConfigurationError: what to check is ambiguous or missing, or settings contradict; also at a
             call that brings what would go unchecked.
     """
-    check_reaction(on_flag, fallback)
-    checker = guard if policy is None else guard.with_policy(policy)
+    reaction = Reaction.of(guard, on_flag, fallback=fallback, policy=policy, audit=audit)
 
     def decorate(target: F) -> F:
         if isinstance(target, classmethod | staticmethod):
@@ -146,7 +145,7 @@ def guarded(
             return cast("F", type(target)(decorate(inner)))
         if not callable(target):
             raise ConfigurationError(f"{target!r} cannot be called; put @guarded below its wrapper")
-        plan = Plan(checker, Selector(target, messages), on_flag, fallback, audit)
+        plan = Plan(reaction, Selector(target, messages), fallback)
         return cast("F", _FORMS[kind_of(target, asynchronous)](target, plan))
 
     return decorate if fn is None else decorate(fn)

@@ -28,7 +28,7 @@ def test_importing_the_package_loads_no_tensor_library_framework_or_command_line
 def test_settings_and_verdicts_are_usable_without_a_tensor_library():
     loaded = _loaded_after(
         "from guardrail import Policy, Verdict, GuardrailError, guarded\n"
-        "from guardrail.policy_io import policy_from_env\n"
+        "from guardrail.policy.files import policy_from_env\n"
         "from guardrail.audit import AuditLog"
     )
     assert "pydantic" in loaded

@@ -18,9 +18,10 @@ from guardrail.asgi.channels import answer_to_nobody, marked, sized
 from guardrail.asgi.content import media_type, read_content
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
+from guardrail.policy.acting import enforces, is_refused_outage, passes_unchecked, stopped
 from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.patience import read_apart
-from guardrail.settling import is_refused_outage, record, resolved, settled, stopped
+from guardrail.settling import record, resolved, settled
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -152,7 +153,7 @@ class GuardrailASGIMiddleware:
             await answer_to_nobody(scope, receive, send)
             return None
         except (HTTPException, GuardrailError) as error:
-            if not self._lets_pass(error):
+            if not passes_unchecked(error, self._policy):
                 await self._fail(error, scope, body.replay(), send)
                 return None
             _log.warning("the policy lets a request through unchecked: %s", error)
@@ -160,15 +161,11 @@ class GuardrailASGIMiddleware:
             return body.replay(), send
         return await self._settled(content, verdict, body, scope, send)
 
-    def _lets_pass(self, error: BaseException) -> bool:
-        outage = isinstance(error, DetectorError) and self._policy.fail == "open"
-        return outage or self._policy.mode == "shadow"
-
     async def _checked(self, reading: Callable[[], Awaitable[Content]]) -> tuple[Content, Verdict]:
         content, guard = await reading(), self._checker()
         value, options = content.asked(with_tools=getattr(guard, "supports_tools", False))
         try:
-            if self._policy.mode == "enforce":
+            if enforces(self._policy):
                 await read_apart(partial(require_one_reading, value, self._policy))
             return content, await guard.acheck(value, **options)
         except GuardrailError:
@@ -179,20 +176,25 @@ class GuardrailASGIMiddleware:
     async def _settled(
         self, content: Content, verdict: Verdict, body: Body, scope: Scope, send: Send
     ) -> tuple[Receive, Send] | None:
-        words, annotates = _Caution(content), self._on_flag == "annotate"
-        after = settled(verdict, self._policy, caution=words.put, annotates=annotates)
+        annotates = self._on_flag == "annotate"
+        after = settled(
+            verdict,
+            self._policy,
+            caution=content.cautioned,
+            on_flag="annotate" if annotates else "refuse",
+        )
         scope["state"]["guardrail_verdict"] = after.verdict
         record(self._audit, after.verdict, after.done)
         send = marked(send, self._header, after.verdict.action)
         if after.done == "flag":
             await self._flagged(after.verdict, scope, body.replay(), send)
             return None
-        if words.body is not None:
-            scope["headers"] = sized(scope["headers"], len(words.body))
-        return body.replay(words.body), send
+        if after.cautioned is not None:
+            scope["headers"] = sized(scope["headers"], len(after.cautioned))
+        return body.replay(after.cautioned), send
 
     async def _flagged(self, verdict: Verdict, scope: Scope, receive: Receive, send: Send) -> None:
-        error = stopped(verdict, self._policy)
+        error = stopped(verdict)
         if self._on_flag == "raise":
             raise error
         if callable(self._on_flag) and not is_refused_outage(verdict, self._policy):
@@ -220,15 +222,3 @@ class GuardrailASGIMiddleware:
             await send(message)
 
         return closing
-
-
-class _Caution:
-    """A content's body with the words of caution in it, once they were asked for."""
-
-    def __init__(self, content: Content) -> None:
-        self._content = content
-        self.body: bytes | None = None
-
-    def put(self, words: str) -> bool:
-        self.body = self._content.cautioned(words)
-        return self.body is not None

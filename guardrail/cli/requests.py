@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def read_policy(path: Path | None) -> Policy:
     """The policy of a file, or of the environment."""
-    from guardrail.policy_io import load_policy, policy_from_env
+    from guardrail.policy.files import load_policy, policy_from_env
 
     return policy_from_env() if path is None else load_policy(path)
 

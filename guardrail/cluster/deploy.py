@@ -55,7 +55,7 @@ def build(args: ClusterSettings | Mapping[str, Any]) -> Application:
 
 def plan_of(settings: ClusterSettings) -> Plan:
     """What the replicas are to run, with the artefact's id and what the named files hold."""
-    from guardrail.policy_io import load_policy, policy_from_env
+    from guardrail.policy.files import load_policy, policy_from_env
     from guardrail.server.binding import shown_scores
     from guardrail.server.keys import keys_from_file
 

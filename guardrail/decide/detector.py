@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.decide.gate import action_for
 from guardrail.decide.linear import Readout as Readout
 from guardrail.decide.linear import Steering as Steering
 from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
+from guardrail.policy.acting import action_for, enforced, on_outage, outranks_outage
 from guardrail.types import Action, Modality, Verdict
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Detector:
         if floors is not None:
             scores = self._raised(scores, torch.tensor(list(floors), dtype=torch.float64), kinds)
         failed = (~torch.isfinite(scores)).tolist()
-        on_failure = Action.FLAG if self.policy.fail == "closed" else Action.PASS
+        on_failure = on_outage(self.policy)
         actions = [
             on_failure if bad else self.action_for(float(score), kind)
             for score, kind, bad in zip(scores, kinds, failed, strict=True)
@@ -150,28 +150,20 @@ class Detector:
         return Decision(scores, actions, failed)
 
     def _raised(self, scores: Tensor, floors: Tensor, kinds: Sequence[str]) -> Tensor:
-        """(rows,) float64 scores lifted to their floors; an outage on either side is NaN.
-
-        Where outages pass, they do not hide what the rest of the request was found to be.
-        """
+        """(rows,) float64 scores lifted to their floors; NaN where an outage of either counts."""
         scores = scores.where(scores.isfinite(), math.nan)  # -inf is no low score: it was not read
         raised = torch.maximum(scores, floors)
-        if self.policy.fail == "closed":
-            return raised
         rest = torch.fmax(scores, floors)
         found = [
-            bool(s.isfinite()) and self.action_for(float(s), kind) is not Action.PASS
-            for s, kind in zip(rest, kinds, strict=True)
+            math.isfinite(score) and outranks_outage(self.action_for(score, kind), self.policy)
+            for score, kind in zip(rest.tolist(), kinds, strict=True)
         ]
         return torch.where(torch.tensor(found), rest, raised)
 
     def action_for(self, score: float, kind: str) -> Action:
         """What the policy lets a finite score of an offset kind lead to."""
-        action = action_for(score, self.thresholds_for(kind), self.policy.actions)
-        instead = self.policy.unsteerable == "flag" and Action.FLAG in self.policy.actions
-        if action is Action.STEER and self.steering is None and instead:
-            return Action.FLAG
-        return action
+        can_steer = self.steering is not None
+        return action_for(score, self.thresholds_for(kind), self.policy, can_steer=can_steer)
 
     def edit(self, decision: Decision, residual: Tensor, kinds: Sequence[str]) -> Tensor:
         """What to add at the steering layer, (rows, d_model) float32; zero for rows not steered.
@@ -192,15 +184,22 @@ class Detector:
             raise DetectorError("a row to be steered has no finite residual at the steering layer")
         return chosen
 
-    def verdict(self, decision: Decision, row: int, kind: str, strength: float = 0.0) -> Verdict:
-        """The verdict of one row; `strength` is the length of the edit it really got."""
-        thresholds, failed = self.thresholds_for(kind), decision.failed[row]
-        would_be = decision.actions[row]
-        shadow = self.policy.mode == "shadow"
+    def verdict(
+        self, decision: Decision | None, row: int, kind: str, strength: float = 0.0
+    ) -> Verdict:
+        """The verdict of one row; `strength` is the length of the edit it really got.
+
+        Without a decision it is that of an outage.
+        """
+        thresholds, would_be = self.thresholds_for(kind), on_outage(self.policy)
+        score: float | None = None
+        if decision is not None:
+            would_be = decision.actions[row]
+            score = None if decision.failed[row] else float(decision.scores[row])
         return Verdict(
-            action=Action.PASS if shadow else would_be,
+            action=enforced(would_be, self.policy),
             would_be=would_be,
-            score=None if failed else float(decision.scores[row]),
+            score=score,
             tau_steer=thresholds.steer,
             tau_flag=thresholds.flag,
             layers=self.layers,
@@ -209,7 +208,7 @@ class Detector:
             strength=strength,
             steering_layer=self.steering_layer,
             mode=self.policy.mode,
-            reason="detector_failed" if failed else "score",
+            reason="detector_failed" if score is None else "score",
         )
 
 

@@ -14,6 +14,7 @@ from guardrail.model.generate import generate_rows
 from guardrail.model.inputs import Encoded, Encoder
 from guardrail.model.settings import Settings
 from guardrail.online.verdicts import require_room
+from guardrail.policy.acting import enforces
 from guardrail.types import Action
 
 if TYPE_CHECKING:
@@ -127,11 +128,10 @@ class GuardedAnswers:
     ) -> GuardedAnswer | Exception:
         if verdict.score is None or verdict.reason != "score":
             return DetectorError("the detector failed on this input")
-        shadow = verdict.mode == "shadow"
         return GuardedAnswer(
             text=text,
             token_ids=token_ids,
-            action=verdict.would_be if shadow else verdict.action,
+            action=verdict.action if enforces(verdict) else verdict.would_be,
             flagged=verdict.action is Action.FLAG,
             score=verdict.score,
         )

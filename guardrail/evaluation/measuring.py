@@ -17,6 +17,7 @@ from guardrail.evaluation.schema import Timing
 from guardrail.evaluation.stage import Context, Stage, T, run_stage
 from guardrail.evaluation.windows import residuals_of
 from guardrail.fit.collect import Collector
+from guardrail.policy.acting import enforces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,7 @@ class Measuring:
         plain: dict[str, a.Answer] = {}
         guarded: dict[str, a.GuardedAnswer] = {}
         settings = f"greedy, {new_tokens} tokens"
-        shadow = self.guard.policy.mode == "shadow"
+        shadow = not enforces(self.guard.policy)
         self._run(
             Stage(
                 name="plain answers",

@@ -20,6 +20,7 @@ from guardrail.evaluation.measuring import Measuring
 from guardrail.evaluation.quality import quality
 from guardrail.evaluation.schema import Report, Timing
 from guardrail.evaluation.stage import Context
+from guardrail.policy.acting import enforces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,7 +117,7 @@ def _with_answers(
     # a judge that cannot be used says so before all answers are made
     error = judge_figures(judge, sample, cache=measuring.context.cache)
     rows, cost = measuring.answered(rows, new_tokens), None
-    if measuring.guard.policy.mode == "enforce":
+    if enforces(measuring.guard.policy):
         divergence = measuring.divergence(rows)
         rows = [row for row in rows if row.id not in measuring.context.troubles.found]
         cost = quality(rows, divergence)

@@ -13,6 +13,7 @@ from torch import Tensor
 from guardrail.decide.detector import NO_FLOOR, Detector
 from guardrail.decide.projection import projections
 from guardrail.errors import DetectorError
+from guardrail.policy.acting import within_reach
 from guardrail.types import Action
 
 if TYPE_CHECKING:
@@ -78,14 +79,11 @@ class Scorer:
         """The decision, less what no edit can do: steer without a layer, or beyond its region."""
         (action,) = decision.actions  # type: ignore[attr-defined]
         policy, at = self.detector.policy, self.detector.steering_layer
-        if action is not Action.STEER:
-            return Action(action)
-        if at is None:
-            return Action.PASS
-        edit = self.detector.edit(decision, residuals[None, at], [kind])  # type: ignore[arg-type]
-        if bool(edit.any()):
-            return Action.STEER
-        return Action.FLAG if Action.FLAG in policy.actions else Action.PASS
+        beyond = False
+        if action is Action.STEER and at is not None:
+            edit = self.detector.edit(decision, residuals[None, at], [kind])  # type: ignore[arg-type]
+            beyond = not bool(edit.any())
+        return within_reach(action, policy, can_steer=at is not None, beyond=beyond)
 
     def _along_random(self, read: Tensor) -> Tensor:
         """(rows, k, d_model) -> (rows, seeds) float64."""

@@ -13,8 +13,9 @@ from guardrail.evaluation.schema import LayerPoint, StrengthPoint
 from guardrail.fit.collect import VERSIONS
 from guardrail.fit.dataset import packaged
 from guardrail.model.fingerprint import fingerprint
+from guardrail.policy.acting import effective_thresholds, enforces
 from guardrail.stats import Share
-from guardrail.types import Action, Modality
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -119,10 +120,8 @@ def thresholds(guard: Guard) -> dict[str, dict[str, float]]:
     detects, `flag` where the policy does not allow it.
     """
     largest, policy = sys.float_info.max, guard.policy
-    acting = {action.value for action in policy.actions}
-    detects_only = guard.artefact.header.steering is None
-    if detects_only and not (policy.unsteerable == "flag" and Action.FLAG in policy.actions):
-        acting.discard("steer")
+    can_steer = guard.artefact.header.steering is not None
+    acting = {action.value for action in effective_thresholds(policy, can_steer=can_steer)}
 
     def finite(value: float) -> float:
         return max(-largest, min(value, largest))
@@ -155,7 +154,7 @@ def warnings(
     yield from _borrowed(guard, modalities)
     if Modality.VIDEO in modalities:
         yield from sampling_notes(guard.artefact, guard.policy)
-    if guard.policy.mode == "shadow":
+    if not enforces(guard.policy):
         yield (
             "shadow mode: guarded answers are the model's own; actions are what would have been "
             "done, and there are no figures of quality"

@@ -16,6 +16,7 @@ from guardrail.fit.traffic import score_traffic
 from guardrail.fit.video_notes import NOTE, TRAFFIC, video_notes
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds
+from guardrail.policy.acting import enforces
 from guardrail.stats import conformal_threshold
 from guardrail.types import Modality
 
@@ -159,7 +160,7 @@ def _to_the_end(guard: Guard) -> Iterator[Guard]:
 
     The score that counts is the highest of all windows.
     """
-    if guard.policy.mode == "shadow" or not guard.artefact.reads_videos:
+    if not enforces(guard.policy) or not guard.artefact.reads_videos:
         yield guard
         return
     with guard.with_policy(guard.policy.model_copy(update={"mode": "shadow"})) as shadow:

@@ -17,7 +17,7 @@ from guardrail.errors import DetectorError, UnsupportedModelError
 from guardrail.model.rerun import Span
 from guardrail.model.residuals import moved, require_length
 from guardrail.model.rulings import RowRulings, Ruling
-from guardrail.types import Action
+from guardrail.policy.acting import may_steer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,8 +75,7 @@ class PromptCall:
         """Whether this call could change anything in the residual stream."""
         if self.detector is None or self.detector.steering_layer is None:
             return False
-        policy = self.policy
-        return policy is None or (policy.mode != "shadow" and Action.STEER in policy.actions)
+        return self.policy is None or may_steer(self.policy)
 
     @property
     def may_edit_tokens(self) -> bool:

@@ -6,15 +6,19 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from guardrail.policy.acting import applied, stops
+from guardrail.policy.policy import Policy
 from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from guardrail.model.detectors import DecisionLike
-    from guardrail.policy import Policy
 
 log = logging.getLogger("guardrail")
+
+# Fitting applies edits and looks at what they do: what is beyond their reach is no finding there.
+_FITTING = Policy(actions=frozenset({Action.STEER}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +67,18 @@ class RowRulings:
 
     def applied(self, row: int) -> Action:
         """What is done to a row."""
-        if self.policy is not None and self.policy.mode == "shadow":
-            return Action.PASS
-        if self.failed[row] or self.decision is None:
-            closed = self.policy is None or self.policy.fail == "closed"
-            return Action.FLAG if closed else Action.PASS
-        action = self.decision.actions[row]
-        if action is not Action.STEER:
-            return action
-        if not self.can_steer:
-            return Action.PASS
-        if self.beyond[row]:  # already more unsafe than what an edit may reach
-            may_flag = self.policy is not None and Action.FLAG in self.policy.actions
-            return Action.FLAG if may_flag else Action.PASS
-        return action
+        asked = None  # an outage
+        if self.decision is not None and not self.failed[row]:
+            asked = self.decision.actions[row]
+        policy = self.policy or _FITTING
+        return applied(asked, policy, can_steer=self.can_steer, beyond=self.beyond[row])
 
     def stops(self, row: int) -> bool:
-        """Whether a row gets no answer from the model; an outage is nothing to annotate."""
-        if self.policy is None or self.applied(row) is not Action.FLAG:
+        """Whether a row gets no answer from the model; fitting stops nobody."""
+        policy = self.policy
+        if policy is None:
             return False
-        return self.failed[row] or self.policy.on_flag != "annotate"
+        return stops(self.applied(row), policy.on_flag, outage=self.failed[row])
 
     @property
     def steers(self) -> bool:

@@ -17,6 +17,7 @@ from guardrail.model.criteria import RowControl, RowOutcome
 from guardrail.model.jobs import Job
 from guardrail.online.floors import Floor
 from guardrail.online.text import AnswerText
+from guardrail.policy.acting import stopped
 from guardrail.types import Request, Result, ToolCall, Verdict
 
 if TYPE_CHECKING:
@@ -161,9 +162,7 @@ class Answering:
             self._judge.record(None, {"event": "outage", **who(self._job)})
             return DetectorError("an answer without a verdict; it is not given out")
         if ruling.stops and self._policy.on_flag == "raise":
-            if ruling.failed:
-                return DetectorError("the detector failed, and the policy fails closed")
-            return GuardrailViolation(verdict)
+            return stopped(verdict)
         if ruling.stops:
             self._job.tell(self._policy.refusal_message)
         text, calls = (self._policy.refusal_message, ()) if ruling.stops else self._said()

@@ -19,7 +19,8 @@ from guardrail.monitor.monitor import Monitor
 from guardrail.online.answering import Answering, AnswerJob, CheckJob, verdict_facts, who
 from guardrail.online.tool_calls import CallReader
 from guardrail.online.verdicts import require_readable, require_room, verdict_of
-from guardrail.types import Action, Load, Modality, Request, Verdict
+from guardrail.policy.acting import enforced, on_outage, outranks_outage, stops
+from guardrail.types import Load, Modality, Request, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -106,18 +107,15 @@ class Engine:
         for note in notes:
             log.warning("%s", note)
 
-    def acts_on(self, score: float) -> bool:
-        """Whether a finite score of a video leads to anything but a pass."""
-        return self._detector.action_for(score, "video") is not Action.PASS
+    def outranks_outage(self, score: float) -> bool:
+        """Whether a finite score of a video counts beside an outage in another part of it."""
+        return outranks_outage(self._detector.action_for(score, "video"), self.policy)
 
     def ends_scan(self, score: float | None) -> bool:
         """Whether a video with this score, or an outage (None), gets no answer in any case."""
-        if self.policy.mode == "shadow":
-            return False
-        if score is None:
-            return self.policy.fail == "closed"
-        flags = self._detector.action_for(score, "video") is Action.FLAG
-        return flags and self.policy.on_flag != "annotate"
+        policy, outage = self.policy, score is None
+        asked = on_outage(policy) if score is None else self._detector.action_for(score, "video")
+        return stops(enforced(asked, policy), policy.on_flag, outage=outage)
 
     @property
     def load(self) -> Load:

@@ -47,8 +47,8 @@ class Judge(Protocol):
     def ends_scan(self, score: float | None) -> bool:
         """Whether a request with this score, or an outage, gets no answer, whatever comes yet."""
 
-    def acts_on(self, score: float) -> bool:
-        """Whether a finite score leads to anything but a pass."""
+    def outranks_outage(self, score: float) -> bool:
+        """Whether a finite score counts beside an outage in another window."""
 
     def window_job(self, request: Request, scan: Scan) -> CheckJob:
         """A job for the score of one window."""
@@ -176,9 +176,9 @@ class Scan:
 
     def _floor(self) -> Floor:
         """The highest score, or the outage; where outages pass, one hides no finding."""
-        found = self._best.window is not None and self._judge.acts_on(self._best.score)
-        outranked = found and self._judge.policy.fail == "open"
-        floor = self._best if self._failed.window is None or outranked else self._failed
+        best = self._best
+        counts = best.window is not None and self._judge.outranks_outage(best.score)
+        floor = best if self._failed.window is None or counts else self._failed
         if floor.window is None:
             return floor
         window = replace(floor.window, of=self._judged)

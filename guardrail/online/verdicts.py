@@ -30,8 +30,6 @@ def verdict_of(
 
 
 def _verdict(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
-    if ruling.decision is None:
-        return _outage(detector, request, ruling)
     decision: Any = ruling.decision
     verdict = detector.verdict(decision, ruling.row, request.offset_kind, ruling.strength)
     # A row that no edit can reach is flagged after the thresholds asked for steering.
@@ -71,22 +69,3 @@ def require_room(
         what += f", with a video in it ({smaller} help),"
     if longest > allowed:
         raise LimitExceededError(limit="prompt_tokens", allowed=allowed, found=longest, what=what)
-
-
-def _outage(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
-    """The verdict of a request that could not be scored at all."""
-    thresholds = detector.thresholds_for(request.offset_kind)
-    closed = detector.policy.fail == "closed"
-    return Verdict(
-        action=ruling.action,
-        would_be=Action.FLAG if closed else Action.PASS,
-        score=None,
-        tau_steer=thresholds.steer,
-        tau_flag=thresholds.flag,
-        layers=detector.layers,
-        modality=request.modality,
-        artefact_id=detector.artefact_id,
-        steering_layer=detector.steering_layer,
-        mode=detector.policy.mode,
-        reason="detector_failed",
-    )

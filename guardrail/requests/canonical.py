@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from PIL.Image import Image as PILImage
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.policy.acting import enforces, one_reading
 from guardrail.requests.budget import Budget
 from guardrail.requests.decoders import DECODERS
 from guardrail.requests.formats import loaded_picture, sniffed_format
@@ -118,7 +119,7 @@ def require_one_reading(value: Any, policy: Policy) -> None:
         UnsupportedContentError: there is one; the message says why, and what to send instead.
         InputError: one cannot be read.
     """
-    _Canonical(policy.model_copy(update={"pictures": "refuse"})).value(value)
+    _Canonical(one_reading(policy)).value(value)
 
 
 def second_reading(data: bytes, picture: PILImage) -> str | None:
@@ -153,7 +154,7 @@ class _Canonical:
         self._policy, self._budget = policy, Budget(policy.limits)
 
     def value(self, value: Any) -> Any:
-        if self._policy.mode == "shadow":
+        if not enforces(self._policy):
             return value
         match value:
             case PILImage():
@@ -173,10 +174,10 @@ class _Canonical:
         if isinstance(picture.source, PILImage):
             return _written(self._decoded(picture))
         data = picture.encoded(policy)
-        if policy.mode == "enforce" and policy.pictures == "canonical":
+        if enforces(policy) and policy.pictures == "canonical":
             found = self._decoded(PictureSource(data, picture.what))
             return Encoded(data, "image/png") if _is_canonical(data) else _written(found)
-        if policy.mode == "enforce":
+        if enforces(policy):
             loaded = loaded_picture(data, policy.limits, what=picture.what)
             self._budget.pixel_count(loaded.size)
             if (why := second_reading(data, loaded)) is not None:

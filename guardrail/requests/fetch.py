@@ -24,7 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 from guardrail.errors import ConfigurationError, UrlNotAllowedError
 from guardrail.extras import require
-from guardrail.hosts import allowed_host, ip_literal, normal_host
+from guardrail.policy.policy import allowed_host, ip_literal, normal_host
 
 if TYPE_CHECKING:
     from collections.abc import Collection

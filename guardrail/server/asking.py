@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import DetectorError, GuardrailError
-from guardrail.settling import is_refused_outage
+from guardrail.policy.acting import is_refused_outage, stopped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,5 +66,5 @@ def found(verdict: Verdict | None, policy: Policy) -> Verdict:
     if verdict is None:
         raise DetectorError("an answer without a verdict; it is not given out")
     if is_refused_outage(verdict, policy):
-        raise DetectorError("the detector failed, and the policy fails closed")
+        raise stopped(verdict)
     return verdict

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from guardrail.asgi.chats import Content
 from guardrail.errors import DetectorError
+from guardrail.policy.acting import passes_unchecked
 from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.patience import read_apart
 from guardrail.server.answers import FIELD, AsciiJSONResponse, headers_of, told
@@ -92,8 +93,8 @@ async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
         await read_apart(partial(require_one_reading, content.value, guard.policy))
     try:
         after = await _strictest(guard, judged, asked, body.texts)
-    except DetectorError:
-        if guard.policy.fail == "open" or guard.policy.mode == "shadow":
+    except DetectorError as error:
+        if passes_unchecked(error, guard.policy):
             return AsciiJSONResponse({"action": "NONE", FIELD: None})
         return AsciiJSONResponse({"action": "BLOCKED", "blocked_reason": _OUTAGE, FIELD: None})
     answer = _answer(after, body, guard.policy, caller)
@@ -109,13 +110,7 @@ async def _strictest(
     """What becomes of a call all of whose parts were judged."""
     verdicts = await asyncio.gather(*(checked(guard, content, asked) for content in judged))
     after = [
-        settled(
-            verdict,
-            guard.policy,
-            caution=lambda words: bool(cautioned(texts, words)),
-            annotates=guard.policy.on_flag == "annotate",
-        )
-        for verdict in verdicts
+        settled(verdict, guard.policy, caution=partial(cautioned, texts)) for verdict in verdicts
     ]
     return max(after, key=lambda each: (_SEVERITY[each.done], each.verdict.score or 0.0))
 
@@ -126,8 +121,7 @@ def _answer(after: Settled, body: LiteLLMBody, policy: Policy, caller: Caller) -
         case "flag":
             return {"action": "BLOCKED", "blocked_reason": policy.refusal_message, **verdict}
         case "caution":
-            texts = cautioned(body.texts, policy.caution_prompt)
-            return {"action": "GUARDRAIL_INTERVENED", "texts": texts, **verdict}
+            return {"action": "GUARDRAIL_INTERVENED", "texts": after.cautioned, **verdict}
         case _:
             return {"action": "NONE", **verdict}
 

@@ -12,9 +12,9 @@ from guardrail.errors import DetectorError, GuardrailError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guardrail.audit import Audit
     from guardrail.guard import Guard
     from guardrail.model.load import LoadedModel
-    from guardrail.audit import Audit
     from guardrail.policy import Policy
     from guardrail.server.keys import ApiKey
     from guardrail.server.service import Service

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail import __version__
 from guardrail.errors import CalibrationError
-from guardrail.extras import require
 from guardrail.monitor.snapshot import LAST, WIDTH, cell_of
 from guardrail.report.page import render
 

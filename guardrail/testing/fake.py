@@ -6,7 +6,8 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from guardrail.policy import Policy
+from guardrail.policy import Policy, Thresholds
+from guardrail.policy.acting import action_for, enforced, on_outage
 from guardrail.requests.folding import folded
 from guardrail.requests.messages import to_request
 from guardrail.requests.tools import call_text
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from guardrail.requests.messages import Tools
 
 _SCORES = {Action.PASS: 0.0, Action.STEER: 0.5, Action.FLAG: 1.0}
+_AT = Thresholds(steer=0.4, flag=0.9)
 
 
 class FakeGuard:
@@ -62,22 +64,20 @@ class FakeGuard:
         _play(request)
         self.seen.append(_copied(value))
         text, copy = _said(request), folded(request) if self.policy.fold_text else None
-        would_be = self._asked_for(text)
-        plain = would_be if copy is None else self._asked_for(_said(copy))
-        is_folded = _SCORES[plain] > _SCORES[would_be]
-        would_be = plain if is_folded else would_be
-        acts = self.policy.mode == "enforce" and would_be in self.policy.actions
+        own = self._score(text)
+        score = own if copy is None else max(own, self._score(_said(copy)))
+        would_be = action_for(score, _AT, self.policy)
         verdict = Verdict(
-            action=would_be if acts else Action.PASS,
+            action=enforced(would_be, self.policy),
             would_be=would_be,
-            score=_SCORES[would_be],
-            tau_steer=0.4,
-            tau_flag=0.9,
+            score=score,
+            tau_steer=_AT.steer,
+            tau_flag=_AT.flag,
             layers=(1,),
             modality=request.modality,
             artefact_id="guard-fake",
             mode=self.policy.mode,
-            folded=is_folded,
+            folded=score > own,
         )
         return self._outage(verdict) if "outage" in text else verdict
 
@@ -107,13 +107,13 @@ class FakeGuard:
         """Verdicts in the order of `values`; nothing here raises."""
         return [self.check(value, tools=tools) for value in values]
 
-    def _asked_for(self, text: str) -> Action:
+    def _score(self, text: str) -> float:
         found = (action for action, words in self._rules.items() if any(w in text for w in words))
-        return next(found, Action.PASS)
+        return _SCORES[next(found, Action.PASS)]
 
     def _outage(self, verdict: Verdict) -> Verdict:
-        would_be = Action.FLAG if self.policy.fail == "closed" else Action.PASS
-        action = would_be if self.policy.mode == "enforce" else Action.PASS
+        would_be = on_outage(self.policy)
+        action = enforced(would_be, self.policy)
         return replace(
             verdict, action=action, would_be=would_be, score=None, reason="detector_failed"
         )

@@ -33,6 +33,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from guardrail.tool_chats import result_chat
 from guardrail_langchain.blocks import legible_beside
 from guardrail_langchain.messages import to_judged_chat
+from guardrail_langchain.rules import outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from langchain.agents.middleware import ModelRequest
 
     from guardrail import Verdict
+    from guardrail.settling import Reaction
     from guardrail_langchain.judging import Judging
     from guardrail_langchain.messages import Chat
-    from guardrail_langchain.rules import Outcome, Put, Ruling
+    from guardrail_langchain.rules import Outcome, Put
 
 _TOOLS = ("tools", "functions")
 _MOST_KNOWN = 4096
@@ -60,7 +62,7 @@ class Beside:
         self._known: OrderedDict[str, Verdict] = OrderedDict()
 
     def judge(
-        self, chats: Iterable[Chat], ruling: Ruling, *, put: Put = noted
+        self, chats: Iterable[Chat], reaction: Reaction, *, put: Put = noted
     ) -> Judging[Outcome | None]:
         """The first outcome that stops, else one that asks for a caution, else None."""
         doubtful = None
@@ -68,16 +70,16 @@ class Beside:
             name = digest(chat)
             known = self._known.get(name)
             if known is None:
-                after = yield chat, partial(self._settled, name, ruling, put)
+                after = yield chat, partial(self._settled, name, reaction, put)
             else:
-                after = ruling.settle(False, put, known)
+                after = outcome(reaction, False, put, known)
             if after.stops:
                 return after
             doubtful = after if after.value else doubtful
         return doubtful
 
-    def _settled(self, name: str, ruling: Ruling, put: Put, verdict: Verdict) -> Outcome:
-        after = ruling.settle(False, put, verdict)
+    def _settled(self, name: str, reaction: Reaction, put: Put, verdict: Verdict) -> Outcome:
+        after = outcome(reaction, False, put, verdict)
         if not after.stops and verdict.reason == "score":
             self._known[name] = verdict
             if len(self._known) > _MOST_KNOWN:

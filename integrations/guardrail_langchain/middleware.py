@@ -13,6 +13,7 @@ from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
 from typing_extensions import override
 
 from guardrail.errors import ConfigurationError, GuardrailViolation
+from guardrail.settling import Reaction
 from guardrail_langchain.events import atell, tell
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.tool_rules import ToolRules
@@ -93,8 +94,9 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
             raise ConfigurationError("GuardrailMiddleware needs a guard, or a guarded model")
         sides = frozenset(check)
         self._inside = "input" in sides and model is not None
-        self._turns = Turns(guard, on_flag, active="input" in sides)
-        self._rules = ToolRules(guard, sides - {"input"}, on_flag or guard.policy.on_flag)
+        reaction = Reaction(guard, on_flag)
+        self._turns = Turns(reaction, active="input" in sides)
+        self._rules = ToolRules(reaction, sides - {"input"})
         self._name = name
 
     @property
@@ -110,7 +112,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         """Check the conversation; end the run with the policy's refusal if it is flagged."""
         if self._inside:
             return None
-        return judged(self._turns.before(state), self._turns.guard.check, tell)
+        return judged(self._turns.before(state), self._turns.reaction.guard.check, tell)
 
     @override
     @hook_config(can_jump_to=["end"])
@@ -120,14 +122,14 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         """`before_model` for event loops."""
         if self._inside:
             return None
-        return await ajudged(self._turns.before(state), self._turns.guard.acheck, atell)
+        return await ajudged(self._turns.before(state), self._turns.reaction.guard.acheck, atell)
 
     @override
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelCallResult[Any]:
         """Let a guarded model steer itself; check what another reads, and caution it."""
-        check = self._turns.guard.check
+        check = self._turns.reaction.guard.check
         call = judged(self._turns.at_call(request, self._inside), check, tell)
         if call.end is not None:
             return ending(call.end)
@@ -147,7 +149,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ModelCallResult[Any]:
         """`wrap_model_call` for event loops."""
-        check = self._turns.guard.acheck
+        check = self._turns.reaction.guard.acheck
         call = await ajudged(self._turns.at_call(request, self._inside), check, atell)
         if call.end is not None:
             return ending(call.end)
@@ -190,7 +192,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
     ) -> Any:
         """Check a call's arguments, make it, check its result."""
         name, arguments, label = _call_of(request)
-        check = self._rules.guard.check
+        check = self._rules.reaction.guard.check
         refused = judged(self._rules.before(name, arguments, label), check, tell)
         if refused is not None:
             return refused
@@ -204,7 +206,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
     ) -> Any:
         """`wrap_tool_call` for event loops."""
         name, arguments, label = _call_of(request)
-        check = self._rules.guard.acheck
+        check = self._rules.reaction.guard.acheck
         refused = await ajudged(self._rules.before(name, arguments, label), check, atell)
         if refused is not None:
             return refused

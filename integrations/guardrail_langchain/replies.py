@@ -10,7 +10,7 @@ from langchain_core.messages.tool import tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.runnables import RunnableGenerator
 
-from guardrail.errors import GuardrailViolation
+from guardrail.policy.acting import stopped
 from guardrail.types import Verdict
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def metadata(verdict: Verdict, model: str) -> dict[str, Any]:
 
 
 def no_refusals() -> Runnable[AIMessage, AIMessage]:
-    """A step that hands answers on, and raises `GuardrailViolation` in place of a refusal."""
+    """A step that hands answers on, and raises in place of a refusal what `stopped` says."""
 
     def checked(answers: Iterator[AIMessage]) -> Iterator[AIMessage]:
         for answer in answers:
@@ -94,7 +94,7 @@ def no_refusals() -> Runnable[AIMessage, AIMessage]:
 def _unrefused(answer: AIMessage) -> AIMessage:
     told = answer.response_metadata
     if told.get("refused_by_guard"):
-        raise GuardrailViolation(Verdict.from_dict(told["verdict"]))
+        raise stopped(Verdict.from_dict(told["verdict"]))
     return answer
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.messages import SystemMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 
 from guardrail.caution import with_caution
-from guardrail.settling import settled, stopped
 from guardrail_langchain.messages import to_messages
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from guardrail import Verdict
-    from guardrail.settling import Checker, OnFlag
+    from guardrail.settling import Reaction
 
     Put = Callable[[Any, str], Any]
 
@@ -32,44 +32,14 @@ class Outcome:
     stops: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
-    """A guard, and what a flag leads to: the policy's `on_flag`, or another one."""
+def outcome(reaction: Reaction, value: Any, put: Put, verdict: Verdict) -> Outcome:
+    """Settle a verdict; `put(value, words)` is `value` with the policy's words of caution in it.
 
-    guard: Checker
-    other: OnFlag | None = None
-
-    @property
-    def on_flag(self) -> OnFlag:
-        """What a flag leads to."""
-        return self.other or self.guard.policy.on_flag
-
-    def settle(self, value: Any, put: Put, verdict: Verdict) -> Outcome:
-        """Settle a verdict; `put(value, words)` puts the policy's words of caution into `value`.
-
-        It gives None where there is no place for them; then what would be cautioned counts as
-        flagged.
-        """
-        sent = [value]
-
-        def caution(words: str) -> bool:
-            cautioned = put(value, words)
-            if cautioned is not None:
-                sent[0] = cautioned
-            return cautioned is not None
-
-        annotates = self.on_flag == "annotate"
-        after = settled(verdict, self.guard.policy, caution=caution, annotates=annotates)
-        return Outcome(after.verdict, sent[0], after.done == "flag")
-
-    def stop(self, verdict: Verdict) -> None:
-        """Come back where an answer stands for what is stopped.
-
-        Raises:
-            GuardrailViolation, DetectorError: under `on_flag="raise"`.
-        """
-        if self.on_flag == "raise":
-            raise stopped(verdict, self.guard.policy)
+    It is None where there is no place for them; then what would be cautioned counts as flagged.
+    """
+    after = reaction.settle(verdict, partial(put, value))
+    sent = value if after.cautioned is None else after.cautioned
+    return Outcome(after.verdict, sent, after.done == "flag")
 
 
 def no_place(value: Any, words: str) -> None:

@@ -14,8 +14,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation, field_valid
 from typing_extensions import override
 
 from guardrail.errors import ConfigurationError
+from guardrail.policy.acting import stopped
 from guardrail.requests.canonical import require_one_reading
-from guardrail.settling import Checker, OnFlag, stopped
+from guardrail.settling import Checker, OnFlag, Reaction
 from guardrail_langchain.beside import Beside, bound_beside
 from guardrail_langchain.concurrency import BoundedBatches
 from guardrail_langchain.events import atell, tell
@@ -23,7 +24,7 @@ from guardrail_langchain.inputs import Refusal, item_at, whole, writes_str
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.messages import to_chat, to_judged_chat
 from guardrail_langchain.pictures import canonical_input
-from guardrail_langchain.rules import Outcome, Ruling, cautioned_input, no_place
+from guardrail_langchain.rules import Outcome, cautioned_input, no_place, outcome
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -185,8 +186,8 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
     # ---- what a verdict means
 
     @property
-    def _ruling(self) -> Ruling:
-        return Ruling(self.guard, "refuse" if self.fallback is not None else self.on_flag)
+    def _reaction(self) -> Reaction:
+        return Reaction(self.guard, "refuse" if self.fallback is not None else self.on_flag)
 
     @property
     def _answers(self) -> bool:
@@ -204,11 +205,11 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         """The verdict after all, and the input that goes on."""
         sent = self._sent(value)
         put = cautioned_input if self.select is None else no_place
-        after = yield to_judged_chat(sent), partial(self._ruling.settle, sent, put)
+        after = yield to_judged_chat(sent), partial(outcome, self._reaction, sent, put)
         if self.bound is not None and not after.stops:
             chats = bound_beside(self.bound, **kwargs)
             found = yield from self._beside.judge(
-                chats, self._ruling, put=lambda _, words: put(sent, words)
+                chats, self._reaction, put=lambda _, words: put(sent, words)
             )
             if found is not None and (found.stops or after.value is sent):
                 after = found
@@ -243,7 +244,7 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         if not after.stops:
             return self.bound
         if self.bound is None or not self._answers:
-            raise stopped(after.verdict, self.guard.policy)
+            raise stopped(after.verdict)
         if self.fallback is not None:
             return self.fallback
         return Refusal(self.guard.policy.refusal_message, after.verdict, writes_str(self.bound))

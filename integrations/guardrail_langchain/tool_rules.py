@@ -13,6 +13,7 @@ from langchain_core.tools.base import TOOL_MESSAGE_BLOCK_TYPES
 from langgraph.types import Command
 
 import guardrail.tools
+from guardrail.policy.acting import one_reading
 from guardrail.requests.labels import is_label
 from guardrail.tool_chats import RESULT_CAUTION, call_chat, result_chat
 from guardrail.tool_values import read_value
@@ -21,10 +22,11 @@ from guardrail_langchain.commands import command_messages, command_texts, with_m
 from guardrail_langchain.messages import content_parts, result_parts, to_judged_chat
 from guardrail_langchain.pictures import canonical_contents, canonical_messages
 from guardrail_langchain.replies import metadata
-from guardrail_langchain.rules import Ruling, no_place
+from guardrail_langchain.rules import no_place, outcome
 
 if TYPE_CHECKING:
     from guardrail import Verdict
+    from guardrail.policy import Policy
     from guardrail_langchain.judging import Judging
 
 
@@ -49,10 +51,10 @@ class ToolRules(guardrail.tools.ToolRules):
         if not written:  # the model wrote nothing but a name, which is the app's
             return None
         # The tool gets them as they are, so an encoded picture among them has one reading.
-        policy = self.guard.policy.model_copy(update={"pictures": "refuse"})
-        read = read_value(written, policy, f"the arguments of {name}")
+        rules = one_reading(self._policy)
+        read = read_value(written, rules, f"the arguments of {name}")
         chat: Any = call_chat(name, cast("Any", read.said), read.parts)
-        after = yield chat, partial(self._ruling.settle, arguments, no_place)
+        after = yield chat, partial(outcome, self.reaction, arguments, no_place)
         return self._withheld("arguments", name, call_id, after.verdict) if after.stops else None
 
     def after(self, name: str, output: Any, call_id: str | None) -> Judging[Judgement]:
@@ -69,17 +71,17 @@ class ToolRules(guardrail.tools.ToolRules):
                 found.append((yield from self.after(name, item, call_id)).value)
             return Judgement(found)
         shown = _shown(output)
-        [sent] = canonical_contents([shown], self.guard.policy)
+        [sent] = canonical_contents([shown], self._policy)
         chat = result_chat(content_parts(sent, f"the result of {name}"))
-        after = yield chat, partial(self._ruling.settle, sent, _cautioned_result)
+        after = yield chat, partial(outcome, self.reaction, sent, _cautioned_result)
         if after.stops:
             return Judgement(self._withheld("result", name, call_id, after.verdict), True)
         return Judgement(output if after.value is shown else after.value)
 
     def _message(self, name: str, message: ToolMessage) -> Judging[Judgement]:
-        [sent] = canonical_messages([message], self.guard.policy)
+        [sent] = canonical_messages([message], self._policy)
         chat = result_chat(result_parts(sent, name))
-        after = yield chat, partial(self._ruling.settle, sent.content, _cautioned_result)
+        after = yield chat, partial(outcome, self.reaction, sent.content, _cautioned_result)
         if after.stops:
             held = self._withheld("result", name, message.tool_call_id, after.verdict)
             kept = message.id if is_label(message.id or "") else None
@@ -98,7 +100,7 @@ class ToolRules(guardrail.tools.ToolRules):
                     return judgement
                 found[id(message)] = judgement.value
                 continue
-            [sent] = canonical_messages([message], self.guard.policy)
+            [sent] = canonical_messages([message], self._policy)
             found[id(message)] = sent
             refused = yield from self._other(name, to_judged_chat([sent]), call_id)
             if refused is not None:
@@ -112,14 +114,14 @@ class ToolRules(guardrail.tools.ToolRules):
 
     def _other(self, name: str, chat: Any, call_id: str | None) -> Judging[Any]:
         """What takes no caution: None when it passes, else a refusal."""
-        after = yield chat, partial(self._ruling.settle, chat, no_place)
+        after = yield chat, partial(outcome, self.reaction, chat, no_place)
         if not after.stops:
             return None
         return self._withheld("result", name, call_id, after.verdict)
 
     @property
-    def _ruling(self) -> Ruling:
-        return Ruling(self.guard, self.on_flag)
+    def _policy(self) -> Policy:
+        return self.reaction.guard.policy
 
     def _withheld(self, side: Side, name: str, call_id: str | None, verdict: Verdict) -> Any:
         """An error result without a word of what is held back; a str where no call asked.
@@ -127,7 +129,7 @@ class ToolRules(guardrail.tools.ToolRules):
         Raises:
             GuardrailViolation, DetectorError: under `on_flag="raise"`.
         """
-        self._ruling.stop(verdict)
+        self.reaction.stop(verdict)
         if call_id is None:
             return WITHHELD[side]
         return ToolMessage(

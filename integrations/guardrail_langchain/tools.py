@@ -13,6 +13,7 @@ from langchain_core.tools import BaseTool, ToolException
 from langgraph.errors import GraphBubbleUp
 
 from guardrail.errors import GuardrailError
+from guardrail.settling import Reaction
 from guardrail_langchain.events import atell, tell
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.tool_rules import ToolRules
@@ -68,7 +69,7 @@ def guard_tool(
     """
     if not isinstance(tool, BaseTool):
         raise TypeError(f"guard_tool wraps a LangChain tool, not a {type(tool).__name__}")
-    rules = ToolRules(guard, frozenset(check), on_flag or guard.policy.on_flag)
+    rules = ToolRules(Reaction(guard, on_flag), frozenset(check))
     copy = tool.model_copy()
     object.__setattr__(copy, "__class__", _guarded_class(type(tool), rules))
     return copy
@@ -102,7 +103,7 @@ def _sync_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., Any
         call = _CALL.get() or _Call({"args": args}, None)
         if call.judged:
             return inner(self, *args, **kwargs)
-        check = rules.guard.check
+        check = rules.reaction.guard.check
         refused = judged(rules.before(self.name, call.written, call.call_id), check, tell)
         if refused is not None:
             return _shaped(self, refused)
@@ -122,7 +123,7 @@ def _async_form(inner: Callable[..., Any], rules: ToolRules) -> Callable[..., An
     @functools.wraps(inner)
     async def guarded(self: BaseTool, *args: Any, **kwargs: Any) -> Any:
         call = _CALL.get() or _Call({"args": args}, None)
-        check = rules.guard.acheck
+        check = rules.reaction.guard.acheck
         with as_exception():
             refused = await ajudged(
                 rules.before(self.name, call.written, call.call_id), check, atell

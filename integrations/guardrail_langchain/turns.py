@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langgraph.types import Command
 
 from guardrail.errors import GuardrailViolation
-from guardrail.settling import is_refused_outage
+from guardrail.policy.acting import is_refused_outage
 from guardrail.tool_chats import RESULT_WITHHELD
 from guardrail.types import Verdict
 from guardrail_langchain import replies
@@ -20,12 +20,13 @@ from guardrail_langchain.beside import Beside, beside_messages, digest, noted
 from guardrail_langchain.chat_model import ChatGuardedVLM
 from guardrail_langchain.messages import to_judged_chat
 from guardrail_langchain.pictures import canonical_messages
-from guardrail_langchain.rules import Ruling, cautioned_system, no_place
+from guardrail_langchain.rules import cautioned_system, no_place, outcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from guardrail.settling import Checker, OnFlag
+    from guardrail.policy import Policy
+    from guardrail.settling import Reaction
     from guardrail_langchain.judging import Judging
 
 # In the metadata of messages that a run was stopped for: they stay in its thread, for people. What
@@ -48,8 +49,7 @@ class AtCall:
 class Turns:
     """A guard and what a flag leads to; `active` says whether input is checked at all."""
 
-    guard: Checker
-    on_flag: OnFlag | None
+    reaction: Reaction
     active: bool
     beside: Beside = field(default_factory=Beside)
 
@@ -58,9 +58,9 @@ class Turns:
         messages = _shown(state["messages"], state)
         if not self.active or not messages:
             return None
-        sent = canonical_messages(messages, self.guard.policy)
+        sent = canonical_messages(messages, self._policy)
         chat = to_judged_chat(sent)
-        after = yield chat, partial(self._ruling.settle, False, noted)
+        after = yield chat, partial(outcome, self.reaction, False, noted)
         if after.stops:
             return self._stopped(state, after.verdict) | {"jump_to": "end"}
         turn = {"judged": digest(chat), "caution": after.value}
@@ -76,12 +76,12 @@ class Turns:
         messages: Any = _shown(request.messages, state)
         if not self.active or (inside and ours):
             return AtCall(request.override(messages=messages))
-        sent: Any = canonical_messages(messages, self.guard.policy)
+        sent: Any = canonical_messages(messages, self._policy)
         chat, turn = to_judged_chat(sent), state.get("guardrail_turn") or {}
         caution = bool(turn.get("caution"))
         # Other middleware may have changed what is sent since it was judged.
         if inside or turn.get("judged") != digest(chat):
-            after = yield chat, partial(self._ruling.settle, False, noted)
+            after = yield chat, partial(outcome, self.reaction, False, noted)
             if after.stops:
                 return AtCall(request, True, self._stopped(state, after.verdict))
             caution = bool(after.value)
@@ -89,14 +89,14 @@ class Turns:
         if ours:
             return AtCall(request, True)
         if request.system_message is not None:
-            system: Any = canonical_messages([request.system_message], self.guard.policy)
+            system: Any = canonical_messages([request.system_message], self._policy)
             request = request.override(system_message=system[0])
-        found = yield from self.beside.judge(beside_messages(request), self._ruling)
+        found = yield from self.beside.judge(beside_messages(request), self.reaction)
         if found is not None and found.stops:
             return AtCall(request, True, self._refused(found.verdict))
         if not caution and found is None:
             return AtCall(request, True)
-        words = self.guard.policy.caution_prompt
+        words = self._policy.caution_prompt
         system = cautioned_system(request.system_message, words)
         return AtCall(request.override(system_message=system), True)
 
@@ -106,10 +106,10 @@ class Turns:
         It has read everything already; what would be cautioned counts as flagged.
         """
         chat = to_judged_chat(_shown(request.messages, request.state))
-        after = yield chat, partial(self._ruling.settle, False, no_place)
+        after = yield chat, partial(outcome, self.reaction, False, no_place)
         if not after.stops:
             chats = beside_messages(request)
-            found = yield from self.beside.judge(chats, self._ruling, put=no_place)
+            found = yield from self.beside.judge(chats, self.reaction, put=no_place)
             after = found or after
         if not after.stops:
             return response
@@ -127,7 +127,7 @@ class Turns:
         if not self.active or not newest:
             raise GuardrailViolation(verdict)
         told = verdict.to_dict()
-        answer = replies.refusal(self.guard.policy.refusal_message, verdict)
+        answer = replies.refusal(self._policy.refusal_message, verdict)
         answer.id = str(uuid4())
         marked = [
             each.model_copy(update={"response_metadata": {**each.response_metadata, _MARK: told}})
@@ -144,18 +144,18 @@ class Turns:
 
     def _stopped(self, state: Mapping[str, Any], verdict: Verdict) -> Update:
         """What ends a run whose messages are flagged: a refusal, and perhaps an error behind it."""
-        if self._ruling.on_flag == "raise" and not is_refused_outage(verdict, self.guard.policy):
+        if self.reaction.on_flag == "raise" and not is_refused_outage(verdict, self._policy):
             return self.raising(state, verdict)
         return self._refused(verdict)
 
     def _refused(self, verdict: Verdict) -> Update:
-        self._ruling.stop(verdict)
-        answer = replies.refusal(self.guard.policy.refusal_message, verdict)
+        self.reaction.stop(verdict)
+        answer = replies.refusal(self._policy.refusal_message, verdict)
         return {"messages": [answer], "guardrail_verdict": verdict.to_dict()}
 
     @property
-    def _ruling(self) -> Ruling:
-        return Ruling(self.guard, self.on_flag)
+    def _policy(self) -> Policy:
+        return self.reaction.guard.policy
 
 
 def ending(end: Update) -> ExtendedModelResponse[Any]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llama_index.core.llms.llm import ToolSelection
 
-from guardrail.errors import ConfigurationError, DetectorError, GuardrailViolation
+from guardrail.errors import ConfigurationError
+from guardrail.policy.acting import stopped
 from guardrail.types import Verdict
 from guardrail_llamaindex.messages import to_tools, tool_calls
 
@@ -80,12 +81,8 @@ def raise_refusal(raw: Any) -> None:
     Raises:
         GuardrailViolation, DetectorError: a response's `raw` says that the guard refused.
     """
-    if not is_refusal(raw):
-        return
-    verdict = Verdict.from_dict(raw["verdict"])
-    if verdict.reason == "detector_failed":
-        raise DetectorError("the detector failed, and the policy fails closed")
-    raise GuardrailViolation(verdict)
+    if is_refusal(raw):
+        raise stopped(Verdict.from_dict(raw["verdict"]))
 
 
 def _arguments(arguments: Any) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from pydantic import Field, PrivateAttr, SkipValidation
 
 from guardrail.audit import Audit
 from guardrail.errors import ConfigurationError
+from guardrail.policy.acting import stopped
 from guardrail.requests.patience import read_apart
-from guardrail.settling import Checker, OnFlag, Settled, stopped
+from guardrail.settling import Checker, OnFlag, Reaction, Settled
 from guardrail.types import Verdict
 from guardrail_llamaindex.calling import is_refusal, raise_refusal
 from guardrail_llamaindex.judging import Judge, Request
@@ -77,7 +78,7 @@ class GuardedLLM(RaisingLLM):
         if not isinstance(inner, LLM):
             raise ConfigurationError(f"GuardedLLM needs an LLM of LlamaIndex as llm, not {inner!r}")
         super().__init__(**{name: getattr(inner, name) for name in _TAKEN_OVER} | data)
-        self._judge = Judge(self.guard, self.on_flag or self.guard.policy.on_flag, self.audit)
+        self._judge = Judge(Reaction(self.guard, self.on_flag, self.audit))
 
     @classmethod
     def class_name(cls) -> str:
@@ -231,10 +232,11 @@ class GuardedLLM(RaisingLLM):
         return self._ruled(request, await self._judge.averdict(request))
 
     def _ruled(self, request: Request, verdict: Verdict) -> tuple[Settled, Request]:
-        policy = self.guard.policy
         after, sent = self._judge.settle(request, verdict, self.metadata.system_role)
-        if after.done == "flag" and (self._raises or self._judge.on_flag == "raise"):
-            raise stopped(after.verdict, policy)
+        if after.done == "flag":
+            if self._raises:
+                raise stopped(after.verdict)
+            self._judge.reaction.stop(after.verdict)
         return after, sent
 
     def _refusal(self, after: Settled) -> ChatResponse:

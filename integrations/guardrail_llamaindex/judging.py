@@ -20,9 +20,10 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 
 from guardrail.arguments import snapshot
 from guardrail.caution import with_caution
+from guardrail.policy.acting import is_refused_outage
 from guardrail.requests.canonical import canonical_chat
 from guardrail.requests.labels import shown_labels
-from guardrail.settling import LAST, is_refused_outage, record, settled
+from guardrail.settling import LAST
 from guardrail.types import Action
 from guardrail_llamaindex.messages import to_messages, words_of
 from guardrail_llamaindex.pictures import document_parts, picture_block, with_pictures
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
     from llama_index.core.base.llms.types import MessageRole
     from llama_index.core.llms.llm import LLM
 
-    from guardrail.audit import Audit
     from guardrail.policy import Policy
-    from guardrail.settling import Checker, OnFlag, Settled
+    from guardrail.settling import Checker, Reaction, Settled
     from guardrail.types import Verdict
 
 Chat = list[dict[str, Any]]
@@ -111,9 +111,7 @@ class Request:
 class Judge:
     """A guard and its rules, with the verdicts on what stands."""
 
-    guard: Checker
-    on_flag: OnFlag
-    audit: Audit | None
+    reaction: Reaction
     _kept: OrderedDict[str, Verdict] = field(default_factory=OrderedDict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -128,7 +126,7 @@ class Judge:
     async def averdict(self, request: Request) -> Verdict:
         """`verdict` without blocking the event loop."""
         LAST.set(None)
-        limits = self.guard.policy.limits
+        limits = self._guard.policy.limits
         places = asyncio.Semaphore(min(2 * limits.batch, limits.queue))  # others wait there, too
 
         async def judged(chat: Chat, keep: bool) -> Verdict:
@@ -143,27 +141,23 @@ class Judge:
         self, request: Request, verdict: Verdict, role: MessageRole
     ) -> tuple[Settled, Request]:
         """What becomes of the request, and the request as it goes on."""
-        policy, sent = self.guard.policy, [request]
-
-        def caution(words: str) -> bool:
-            sent[0] = request.cautioned(words, role)
-            return True
-
-        annotates = self.on_flag == "annotate"
-        after = settled(verdict, policy, caution=caution, annotates=annotates)
+        after = self.reaction.settle(verdict, lambda words: request.cautioned(words, role))
         LAST.set(after.verdict)
-        record(self.audit, after.verdict, after.done)
-        return after, sent[0]
+        return after, after.cautioned or request
+
+    @property
+    def _guard(self) -> Checker:
+        return self.reaction.guard
 
     def _judged(self, chat: Chat, keep: bool) -> Verdict:
         key = _digest(chat) if keep else ""
         found = self._kept.get(key)
-        return found if found is not None else self._keep(key, self.guard.check(chat))
+        return found if found is not None else self._keep(key, self._guard.check(chat))
 
     async def _ajudged(self, chat: Chat, keep: bool) -> Verdict:
         key = _digest(chat) if keep else ""
         found = self._kept.get(key)
-        return found if found is not None else self._keep(key, await self.guard.acheck(chat))
+        return found if found is not None else self._keep(key, await self._guard.acheck(chat))
 
     def _keep(self, key: str, verdict: Verdict) -> Verdict:
         if key and verdict.reason == "score":  # an outage is over some time
@@ -177,7 +171,7 @@ class Judge:
 
     def _weight(self, verdict: Verdict) -> tuple[bool, int, int, float]:
         score = float("inf") if verdict.score is None else verdict.score
-        outage = is_refused_outage(verdict, self.guard.policy)
+        outage = is_refused_outage(verdict, self._guard.policy)
         return outage, _RANK[verdict.action], _RANK[verdict.would_be], score
 
 

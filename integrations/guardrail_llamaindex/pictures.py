@@ -10,6 +10,7 @@ from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.schema import ImageNode, MediaResource, Node
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.policy.acting import enforces
 from guardrail.requests.canonical import canonical_chat
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def canonical_node(node: BaseNode, policy: Policy) -> BaseNode:
     """
     what = f"the node {node.node_id!r}"
     found = node_pictures(node, what)
-    if not found or policy.mode == "shadow":
+    if not found or not enforces(policy):
         return node
     [turn] = canonical_chat([{"role": "user", "content": found[:1]}], policy)
     data, media_type = _data(turn["content"][0])

@@ -13,14 +13,16 @@ from pydantic import Field, SkipValidation
 
 from guardrail.audit import Audit
 from guardrail.errors import InputError
+from guardrail.policy.acting import enforces, is_refused_outage
 from guardrail.requests.patience import read_apart
-from guardrail.settling import Checker, Settled, is_refused_outage, record, settled, stopped
+from guardrail.settling import Checker, OnFlag, Reaction
 from guardrail.types import Verdict
 from guardrail_llamaindex.nodes import node_message, shows, with_metadata
 from guardrail_llamaindex.pictures import canonical_node
 from guardrail_llamaindex.structured import refuse_unknown
 
 _CAUTION = "guardrail_caution"
+_ON_FLAG: dict[str, OnFlag] = {"drop": "refuse", "mark": "annotate", "raise": "raise"}
 
 _log = logging.getLogger(__name__)
 
@@ -117,30 +119,25 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
         """The node as it goes on, or None."""
         if isinstance(outcome, BaseException):
             raise _named(outcome, scored)
-        policy, kept = self.guard.policy, scored
 
-        def caution(words: str) -> bool:
-            nonlocal kept
+        def cautioned(words: str) -> NodeWithScore | None:
             copied = with_metadata(scored, shown={_CAUTION: words}, hidden={})
-            read = shows(copied.node, _CAUTION)
-            kept = copied if read else scored
-            return read
+            return copied if shows(copied.node, _CAUTION) else None
 
-        after = settled(outcome, policy, caution=caution, annotates=self.action == "mark")
-        record(self.audit, after.verdict, after.done)
-        if after.done == "flag" and self.action == "raise":
-            raise stopped(after.verdict, policy)
+        reaction = Reaction(self.guard, _ON_FLAG[self.action], self.audit)
+        after = reaction.settle(outcome, cautioned)
         if after.done == "flag":
-            if is_refused_outage(after.verdict, policy):
+            reaction.stop(after.verdict)
+            if is_refused_outage(after.verdict, self.guard.policy):
                 _log.warning("the detector failed; node %s is left out", scored.node.node_id)
             return None
-        return with_metadata(kept, shown={}, hidden=self._marks(after))
+        return with_metadata(after.cautioned or scored, shown={}, hidden=_marks(after.verdict))
 
-    def _marks(self, after: Settled) -> dict[str, Any]:
-        verdict = after.verdict
-        if verdict.mode == "shadow":
-            return {}
-        return {"guardrail_action": verdict.action.value, "guardrail_score": verdict.score}
+
+def _marks(verdict: Verdict) -> dict[str, Any]:
+    if not enforces(verdict):
+        return {}
+    return {"guardrail_action": verdict.action.value, "guardrail_score": verdict.score}
 
 
 def _named(error: E, scored: NodeWithScore) -> E:

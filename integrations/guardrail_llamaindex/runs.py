@@ -12,6 +12,7 @@ from workflows.runtime.types.results import WaitingForEvent
 
 from guardrail.arguments import snapshot
 from guardrail.errors import UnsupportedContentError
+from guardrail.policy.acting import enforces
 from guardrail.requests.canonical import canonical_chat
 from guardrail.tool_chats import call_chat, error_words, result_chat
 from guardrail.tools import WITHHELD
@@ -72,7 +73,7 @@ class Run:
             return None
         chat: Messages = canonical_chat(result_chat(parts), self.rules.guard.policy)
         shown = any(isinstance(block, ImageBlock) for block in output.blocks)
-        if shown and self.rules.guard.policy.mode == "enforce":
+        if shown and enforces(self.rules.guard.policy):
             self.blocks = blocks_with(output.blocks, chat[0]["content"], ("cache",))
         return chat
 
@@ -92,12 +93,11 @@ class Run:
         """What the caller gets: the output itself when nothing was found or rewritten."""
         blocks = output.blocks if self.blocks is None else self.blocks
         if verdict is not None:
-            before: list[TextBlock] = []
-            after = self.rules.settle(verdict, lambda words: _put(before, words))
+            after = self.rules.settle(verdict, lambda words: TextBlock(text=f"{words}\n\n"))
             self._keep("result", after)
             if after.done == "flag":
                 return self._withheld("result")
-            blocks = [*before, *blocks]
+            blocks = blocks if after.cautioned is None else [after.cautioned, *blocks]
         if not self.found and self.blocks is None:
             return output
         told = {**output.raw_input, "guardrail": self.found} if self.found else output.raw_input
@@ -133,8 +133,3 @@ class Run:
             raw_output=words,
             is_error=True,
         )
-
-
-def _put(blocks: list[TextBlock], words: str) -> bool:
-    blocks.append(TextBlock(text=f"{words}\n\n"))
-    return True

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from guardrail_langchain import ChatGuardedVLM
+from guardrail_langchain.replies import no_refusals, refusal
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.load import dumps
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from guardrail import (
     ConfigurationError,
+    DetectorError,
     Guard,
     GuardrailViolation,
     QueueFullError,
@@ -28,7 +30,7 @@ from guardrail import (
     UnsupportedModelError,
 )
 from guardrail.policy import REFUSAL, Limits
-from guardrail.testing import scripted, tiny_artefact, tiny_model
+from guardrail.testing import FakeGuard, scripted, tiny_artefact, tiny_model
 from guardrail.types import Action
 from tests.waiting import LONG_S
 
@@ -373,6 +375,16 @@ async def test_calls_come_as_tool_calls_whole_and_streamed(chat_for, saying):
         assert [(c["name"], c["args"]) for c in answer.tool_calls] == [("find", {"q": "a"})]
         assert answer.response_metadata["finish_reason"] == "tool_calls"
     assert isinstance(streamed, AIMessageChunk)
+
+
+@pytest.mark.parametrize(
+    ("said", "error"), [("bad", GuardrailViolation), ("outage", DetectorError)]
+)
+def test_where_no_refusal_has_a_place_an_outage_is_raised_as_one(said, error):
+    answer = refusal(REFUSAL, FakeGuard().check(said))
+    with pytest.raises(error):
+        no_refusals().invoke(answer)
+    assert no_refusals().invoke(AIMessage("fine")) == AIMessage("fine")
 
 
 def test_structured_output_is_parsed(chat_for, saying):

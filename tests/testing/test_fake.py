@@ -70,3 +70,24 @@ def test_words_that_other_letters_hide_are_found_as_a_guard_finds_them():
     plain = FakeGuard().check("a bad word, \u0430nd odd")
     assert (plain.action, plain.folded) == (Action.FLAG, False)
     assert FakeGuard(policy=Policy(fold_text=False)).check(hidden).action is Action.PASS
+
+
+@pytest.mark.parametrize(
+    ("actions", "found"),
+    [
+        ({Action.STEER, Action.FLAG}, [Action.PASS, Action.STEER, Action.FLAG]),
+        ({Action.STEER}, [Action.PASS, Action.STEER, Action.STEER]),
+        ({Action.FLAG}, [Action.PASS, Action.PASS, Action.FLAG]),
+        (set(), [Action.PASS] * 3),
+    ],
+)
+def test_what_is_not_allowed_becomes_what_it_becomes_for_a_guard(actions, found):
+    words = ("fine", "odd", "bad")
+    guard = FakeGuard(policy=Policy(actions=actions))
+    verdicts = [guard.check(word) for word in words]
+    assert [verdict.action for verdict in verdicts] == found
+    assert [verdict.would_be for verdict in verdicts] == found
+    shadow = FakeGuard(policy=Policy(actions=actions, mode="shadow"))
+    verdicts = [shadow.check(word) for word in words]
+    assert [verdict.action for verdict in verdicts] == [Action.PASS] * 3
+    assert [verdict.would_be for verdict in verdicts] == found

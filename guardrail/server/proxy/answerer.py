@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
+from guardrail.policy.acting import is_refused_outage, passes_unchecked, stopped
 from guardrail.requests.canonical import canonical_chat
 from guardrail.requests.parts import MEDIA_KEYS
 from guardrail.requests.patience import read_apart
@@ -39,7 +40,7 @@ from guardrail.server.proxy.failures import UpstreamProblem
 from guardrail.server.proxy.forms import CHAT, COMPLETION, RESPONSE, Refusal, wants_usage
 from guardrail.server.proxy.relay import Relay
 from guardrail.server.proxy.upstream import Reach, Upstream
-from guardrail.settling import is_refused_outage, settled, stopped
+from guardrail.settling import settled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -195,7 +196,7 @@ def _flagged(checked: Checked, caller: Caller, headers: Mapping[str, str]) -> Re
     if verdict is None:
         raise DetectorError("a request was stopped without a verdict")
     if policy.on_flag == "raise" or is_refused_outage(verdict, policy):
-        error = stopped(verdict, policy)
+        error = stopped(verdict)
         answer = error_answer(error, refusal=policy.refusal_message, caller=caller)
         answer.headers.update(headers)
         return answer
@@ -304,7 +305,7 @@ async def _check(
         content = read_chat(asked.body, unchecked)
         verdict = await judged(guard, content, options)
     except GuardrailError as error:
-        if not _lets_pass(error, policy):
+        if not passes_unchecked(error, policy):
             raise
         _log.warning("the policy lets a request through unchecked: %s", type(error).__name__)
         return Checked(asked, None, "pass", policy)
@@ -319,22 +320,10 @@ def _canonical(asked: Asked, policy: Policy) -> Asked:
 
 
 def _settled(asked: Asked, content: Content, verdict: Verdict, policy: Policy) -> Checked:
-    cautioned: list[Mapping[str, Any]] = []
-
-    def put(words: str) -> bool:
-        data = content.cautioned(words)
-        if data is not None:
-            cautioned.append(json.loads(data))
-        return data is not None
-
-    after = settled(verdict, policy, caution=put, annotates=policy.on_flag == "annotate")
-    sent = Asked(asked.form, cautioned[0]) if cautioned else asked
-    return Checked(sent, after.verdict, after.done, policy)
-
-
-def _lets_pass(error: GuardrailError, policy: Policy) -> bool:
-    outage = isinstance(error, DetectorError) and policy.fail == "open"
-    return outage or policy.mode == "shadow"
+    after = settled(verdict, policy, caution=content.cautioned)
+    if after.cautioned is not None:
+        asked = Asked(asked.form, json.loads(after.cautioned))
+    return Checked(asked, after.verdict, after.done, policy)
 
 
 # Possessive, so that a long text that does not fit is not gone over again and again.

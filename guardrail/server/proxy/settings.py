@@ -11,7 +11,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from guardrail.errors import ConfigurationError
-from guardrail.hosts import ip_literal
+from guardrail.policy.policy import ip_literal
 
 _KEY = re.compile(r"[!-~]{1,4096}")  # what a header can hold, and no space
 

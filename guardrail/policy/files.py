@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from guardrail.errors import ConfigurationError
 from guardrail.extras import require
-from guardrail.policy import Policy
+from guardrail.policy.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
