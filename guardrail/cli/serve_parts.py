@@ -16,7 +16,7 @@ from guardrail.cli.options import Loading
 from guardrail.cli.requests import read_policy
 
 if TYPE_CHECKING:
-    from guardrail.online.engine import Audit
+    from guardrail.online.jobs import Audit
     from guardrail.policy import Policy
     from guardrail.server.keys import ApiKey
     from guardrail.server.settings import ServerSettings

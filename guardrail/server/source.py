@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from guardrail.guard import Guard
     from guardrail.model.load import LoadedModel
-    from guardrail.online.engine import Audit
+    from guardrail.online.jobs import Audit
     from guardrail.policy import Policy
 
 
