@@ -100,7 +100,7 @@ def drafted(value: object, *, policy: Policy, tools: Tools | None = None) -> Dra
     budget = Budget(policy.limits)
     if tools is None and isinstance(value, Request):
         tools = value.tools
-    offered = read_tools(tools or (), budget)
+    offered = read_tools(tools, budget) if tools else ()
     match value:
         case Request(messages):
             parts = (part for message in messages for part in message.parts)
