@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from guardrail.audit import Audit, fan_out
 from guardrail.model.load import LoadedModel, load_model, wrap_model
 from guardrail.online.asking import Asking
-from guardrail.online.engine import Engine
-from guardrail.online.matching import find_artefact, mismatch
-from guardrail.online.reading import finished
+from guardrail.online.engine import Engine, find_artefact, mismatch
 from guardrail.online.streams import AsyncGuardStream, GuardStream
 from guardrail.policy import Policy
 
@@ -24,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from guardrail.artefact import Artefact
-    from guardrail.model.jobs import Job
     from guardrail.monitor import Monitor
-    from guardrail.online.options import AskOptions, GenerateOptions
+    from guardrail.online.asking import AskOptions, GenerateOptions
     from guardrail.policy import Thresholds
     from guardrail.types import Load, Modality, Result, Verdict
+    from guardrail.worker.jobs import Job
 
     Model = LoadedModel | tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]
 
@@ -184,24 +182,19 @@ class Guard:
 
         A long video is judged in this call, but for the frames that it is answered from.
         """
-        ask = partial(self._asking.answer, value, options)
-        return GuardStream(lambda emit: finished(ask(emit=emit)), self._give_up)
+        return GuardStream(partial(self._asking.answer, value, options), self._give_up)
 
     def astream(self, value: Any, /, **options: Unpack[GenerateOptions]) -> AsyncGuardStream:
         """`stream` for `async for`; the request starts with the first chunk asked for."""
-        ask = partial(self._asking.answer, value, options)
-        return AsyncGuardStream(
-            lambda emit, given_up: self._asking.submitted(partial(ask, emit=emit), given_up),
-            self._give_up,
-        )
+        return AsyncGuardStream(partial(self._asking.answer_async, value, options), self._give_up)
 
     async def agenerate(self, value: Any, /, **options: Unpack[GenerateOptions]) -> Result:
         """`generate` without blocking the event loop; cancelling the task ends the request."""
-        return await self._asking.wait_async(partial(self._asking.answer, value, options))
+        return await self._asking.wait_async(await self._asking.answer_async(value, options))
 
     async def acheck(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """`check` without blocking the event loop."""
-        return await self._asking.wait_async(partial(self._asking.verdict, value, options))
+        return await self._asking.wait_async(await self._asking.verdict_async(value, options))
 
     @overload
     def batch(

@@ -19,7 +19,6 @@ from guardrail.policy.acting import (
     wants_caution,
 )
 from guardrail.requests.patience import read_apart
-from guardrail.types import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from guardrail.arguments import Call, Selector
     from guardrail.audit import Audit
     from guardrail.policy import Policy
+    from guardrail.types import Verdict
 
 OnFlag = Literal["refuse", "raise", "annotate"]
 

@@ -23,14 +23,14 @@ from transformers.generation import BaseStreamer
 from guardrail.model.criteria import RowControl, RowOutcome
 from guardrail.model.generate import generate_rows
 from guardrail.model.inputs import Encoder, on_device
-from guardrail.model.jobs import Job
-from guardrail.model.leases import WorkerLease
 from guardrail.model.load import LoadedModel
 from guardrail.model.settings import Settings
-from guardrail.online.text import AnswerText
+from guardrail.online.answering import AnswerText
 from guardrail.policy import Limits, Policy
 from guardrail.requests.messages import to_request
 from guardrail.types import Request as Asked
+from guardrail.worker.jobs import Caller, Job
+from guardrail.worker.worker import WorkerLease
 
 LIMITS = Limits()
 
@@ -93,7 +93,7 @@ class PlainAnswerer:
             run=self._run,
             owner=self,
             limits=LIMITS,
-            cancelled=cancelled,
+            caller=Caller(cancelled=cancelled),
             key=(asked.shape, tokens),
         )
         job.future.add_done_callback(lambda _done: emit(None))

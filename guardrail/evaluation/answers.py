@@ -13,7 +13,7 @@ from guardrail.model.decoder import context_length
 from guardrail.model.generate import generate_rows
 from guardrail.model.inputs import Encoded, Encoder
 from guardrail.model.settings import Settings
-from guardrail.online.verdicts import require_room
+from guardrail.online.engine import require_room
 from guardrail.policy.acting import enforces
 from guardrail.types import Action
 

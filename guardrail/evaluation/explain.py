@@ -27,9 +27,10 @@ from guardrail.evaluation.seen import seen_picture
 from guardrail.model.decoder import context_length
 from guardrail.model.inputs import Encoder
 from guardrail.model.positions import check_positions
-from guardrail.model.turns import run_in_turn
-from guardrail.online.verdicts import require_readable, require_room, verdict_of
+from guardrail.online.answering import verdict_of
+from guardrail.online.engine import require_readable, require_room
 from guardrail.requests.messages import Tools, to_request
+from guardrail.worker.worker import run_in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guardrail.errors import DatasetError, GuardrailError
-from guardrail.online.verdicts import require_readable
+from guardrail.online.engine import require_readable
 from guardrail.requests.digest import request_digest
 
 if TYPE_CHECKING:

@@ -10,14 +10,15 @@ from guardrail.decide.detector import NO_FLOOR
 from guardrail.errors import DetectorError
 from guardrail.evaluation.explanation import WindowScore
 from guardrail.evaluation.frames import clips_of
-from guardrail.evaluation.windows import judged_requests
 from guardrail.model.decoder import context_length
 from guardrail.model.generate import check_rows
 from guardrail.model.inputs import Encoder
-from guardrail.model.turns import run_in_turn
-from guardrail.online.floors import Floor
-from guardrail.online.verdicts import require_room, verdict_of
+from guardrail.online.answering import verdict_of
+from guardrail.online.engine import require_room
+from guardrail.online.jobs import Floor
+from guardrail.online.video_scan import judged_requests
 from guardrail.types import Window
+from guardrail.worker.worker import run_in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,49 +1,22 @@
-"""What a guard judges of one request: every window of its long videos, and what it answers from."""
+"""Residuals of what a guard judges of one request: every window of its videos, and the answered."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
-from guardrail.online.scanning import showing
-from guardrail.online.thinning import Thinner
-from guardrail.types import Request, VideoPart, VideoStream
+from guardrail.online.video_scan import judged_requests
+from guardrail.types import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
     from guardrail.fit.collect import Collector
     from guardrail.policy import VideoSampling
-
-
-class Judged(NamedTuple):
-    """What is judged on the way to a verdict; `video` is whose window it is, None of the last."""
-
-    request: Request
-    video: int | None
-
-
-def judged_requests(request: Request, answer_frames: int) -> Iterator[Judged]:
-    """Each window of the videos, other videos left out; last the request that is answered.
-
-    In that one `answer_frames` frames stand for each long video. A request with one short video, or
-    none, is its own last one. Windows are decoded as they are asked for.
-    """
-    thinned = {}
-    for number, video in enumerate(request.videos):
-        if isinstance(video, VideoStream):
-            thinner = Thinner(answer_frames)
-            for clip in video.windows:
-                thinner.add(clip)
-                yield Judged(showing(request, {number: VideoPart(clip)}), number)
-            thinned[number] = VideoPart(thinner.clip())
-        elif request.in_windows:
-            yield Judged(showing(request, {number: video}), number)
-    yield Judged(showing(request, thinned, beside_clips=True) if thinned else request, None)
 
 
 def answered_request(request: Request, answer_frames: int) -> Request:

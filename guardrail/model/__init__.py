@@ -1,1 +1,1 @@
-"""The only forward passes: loading, encoding, hooks, generation and the worker thread."""
+"""The only forward passes: loading, encoding, hooks and generation."""

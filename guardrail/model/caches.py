@@ -1,22 +1,11 @@
-"""The key-value cache of a forward pass, by whatever name the installed transformers gives it.
-
-Releases before 5.24 call the argument and the output's field `past_key_values`, later ones `cache`.
-"""
+"""What the layers of a key-value cache hold, to be put back for a second run."""
 
 from __future__ import annotations
 
-import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import cache_utils
-
-from guardrail.errors import UnsupportedModelError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from transformers import PreTrainedModel
 
 # Layers of a cache that put a new tensor in the old one's place, and so never change one.
 _REPLACING = (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer)
@@ -26,36 +15,6 @@ _OVERWRITING = tuple(
     for name in ("StaticLayer", "StaticSlidingWindowLayer", "LinearAttentionLayer")
     if hasattr(cache_utils, name)
 )
-
-
-def passed_cache(values: Iterable[Any]) -> Any | None:
-    """The cache among a forward pass's arguments.
-
-    It is known by what it can do: a guard that looked for a name missed the cache when the name
-    changed, took every later token for the first, and steered tokens that were not to be steered.
-    """
-    return next((value for value in values if hasattr(value, "get_seq_length")), None)
-
-
-def positions_in(cache: Any) -> int:
-    """How many positions a cache has seen.
-
-    Raises:
-        UnsupportedModelError: it does not count them; models without any attention have such ones.
-    """
-    try:
-        return int(cache.get_seq_length())
-    except ValueError as error:
-        raise UnsupportedModelError(
-            "the cache of this model counts no positions (it has no attention layer), so a guard "
-            f"cannot tell the prompt from the answer: {error}"
-        ) from error
-
-
-def cache_argument(model: PreTrainedModel) -> str:
-    """What the model's `forward` calls its cache."""
-    names = inspect.signature(model.forward).parameters
-    return "cache" if "cache" in names else "past_key_values"
 
 
 class LayerState:

@@ -1,7 +1,12 @@
-"""Find the text decoder's layers inside any vision-language model, without naming families."""
+"""The text decoder inside any vision-language model, and its cache, without naming families.
+
+Releases of transformers before 5.24 call the cache's argument and the output's field
+`past_key_values`, later ones `cache`.
+"""
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -9,6 +14,8 @@ from torch import nn
 from guardrail.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from transformers import PreTrainedModel
 
 
@@ -34,6 +41,36 @@ def context_length(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config(decoder=True)
     value = getattr(config, "max_position_embeddings", None)
     return value if isinstance(value, int) and value > 0 else None
+
+
+def passed_cache(values: Iterable[Any]) -> Any | None:
+    """The cache among a forward pass's arguments.
+
+    It is known by what it can do: a guard that looked for a name missed the cache when the name
+    changed, took every later token for the first, and steered tokens that were not to be steered.
+    """
+    return next((value for value in values if hasattr(value, "get_seq_length")), None)
+
+
+def positions_in(cache: Any) -> int:
+    """How many positions a cache has seen.
+
+    Raises:
+        UnsupportedModelError: it does not count them; models without any attention have such ones.
+    """
+    try:
+        return int(cache.get_seq_length())
+    except ValueError as error:
+        raise UnsupportedModelError(
+            "the cache of this model counts no positions (it has no attention layer), so a guard "
+            f"cannot tell the prompt from the answer: {error}"
+        ) from error
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What the model's `forward` calls its cache."""
+    names = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def _find(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:

@@ -14,8 +14,13 @@ import torch
 from torch import nn
 
 from guardrail.errors import ConfigurationError
-from guardrail.model.caches import passed_cache, positions_in
-from guardrail.model.decoder import decoder_layers, decoder_module, self_attention_layers
+from guardrail.model.decoder import (
+    decoder_layers,
+    decoder_module,
+    passed_cache,
+    positions_in,
+    self_attention_layers,
+)
 from guardrail.model.residuals import hidden_of
 
 if TYPE_CHECKING:

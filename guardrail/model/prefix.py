@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guardrail.model.caches import cache_argument
 from guardrail.model.calls import PrefillDoneError, PromptCall
-from guardrail.model.decoder import decoder_layers, self_attention_layers
+from guardrail.model.decoder import cache_argument, decoder_layers, self_attention_layers
 from guardrail.model.generate import last_residuals
 from guardrail.model.hooks import prompt_hooks
 from guardrail.types import Message, Request, TextPart

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from guardrail.errors import DetectorError
-from guardrail.model.caches import LayerState, passed_cache
+from guardrail.model.caches import LayerState
+from guardrail.model.decoder import passed_cache
 from guardrail.model.residuals import hidden_of
 
 if TYPE_CHECKING:

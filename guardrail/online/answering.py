@@ -1,11 +1,16 @@
-"""One request while it is judged and answered: what its caller hears, and when."""
+"""What the caller of a request is told: the verdict, then the answer's text as it grows.
+
+Text comes from tokens as early as it is certain, and never past a stop string. Joined, the chunks
+of an answer are its text: streaming and waiting give the same characters.
+"""
 
 from __future__ import annotations
 
 import time
-import uuid
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import (
     DetectorError,
@@ -14,101 +19,49 @@ from guardrail.errors import (
     RequestTimeoutError,
 )
 from guardrail.model.criteria import RowControl, RowOutcome
-from guardrail.model.jobs import Job
-from guardrail.online.floors import Floor
-from guardrail.online.text import AnswerText
+from guardrail.online.jobs import NOTHING_YET, verdict_facts, who
+from guardrail.online.tool_calls import CallReader
 from guardrail.policy.acting import stopped
-from guardrail.types import Request, Result, ToolCall, Verdict
+from guardrail.types import Action, Request, Result, ToolCall, Verdict
+from guardrail.worker.jobs import LATE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
+    from guardrail.audit import Audit
+    from guardrail.decide.detector import Detector
     from guardrail.model.rulings import Ruling
-    from guardrail.model.settings import Settings
-    from guardrail.online.scanning import Scan
-    from guardrail.online.tool_calls import CallReader
-    from guardrail.policy import Policy
+    from guardrail.online.jobs import AnswerJob, Floor
 
-Item = Verdict | str
+Decode = Callable[[Sequence[int]], str]
+_INCOMPLETE = "\ufffd"
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
-class AnswerJob(Job[Result]):
-    """A request for an answer; `emit` gets the verdict, then the chunks."""
-
-    request: Request
-    settings: Settings
-    floor: Floor = field(default_factory=Floor)
-    emit: Callable[[Item], None] | None = None
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    verdict: Verdict | None = None
-    verdict_s: float = 0.0
-
-    def tell(self, item: Item) -> None:
-        """Pass a part of the answer on."""
-        if self.emit is not None:
-            self.begun = self.begun or isinstance(item, str)
-            self.emit(item)
+def verdict_of(
+    detector: Detector, request: Request, ruling: Ruling, floor: Floor = NOTHING_YET
+) -> Verdict:
+    """The detector's words, corrected by what was really done; `floor` is what it was judged by."""
+    verdict = _verdict(detector, request, ruling)
+    folded = floor.folded and floor.holds(verdict.score)
+    return replace(verdict, window=floor.window_of(request, verdict.score), folded=folded)
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
-class CheckJob(Job[Verdict]):
-    """A request for a verdict alone; `scan` when it is a window of another request's video.
-
-    `folded` is its copy in plain letters, where that is judged, too, and differs.
-    """
-
-    request: Request
-    folded: Request | None = None
-    floor: Floor = field(default_factory=Floor)
-    scan: Scan | None = None
-    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-
-def who(job: AnswerJob | CheckJob) -> dict[str, object]:
-    """Whose request it is, as it goes on record; without a client's name where there is none."""
-    named = {} if job.client is None else {"client": job.client}
-    return {"request_id": job.request_id, **named}
-
-
-def verdict_facts(job: AnswerJob | CheckJob) -> dict[str, object]:
-    """What goes on record beside a verdict that has just been made."""
-    return {
-        "event": "verdict",
-        **who(job),
-        "queue_s": job.queue_s,
-        "verdict_s": job.running_s,
-    }
-
-
-class Judge(Protocol):
-    """What an answer needs of its engine."""
-
-    @property
-    def policy(self) -> Policy:
-        """The rules in force."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Tokens to the text people read."""
-
-    def call_reader(self, request: Request) -> CallReader | None:
-        """What reads tool calls in the answer to a request that offers tools."""
-
-    def verdict(self, job: AnswerJob, ruling: Ruling) -> Verdict:
-        """What people are told of a ruling."""
-
-    def record(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
-        """Write to the audit trail."""
+def _verdict(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
+    decision: Any = ruling.decision
+    verdict = detector.verdict(decision, ruling.row, request.offset_kind, ruling.strength)
+    # A row that no edit can reach is flagged after the thresholds asked for steering.
+    would_be = Action.FLAG if ruling.action is Action.FLAG else verdict.would_be
+    reason = "detector_failed" if ruling.failed else verdict.reason
+    return replace(verdict, action=ruling.action, would_be=would_be, reason=reason)
 
 
 class Answering:
     """Turns what happens to one row of the model into what the job's caller gets."""
 
-    def __init__(self, job: AnswerJob, judge: Judge) -> None:
-        self._job, self._judge, self._policy = job, judge, judge.policy
-        self._calls = judge.call_reader(job.request)
+    def __init__(self, job: AnswerJob, tokenizer: Any, detector: Detector, record: Audit) -> None:
+        self._job, self._detector, self._record = job, detector, record
+        tools = job.request.tools
+        self._calls = CallReader(tokenizer, tools) if tools else None
         self._text = AnswerText(
-            judge.decode if self._calls is None else self._calls.decode,
+            partial(_decoded, tokenizer) if self._calls is None else self._calls.decode,
             stops=job.settings.stop,
             emit=job.tell,
             calls=self._calls,
@@ -129,7 +82,7 @@ class Answering:
     def end(self, outcome: RowOutcome) -> None:
         """The row has ended: settle the job."""
         if self._job.verdict is not None:
-            self._judge.record(self._job.verdict, self._facts(outcome))
+            self._record(self._job.verdict, self._facts(outcome))
         result = self._result(outcome)
         if isinstance(result, Result):
             self._job.settle(result)
@@ -141,31 +94,31 @@ class Answering:
         job = self._job
         if job.verdict is not None and not job.future.done() and (alone or job.begun):
             facts = {"event": "answer", **self._timings(), "finish_reason": "error"}
-            self._judge.record(job.verdict, facts)
+            self._record(job.verdict, facts)
 
     def _rule(self, ruling: Ruling) -> None:
-        verdict = self._judge.verdict(self._job, ruling)
+        verdict = verdict_of(self._detector, self._job.request, ruling, self._job.floor)
         if self._job.verdict is None:  # else a batch failed later, and this one was on record
             self._job.verdict_s = self._job.running_s
-            self._judge.record(verdict, verdict_facts(self._job))
+            self._record(verdict, verdict_facts(self._job))
         self._job.verdict = verdict
         self._job.tell(verdict)
 
     def _result(self, outcome: RowOutcome) -> Result | Exception | GuardrailViolation:
         """What the caller of a finished row gets."""
-        verdict, ruling = self._job.verdict, outcome.ruling
+        verdict, ruling, policy = self._job.verdict, outcome.ruling, self._detector.policy
         if outcome.finish == "cancelled":
             return RequestCancelledError("the request was given up")
         if outcome.finish == "timeout":
-            return RequestTimeoutError("the time was over before the answer was complete")
+            return RequestTimeoutError(LATE)
         if verdict is None or ruling is None:
-            self._judge.record(None, {"event": "outage", **who(self._job)})
+            self._record(None, {"event": "outage", **who(self._job)})
             return DetectorError("an answer without a verdict; it is not given out")
-        if ruling.stops and self._policy.on_flag == "raise":
+        if ruling.stops and policy.on_flag == "raise":
             return stopped(verdict)
         if ruling.stops:
-            self._job.tell(self._policy.refusal_message)
-        text, calls = (self._policy.refusal_message, ()) if ruling.stops else self._said()
+            self._job.tell(policy.refusal_message)
+        text, calls = (policy.refusal_message, ()) if ruling.stops else self._said()
         return Result(
             text=text,
             tool_calls=calls,
@@ -181,10 +134,10 @@ class Answering:
     def _timings(self) -> dict[str, object]:
         job = self._job
         return {
-            "request_id": job.request_id,
+            "request_id": job.caller.request_id,
             "queue_s": job.queue_s,
             "verdict_s": job.verdict_s,
-            "total_s": time.monotonic() - job.asked_at,
+            "total_s": time.monotonic() - job.caller.asked_at,
         }
 
     def _facts(self, outcome: RowOutcome) -> dict[str, object]:
@@ -205,3 +158,121 @@ class Answering:
             rest, calls = self._calls.split(held)
             self._text.release(rest)
         return self._text.text, calls
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens to the text people read."""
+    text: Any = tokenizer.decode(
+        list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return str(text)
+
+
+class Detokeniser:
+    """Token ids to text, holding back a character that is not complete yet."""
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        # Tokens in [context, emitted) are out; they stay, since neighbours change how text joins.
+        self._context = self._emitted = 0
+
+    def push(self, token: int) -> str:
+        """The text that one more token makes certain."""
+        self._ids.append(token)
+        return self._next(finish=False)
+
+    def flush(self) -> str:
+        """What is left at the end, complete or not."""
+        return self._next(finish=True)
+
+    def _next(self, *, finish: bool) -> str:
+        before = self._decode(self._ids[self._context : self._emitted])
+        after = self._decode(self._ids[self._context :])
+        if len(after) <= len(before) or (after.endswith(_INCOMPLETE) and not finish):
+            return ""
+        self._context, self._emitted = self._emitted, len(self._ids)
+        return after[len(before) :]
+
+
+class StopFilter:
+    """Lets text through up to the first stop string, holding back what might begin one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.matched = False
+
+    def push(self, text: str) -> str:
+        """The part of the text so far that no stop string can claim any more."""
+        if self.matched:
+            return ""
+        self._held += text
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.matched = True
+            out, self._held = self._held[: min(found)], ""
+            return out
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def flush(self) -> str:
+        """What was held back for a stop string that did not come."""
+        out, self._held = self._held, ""
+        return out
+
+
+class AnswerText:
+    """One answer's text while its tokens arrive; `emit` gets each chunk, never an empty one."""
+
+    def __init__(
+        self,
+        decode: Decode,
+        *,
+        stops: Sequence[str] = (),
+        emit: Callable[[str], None] | None,
+        calls: CallReader | None = None,
+    ) -> None:
+        self._calls = calls
+        self._detokeniser = Detokeniser(decode)
+        self._filter = StopFilter(stops)
+        self._emit = emit
+        self._chunks: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """Everything let through so far."""
+        return "".join(self._chunks)
+
+    def take(self, token: int) -> bool:
+        """One more token; true when a stop string is complete and the answer with it."""
+        self._out(self._filter.push(self._detokeniser.push(token)))
+        return self._filter.matched
+
+    def end(self) -> str:
+        """Let the rest through, but for what may be a tool call; the whole text so far."""
+        self._out(self._filter.push(self._detokeniser.flush()))
+        self._out(self._filter.flush())
+        return self.text
+
+    def release(self, chunk: str) -> None:
+        """Let text through that was held back."""
+        self._through(chunk)
+
+    def _out(self, chunk: str) -> None:
+        self._through(chunk if self._calls is None else self._calls.push(chunk))
+
+    def _through(self, chunk: str) -> None:
+        if not chunk:
+            return
+        self._chunks.append(chunk)
+        if self._emit is not None:
+            self._emit(chunk)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)

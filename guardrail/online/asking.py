@@ -1,93 +1,159 @@
-"""The callers' side of a guard: from a value to a waiting job, and from the job to its answer."""
+"""The callers' side of a guard: from what they gave to a queued job, and from it to the answer.
+
+A text is queued at once. Before a request with media is, they are decoded and its long videos
+judged, which may take long: threads of callers do it themselves, event loops leave it to others.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import reprlib
 import threading
 import time
+import uuid
+from collections import Counter
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from guardrail.errors import GuardrailViolation, RequestTimeoutError
-from guardrail.model.jobs import Job
-from guardrail.online.options import ASK, caller_of, numbered, settings_of
-from guardrail.online.reading import Begun, Reading, finished
-from guardrail.online.scanning import LATE
+from pydantic import ValidationError
+
+from guardrail.errors import (
+    ConfigurationError,
+    GuardrailViolation,
+    LimitExceededError,
+    QueueFullError,
+    RequestTimeoutError,
+)
+from guardrail.model.settings import Settings
+from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob
+from guardrail.online.video_scan import Scan
 from guardrail.requests.folding import folded
-from guardrail.requests.patience import in_own_thread
+from guardrail.requests.messages import drafted
+from guardrail.requests.patience import in_own_thread, patience
+from guardrail.worker.jobs import LATE, Caller
+from guardrail.worker.waiting import within_share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from guardrail.online.answering import AnswerJob, CheckJob, Item
     from guardrail.online.engine import Engine
-    from guardrail.online.floors import Floor
-    from guardrail.online.options import AskOptions
+    from guardrail.online.jobs import Floor, Item
+    from guardrail.policy import Limits
+    from guardrail.requests.messages import Draft, Tools
     from guardrail.types import Request
+    from guardrail.worker.jobs import Job
 
 T = TypeVar("T")
-J = TypeVar("J", bound=Job[Any])
+
+_LONGEST_NAME = 256
+
+
+class AskOptions(TypedDict, total=False):
+    """What every way of asking takes.
+
+    `tools` are function schemas in the OpenAI form, which a model reads before the chat; `timeout`
+    is in seconds, from asking to answer (None: the policy's). Requests of different `client`s take
+    turns; those without one are together one client. `request_id` goes on record instead of a
+    made-up id; a list's requests get `-0`, `-1` and so on behind it.
+    """
+
+    tools: Tools | None
+    timeout: float | None
+    client: str | None
+    request_id: str | None
+
+
+_ASK = AskOptions.__optional_keys__
+
+
+class GenerateOptions(AskOptions, total=False):
+    """How an answer is generated; see `guardrail.model.settings.Settings`."""
+
+    max_new_tokens: int
+    do_sample: bool | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: Sequence[str]
+    num_beams: int
 
 
 class Asking:
-    """Submits requests to an engine and waits for them, in threads and in event loops."""
+    """Submits requests to an engine and waits for them, in threads and in event loops.
+
+    As many requests as may wait for the model may have their media read at once, and as many more
+    their long videos judged. Text waits for neither.
+    """
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self._reading = engine, Reading(engine)
+        self._engine, queue = engine, engine.policy.limits.queue
+        self._reads, self._scans = Places(queue), Places(queue)
 
     def answer(
         self,
         value: Any,
-        options: Mapping[str, Any],
-        *,
+        options: GenerateOptions,
         emit: Callable[[Item], None] | None = None,
         cancelled: threading.Event | None = None,
+        *,
         wait: bool = False,
-    ) -> Begun[AnswerJob]:
-        """Queue a request for an answer."""
-        engine, limits = self._engine, self._engine.policy.limits
-        how = dict(options)
-        ask = {name: how.pop(name) for name in ASK & how.keys()}
-        tools, caller = caller_of(ask, limits, cancelled, wait=wait)
-        settings = settings_of(how, limits)
+    ) -> AnswerJob:
+        """Queue a request for an answer; its media are read, its long videos judged, in here.
 
-        def job(request: Request, floor: Floor) -> AnswerJob:
-            return engine.answer_job(request, settings, emit=emit, floor=floor, **caller.of_job)
-
-        return self._reading.begin(value, tools, caller, job)
+        Raises:
+            InputError: the value cannot be read, or the model cannot be shown it.
+        """
+        job = self._answer_job(options, emit, cancelled, wait=wait)
+        self._submit(value, options.get("tools"), job)
+        return job
 
     def verdict(
         self,
         value: Any,
         options: AskOptions,
-        *,
         cancelled: threading.Event | None = None,
+        *,
         wait: bool = False,
-    ) -> Begun[CheckJob]:
-        """Queue a request for a verdict."""
-        engine = self._engine
-        tools, caller = caller_of(options, engine.policy.limits, cancelled, wait=wait)
+    ) -> CheckJob:
+        """Queue a request for a verdict; see `answer`."""
+        job = self._check_job(options, cancelled, wait=wait)
+        self._submit(value, options.get("tools"), job)
+        return job
 
-        def job(request: Request, floor: Floor) -> CheckJob:
-            copy = folded(request) if engine.policy.fold_text else None
-            return engine.check_job(request, folded=copy, floor=floor, **caller.of_job)
+    async def answer_async(
+        self,
+        value: Any,
+        options: GenerateOptions,
+        emit: Callable[[Item], None] | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> AnswerJob:
+        """`answer` without blocking the event loop."""
+        job = self._answer_job(options, emit, cancelled)
+        await self._submit_async(value, options.get("tools"), job)
+        return job
 
-        return self._reading.begin(value, tools, caller, job)
+    async def verdict_async(self, value: Any, options: AskOptions) -> CheckJob:
+        """`verdict` without blocking the event loop."""
+        job = self._check_job(options)
+        await self._submit_async(value, options.get("tools"), job)
+        return job
 
     def give_up(self, job: Job[Any]) -> None:
         """Nobody waits for this job any more."""
         self._engine.worker.cancel(job)
 
-    def wait(self, begun: Begun[Job[T]]) -> T:
+    def wait(self, job: Job[T]) -> T:
         """Block until a job is settled, its time is over, or the wait is interrupted."""
-        job = finished(begun)
         try:
-            return job.future.result(timeout=_left(job))
+            return job.future.result(timeout=job.caller.left_s())
         except TimeoutError:
             if job.future.done():  # settled at the last moment, or with such an error of its own
                 return job.future.result()
             self.give_up(job)
-            raise _late() from None
+            raise RequestTimeoutError(LATE) from None
         except BaseException:  # Ctrl-C among them; a settled job does not mind
             self.give_up(job)
             raise
@@ -95,7 +161,7 @@ class Asking:
     def wait_all(
         self,
         values: Iterable[Any],
-        ask: Callable[..., Begun[Job[T]]],
+        ask: Callable[..., Job[T]],
         options: AskOptions,
         *,
         return_exceptions: bool,
@@ -104,7 +170,7 @@ class Asking:
 
         def asked(item: tuple[int, Any]) -> Job[T]:
             number, value = item
-            return finished(ask(value, numbered(options, number), wait=True))
+            return ask(value, _numbered(options, number), wait=True)
 
         jobs: list[Job[T] | BaseException] = []
         try:
@@ -125,41 +191,151 @@ class Asking:
                     self.give_up(job)
             raise
 
-    async def submitted(
-        self, ask: Callable[..., Begun[J]], given_up: threading.Event | None = None
-    ) -> J:
-        """Ask from an event loop; media are read, and long videos judged, in threads of their own.
-
-        So whoever waits there keeps none of the loop's few threads from text.
-        """
-        cancelled = given_up or threading.Event()
+    async def wait_async(self, job: Job[T]) -> T:
+        """`wait` without blocking the event loop."""
         try:
-            with self._engine.worker.expecting(cancelled):
-                await asyncio.sleep(0)  # others that ask just now are expected, too
-                begun = await asyncio.to_thread(ask, cancelled=cancelled)
-                if not isinstance(begun, Job):
-                    begun = await in_own_thread(begun)
-            if isinstance(begun, Job):
-                return begun
-            return await in_own_thread(partial(finished, begun))
-        except asyncio.CancelledError:
-            cancelled.set()  # the thread may still queue the job; it will be dropped there
-            raise
-
-    async def wait_async(self, ask: Callable[..., Begun[Job[T]]]) -> T:
-        """Ask and wait in an event loop."""
-        job = await self.submitted(ask)
-        try:
-            async with asyncio.timeout(_left(job)):
+            async with asyncio.timeout(job.caller.left_s()):
                 return await asyncio.wrap_future(job.future)
         except TimeoutError:
             if job.future.done() and not job.future.cancelled():
                 return job.future.result()
             self.give_up(job)
-            raise _late() from None
+            raise RequestTimeoutError(LATE) from None
         except BaseException:  # a cancelled task among them
             self.give_up(job)
             raise
+
+    def _answer_job(
+        self,
+        options: GenerateOptions,
+        emit: Callable[[Item], None] | None,
+        cancelled: threading.Event | None,
+        *,
+        wait: bool = False,
+    ) -> AnswerJob:
+        limits = self._engine.policy.limits
+        caller = _caller(options, limits, cancelled, wait=wait)
+        return self._engine.answer_job(_settings(options, limits), caller, emit)
+
+    def _check_job(
+        self, options: AskOptions, cancelled: threading.Event | None = None, *, wait: bool = False
+    ) -> CheckJob:
+        if unknown := options.keys() - _ASK:
+            raise TypeError(f"a guard is not asked with {', '.join(sorted(unknown))}")
+        limits = self._engine.policy.limits
+        return self._engine.check_job(_caller(options, limits, cancelled, wait=wait))
+
+    def _submit(self, value: Any, tools: Tools | None, job: AnswerJob | CheckJob) -> None:
+        draft = self._submit_text(value, tools, job)
+        if draft is not None:
+            self._submit_media(draft, job)
+
+    async def _submit_async(
+        self, value: Any, tools: Tools | None, job: AnswerJob | CheckJob
+    ) -> None:
+        """Media are read, and long videos judged, in a thread of their own.
+
+        So whoever waits there keeps none of the loop's few threads from text.
+        """
+        try:
+            with self._engine.worker.expecting(job.cancelled):
+                await asyncio.sleep(0)  # others that ask just now are expected, too
+                draft = await asyncio.to_thread(self._submit_text, value, tools, job)
+                if draft is not None:
+                    await in_own_thread(partial(self._submit_media, draft, job))
+        except asyncio.CancelledError:
+            job.cancelled.set()  # the thread may still queue the job; it will be dropped there
+            raise
+
+    def _submit_text(
+        self, value: Any, tools: Tools | None, job: AnswerJob | CheckJob
+    ) -> Draft | None:
+        """Queue a job for a text; a request with media is only drafted."""
+        draft = drafted(value, policy=self._engine.policy, tools=tools)
+        if draft.has_media:
+            return draft
+        self._queue(job, draft.request(), NOTHING_YET, wait=job.caller.wait)
+        return None
+
+    def _submit_media(self, draft: Draft, job: AnswerJob | CheckJob) -> None:
+        """Decode a draft's media, judge its long videos, and queue the job for what is left."""
+        doing = "requests with pictures or videos are read"
+        with self._place(self._reads, job.caller, doing), patience(job.caller.still_waits):
+            request = draft.request()
+        self._engine.require_readable(request)
+        if not request.in_windows:
+            self._queue(job, request, NOTHING_YET, wait=job.caller.wait)
+            return
+        self._engine.worker.expects_no_more(job.cancelled)
+        shown, floor = self._scanned(request, job.caller)
+        self._queue(job, shown, floor, wait=True)
+
+    def _scanned(self, request: Request, caller: Caller) -> tuple[Request, Floor]:
+        """The request without its long videos, and what they scored."""
+        try:
+            with (
+                self._place(self._scans, caller, "long videos are judged"),
+                patience(caller.still_waits),
+            ):
+                return Scan(self._engine, caller).run(request)
+        except RequestTimeoutError as late:
+            raise RequestTimeoutError(
+                f"{late}: its videos were still being judged; sample fewer frames (`video.fps` in "
+                "the policy), or allow more time (`timeout`, `limits.timeout_s`)"
+            ) from late
+
+    def _queue(
+        self, job: AnswerJob | CheckJob, request: Request, floor: Floor, *, wait: bool
+    ) -> None:
+        if isinstance(job, CheckJob) and self._engine.policy.fold_text:
+            job.folded = folded(request)
+        self._engine.submit(job, request, floor, wait=wait)
+
+    @contextmanager
+    def _place(self, places: Places, caller: Caller, doing: str) -> Iterator[None]:
+        """One of a bounded number of places; what is read takes memory of its own."""
+        if not places.take(caller.client, timeout=caller.left_s() if caller.wait else 0.0):
+            if caller.wait:
+                raise RequestTimeoutError(LATE)
+            raise QueueFullError(
+                f"too many {doing}: the policy allows {places.places} at once, and one client its "
+                "share of them; try again later or raise `limits.queue`",
+                retry_after_s=self._engine.worker.drain_s(),
+            )
+        try:
+            yield
+        finally:
+            places.give_back(caller.client)
+
+
+class Places:
+    """A bounded number of places; safe to share between threads."""
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self._held: Counter[str | None] = Counter()
+        self._changed = threading.Condition()
+
+    def take(self, client: str | None, *, timeout: float | None = 0.0) -> bool:
+        """Take a place, within `timeout` s (None: however long it takes); false when none is free.
+
+        A named client may hold three places for each that is free.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._free_for(client), timeout):
+                return False
+            self._held[client] += 1
+            return True
+
+    def give_back(self, client: str | None) -> None:
+        """Give a place back."""
+        with self._changed:
+            self._held[client] -= 1
+            self._held += Counter()  # forgets who holds none
+            self._changed.notify_all()
+
+    def _free_for(self, client: str | None) -> bool:
+        return within_share(client, self._held[client], self.places - self._held.total())
 
 
 def _caught(function: Callable[[Any], T], value: Any) -> T | BaseException:
@@ -173,9 +349,67 @@ def _caught(function: Callable[[Any], T], value: Any) -> T | BaseException:
         return error
 
 
-def _left(job: Job[Any]) -> float | None:
-    return None if job.deadline is None else max(job.deadline - time.monotonic(), 0)
+def _caller(
+    options: AskOptions, limits: Limits, cancelled: threading.Event | None, *, wait: bool
+) -> Caller:
+    """Who asks.
+
+    Raises:
+        ConfigurationError: a timeout that is over before it begins, or an impossible name.
+    """
+    client, request_id = options.get("client"), options.get("request_id")
+    for name, given in (("client", client), ("request_id", request_id)):
+        if given is not None and not (isinstance(given, str) and 0 < len(given) <= _LONGEST_NAME):
+            raise ConfigurationError(f"`{name}` is a text of 1 to {_LONGEST_NAME} characters")
+    return Caller(
+        client=client,
+        request_id=request_id or uuid.uuid4().hex,
+        deadline=_deadline(options.get("timeout"), limits),
+        cancelled=cancelled or threading.Event(),
+        wait=wait,
+    )
 
 
-def _late() -> RequestTimeoutError:
-    return RequestTimeoutError(LATE)
+def _numbered(options: AskOptions, number: int) -> AskOptions:
+    """The options of one of a list's requests: each has an id of its own."""
+    if options.get("request_id") is None:
+        return options
+    return {**options, "request_id": f"{options['request_id']}-{number}"}
+
+
+def _settings(options: GenerateOptions, limits: Limits) -> Settings:
+    """How an answer is to be generated.
+
+    Raises:
+        ConfigurationError: the options contradict each other, or nobody knows one.
+        LimitExceededError: the answer may get longer than the policy allows.
+    """
+    try:
+        default = min(Settings.model_fields["max_new_tokens"].default, limits.new_tokens)
+        how = {name: value for name, value in options.items() if name not in _ASK}
+        settings = Settings.model_validate({"max_new_tokens": default} | how)
+    except ValidationError as error:
+        problems = "; ".join(_problem(found) for found in error.errors())
+        raise ConfigurationError(f"these generation settings cannot hold: {problems}") from error
+    if settings.max_new_tokens > limits.new_tokens:
+        raise LimitExceededError(
+            limit="new_tokens",
+            allowed=limits.new_tokens,
+            found=settings.max_new_tokens,
+            what="the answer asked for",
+        )
+    return settings
+
+
+def _problem(found: Any) -> str:
+    """A validation error in words; what the settings themselves raised says it all."""
+    own = found.get("ctx", {}).get("error")
+    named = f"{'.'.join(map(str, found['loc']))}={reprlib.repr(found['input'])}"
+    return f"{named}: {own or found['msg']}"
+
+
+def _deadline(timeout: float | None, limits: Limits) -> float | None:
+    if timeout is not None and timeout <= 0:
+        raise ConfigurationError(f"a timeout must be more than 0 s; got {timeout}")
+    seconds = limits.timeout_s if timeout is None else timeout
+    return None if seconds is None else time.monotonic() + seconds

@@ -1,38 +1,42 @@
-"""What runs on the model's thread for one guard: batches in, verdicts and results out."""
+"""What runs on the model's thread for one guard: batches in, verdicts and results out.
+
+Before that: whether the artefact belongs to the model, and a request into it.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from guardrail.artefact.artefact import sampling_notes
+from guardrail.artefact.artefact import Artefact, sampling_notes
 from guardrail.decide.detector import NO_FLOOR, Detector
-from guardrail.errors import UnsupportedContentError
+from guardrail.errors import ArtefactMismatchError, LimitExceededError, UnsupportedContentError
 from guardrail.model.decoder import context_length
+from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import check_rows, generate_rows
 from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.model.inputs import TEXT_ONLY, Encoded, Encoder
-from guardrail.model.leases import WorkerLease
 from guardrail.monitor.monitor import Monitor
-from guardrail.online.answering import Answering, AnswerJob, CheckJob, verdict_facts, who
-from guardrail.online.tool_calls import CallReader
-from guardrail.online.verdicts import require_readable, require_room, verdict_of
+from guardrail.online.answering import Answering, verdict_of
+from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob, verdict_facts, who
 from guardrail.policy.acting import enforced, on_outage, outranks_outage, stops
 from guardrail.types import Load, Modality, Request, Verdict
+from guardrail.worker.worker import WorkerLease
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-    from guardrail.artefact import Artefact
     from guardrail.audit import Audit
     from guardrail.model.load import LoadedModel
     from guardrail.model.rulings import Ruling
     from guardrail.model.settings import Settings
-    from guardrail.online.floors import Floor
-    from guardrail.online.scanning import Scan
-    from guardrail.policy import Policy, Thresholds
+    from guardrail.online.jobs import Floor, Item
+    from guardrail.policy import Limits, Policy, Thresholds
+    from guardrail.worker.jobs import Caller
 
 log = logging.getLogger("guardrail")
 
@@ -59,35 +63,43 @@ class Engine:
         self._lease.release()
         self._hooks.remove()
 
-    def answer_job(self, request: Request, settings: Settings, **options: Any) -> AnswerJob:
-        """A job for an answer; sampled and beam-searched requests share no batch."""
-        common = settings.in_common(self.loaded.model)
+    def answer_job(
+        self, settings: Settings, caller: Caller, emit: Callable[[Item], None] | None = None
+    ) -> AnswerJob:
+        """A job for an answer to a request that is not read yet."""
         return AnswerJob(
-            request=request,
-            settings=settings,
             run=self._answer,
             owner=self,
             limits=self.policy.limits,
-            key=None if common is None else self._key(request, common),
-            **options,
+            caller=caller,
+            settings=settings,
+            emit=emit,
         )
 
-    def check_job(self, request: Request, **options: Any) -> CheckJob:
-        """A job for a verdict."""
+    def check_job(
+        self, caller: Caller, *, first_outage: Callable[[], bool] | None = None
+    ) -> CheckJob:
+        """A job for a verdict, with `first_outage` for one on a window, which goes on no record."""
         return CheckJob(
-            request=request,
             run=self._check,
             owner=self,
             limits=self.policy.limits,
             quick=True,
-            key=self._key(request, None),
-            **options,
+            caller=caller,
+            first_outage=first_outage,
         )
 
-    def window_job(self, request: Request, scan: Scan) -> CheckJob:
-        """A job for the score of one window of a long video; it goes on no record."""
-        names = ("deadline", "cancelled", "client", "request_id")
-        return self.check_job(request, scan=scan, **{name: getattr(scan, name) for name in names})
+    def submit(
+        self,
+        job: AnswerJob | CheckJob,
+        request: Request,
+        floor: Floor = NOTHING_YET,
+        *,
+        wait: bool = False,
+    ) -> None:
+        """Queue a job, whose request has been read; see `ModelWorker.submit`."""
+        job.request, job.floor, job.key = request, floor, self._key(job, request)
+        self.worker.submit(job, wait=wait)
 
     def require_readable(self, request: Request) -> None:
         """Refuse, before the model runs, a video that this model or artefact cannot judge.
@@ -144,16 +156,24 @@ class Engine:
         except Exception:  # a border: counting must not cost an answer
             log.exception("the monitor failed; the answer is not affected")
 
-    def _key(self, request: Request, settings: Settings | None) -> object:
+    def _key(self, job: AnswerJob | CheckJob, request: Request) -> object:
+        """What jobs of one batch have equal; None: it runs alone, as sampled answers do."""
         if not self.encoder.can_batch:
             return None
+        common = None
+        if isinstance(job, AnswerJob):
+            common = job.settings.in_common(self.loaded.model)
+            if common is None:
+                return None
         tools = json.dumps(request.tools) if request.tools else None
-        return (id(self), settings, request.shape, tools)
+        return (id(self), common, request.shape, tools)
 
     def _answer(self, jobs: Sequence[AnswerJob]) -> None:
         """Answer a batch; of several jobs each is settled as soon as its own row has ended."""
         encoded = self._encode([job.request for job in jobs], new_tokens=1)
-        answers = [Answering(job, self) for job in jobs]
+        answers = [
+            Answering(job, self.loaded.tokenizer, self._detector, self.record) for job in jobs
+        ]
         early = len(jobs) > 1  # a lone caller goes on only when the model is at rest again
         controls = [
             answer.control(self._room(length), settle_early=early)
@@ -197,7 +217,7 @@ class Engine:
         rulings = self._rulings(jobs, [job.request for job in jobs], floors)
         for job, floor, ruling in zip(jobs, floors, rulings, strict=True):
             verdict = verdict_of(self._detector, job.request, ruling, floor)
-            if job.scan is None:  # the request that a window is of goes on record as a whole
+            if job.first_outage is None:  # what a window is of goes on record as a whole
                 self.record(verdict, verdict_facts(job))
             job.settle(verdict)
 
@@ -232,21 +252,6 @@ class Engine:
         require_room(encoded, self.policy.limits, self._context, new_tokens=new_tokens)
         return encoded
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Tokens to the text people read."""
-        text: Any = self.loaded.tokenizer.decode(
-            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text)
-
-    def call_reader(self, request: Request) -> CallReader | None:
-        """What reads tool calls in the answer to a request that offers tools."""
-        return CallReader(self.loaded.tokenizer, request.tools) if request.tools else None
-
-    def verdict(self, job: AnswerJob, ruling: Ruling) -> Verdict:
-        """What people are told of a ruling."""
-        return verdict_of(self._detector, job.request, ruling, job.floor)
-
 
 def _scores(floors: Sequence[Floor]) -> tuple[float, ...]:
     """The rows' floors; none at all where no row has any, as most requests have none."""
@@ -262,4 +267,65 @@ def _settings(jobs: Sequence[AnswerJob]) -> Settings:
 
 def _first_outage(job: AnswerJob | CheckJob) -> bool:
     """Whether an outage of this job is to go on record; of a long video's windows one does."""
-    return not isinstance(job, CheckJob) or job.scan is None or job.scan.first_outage()
+    return not isinstance(job, CheckJob) or job.first_outage is None or job.first_outage()
+
+
+def require_readable(request: Request, artefact: Artefact) -> None:
+    """Refuse a video that the artefact has no offset for.
+
+    Raises:
+        UnsupportedContentError: saying what to do.
+    """
+    if request.videos and not artefact.reads_videos:
+        raise UnsupportedContentError(
+            f"{artefact.artefact_id} was fitted without video, so there is no score for one; fit "
+            "again (`guardrail fit`) with this release"
+        )
+
+
+def require_room(
+    encoded: Encoded, limits: Limits, context: int | None, *, new_tokens: int = 0
+) -> None:
+    """Refuse a batch with a prompt too long for the policy, or for a model of `context` positions.
+
+    Raises:
+        LimitExceededError: naming the longest prompt.
+    """
+    allowed, what = limits.prompt_tokens, "the prompt"
+    if context is not None and context - new_tokens < allowed:
+        allowed = context - new_tokens
+        what = f"the prompt (for a model of {context} positions)"
+    longest = max(encoded.lengths)
+    if longest > allowed and "video" in encoded.kinds:
+        smaller = "smaller `video.window` and `video.answer_frames`, or frames of fewer pixels"
+        what += f", with a video in it ({smaller} help),"
+    if longest > allowed:
+        raise LimitExceededError(limit="prompt_tokens", allowed=allowed, found=longest, what=what)
+
+
+def find_artefact(source: Artefact | str | Path) -> Artefact:
+    """An artefact as it is, from a file, or from the hub."""
+    if isinstance(source, Artefact):
+        return source
+    return Artefact.from_pretrained(source)
+
+
+def mismatch(
+    artefact: Artefact, loaded: LoadedModel, *, allowed: bool
+) -> dict[str, tuple[str, str]]:
+    """What makes the model another than the one the artefact was fitted on, if that is allowed.
+
+    Raises:
+        ArtefactMismatchError: it is not allowed, or the numbers of layers or the widths differ.
+    """
+    fitted, running = artefact.header.fingerprint, fingerprint(loaded)
+    for name, (then, now) in fitted.warnings(running).items():
+        warnings.warn(f"the artefact was fitted with {name} {then}, this is {now}", stacklevel=4)
+    shapes = artefact.shape_differences(loaded.layer_count, loaded.d_model)
+    fields = fitted.differences(running) | shapes
+    if shapes or (fields and not allowed):
+        raise ArtefactMismatchError(fields)
+    if fields:
+        told = "; ".join(f"{k}: fitted on {a}, running {b}" for k, (a, b) in fields.items())
+        log.warning("the artefact was fitted on another model, as allow_mismatch allows: %s", told)
+    return fields

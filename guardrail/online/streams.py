@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from guardrail.errors import RequestTimeoutError
-from guardrail.online.scanning import LATE
 from guardrail.types import Verdict
+from guardrail.worker.jobs import LATE
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from guardrail.online.answering import AnswerJob, Item
+    from guardrail.online.jobs import AnswerJob, Item
     from guardrail.types import Result
 
 Start = Callable[[Callable[["Item"], None]], "AnswerJob"]
@@ -82,10 +81,8 @@ class GuardStream(Iterator[str]):
             self._job.cancelled.set()  # takes no lock: the garbage collector may run anywhere
 
     def _next_item(self) -> Item | None:
-        deadline = self._job.deadline
-        timeout = None if deadline is None else max(deadline - time.monotonic(), 0)
         try:
-            return self._items.get(timeout=timeout)
+            return self._items.get(timeout=self._job.caller.left_s())
         except queue.Empty:
             self.close()
             raise RequestTimeoutError(LATE) from None
@@ -165,8 +162,7 @@ class AsyncGuardStream(AsyncIterator[str]):
 
     async def _next_item(self, job: AnswerJob) -> Item | None:
         try:
-            late = None if job.deadline is None else job.deadline - time.monotonic()
-            async with asyncio.timeout(late):
+            async with asyncio.timeout(job.caller.left_s()):
                 return await self._items.get()
         except TimeoutError:
             self._close()

@@ -110,7 +110,7 @@ def drafted(value: object, *, policy: Policy, tools: Tools | None = None) -> Dra
         tools = value.tools
     if isinstance(value, Chat):
         value = value.messages
-    offered = read_tools(tools or (), budget)
+    offered = read_tools(tools, budget) if tools else ()
     match value:
         case Request(messages):
             parts = (part for message in messages for part in message.parts)

@@ -12,8 +12,8 @@ from guardrail.decide.detector import Detector
 from guardrail.decide.linear import Readout, Steering
 from guardrail.guard import Guard
 from guardrail.model import calls, generate, hooks, settings
+from guardrail.online import answering
 from guardrail.online.answering import Answering
-from guardrail.online.engine import Engine
 from guardrail.testing import tiny_model
 
 if TYPE_CHECKING:
@@ -132,13 +132,13 @@ def the_verdict_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def the_first_verdict_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, first = Engine.verdict, []
+    real, first = answering.verdict_of, []
 
-    def verdict(self: Any, *args: Any) -> Any:
-        first.append(real(self, *args))
+    def verdict(*args: Any) -> Any:
+        first.append(real(*args))
         return first[0]
 
-    monkeypatch.setattr(Engine, "verdict", verdict)
+    monkeypatch.setattr(answering, "verdict_of", verdict)
 
 
 def static_caches_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

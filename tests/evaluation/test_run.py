@@ -16,9 +16,9 @@ from guardrail.evaluation.run import evaluate
 from guardrail.evaluation.schema import Report
 from guardrail.evaluation.scores import Scorer
 from guardrail.evaluation.stage import Context
-from guardrail.evaluation.windows import judged_requests
 from guardrail.fit.collect import Collector
 from guardrail.guard import Guard
+from guardrail.online.video_scan import judged_requests
 from guardrail.policy import Limits, Policy, VideoSampling
 
 if TYPE_CHECKING:

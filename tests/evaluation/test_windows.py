@@ -9,14 +9,11 @@ import torch
 from PIL import Image
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.evaluation.windows import (
-    answered_request,
-    judged_requests,
-    residuals_of,
-)
+from guardrail.evaluation.windows import answered_request, residuals_of
 from guardrail.fit.collect import Collector
 from guardrail.model.load import wrap_model
-from guardrail.online.verdicts import require_readable
+from guardrail.online.engine import require_readable
+from guardrail.online.video_scan import judged_requests
 from guardrail.policy import VideoSampling
 from guardrail.testing import tiny_artefact
 from guardrail.types import Clip, Message, Request, TextPart, VideoPart, VideoStream

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from guardrail.model.caches import cache_argument
+from guardrail.model.decoder import cache_argument
 
 FOLDER = os.environ.get("GUARDRAIL_TINY_VLM")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "tiny_vlm"

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import DynamicCache, T5Config, T5ForConditionalGeneration
 
 from guardrail.errors import UnsupportedModelError
 from guardrail.model.decoder import (
+    cache_argument,
     context_length,
     decoder_layers,
     decoder_module,
+    passed_cache,
+    positions_in,
     self_attention_layers,
 )
 from guardrail.testing import tiny_model
@@ -65,3 +69,36 @@ def test_a_model_without_a_decoder_is_refused():
 
 def _vision_layers(model: nn.Module) -> list[nn.Module]:
     return [m for name, m in model.named_modules() if "vision" in name or "visual" in name]
+
+
+def test_the_cache_is_found_under_any_name():
+    cache = DynamicCache()
+    assert passed_cache([None, "text", 3, cache]) is cache
+    assert passed_cache([None, "text"]) is None
+
+
+def test_a_cache_that_counts_no_positions_is_refused():
+    class Recurrent:
+        def get_seq_length(self):
+            raise ValueError("only on Attention layers")
+
+    assert positions_in(DynamicCache()) == 0
+    with pytest.raises(UnsupportedModelError, match=r"counts no positions.*Attention layers"):
+        positions_in(Recurrent())
+
+
+@pytest.mark.parametrize(
+    ("forward", "name"),
+    [
+        (lambda input_ids, past_key_values=None: None, "past_key_values"),
+        (lambda input_ids, cache=None: None, "cache"),
+    ],
+)
+def test_the_arguments_name_is_read_off_the_model(forward, name):
+    assert cache_argument(SimpleNamespace(forward=forward)) == name
+
+
+def test_the_name_fits_the_installed_library(llama):
+    assert cache_argument(llama.model) in ("cache", "past_key_values")
+    output = llama.model(input_ids=llama.model.dummy_inputs["input_ids"], use_cache=True)
+    assert passed_cache([getattr(output, cache_argument(llama.model))]) is not None

@@ -67,7 +67,7 @@ def test_what_could_not_be_read_is_not_waited_for(llava, guard_on):
     guard = guard_on(llava)
     with pytest.raises(InputError):
         asyncio.run(guard.acheck([{"role": "nobody", "content": "hello"}]))
-    assert not guard._engine.worker._company.is_expected(0)
+    assert not guard._engine.worker._arrivals.is_expected(0)
 
 
 def test_the_loop_runs_on_while_the_model_works(llava, guard_on):

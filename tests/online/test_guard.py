@@ -24,11 +24,11 @@ from guardrail.errors import (
 from guardrail.guard import Guard
 from guardrail.model.decoder import decoder_layers
 from guardrail.model.inputs import Encoder
-from guardrail.model.leases import _WORKERS
 from guardrail.model.load import wrap_model
 from guardrail.policy import REFUSAL, Limits, Policy, Thresholds
 from guardrail.testing import tiny_model
 from guardrail.types import Action, ImagePart, Load, Message, Modality, Request, TextPart
+from guardrail.worker.worker import _WORKERS
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 

@@ -282,8 +282,8 @@ def test_a_process_may_end_while_an_answer_is_being_made(tmp_path):
     script = tmp_path / "leaves.py"
     script.write_text(
         "import threading, torch\n"
-        "from guardrail.model.jobs import Job\n"
-        "from guardrail.model.leases import WorkerLease\n"
+        "from guardrail.worker.jobs import Job\n"
+        "from guardrail.worker.worker import WorkerLease\n"
         "from guardrail.policy import Limits\n"
         "lease = WorkerLease(torch.nn.Linear(1, 1))\n"
         "begun = threading.Event()\n"
@@ -305,8 +305,8 @@ def test_a_fork_of_a_busy_process_answers_its_own_requests_and_not_its_parents(t
     script.write_text(
         "import os, signal, threading, torch\n"
         "from guardrail.model import seeding\n"
-        "from guardrail.model.jobs import Job\n"
-        "from guardrail.model.leases import WorkerLease\n"
+        "from guardrail.worker.jobs import Job\n"
+        "from guardrail.worker.worker import WorkerLease\n"
         "from guardrail.policy import Limits\n"
         "lease = WorkerLease(torch.nn.Linear(1, 1))\n"
         "worker = lease.worker\n"

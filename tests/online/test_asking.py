@@ -1,4 +1,4 @@
-"""From a value to a job: reading takes no longer than the caller waits."""
+"""From a value to a job: reading takes no longer than the caller waits, and places are bounded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from guardrail.errors import QueueFullError, RequestCancelledError, RequestTimeoutError
-from guardrail.online.reading import Caller, finished
+from guardrail.online.asking import Places
 from guardrail.policy import Limits
 from guardrail.requests import decoders, formats
 from guardrail.requests.shots import Shot
@@ -37,16 +37,6 @@ def test_the_time_of_a_request_covers_the_reading_of_its_video(llava, guard_on, 
     chat = [{"role": "user", "content": [{"type": "video", "video": data.getvalue()}]}]
     with pytest.raises(RequestTimeoutError):
         guard_on(llava, Action.PASS).check(chat, timeout=0.05)
-
-
-def test_a_caller_waits_until_the_time_is_over_or_it_gives_up():
-    given_up = threading.Event()
-    Caller(None, given_up, wait=False).still_waits()
-    with pytest.raises(RequestTimeoutError):
-        Caller(0.0, given_up, wait=False).still_waits()
-    given_up.set()
-    with pytest.raises(RequestCancelledError):
-        Caller(None, given_up, wait=False).still_waits()
 
 
 def of_picture(count=1):
@@ -118,9 +108,8 @@ def test_between_the_pictures_of_a_request_it_is_asked_whether_anybody_waits(
 ):
     guard = guard_on(llava, Action.PASS)
     given_up = threading.Event()
-    begun = guard._asking.verdict(of_picture(3), {}, cancelled=given_up)
     with ThreadPoolExecutor(1) as caller:
-        asked = caller.submit(finished, begun)
+        asked = caller.submit(guard._asking.verdict, of_picture(3), {}, given_up)
         until(lambda: opening.begun)
         given_up.set()
         with pytest.raises(RequestCancelledError):
@@ -145,3 +134,29 @@ def test_too_many_requests_with_pictures_are_turned_away_and_text_is_not(llava, 
         await guard.acheck(of_picture())
 
     asyncio.run(main())
+
+
+def test_one_client_leaves_places_to_the_others():
+    places = Places(4)
+    assert [places.take("a") for _ in range(4)] == [True, True, True, False]
+    assert places.take("b")
+    assert not places.take("b")
+    places.give_back("a")
+    assert places.take("b")
+
+
+def test_who_names_no_client_may_have_all_of_them():
+    places = Places(2)
+    assert [places.take(None) for _ in range(3)] == [True, True, False]
+
+
+def test_waiting_ends_with_a_place_or_with_the_time():
+    places = Places(1)
+    places.take("a")
+    assert not places.take("b", timeout=0.01)
+    waiter = threading.Thread(target=places.take, args=("b",), kwargs={"timeout": None})
+    waiter.start()
+    places.give_back("a")
+    waiter.join(LONG_S)
+    assert not waiter.is_alive()
+    assert not places.take("a")

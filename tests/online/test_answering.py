@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardrail.online.text import AnswerText, Detokeniser, StopFilter
+from guardrail.online.answering import AnswerText, Detokeniser, StopFilter
 
 
 def as_bytes(ids):

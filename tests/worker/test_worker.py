@@ -17,12 +17,10 @@ from guardrail.errors import (
     RequestCancelledError,
     RequestTimeoutError,
 )
-from guardrail.model.batches import run_batch
-from guardrail.model.jobs import Job
-from guardrail.model.leases import _WORKERS, WorkerLease
-from guardrail.model.worker import ModelWorker
 from guardrail.policy import Limits
 from guardrail.types import Load
+from guardrail.worker.jobs import Caller, Job, run_batch
+from guardrail.worker.worker import _WORKERS, ModelWorker, WorkerLease, run_in_turn
 from tests.waiting import LONG_S, until
 
 LIMITS = Limits(queue=3, batch=4, batch_wait_s=0.0)
@@ -69,6 +67,10 @@ def echo(batches=None, *, poison=None):
 
 def job(run, owner="x", **options):
     return Job(run=run, owner=owner, **({"limits": LIMITS} | options))
+
+
+def until_in(seconds):
+    return Caller(deadline=time.monotonic() + seconds)
 
 
 def test_waiting_jobs_of_one_kind_share_a_batch_and_others_do_not(worker):
@@ -166,39 +168,6 @@ def test_an_error_reaches_only_the_job_that_caused_it(worker):
         jobs[1].future.result(WAIT)
 
 
-def test_what_a_failed_batch_held_is_free_before_its_requests_run_alone():
-    class Cache:
-        pass
-
-    held: list[weakref.ref[Cache]] = []
-    alive: list[int] = []
-
-    def run(jobs):
-        alive.append(sum(cache() is not None for cache in held))
-        try:
-            work(jobs)
-        except MemoryError as error:
-            raise RuntimeError("out of memory") from error
-
-    def work(jobs):
-        cache = Cache()
-        held.append(weakref.ref(cache))
-        if len(jobs) > 1 or jobs[0].owner == "large":
-            raise MemoryError
-        jobs[0].settle(jobs[0].owner)
-
-    jobs = [job(run, owner) for owner in ("small", "large", "other")]
-    gc.disable()  # memory of an accelerator does not wait for the collector
-    try:
-        run_batch(jobs)
-    finally:
-        gc.enable()
-    assert alive == [0, 0, 0, 0]
-    assert [jobs[0].future.result(0), jobs[2].future.result(0)] == ["small", "other"]
-    with pytest.raises(RuntimeError, match="out of memory"):
-        jobs[1].future.result(0)
-
-
 def test_a_job_whose_answer_has_begun_is_not_run_again(worker):
     gate = Gate(worker)
     runs: list[int] = []
@@ -240,7 +209,7 @@ def test_a_full_queue_says_so_and_waiting_for_a_place_works(worker):
         worker.submit(each)
     with pytest.raises(QueueFullError, match="3 requests are waiting, the policy allows 3"):
         worker.submit(job(echo()))
-    late = job(echo(), "late", deadline=time.monotonic() + 0.05)
+    late = job(echo(), "late", caller=until_in(0.05))
     with pytest.raises(RequestTimeoutError, match="a place"):
         worker.submit(late, wait=True)
     patient = job(echo(), "patient")
@@ -252,36 +221,38 @@ def test_a_full_queue_says_so_and_waiting_for_a_place_works(worker):
 
 
 def test_requests_that_ended_while_they_waited_do_not_make_the_model_look_fast(worker):
-    worker._pace.ran(1, 40.0)
+    worker._throughput.ran(1, 40.0)
     gate = Gate(worker)
-    given_up = [job(echo(), n, cancelled=threading.Event()) for n in range(3)]
+    given_up = [job(echo(), n) for n in range(3)]
     for each in given_up:
         worker.submit(each)
         each.cancelled.set()
-    pace = worker._pace.drain_s(1)
+    pace = worker._throughput.drain_s(1)
     gate.open.set()
     for each in given_up:
         with pytest.raises(RequestCancelledError):
             each.future.result(WAIT)
     last = Gate(worker)  # by now the batch of nobody is on the books
-    assert worker._pace.drain_s(1) == pytest.approx(pace * 0.75, rel=0.05)  # the gate's own part
+    assert worker._throughput.drain_s(1) == pytest.approx(
+        pace * 0.75, rel=0.05
+    )  # the gate's own part
     last.open.set()
 
 
 def test_one_client_cannot_take_the_last_places_from_the_others(worker):
     gate = Gate(worker)
     limits = Limits(queue=8, batch=1)
-    mine = [job(echo(), n, client="a", limits=limits) for n in range(6)]
+    mine = [job(echo(), n, caller=Caller(client="a"), limits=limits) for n in range(6)]
     for each in mine:
         worker.submit(each)
     with pytest.raises(QueueFullError, match="this client has 6 requests waiting") as caught:
-        worker.submit(job(echo(), client="a", limits=limits))
+        worker.submit(job(echo(), caller=Caller(client="a"), limits=limits))
     assert (caught.value.whose, caught.value.retry_after_s) == ("client", 1)
-    others = [job(echo(), name, client=name, limits=limits) for name in "bc"]
+    others = [job(echo(), name, caller=Caller(client=name), limits=limits) for name in "bc"]
     for each in others:
         worker.submit(each)
     with pytest.raises(QueueFullError, match="8 requests are waiting") as caught:
-        worker.submit(job(echo(), client="d", limits=limits))
+        worker.submit(job(echo(), caller=Caller(client="d"), limits=limits))
     assert caught.value.whose == "all"
     gate.open.set()
     assert [each.future.result(WAIT) for each in (*mine, *others)] == [*range(6), "b", "c"]
@@ -307,8 +278,8 @@ def test_the_single_request_of_a_client_is_in_the_next_batch(worker):
             each.settle(None)
 
     limits = Limits(queue=100, batch=4, batch_wait_s=0.0)
-    jobs = [job(run, client="a", key="A", limits=limits) for _ in range(60)]
-    jobs.append(job(run, client="b", key="A", limits=limits))
+    jobs = [job(run, caller=Caller(client="a"), key="A", limits=limits) for _ in range(60)]
+    jobs.append(job(run, caller=Caller(client="b"), key="A", limits=limits))
     for each in jobs:
         worker.submit(each)
     gate.open.set()
@@ -349,7 +320,7 @@ def test_the_load_counts_who_waits_and_who_runs(worker):
 def test_the_load_tells_of_a_model_that_does_not_come_back(worker):
     gate = Gate(worker)
     assert worker.load(LIMITS).overdue_s == 0
-    gate.job.deadline = time.monotonic() - 40
+    gate.job.caller = Caller(deadline=time.monotonic() - 40)
     assert worker.load(LIMITS).overdue_s >= 40
     gate.open.set()
     gate.job.future.result(WAIT)
@@ -392,7 +363,7 @@ def test_requests_that_wait_when_the_thread_is_killed_run_on_another_one(worker,
             until(lambda: False)
         run_batch(batch)
 
-    monkeypatch.setattr("guardrail.model.worker.run_batch", stuck)
+    monkeypatch.setattr("guardrail.worker.worker.run_batch", stuck)
     jobs = [job(echo(), n) for n in range(3)]
     worker.submit(jobs[0])
     assert entered.wait(WAIT)
@@ -451,7 +422,7 @@ def test_who_waits_leaves_the_rest_of_the_places_to_who_would_be_refused(worker)
     for each in listed:
         worker.submit(each, wait=True)
     with pytest.raises(RequestTimeoutError, match="a place"):
-        worker.submit(job(echo(), deadline=time.monotonic() + 0.02), wait=True)
+        worker.submit(job(echo(), caller=until_in(0.02)), wait=True)
     single = job(echo(), "single")
     worker.submit(single)
     gate.open.set()
@@ -474,7 +445,7 @@ def test_a_cancelled_job_leaves_the_queue_at_once(worker):
 def test_a_job_whose_time_is_over_is_not_started(worker):
     gate = Gate(worker)
     batches: list[int] = []
-    late = job(echo(batches), deadline=time.monotonic() + 0.01)
+    late = job(echo(batches), caller=until_in(0.01))
     worker.submit(late)
     time.sleep(0.02)
     gate.open.set()
@@ -564,3 +535,59 @@ def test_a_worker_does_not_keep_its_model_alive():
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_work_runs_on_the_models_thread_and_its_result_comes_back():
+    model = nn.Linear(1, 1)
+    with_lease = WorkerLease(model)
+    try:
+        names = [
+            run_in_turn(model, lambda: threading.current_thread().name, Limits()) for _ in range(2)
+        ]
+    finally:
+        with_lease.release()
+    assert names == ["guardrail-model"] * 2
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), TimeoutError("of its own")])
+def test_an_error_of_the_work_is_raised_here(error):
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        run_in_turn(nn.Linear(1, 1), fail, Limits())
+
+
+def test_waiting_ends_with_the_time_and_the_thread_stays_the_only_one():
+    model, free, done = nn.Linear(1, 1), threading.Event(), threading.Event()
+
+    def slow() -> None:
+        free.wait(LONG_S)
+        done.set()
+
+    with pytest.raises(RequestTimeoutError, match="the time was over"):
+        run_in_turn(model, slow, Limits(timeout_s=0.05))
+    later = WorkerLease(model)  # of a new guard, while the work still runs
+    try:
+        free.set()
+        order = run_in_turn(model, done.is_set, Limits())
+    finally:
+        later.release()
+    assert order  # it ran after the slow work, not beside it
+
+
+def test_work_in_the_queue_is_dropped_when_the_time_is_over():
+    model, free = nn.Linear(1, 1), threading.Event()
+    ran: list[int] = []
+    first = threading.Thread(target=run_in_turn, args=(model, lambda: free.wait(LONG_S), Limits()))
+    lease = WorkerLease(model)
+    first.start()
+    until(lambda: lease.worker._running)
+    with pytest.raises(RequestTimeoutError):
+        run_in_turn(model, lambda: ran.append(1), Limits(timeout_s=0.02))
+    assert not lease.worker._waiting  # its place is free at once, not when its turn comes
+    free.set()
+    first.join(LONG_S)
+    run_in_turn(model, lambda: ran.append(2), Limits())
+    lease.release()
+    assert ran == [2]

@@ -8,12 +8,16 @@ import math
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from guardrail.errors import (
     GuardrailViolation,
+    InputError,
     LimitExceededError,
     QueueFullError,
     RequestCancelledError,
@@ -23,8 +27,7 @@ from guardrail.errors import (
 )
 from guardrail.guard import Guard
 from guardrail.model.decoder import decoder_layers
-from guardrail.online.scanning import Scan
-from guardrail.online.thinning import Thinner
+from guardrail.online.video_scan import Scan, Thinner
 from guardrail.policy import REFUSAL, Limits, Policy, Thresholds, VideoSampling
 from guardrail.types import (
     Action,
@@ -37,6 +40,7 @@ from guardrail.types import (
     VideoStream,
     Window,
 )
+from guardrail.worker.jobs import Caller
 from tests.waiting import LONG_S, at_rest, auntil, passes_of, until
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
@@ -668,28 +672,30 @@ def test_a_list_of_frames_is_judged_in_windows_of_the_policy(shown, guard_on, cl
 class Asked:
     """A scan of five windows, three of them under way at once, whose jobs the test settles."""
 
-    def __init__(self, guard, clips, then):
+    def __init__(self, guard, clips, then, monkeypatch):
         self.guard, self.windows = under(guard, video=SAMPLING, limits=Limits(batch=3)), clips
         self.jobs, self.given_up, self._then = [], [], then
         engine, self.cancelled = self.guard._engine, threading.Event()
-        self.scan = Scan(
-            engine, self._submit, self._give_up, deadline=None, cancelled=self.cancelled
-        )
+        self._cancel = engine.worker.cancel
+        monkeypatch.setattr(engine.worker, "submit", self._submit)
+        monkeypatch.setattr(engine.worker, "cancel", self._give_up)
+        self.scan = Scan(engine, Caller(cancelled=self.cancelled))
 
-    def _submit(self, job):
+    def _submit(self, job, *, wait):
+        assert wait
         self.jobs.append(job)
         self._then(self.jobs)
 
     def _give_up(self, job):
         self.given_up.append(job)
-        self.guard._engine.worker.cancel(job)
+        self._cancel(job)
 
     def run(self):
         return self.scan.run(ask("hi", self.windows))
 
 
 @pytest.mark.parametrize("end", ["flag", "error"])
-def test_what_ends_a_video_ends_its_windows_under_way_too(llava, guard_on, clips, end):
+def test_what_ends_a_video_ends_its_windows_under_way_too(llava, guard_on, clips, end, monkeypatch):
     guard = guard_on(llava, FLAG)
     flag = guard.check(ask("hi", VideoPart(clips(1)[0])))
 
@@ -697,7 +703,7 @@ def test_what_ends_a_video_ends_its_windows_under_way_too(llava, guard_on, clips
         if len(jobs) == 3:
             jobs[0].settle(flag) if end == "flag" else jobs[0].fail(VideoDecodeError("damaged"))
 
-    asked = Asked(guard, Clips(clips(5)), settle)
+    asked = Asked(guard, Clips(clips(5)), settle, monkeypatch)
     if end == "flag":
         _, floor = asked.run()
         assert floor.score == flag.score
@@ -713,12 +719,12 @@ def test_what_ends_a_video_ends_its_windows_under_way_too(llava, guard_on, clips
 
 
 def test_a_window_that_was_queued_when_its_caller_was_interrupted_does_not_run(
-    llava, guard_on, clips
+    llava, guard_on, clips, monkeypatch
 ):
     def interrupt(_jobs):
         raise KeyboardInterrupt  # before anybody has noted that it is under way
 
-    asked = Asked(guard_on(llava), Clips(clips(5)), interrupt)
+    asked = Asked(guard_on(llava), Clips(clips(5)), interrupt, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         asked.run()
     assert not asked.jobs[0].start()
@@ -728,7 +734,57 @@ def test_a_window_that_was_queued_when_its_caller_was_interrupted_does_not_run(
 @pytest.mark.parametrize("given_up", [False, True])
 def test_windows_that_break_one_after_another_are_one_outage(llava, guard_on, given_up):
     cancelled = threading.Event()
-    scan = Scan(guard_on(llava)._engine, print, print, deadline=None, cancelled=cancelled)
+    scan = Scan(guard_on(llava)._engine, Caller(cancelled=cancelled))
     if given_up:
         cancelled.set()  # what breaks now is no outage of a request that somebody waits for
     assert [scan.first_outage() for _ in range(3)] == [not given_up, False, False]
+
+
+@dataclass(frozen=True)
+class Frame:
+    number: int
+
+
+def clips_of_frames(total, window):
+    """Frames 0 to total - 1 in windows; the last is filled up backwards."""
+    frames = [Frame(n) for n in range(total)]
+    for end in [*range(window, total, window), total]:
+        shown = frames[max(end - window, 0) : end]
+        yield Clip(tuple(shown), tuple(frame.number / 2 for frame in shown))
+
+
+@given(total=st.integers(1, 700), window=st.integers(1, 9), count=st.integers(1, 9))
+def test_the_frames_are_spread_evenly_from_the_first_to_the_last(total, window, count):
+    thinner = Thinner(count)
+    for clip in clips_of_frames(total, window):
+        thinner.add(clip)
+    found = thinner.clip()
+    numbers = [frame.number for frame in found.frames]
+    assert found.times == tuple(n / 2 for n in numbers)
+    assert len(numbers) == min(count, total)
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] == 0
+    if count > 1:
+        assert numbers[-1] == total - 1
+        step = (total - 1) / max(len(numbers) - 1, 1)
+        assert all(abs(n - i * step) <= step / 2 + 0.5 for i, n in enumerate(numbers))
+
+
+def test_what_is_kept_does_not_grow_with_the_video():
+    thinner, kept = Thinner(4), 0
+    for clip in clips_of_frames(5000, 8):
+        thinner.add(clip)
+        kept = max(kept, len(thinner._kept))
+    assert kept <= 9
+
+
+def test_frames_shown_at_one_time_are_several_frames():
+    thinner, frames = Thinner(4), [Frame(n) for n in range(4)]
+    for pair in (frames[:2], frames[1:3], frames[2:]):
+        thinner.add(Clip(tuple(pair), (1.0, 1.0)))
+    assert thinner.clip() == Clip(tuple(frames), (1.0,) * 4)
+
+
+def test_a_video_without_frames_is_refused():
+    with pytest.raises(InputError, match="no frame"):
+        Thinner(4).clip()

@@ -1,18 +1,20 @@
 """The one thread that may touch a model, and the queue in front of it.
 
-All guards on a model share its thread. Waiting requests of a like kind are answered together, and
-clients take turns.
+All guards on a model share its thread, through leases. Waiting requests of a like kind are answered
+together, and clients take turns. Other work on a model runs between them, `run_in_turn`.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
+import os
 import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from guardrail.errors import (
     GuardClosedError,
@@ -20,22 +22,22 @@ from guardrail.errors import (
     RequestCancelledError,
     RequestTimeoutError,
 )
-from guardrail.model.batches import run_batch, told
-from guardrail.model.company import Company
-from guardrail.model.lanes import Lanes
-from guardrail.model.pace import Pace
-from guardrail.model.shares import within_share
 from guardrail.types import Load
+from guardrail.worker.jobs import Caller, Job, run_batch, told
+from guardrail.worker.waiting import Arrivals, Lanes, Throughput, within_share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from guardrail.model.jobs import Job
+    from torch import nn
+
     from guardrail.policy import Limits
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_EXIT_WAIT_S = 10.0
 
 
 class ModelWorker:
@@ -43,30 +45,34 @@ class ModelWorker:
 
     def __init__(self) -> None:
         self.forget()
-        self._pace = Pace()
+        self._throughput = Throughput()
         self._stopped = False
         self._departed: WeakSet[object] = WeakSet()
 
     def forget(self) -> None:
         """Begin with no job and no thread; those that a forked child sees are its parent's."""
         self._changed = threading.Condition()
-        self._waiting: Lanes[Job[object]] = Lanes()
-        self._running: list[Job[object]] = []
-        self._company = Company()
+        self._waiting = Lanes()
+        self._running: list[Job[Any]] = []
+        self._arrivals = Arrivals()
         self._thread: threading.Thread | None = None
 
     @contextmanager
     def expecting(self, cancelled: threading.Event) -> Iterator[None]:
         """While a request is read whose job will have this event as its own."""
         with self._changed:
-            self._company.comes(cancelled)
+            self._arrivals.comes(cancelled)
         try:
             yield
         finally:
-            with self._changed:
-                self._company.came(cancelled)
+            self.expects_no_more(cancelled)
 
-    def submit(self, job: Job[T], *, wait: bool = False) -> None:
+    def expects_no_more(self, cancelled: threading.Event) -> None:
+        """What is left to do for that request takes longer than others should wait for it."""
+        with self._changed:
+            self._arrivals.came(cancelled)
+
+    def submit(self, job: Job[Any], *, wait: bool = False) -> None:
         """Queue a job; with `wait`, until its deadline if none of the first half of places is free.
 
         The rest is for those who would be refused while long lists and long videos wait. A named
@@ -85,7 +91,7 @@ class ModelWorker:
         with self._changed:
             free = self._changed.wait_for(
                 lambda: self._refuses(job) or len(self._waiting) < places,
-                timeout=_left(job.deadline) if wait else 0,
+                timeout=job.caller.left_s() if wait else 0,
             )
             if self._refuses(job):
                 raise GuardClosedError("the guard was closed")
@@ -107,7 +113,7 @@ class ModelWorker:
     def drain_s(self) -> float:
         """When the jobs that wait now should be done, in s, within 1 to 60."""
         with self._changed:
-            return self._pace.drain_s(len(self._waiting) + len(self._running))
+            return self._throughput.drain_s(len(self._waiting) + len(self._running))
 
     def _overdue_s(self) -> float:
         ends = [math.inf if job.deadline is None else job.deadline for job in self._running]
@@ -127,19 +133,19 @@ class ModelWorker:
 
     def _queue(self, job: Job[Any], *, expects_company: bool) -> None:
         busy = any(not other.future.done() for other in self._running)
-        self._company.came(job.cancelled)
+        self._arrivals.came(job.cancelled)
         if expects_company or busy:
-            self._company.met()
+            self._arrivals.met()
         self._ensure_thread()  # first: a job must not be left behind where none can be started
         job.queued_at = time.monotonic()
         self._waiting.push(job)
         self._changed.notify_all()
 
-    def cancel(self, job: Job[T]) -> None:
+    def cancel(self, job: Job[Any]) -> None:
         """Give a job up: out of the queue at once, out of a running batch at the next token."""
         job.cancelled.set()
         with self._changed:
-            if self._waiting.remove(job):  # type: ignore[arg-type]  # of any result
+            if self._waiting.remove(job):
                 job.fail(RequestCancelledError("the request was given up"))
             self._changed.notify_all()
 
@@ -223,13 +229,13 @@ class ModelWorker:
             self._running = []
             ran = sum(job.started_at is not None for job in batch)
             if ran:  # what nobody waited for any more says nothing about the model
-                self._pace.ran(ran, time.monotonic() - started)
+                self._throughput.ran(ran, time.monotonic() - started)
             if len(batch) > 1:
-                self._company.shared()
+                self._arrivals.shared()
             self._changed.notify_all()
         return bool(batch)
 
-    def _next_batch(self) -> list[Job[object]]:
+    def _next_batch(self) -> list[Job[Any]]:
         """The job whose turn it is and those that may share its batch; empty when stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or len(self._waiting) > 0)
@@ -249,11 +255,11 @@ class ModelWorker:
                 self._changed.wait(left)
             return batch
 
-    def _crowded(self, first: Job[object]) -> bool:
+    def _crowded(self, first: Job[Any]) -> bool:
         """Whether more jobs than `first` may be expected soon."""
-        return self._company.is_expected(first.limits.batch_wait_s) or len(self._waiting) > 0
+        return self._arrivals.is_expected(first.limits.batch_wait_s) or len(self._waiting) > 0
 
-    def _gather(self, batch: list[Job[object]]) -> None:
+    def _gather(self, batch: list[Job[Any]]) -> None:
         """Move waiting jobs of the batch's kind into it, in turn."""
         while len(batch) < batch[0].limits.batch:
             job = self._waiting.companion(batch)
@@ -263,5 +269,85 @@ class ModelWorker:
             self._waiting.take(job)
 
 
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(deadline - time.monotonic(), 0)
+_WORKERS: WeakKeyDictionary[nn.Module, tuple[ModelWorker, int]] = WeakKeyDictionary()
+_LOCK = threading.RLock()  # the garbage collector may release a lease while another is taken
+
+
+class WorkerLease:
+    """A guard's share of its model's worker; the last one to be released stops the thread."""
+
+    def __init__(self, model: nn.Module) -> None:
+        with _LOCK:
+            worker, users = _WORKERS.get(model) or (ModelWorker(), 0)
+            _WORKERS[model] = (worker, users + 1)
+        self.worker = worker
+        self._model: nn.Module | None = model
+
+    def release(self) -> None:
+        """Give the share back; safe to call twice."""
+        with _LOCK:
+            model, self._model = self._model, None
+            if model is None:
+                return
+            worker, users = _WORKERS[model]
+            if users > 1:
+                _WORKERS[model] = (worker, users - 1)
+                return
+            del _WORKERS[model]
+        worker.stop()
+
+
+def run_in_turn(model: nn.Module, work: Callable[[], T], limits: Limits) -> T:
+    """What `work` returns, run between the requests of the guards on `model`; blocks until then.
+
+    Its errors are raised here. Work that has begun runs to its end even when nobody waits for it.
+
+    Raises:
+        RequestTimeoutError: `limits.timeout_s` is over, in the queue or at work.
+    """
+    lease = WorkerLease(model)
+    deadline = None if limits.timeout_s is None else time.monotonic() + limits.timeout_s
+
+    def run(jobs: Sequence[Job[T]]) -> None:
+        for job in jobs:
+            job.settle(work())
+
+    job: Job[T] = Job(run=run, owner=lease, limits=limits, caller=Caller(deadline=deadline))
+    try:
+        lease.worker.submit(job, wait=True)
+    except BaseException:
+        lease.release()
+        raise
+    # Not before the work has ended: until then the thread must remain the model's only one.
+    job.future.add_done_callback(lambda _done: lease.release())
+    try:
+        return job.future.result(timeout=job.caller.left_s())
+    except TimeoutError:
+        if job.future.done():  # the work's own error, or settled at the last moment
+            return job.future.result()
+        raise RequestTimeoutError("the time was over before the model's turn ended") from None
+    finally:
+        lease.worker.cancel(job)
+
+
+@atexit.register
+def _end_all() -> None:
+    """The interpreter ends: a thread that is inside the model then would abort the process."""
+    with _LOCK:
+        workers = [worker for worker, _ in _WORKERS.values()]
+    for worker in workers:
+        worker.stop()
+    for worker in workers:
+        worker.join(_EXIT_WAIT_S)
+
+
+def _forked() -> None:
+    """A child has the workers without their threads; it must not answer its parent's requests."""
+    global _LOCK
+    _LOCK = threading.RLock()  # a thread that is not here may have held it
+    for worker, _ in _WORKERS.values():
+        worker.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
