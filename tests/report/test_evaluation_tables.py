@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 
 from guardrail.estimates import Share
+from guardrail.evaluation.schema import Report
 from guardrail.metrics import Rate
 from guardrail.report import evaluation_page
+
+
+def page(made: dict[str, Any], **options: Any) -> str:
+    return evaluation_page(Report.model_validate(made), **options)
 
 
 class Tables(HTMLParser):
@@ -120,7 +125,7 @@ def made(report) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tables(made) -> Tables:
-    return Tables(evaluation_page(made).replace("\N{NO-BREAK SPACE}", " "))
+    return Tables(page(made).replace("\N{NO-BREAK SPACE}", " "))
 
 
 def groups_of(made: dict[str, Any], by: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from guardrail.errors import DatasetError
 from guardrail.evaluation.cache import Cache
 from guardrail.evaluation.inputs import Input, Troubles
 from guardrail.evaluation.items import EvalItem
-from guardrail.evaluation.stage import Context, Stage, run_stage
+from guardrail.evaluation.measuring import Context, Stage, run_stage
 from guardrail.policy import Policy
 from guardrail.types import Modality
 
