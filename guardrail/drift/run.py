@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,7 +18,7 @@ from guardrail.drift.verdict import UNCHANGED, Judgement, judge
 from guardrail.errors import CalibrationError, ConfigurationError
 from guardrail.fit.calibrate import calibration
 from guardrail.fit.outcome import data_record, spread_warnings
-from guardrail.fit.reading import Readings, read_all
+from guardrail.fit.reading import read_all
 from guardrail.fit.reference import reference_scores, to_header
 from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE, candidates_of, finish
 from guardrail.fit.select import is_safe, scored
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Calibration, Fingerprint
-    from guardrail.drift.schema import Figures
+    from guardrail.drift.schema import Figures, Scores, TransportFigures
     from guardrail.fit.collect import Collector, Progress
     from guardrail.fit.dataset import ContrastSet
     from guardrail.fit.reading import Readings
@@ -130,12 +130,12 @@ def _unchanged(then: Fingerprint, now: Fingerprint) -> bool:
 def _kept(artefact: Artefact, loaded: LoadedModel, identity: Fingerprint, *, fix: bool) -> Drift:
     """The answer for the model of the fit itself, without a look at it."""
     judged = Judgement("keep", (UNCHANGED,))
-    report = _report(artefact, loaded, identity, judged, warnings=tuple(_other_packages(artefact)))
-    if not fix:
-        return Drift(report, None)
-    made = renamed(artefact, identity, _record(artefact, judged, "fingerprint"))
-    repaired = Repaired(artefact_id=made.artefact_id, how="fingerprint")
-    return Drift(report.model_copy(update={"repaired": repaired}), made)
+    made = repaired = None
+    if fix:
+        made = renamed(artefact, identity, _record(artefact, judged, "fingerprint"))
+        repaired = Repaired(artefact_id=made.artefact_id, how="fingerprint")
+    told = _other_packages(artefact)
+    return Drift(_report(artefact, loaded, identity, judged, told, repaired=repaired), made)
 
 
 @dataclass(frozen=True)
@@ -155,23 +155,23 @@ class _Check:
         lost = judged.verdict == "refit" and not self.few
         transport = self._transport() if lost else None
         warnings: list[str] = list(_warnings(self.fitted))
-        made, how = self._repaired(judged, transport, warnings) if fix else (None, None)
-        if made is not None:  # what the repair cost, thresholds on one's own traffic above all
+        made, repaired = None, None
+        if fix:
+            made, how = self._repaired(judged, transport, warnings)
+            repaired = Repaired(artefact_id=made.artefact_id, how=how)
+            # what the repair cost, thresholds on one's own traffic above all
             old = set(artefact.header.warnings)
             warnings += [warning for warning in made.header.warnings if warning not in old]
-        repaired = None
-        if made is not None and how is not None:
-            repaired = Repaired(artefact_id=made.artefact_id, how=how)
         report = _report(
             artefact,
             self.collect.loaded,
             self.identity,
             judged,
-            warnings=tuple(warnings),
+            warnings,
             figures=figures,
             transport=None if transport is None else transport.figures,
             repaired=repaired,
-            scores=tuple(score_lists(self.fitted, self.readings)),
+            scores=score_lists(self.fitted, self.readings),
         )
         return Drift(report, made)
 
@@ -224,9 +224,12 @@ def _report(
     loaded: LoadedModel,
     identity: Fingerprint,
     judged: Judgement,
+    warnings: Iterable[str],
     *,
     figures: Figures | None = None,
-    **measured: Any,
+    transport: TransportFigures | None = None,
+    repaired: Repaired | None = None,
+    scores: Iterable[Scores] = (),
 ) -> DriftReport:
     return DriftReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -241,8 +244,11 @@ def _report(
             "estimator": artefact.header.readout.estimator,
             "layers": list(artefact.header.readout.layers),
         },
+        warnings=tuple(warnings),
         figures=figures,
-        **measured,
+        transport=transport,
+        repaired=repaired,
+        scores=tuple(scores),
     )
 
 

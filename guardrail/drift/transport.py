@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from guardrail.fit.collect import Collector, Progress
     from guardrail.fit.dataset import ContrastSet
     from guardrail.fit.recentre import Offset
-    from guardrail.fit.select import FormResiduals
     from guardrail.model.load import LoadedModel
 
 

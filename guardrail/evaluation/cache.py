@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from guardrail.guard import Guard
     from guardrail.policy import Policy
 
+log = logging.getLogger(__name__)
+
+FILENAME = "evaluation.sqlite"
+_WAIT_S = 60.0  # for another process to finish its batch
+_AT_ONCE = 500  # keys in one query; SQLite allows 999 at least
+_TABLE = "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, digest BLOB, value BLOB)"
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -93,14 +100,6 @@ def _json(value: object) -> str:
 
 def _key(*parts: str) -> str:
     return hashlib.sha256(_json(parts).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-log = logging.getLogger(__name__)
-
-FILENAME = "evaluation.sqlite"
-_WAIT_S = 60.0  # for another process to finish its batch
-_AT_ONCE = 500  # keys in one query; SQLite allows 999 at least
-_TABLE = "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, digest BLOB, value BLOB)"
 
 
 class Cache:

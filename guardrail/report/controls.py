@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Standing = Literal["beaten", "unclear", "not beaten", "backwards", "not run"]
 """How the guard stands against a control."""
 T = TypeVar("T")
-
 MEANINGS = {
     "random_directions": (
         "Random directions",
@@ -45,7 +44,7 @@ MEANINGS = {
         "The guard over pairs of (nearly) equal length. Shows what is left when length is no help.",
     ),
 }
-AT_EQUAL_LENGTH, _ = MEANINGS["length_matched"]
+AT_EQUAL_LENGTH = MEANINGS["length_matched"][0]
 _IN_WORDS: dict[Standing, str] = {
     "beaten": "beaten",
     "unclear": "too close to tell",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import struct
-import warnings
-import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guardrail.errors import InputError
+from guardrail.policy import Limits
 from guardrail.report import evaluation_figures as draw
 from guardrail.report.controls import control_rows, summary
 from guardrail.report.figures import png_data
@@ -15,10 +15,8 @@ from guardrail.report.page import render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from markupsafe import Markup
-    from PIL.Image import Image
     from pydantic import JsonValue
 
     from guardrail.evaluation.schema import Controls, Group, ItemRow, Report
@@ -26,25 +24,8 @@ if TYPE_CHECKING:
 
 
 MOST, WORDS = 10, 700
-MAX_BYTES, MAX_PIXELS = 50_000_000, 64_000_000
+_LIMITS = Limits(image_bytes=50_000_000, image_pixels=64_000_000)
 _LONGEST = 300  # characters of one setting
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-# what Pillow's decoders raise, whatever the bytes are
-_DAMAGED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    struct.error,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,36 +219,16 @@ def thumbnail(base: Path | None, name: str | None, size: int = 176) -> str | Non
         name: the picture's path, as the report has it.
         size: the longer side at most, in pixels.
     """
-    from pathlib import Path
-
-    from PIL.Image import DecompressionBombError
+    from guardrail.requests.images import decode_image
 
     if not name or (base is None and not Path(name).is_absolute()):
         return None
     try:
-        with warnings.catch_warnings(action="ignore"):
-            picture = _opened((base or Path()) / name)
-            return None if picture is None else png_data(picture, size)
-    except (DecompressionBombError, *_DAMAGED):
+        path = (base or Path()) / name
+        picture = decode_image(path, limits=_LIMITS, allowed_hosts=(), local_files=True)
+    except InputError:
         return None
-
-
-def _opened(path: Path) -> Image | None:
-    """The first frame, upright, on white where it is transparent."""
-    from PIL import Image, ImageOps
-
-    if not path.is_file() or path.stat().st_size > MAX_BYTES:
-        return None
-    Image.init()  # all formats, which `open` loads one by one, but not those it is asked for
-    with Image.open(path, formats=_FORMATS) as opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            return None
-        opened.draft("RGB", (512, 512))  # a large JPEG is decoded small
-        upright = ImageOps.exif_transpose(opened)
-        if not upright.has_transparency_data:
-            return upright.convert("RGB")
-        white = Image.new("RGBA", upright.size, "white")
-        return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
+    return png_data(picture, size)
 
 
 TERMS = (

@@ -6,11 +6,8 @@ The base template forbids every request (Content-Security-Policy), so a page sho
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
-import secrets
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -50,16 +47,9 @@ def write_page(path: str | Path, html: str) -> None:
 
     A lone surrogate, which UTF-8 cannot hold, becomes a character reference.
     """
-    target = Path(os.path.realpath(path))  # through a link, so that the link stays one
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        temporary.write_bytes(html.encode("utf-8", "xmlcharrefreplace"))
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    from guardrail.artefact.file import write_atomically
+
+    write_atomically(Path(path), html.encode("utf-8", "xmlcharrefreplace"))
 
 
 def labelled(rows: Markup, heads: Sequence[str]) -> Markup:

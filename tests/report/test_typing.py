@@ -56,6 +56,10 @@ def test_a_mapping_of_anything_is_found():
     assert [kind for _, kind in parameters(source)] == ["Mapping[str, Any]", "dict[str, object]"]
 
 
+def test_every_control_that_is_explained_is_a_field_of_the_report():
+    assert set(controls.MEANINGS) <= set(evaluation_schema.Controls.model_fields)
+
+
 def names_of(*modules: ModuleType) -> set[str]:
     """Fields and properties of all models and views that are defined in these modules."""
     found = set()
