@@ -7,17 +7,19 @@ import logging
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from guardrail import __version__
 from guardrail.errors import DetectorError
 from guardrail.evaluation import answers, scores
 from guardrail.evaluation.answers import Row
-from guardrail.evaluation.cache import Keys
+from guardrail.evaluation.cache import as_json, key_of
 from guardrail.evaluation.inputs import INPUT_ERRORS
 from guardrail.evaluation.judge import judged
 from guardrail.evaluation.schema import Timing
 from guardrail.evaluation.windows import residuals_of
-from guardrail.fit.collect import Collector
+from guardrail.fit.collect import VERSIONS, Collector
+from guardrail.model.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,6 +159,62 @@ def _tried(stage: Stage[T], readers: Sequence[Callable[[], Request]]) -> list[T 
             return [error]
         log.warning("%s: a batch of %d failed; each is asked alone", stage.name, len(readers))
         return [value for reader in readers for value in _tried(stage, [reader])]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of one model and one guard on it, from the digest of a request.
+
+    `model` is the fingerprint, the versions that run it, dtype and kind of device; `guard` the
+    artefact, the policy and this package's own version, which read and edit by them; `generation`
+    the model's own generation config, which answers follow where an evaluation says nothing.
+    """
+
+    model: str
+    guard: str
+    generation: str = ""
+
+    @classmethod
+    def of(cls, guard: Guard) -> Keys:
+        """The keys of a guard and its model as they are now."""
+        loaded = guard.loaded
+        about = {
+            "fingerprint": fingerprint(loaded).model_dump(mode="json"),
+            "versions": VERSIONS,
+            "dtype": str(loaded.model.dtype),
+            "device": loaded.device.type,
+        }
+        rules = {
+            "artefact": guard.artefact.artefact_id,
+            "policy": plain_policy(guard.policy),
+            "version": __version__,
+        }
+        generation = loaded.model.generation_config.to_dict()
+        return cls(
+            as_json(about), as_json(rules), json.dumps(generation, sort_keys=True, default=str)
+        )
+
+    def residuals(self, digest: str) -> str:
+        """Of all layers' residuals: of the model alone."""
+        return key_of("residuals", self.model, digest)
+
+    def plain(self, digest: str, settings: str) -> str:
+        """Of the model's own answer."""
+        return key_of("plain", self.model, self.generation, settings, digest)
+
+    def guarded(self, digest: str, settings: str) -> str:
+        """Of the answer behind the guard."""
+        return key_of("guarded", self.model, self.generation, self.guard, settings, digest)
+
+    def kl(self, digest: str) -> str:
+        """Of the divergence at the first token."""
+        return key_of("kl", self.model, self.guard, digest)
+
+
+def plain_policy(policy: Policy) -> dict[str, Any]:
+    """A policy as JSON values; its sets, which have no order of their own, sorted."""
+    plain: dict[str, Any] = policy.model_dump(mode="json")
+    return {name: sorted(v) if isinstance(v, list) else v for name, v in plain.items()}
 
 
 @dataclass

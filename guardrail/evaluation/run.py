@@ -14,7 +14,7 @@ from guardrail.audit import plain
 from guardrail.errors import ConfigurationError, DatasetError
 from guardrail.estimates import Share
 from guardrail.evaluation.answers import quality
-from guardrail.evaluation.cache import Cache, plain_policy
+from guardrail.evaluation.cache import Cache
 from guardrail.evaluation.figures import (
     DRAWS,
     FOLDS,
@@ -27,7 +27,7 @@ from guardrail.evaluation.figures import (
 )
 from guardrail.evaluation.inputs import Troubles, read_inputs
 from guardrail.evaluation.judge import PrefixJudge, judge_figures, load_sample
-from guardrail.evaluation.measuring import Context, Measuring, timed
+from guardrail.evaluation.measuring import Context, Measuring, plain_policy, timed
 from guardrail.evaluation.schema import LayerPoint, Report, StrengthPoint
 from guardrail.evaluation.scores import RANDOM_SEEDS
 from guardrail.fit.collect import VERSIONS
