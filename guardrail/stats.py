@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from guardrail.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -253,3 +255,42 @@ class Share(Frozen):
     def of(cls, rate: Rate) -> Self:
         """A `Rate` as it is written down."""
         return cls.model_validate(rate.to_dict())
+
+    @property
+    def complement(self) -> Share:
+        """The share of inputs that this one leaves over; its exact interval is the mirror image."""
+        return Share(
+            rate=1 - self.rate,
+            hits=self.n - self.hits,
+            n=self.n,
+            low=1 - self.high,
+            high=1 - self.low,
+        )
+
+
+class SavedReport(Frozen):
+    """A report that is kept as JSON and names the version of its schema."""
+
+    name: ClassVar[str]
+    command: ClassVar[str]
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """A report as its file holds it.
+
+        Raises:
+            ConfigurationError: this is no such report of the version this release reads.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            told = f"{place or 'the file'}: {first['msg']}"
+            if place == "schema_version":
+                told = f"it says {first['input']!r}"
+            version = cls.model_fields["schema_version"].default
+            raise ConfigurationError(
+                f"this is no {cls.name} of version {version} ({told}); make one with "
+                f"`{cls.command}`"
+            ) from error

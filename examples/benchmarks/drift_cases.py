@@ -21,8 +21,7 @@ import drift_edits as edits
 from drift_outcomes import Outcome, earlier, merged, save, table
 
 from guardrail import Artefact
-from guardrail.drift.repair import targets
-from guardrail.drift.run import Drift, check_drift
+from guardrail.drift.run import Drift, check_drift, targets
 from guardrail.errors import GuardrailError, NoUsableDirectionError
 from guardrail.fit.run import fit
 from guardrail.model.fingerprint import fingerprint

@@ -173,9 +173,9 @@ def save(
         report = report.model_copy(update={"repaired": named})
     page = None
     if html is not None:
-        from guardrail.report.drift_page import drift_page
+        from guardrail.report.drift import drift_page
 
-        page = drift_page(report.model_dump(mode="json"))
+        page = drift_page(report)
     if artefact is not None and made is not None:
         artefact.save(made)
     if out is not None:

@@ -167,7 +167,7 @@ def _judge(name: str | None, model: str | None, loading: o.Loading) -> Judge | N
         return load_judge(name)
     if model is None:
         return None
-    from guardrail.evaluation.model_judge import ModelJudge
+    from guardrail.evaluation.judge import ModelJudge
     from guardrail.model.load import load_model
 
     return ModelJudge(load_model(model, **loading.of_another_model()))

@@ -26,11 +26,10 @@ def explained_mistakes(
     """
     from guardrail.evaluation.explain import explain
     from guardrail.evaluation.inputs import INPUT_ERRORS
+    from guardrail.report.evaluation import false_positives, misses
     from guardrail.report.explain_page import explanation_html
-    from guardrail.report.ranking import false_positives, misses
 
-    found = report.model_dump(mode="json")
-    worst = {row["id"] for row in [*false_positives(found, most), *misses(found, most)]}
+    worst = {row.id for row in [*false_positives(report, most), *misses(report, most)]}
     parts = {}
     for item in items:
         if item.id in worst:
@@ -54,8 +53,7 @@ def write_reports(
         from guardrail.report import evaluation_page
         from guardrail.report.page import write_page
 
-        found = report.model_dump(mode="json")
-        write_page(html, evaluation_page(found, base=Path.cwd(), explained=explained))
+        write_page(html, evaluation_page(report, base=Path.cwd(), explained=explained))
     for path in (out, html):
         if path is not None:
             say(f"written: {path}")

@@ -46,7 +46,7 @@ def transport(
         ready_to_write(out)
         fitted = read_artefact(artefact)
 
-        from guardrail.drift.carry import transport as carry
+        from guardrail.drift.transport import transport as carry
         from guardrail.model.load import load_model
 
         loaded = load_model(model, **loading.keywords())

@@ -4,41 +4,53 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from guardrail.drift.compared import separations
 from guardrail.drift.fitted import require_finite
-from guardrail.drift.rates import rate_drifts
 from guardrail.drift.schema import (
     Figures,
     Label,
     LayerDrift,
     OffsetDrift,
+    RateDrift,
     Scores,
     ScoreShift,
     SteeringDrift,
 )
+from guardrail.errors import CalibrationError
+from guardrail.fit.reference import DECIMALS
+from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE
 from guardrail.fit.select import is_safe, is_unsafe
 from guardrail.fit.steer_search import causal_prompts, measured_effects
 from guardrail.fit.steering import steering_at
 from guardrail.refusal import REFUSAL_PREFIXES
-from guardrail.stats import Estimate
+from guardrail.stats import Estimate, Rate, Share
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from guardrail.artefact.header import Calibration
     from guardrail.drift.fitted import Fitted
     from guardrail.fit.collect import Collector
     from guardrail.fit.reading import Readings
     from guardrail.fit.recentre import Offset
     from guardrail.fit.select import Candidate, FormResiduals
 
+
 CLASSES: tuple[tuple[Label, Callable[[str], bool]], ...] = (
     ("unsafe", is_unsafe),
     ("safe", is_safe),
 )
+Action = Literal["steer", "flag"]
+ACTIONS: tuple[Action, ...] = ("steer", "flag")
+# A threshold is one prompt's own score; stored scores are rounded, and must not exceed it for that.
+TIE = 2 * 10.0**-DECIMALS
+# Unsafe prompts of the selection split: no threshold depends on them. None is ever filmed.
+UNSAFE_FORM = {Modality.TEXT: "plain", Modality.IMAGE: "pictured", Modality.VIDEO: "filmed"}
 
 
 def measure(
@@ -185,3 +197,66 @@ def _steering(fitted: Fitted, collect: Collector, readings: Readings) -> Steerin
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def rate_drifts(fitted: Fitted, readings: Readings) -> Iterator[RateDrift]:
+    """Every modality, class and threshold for which there are prompts.
+
+    Benign prompts are those that a fit sets its thresholds on.
+    """
+    for modality, form in CALIBRATED_ON.items():
+        try:
+            source, calibration = fitted.artefact.calibration_for(modality)
+        except CalibrationError:
+            continue
+        contrast = source is modality and calibration.source.startswith(CONTRAST_SOURCE)
+        rows: tuple[tuple[Label, Callable[[str], bool], str, str], ...] = (
+            ("safe", is_safe, form, "calibrate"),
+            ("unsafe", is_unsafe, UNSAFE_FORM[modality], "select"),
+        )
+        for label, belongs, name, split in rows:
+            if name not in readings.forms:
+                continue
+            scores = fitted.paired_scores(readings, name, partial(_of_split, split, belongs))
+            aimed = contrast and label == "safe"
+            for action in ACTIONS if scores[0] else ():
+                yield _rate(modality, label, action, calibration, scores, aimed=aimed)
+
+
+def mcnemar(before: Sequence[bool], now: Sequence[bool]) -> float:
+    """Exact p-value of equal shares in pairs (McNemar 1947): a sign test of those that changed."""
+    from scipy.stats import binomtest
+
+    gained = sum(b and not a for a, b in zip(before, now, strict=True))
+    changed = sum(a != b for a, b in zip(before, now, strict=True))
+    return float(binomtest(gained, changed).pvalue) if changed else 1.0
+
+
+def _of_split(wanted: str, belongs: Callable[[str], bool], split: str, kind: str) -> bool:
+    return split == wanted and belongs(kind)
+
+
+def _rate(
+    modality: Modality,
+    label: Label,
+    action: Action,
+    calibration: Calibration,
+    scores: tuple[list[float], list[float] | None],
+    *,
+    aimed: bool,
+) -> RateDrift:
+    threshold: float = getattr(calibration.thresholds, action)
+    target: float = getattr(calibration.targets, action)
+    line = threshold + TIE
+    now = [score > line for score in scores[0]]
+    before = None if scores[1] is None else [score > line for score in scores[1]]
+    return RateDrift(
+        modality=modality.value,
+        label=label,
+        action=action,
+        threshold=threshold,
+        target=target if aimed else None,
+        now=Share.of(Rate.of(now)),
+        fitted=None if before is None else Share.of(Rate.of(before)),
+        p_value=None if before is None else mcnemar(before, now),
+    )

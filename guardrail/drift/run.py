@@ -5,35 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from guardrail.drift.fitted import Fitted
+import torch
+
+from guardrail.artefact.header import Offset, Rates, Readout
+from guardrail.drift.fitted import Fitted, Reader, fitted_contrast, require_fitted_on, require_shape
 from guardrail.drift.measure import measure, score_lists
-from guardrail.drift.premises import Reader, fitted_contrast, require_fitted_on, require_shape
-from guardrail.drift.repair import recalibrated, renamed, succeeding, supported, targets
 from guardrail.drift.schema import DriftReport, FieldChange, Repair, Repaired
 from guardrail.drift.transport import Transport, find_transport, transported
 from guardrail.drift.verdict import UNCHANGED, Judgement, judge
-from guardrail.errors import ConfigurationError
-from guardrail.fit.reading import Readings, read_all
-from guardrail.fit.reference import reference_scores
-from guardrail.fit.run import candidates_of, finish
+from guardrail.errors import CalibrationError, ConfigurationError
+from guardrail.fit.calibrate import calibration
+from guardrail.fit.outcome import data_record, spread_warnings
+from guardrail.fit.reading import read_all
+from guardrail.fit.reference import reference_scores, to_header
+from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE, candidates_of, finish
+from guardrail.fit.select import is_safe, scored
+from guardrail.fit.video_notes import NOTE, video_notes
 from guardrail.model.fingerprint import fingerprint
 from guardrail.refusal import REFUSAL_PREFIXES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pydantic import JsonValue
+    from torch import Tensor
 
     from guardrail.artefact import Artefact
-    from guardrail.artefact.header import Fingerprint, Rates
-    from guardrail.drift.schema import Figures
+    from guardrail.artefact.header import Calibration, Fingerprint
+    from guardrail.drift.schema import Figures, Scores, TransportFigures
     from guardrail.fit.collect import Collector, Progress
     from guardrail.fit.dataset import ContrastSet
+    from guardrail.fit.reading import Readings
     from guardrail.fit.select import Candidate
     from guardrail.model.load import LoadedModel
+    from guardrail.types import Modality
+_RENEWED = ("calibration: ", "re-centring ", "drift: ")  # and of videos, if it reads them
+_OF_TRAFFIC = ("calibration", "calibrated_from")  # what `guardrail calibrate` tells of its inputs
 
 
 @dataclass(frozen=True)
@@ -120,12 +130,12 @@ def _unchanged(then: Fingerprint, now: Fingerprint) -> bool:
 def _kept(artefact: Artefact, loaded: LoadedModel, identity: Fingerprint, *, fix: bool) -> Drift:
     """The answer for the model of the fit itself, without a look at it."""
     judged = Judgement("keep", (UNCHANGED,))
-    report = _report(artefact, loaded, identity, judged, warnings=tuple(_other_packages(artefact)))
-    if not fix:
-        return Drift(report, None)
-    made = renamed(artefact, identity, _record(artefact, judged, "fingerprint"))
-    repaired = Repaired(artefact_id=made.artefact_id, how="fingerprint")
-    return Drift(report.model_copy(update={"repaired": repaired}), made)
+    made = repaired = None
+    if fix:
+        made = renamed(artefact, identity, _record(artefact, judged, "fingerprint"))
+        repaired = Repaired(artefact_id=made.artefact_id, how="fingerprint")
+    told = _other_packages(artefact)
+    return Drift(_report(artefact, loaded, identity, judged, told, repaired=repaired), made)
 
 
 @dataclass(frozen=True)
@@ -145,23 +155,23 @@ class _Check:
         lost = judged.verdict == "refit" and not self.few
         transport = self._transport() if lost else None
         warnings: list[str] = list(_warnings(self.fitted))
-        made, how = self._repaired(judged, transport, warnings) if fix else (None, None)
-        if made is not None:  # what the repair cost, thresholds on one's own traffic above all
+        made, repaired = None, None
+        if fix:
+            made, how = self._repaired(judged, transport, warnings)
+            repaired = Repaired(artefact_id=made.artefact_id, how=how)
+            # what the repair cost, thresholds on one's own traffic above all
             old = set(artefact.header.warnings)
             warnings += [warning for warning in made.header.warnings if warning not in old]
-        repaired = None
-        if made is not None and how is not None:
-            repaired = Repaired(artefact_id=made.artefact_id, how=how)
         report = _report(
             artefact,
             self.collect.loaded,
             self.identity,
             judged,
-            warnings=tuple(warnings),
+            warnings,
             figures=figures,
             transport=None if transport is None else transport.figures,
             repaired=repaired,
-            scores=tuple(score_lists(self.fitted, self.readings)),
+            scores=score_lists(self.fitted, self.readings),
         )
         return Drift(report, made)
 
@@ -214,9 +224,12 @@ def _report(
     loaded: LoadedModel,
     identity: Fingerprint,
     judged: Judgement,
+    warnings: Iterable[str],
     *,
     figures: Figures | None = None,
-    **measured: Any,
+    transport: TransportFigures | None = None,
+    repaired: Repaired | None = None,
+    scores: Iterable[Scores] = (),
 ) -> DriftReport:
     return DriftReport(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -231,8 +244,11 @@ def _report(
             "estimator": artefact.header.readout.estimator,
             "layers": list(artefact.header.readout.layers),
         },
+        warnings=tuple(warnings),
         figures=figures,
-        **measured,
+        transport=transport,
+        repaired=repaired,
+        scores=tuple(scores),
     )
 
 
@@ -291,3 +307,133 @@ def _warnings(fitted: Fitted) -> tuple[str, ...]:
         "the artefact holds no scores of single prompts, so nothing is compared in pairs and small "
         "shifts may go unseen; fit it again, or give --old-model",
     )
+
+
+def renamed(artefact: Artefact, identity: Fingerprint, record: JsonValue) -> Artefact:
+    """The same artefact for the new model; itself if it already names it."""
+    if artefact.header.fingerprint == identity:
+        return artefact
+    return artefact.revised(fingerprint=identity, extra=artefact.header.extra | {"drift": record})
+
+
+def recalibrated(
+    fitted: Fitted, readings: Readings, identity: Fingerprint, record: JsonValue
+) -> Artefact:
+    """The old readout and edit, with offsets and thresholds of the new model.
+
+    Thresholds that the contrast prompts cannot renew are left out: none of the old model stay.
+    """
+    old, readout = fitted.artefact, fitted.readout
+    offsets = {
+        kind: Offset.model_validate(offset.spread(readout.weight, readout.layers, readout.gap))
+        for kind, offset in readings.offsets.items()
+    }
+    made = _calibrations(fitted, readings)
+    figures = scored(readout, readings.forms).to_dict()
+    return old.revised(
+        tensors=_tensors(fitted, readings),
+        fingerprint=identity,
+        readout=Readout.model_validate(old.header.readout.model_dump() | {"figures": figures}),
+        offsets=offsets,
+        calibration=made,
+        data=data_record(readings),
+        extra={name: value for name, value in old.header.extra.items() if name not in _OF_TRAFFIC}
+        | {"reference": to_header(reference_scores(readings, readout)), "drift": record},
+        warnings=tuple(_warnings_of_recalibrated(old, made, offsets)),
+    )
+
+
+def succeeding(made: Artefact, old: Artefact, record: JsonValue) -> Artefact:
+    """A new fit as the successor of an old artefact."""
+    return made.revised(
+        parent=old.artefact_id,
+        extra=made.header.extra | {"drift": record},
+        warnings=(*made.header.warnings, *_replaced(old, made.header.calibration)),
+    )
+
+
+def targets(artefact: Artefact) -> Rates:
+    """The target rates a new fit should hold to: those of text, or of what there is.
+
+    Raises:
+        CalibrationError: the artefact has no calibration at all.
+    """
+    for modality in CALIBRATED_ON:
+        if modality in artefact.header.calibration:
+            return artefact.header.calibration[modality].targets
+    raise CalibrationError(
+        f"{artefact.artefact_id} has no calibration of texts or images to compare with; run "
+        "`guardrail calibrate` or `guardrail fit`"
+    )
+
+
+def supported(
+    rates: Rates, readings: Readings, wanted: Iterable[str] = tuple(CALIBRATED_ON.values())
+) -> Rates:
+    """The rates, raised to what the fewest benign prompts of a wanted form can support.
+
+    Rates that were set on much traffic may be smaller than any the contrast prompts can give.
+    """
+    forms = [readings.forms[name] for name in wanted if name in readings.forms]
+    least = 1 / (min(len(form.rows("calibrate", is_safe)) for form in forms) + 1)
+    return Rates(steer=max(rates.steer, least), flag=max(rates.flag, least))
+
+
+def _calibrations(fitted: Fitted, readings: Readings) -> dict[Modality, Calibration]:
+    made = {}
+    for modality, form in CALIBRATED_ON.items():
+        if form in readings.forms:
+            before = fitted.artefact.header.calibration.get(modality)
+            wanted = targets(fitted.artefact) if before is None else before.targets
+            scores = fitted.readout.scores(readings.forms[form].rows("calibrate", is_safe))
+            rates = supported(wanted, readings, [form])
+            source = f"{CONTRAST_SOURCE}, {form}"
+            made[modality] = calibration(scores.tolist(), rates, source=source)
+    return made
+
+
+def _tensors(fitted: Fitted, readings: Readings) -> dict[str, Tensor]:
+    tensors, readout = dict(fitted.artefact.tensors), fitted.readout
+    steering = fitted.artefact.header.steering
+    for kind in fitted.kinds:
+        offset = readings.offsets[kind]
+        tensors[f"readout_offset_{kind}"] = offset.along(readout.weight, readout.layers).float()
+        if steering is not None:
+            at = steering.layer
+            edit = offset.along(tensors["direction"][at][None], [at])[0]
+            tensors[f"steer_offset_{kind}"] = torch.as_tensor(edit).float()
+    return tensors
+
+
+def _warnings_of_recalibrated(
+    old: Artefact, made: dict[Modality, Calibration], offsets: Mapping[str, Offset]
+) -> Iterator[str]:
+    renewed = (*_RENEWED, NOTE) if old.reads_videos else _RENEWED
+    yield from (w for w in old.header.warnings if not w.startswith(renewed))
+    yield from spread_warnings(offsets)
+    yield from _replaced(old, made)
+    yield from video_notes(made, reads_videos=old.reads_videos)
+    yield "drift: the layers' figures are those of the parent, measured on its model"
+    if old.header.steering is not None:
+        yield "drift: the steering figures are those of the parent, measured on its model"
+
+
+def _replaced(old: Artefact, made: Mapping[Modality, Calibration]) -> Iterator[str]:
+    """What a calibration on one's own inputs has lost to one on contrast prompts."""
+    for modality, now in made.items():
+        before = old.header.calibration.get(modality)
+        if before is None or before.source.startswith(CONTRAST_SOURCE):
+            continue
+        raised = ""
+        if now.targets != before.targets:
+            how = "raised" if now.targets.flag >= before.targets.flag else "changed"
+            raised = f", with targets {how} to {now.targets.steer:.2g} and {now.targets.flag:.2g}"
+        yield (
+            f"calibration: {modality} thresholds from {before.source} were replaced by ones from "
+            f"{CONTRAST_SOURCE}{raised}; run `guardrail calibrate` again"
+        )
+    for modality in sorted(set(old.header.calibration) - set(made)):
+        yield (
+            f"calibration: {modality} thresholds are gone: nothing was read on the new model to "
+            "set them; run `guardrail calibrate`"
+        )

@@ -7,13 +7,11 @@ nats. Intervals are 95 %.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
-from guardrail.stats import Estimate, Frozen, Share
-
-SCHEMA_VERSION = 1
+from guardrail.stats import Estimate, Frozen, SavedReport, Share
 
 Label = Literal["unsafe", "safe"]
 Verdict = Literal["keep", "recalibrate", "refit"]
@@ -187,11 +185,14 @@ class Repaired(Frozen):
     path: str | None = None
 
 
-class DriftReport(Frozen):
+class DriftReport(SavedReport):
     """A whole comparison of an artefact with a model.
 
     `figures` is None where nothing was measured, because nothing has changed.
     """
+
+    name: ClassVar[str] = "drift report"
+    command: ClassVar[str] = "guardrail drift --out"
 
     schema_version: Literal[1] = 1
     created: str

@@ -1,9 +1,16 @@
 """Carry an artefact over to the same model in another residual basis.
 
+Every module of a decoder reads and writes the same residual stream, so the order of its coordinates
+is a free choice: permute them in all weights and the model answers as before. With RMSNorm (whose
+weights move along) signs are free, too; a LayerNorm, which subtracts the mean of the coordinates,
+leaves only permutations. Which of these holds need not be known: the map is recovered from what
+both checkpoints make of the same prompts. The basis is shared by all layers, so a coordinate is
+known by its values in all of them.
+
 Directions, means and weights move with the basis; gaps, zeros, offsets and thresholds are inner
-products or follow from them, so they stay. The map is found from prompts that both checkpoints
-read (see `basis`), and believed only if the carried readout separates prompts it was not found
-from as well as the old one did, and scores them as the old one did: stored thresholds stay.
+products or follow from them, so they stay. The map is believed only if the carried readout
+separates prompts it was not found from as well as the old one did, and scores them as the old one
+did: stored thresholds stay.
 """
 
 from __future__ import annotations
@@ -14,27 +21,134 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.drift.basis import BasisMap, SignedPermutation, mean_features, recovered
-from guardrail.drift.fitted import Fitted, require_finite
+from guardrail.drift.fitted import (
+    Fitted,
+    Reader,
+    fitted_contrast,
+    require_finite,
+    require_fitted_on,
+    require_shape,
+)
+from guardrail.drift.measure import offset_drifts
 from guardrail.drift.schema import TransportFigures
+from guardrail.drift.verdict import MOVED
 from guardrail.errors import ArtefactError
 from guardrail.fit.direction import SMALLEST, Directions, difference_of_means
 from guardrail.fit.estimators import separation
-from guardrail.fit.forms import spread
+from guardrail.fit.forms import plain, spread
+from guardrail.fit.reading import with_residuals
+from guardrail.fit.recentre import measure_offsets
 from guardrail.fit.select import FormResiduals, is_safe, is_unsafe
+from guardrail.model.fingerprint import fingerprint
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from pydantic import JsonValue
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Fingerprint
+    from guardrail.fit.collect import Collector, Progress
+    from guardrail.fit.dataset import ContrastSet
+    from guardrail.fit.recentre import Offset
+    from guardrail.model.load import LoadedModel
 
+
+RATIO = 4.0  # squared distance of the next best place to that of the best; below it, ambiguous
+FLOOR = 1e-10  # squared relative distance that float32 means leave between equal coordinates
 TOLERANCE = 0.05  # unexplained length; bfloat16 leaves about 0.01
 AMBIGUOUS = 0.01  # share of the readout and the edit on coordinates of uncertain place
 RESTORED = 0.01  # AUROC
 SHIFT = 0.05  # text gaps; the noise of bfloat16 does not move means
 PAIRED_PROMPTS = 64
 _BASED = ("direction", "mu_safe", "mu_unsafe", "readout_weight")
+_INPUTS = {"tokenizer_digest": "tokenizer or chat template", "processor_digest": "processor"}
+
+
+@dataclass(frozen=True)
+class SignedPermutation:
+    """new[..., j] = signs[j] * old[..., places[j]]; `places` (d,) int64, `signs` (d,) float64."""
+
+    places: Tensor
+    signs: Tensor
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        """(..., d_model) in the old basis -> the same in the new one, in its dtype."""
+        moved: Tensor = vectors[..., self.places] * self.signs.to(vectors.dtype)
+        return moved
+
+    @property
+    def moved(self) -> int:
+        """How many coordinates come from another place."""
+        return int((self.places != torch.arange(len(self.places))).sum())
+
+    @property
+    def flipped(self) -> int:
+        """How many change their sign."""
+        return int((self.signs < 0).sum())
+
+
+@dataclass(frozen=True)
+class BasisMap:
+    """The best map, what it leaves unexplained, and which coordinates it is unsure of, (d,) bool.
+
+    `unexplained` is ||new - map(old)|| / ||new||, at most 1, root mean square over the features.
+    """
+
+    map: SignedPermutation
+    unexplained: float
+    ambiguous: Tensor
+
+
+def recovered(old: Tensor, new: Tensor) -> BasisMap:
+    """The signed permutation nearest to carrying `old` into `new`, by linear assignment.
+
+    Coordinates are matched by 2 |<a, b>| / (||a||^2 + ||b||^2), the absolute cosine of their values
+    less a penalty for unequal lengths: a basis change keeps lengths. Dead coordinates (zero
+    everywhere) match each other. A coordinate is ambiguous when another place is less than twice as
+    far from it as its own, so ties and noise are seen.
+
+    Args:
+        old: (features, d_model), float; one row per layer and class mean, or layer and prompt.
+        new: the same features of the other checkpoint.
+
+    Raises:
+        ValueError: the shapes differ, there is no feature, or a value is not finite.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if old.shape != new.shape or old.dim() != 2 or not len(old):
+        raise ValueError(f"features of shape {tuple(old.shape)} and {tuple(new.shape)}")
+    if not bool(torch.isfinite(old).all() & torch.isfinite(new).all()):
+        raise ValueError("features that are not finite have no map")
+    scale = old.double().norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    before, after = old.double() / scale, new.double() / scale
+    inner = after.T @ before
+    lengths = after.square().sum(0)[:, None] + before.square().sum(0)
+    likeness = torch.where(lengths > 0, 2 * inner.abs() / lengths.clamp_min(1e-300), 1.0)
+    rows, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
+    places = torch.from_numpy(columns)[torch.from_numpy(rows).argsort()]
+    own = torch.arange(len(places))
+    signs = torch.where(inner[own, places] < 0, -1.0, 1.0).double()
+    found = SignedPermutation(places, signs)
+    rest = (after - found.apply(before)).norm(dim=-1)
+    share = (rest / after.norm(dim=-1).clamp_min(1e-30)).clamp_max(1.0)
+    return BasisMap(found, float(share.square().mean().sqrt()), _ambiguous(likeness, places))
+
+
+def _ambiguous(likeness: Tensor, places: Tensor) -> Tensor:
+    own = likeness[torch.arange(len(places)), places]
+    others = likeness.clone()
+    others[torch.arange(len(places)), places] = -1.0
+    result: Tensor = (1 - others.amax(1)) < RATIO * (1 - own).clamp_min(FLOOR)
+    return result
+
+
+def mean_features(directions: Directions) -> Tensor:
+    """Safe means and differences of means of every layer, (2 L, d_model) float64."""
+    safe = directions.mu_safe.double()
+    return torch.cat([safe, directions.mu_unsafe.double() - safe])
 
 
 @dataclass(frozen=True)
@@ -227,3 +341,69 @@ def _ambiguous_share(carried: Fitted, found: BasisMap) -> float:
     squares = torch.cat(vectors).double().square()
     shares = squares[:, found.ambiguous].sum(-1) / squares.sum(-1)
     return float(shares.max())
+
+
+def transport(
+    artefact: Artefact,
+    loaded: LoadedModel,
+    *,
+    old_model: LoadedModel | None = None,
+    data: str | Path | None = None,
+    extend: bool = True,
+    batch_size: int = 16,
+    work_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Artefact, TransportFigures]:
+    """The artefact in the residual basis of `loaded`, and how sure that is.
+
+    The arguments are those of `check_drift`.
+
+    Raises:
+        ArtefactError: the two models do not differ by a permutation and signs of the residual
+            basis, or the artefact's means do not tell its coordinates apart.
+        ArtefactMismatchError, DatasetError: as `check_drift`.
+        DetectorError: the readout gives no finite score on the new model.
+    """
+    require_shape(artefact, loaded)
+    identity = fingerprint(loaded)
+    _require_same_inputs(artefact, identity)
+    reader = Reader(fitted_contrast(artefact, data, extend=extend), batch_size, work_dir, progress)
+    fitted, old_plain = Fitted.of(artefact), None
+    if old_model is not None:
+        collect = reader.collector(old_model, require_fitted_on(artefact, old_model))
+        old_plain = _plain(collect, reader.contrast, fitted.per_kind)
+    collect = reader.collector(loaded, identity)
+    new_plain = _plain(collect, reader.contrast, fitted.per_kind)
+    found = find_transport(fitted, new_plain, old_plain)
+    require_usable(found.figures)
+    record = {"from": artefact.artefact_id, "how": "transported", **found.figures.model_dump()}
+    made = transported(artefact, found.map, identity, record)
+    if loaded.is_multimodal:
+        offsets = measure_offsets(collect, video=artefact.reads_videos)
+        _require_same_offsets(Fitted.of(made), offsets)
+    return made, found.figures
+
+
+def _require_same_inputs(artefact: Artefact, identity: Fingerprint) -> None:
+    differing = artefact.header.fingerprint.differences(identity)
+    if found := [what for name, what in _INPUTS.items() if name in differing]:
+        raise ArtefactError(
+            f"the artefact cannot be carried over: the {' and the '.join(found)} of the model "
+            "changed, too, not the residual basis alone; run `guardrail drift --fix`"
+        )
+
+
+def _require_same_offsets(carried: Fitted, offsets: Mapping[str, Offset]) -> None:
+    for row in offset_drifts(carried, offsets):
+        if abs(row.now - row.fitted) > MOVED:
+            raise ArtefactError(
+                f"the artefact cannot be carried over: a picture (kind {row.kind!r}) adds "
+                f"{row.now:.2f} text gaps to the carried readout's score, {row.fitted:.2f} at the "
+                "fit; more than the basis has changed. Run `guardrail drift --fix`"
+            )
+
+
+def _plain(collect: Collector, contrast: ContrastSet, per_kind: int | None) -> FormResiduals:
+    samples = plain(contrast, per_kind)
+    residuals = collect([sample.request for sample in samples], "contrast prompts")
+    return with_residuals(contrast, samples, residuals)

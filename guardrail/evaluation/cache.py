@@ -8,6 +8,7 @@ process may use the same file.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import sqlite3
 from typing import TYPE_CHECKING, Self
@@ -18,6 +19,7 @@ from guardrail.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
 
 log = logging.getLogger(__name__)
 
@@ -127,3 +129,18 @@ def _connected(path: Path) -> sqlite3.Connection:
 
 def _digest(value: bytes) -> bytes:
     return hashlib.blake2b(value, digest_size=16).digest()
+
+
+def judgement_key(judge: str, prompt: str, answer: str) -> str:
+    """Of what a judge said about an answer."""
+    return key_of("judged", judge, prompt, answer)
+
+
+def as_json(value: object) -> str:
+    """The same text for equal values, whatever the order of their keys."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def key_of(*parts: str) -> str:
+    """One key for all that a value depends on."""
+    return hashlib.sha256(as_json(parts).encode("utf-8", "surrogatepass")).hexdigest()

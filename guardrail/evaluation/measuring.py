@@ -1,33 +1,221 @@
-"""Everything an evaluation asks of the model, stage by stage."""
+"""Everything an evaluation asks of the model, stage by stage; what is known is not asked again."""
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from guardrail import __version__
 from guardrail.errors import DetectorError
-from guardrail.evaluation import answers as a
-from guardrail.evaluation import quality as q
-from guardrail.evaluation import scores as s
+from guardrail.evaluation import answers, scores
+from guardrail.evaluation.answers import Row
+from guardrail.evaluation.cache import as_json, key_of
+from guardrail.evaluation.inputs import INPUT_ERRORS
 from guardrail.evaluation.judge import judged
-from guardrail.evaluation.keys import Keys
-from guardrail.evaluation.rows import Row
 from guardrail.evaluation.schema import Timing
-from guardrail.evaluation.stage import Context, Stage, T, run_stage
 from guardrail.evaluation.windows import residuals_of
-from guardrail.fit.collect import Collector
+from guardrail.fit.collect import VERSIONS, Collector
+from guardrail.model.fingerprint import fingerprint
 from guardrail.policy.acting import enforces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
-    from guardrail.evaluation.inputs import Input
+    from guardrail.evaluation.cache import Cache
+    from guardrail.evaluation.inputs import Input, Troubles
     from guardrail.evaluation.judge import Judge
+    from guardrail.fit.collect import Progress
     from guardrail.guard import Guard
+    from guardrail.policy import Policy
     from guardrail.types import Request
+
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_READ_BACK = 64  # cached values in memory at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Generic[T]):
+    """What is asked, and how an answer is kept.
+
+    `ask` takes requests that may share a batch and gives a value, or an error, for each; `unpack`
+    raises ValueError for bytes that are no such value. `use` gets the values as they come.
+    """
+
+    name: str
+    batch: int
+    key: Callable[[str], str]
+    ask: Callable[[Sequence[Request]], Sequence[T | Exception]]
+    pack: Callable[[T], bytes]
+    unpack: Callable[[bytes], T]
+    use: Callable[[Input, T], None]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all stages of one evaluation share."""
+
+    cache: Cache
+    policy: Policy
+    troubles: Troubles
+    progress: Progress
+
+
+def run_stage(stage: Stage[T], inputs: Sequence[Input], context: Context) -> Timing:
+    """Give `use` every input's value; equal inputs are asked once.
+
+    Raises:
+        DatasetError: an input failed, and may not be skipped.
+    """
+    started = time.perf_counter()
+    alike: dict[str, list[Input]] = {}
+    for one in inputs:
+        alike.setdefault(one.digest, []).append(one)
+    done = cached = 0
+
+    def used(digest: str, value: T) -> None:
+        nonlocal done
+        for one in alike[digest]:
+            stage.use(one, value)
+        done += len(alike[digest])
+        context.progress(stage.name, done, len(inputs))
+
+    missing = []
+    for digest, value in _known(stage, list(alike), context.cache):
+        if value is None:
+            missing.append(digest)
+        else:
+            cached += len(alike[digest])
+            used(digest, value)
+    for batch in _batches([alike[digest][0] for digest in missing], stage.batch):
+        values = _asked(stage, batch, alike, context)
+        context.cache.put({stage.key(one.digest): stage.pack(value) for one, value in values})
+        for one, value in values:
+            used(one.digest, value)
+    return timed(stage.name, started, len(inputs), cached)
+
+
+def timed(stage: str, started: float, n: int, cached: int = 0) -> Timing:
+    """What a stage took that began at `started` of `time.perf_counter`."""
+    return Timing(stage=stage, seconds=time.perf_counter() - started, n=n, cached=cached)
+
+
+def _known(stage: Stage[T], digests: Sequence[str], cache: Cache) -> Iterator[tuple[str, T | None]]:
+    """Each digest with its value, or None where it has to be asked."""
+    for start in range(0, len(digests), _READ_BACK):
+        part = digests[start : start + _READ_BACK]
+        found = cache.get([stage.key(digest) for digest in part])
+        for digest in part:
+            data = found.get(stage.key(digest))
+            try:
+                yield digest, None if data is None else stage.unpack(data)
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("%s: a kept value is damaged (%s); read again", stage.name, error)
+                yield digest, None
+
+
+def _batches(inputs: Sequence[Input], size: int) -> Iterator[list[Input]]:
+    """Inputs that may share a batch, sorted by length so that little is padded."""
+    groups: dict[tuple[object, str], list[Input]] = {}
+    for one in inputs:
+        groups.setdefault(one.group, []).append(one)
+    for group in groups.values():
+        group.sort(key=lambda one: one.length)
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _asked(
+    stage: Stage[T],
+    batch: Sequence[Input],
+    alike: Mapping[str, Sequence[Input]],
+    context: Context,
+) -> list[tuple[Input, T]]:
+    """The values of a batch; what fails is noted for every input that is alike."""
+    values = _tried(stage, [partial(one.item.request, context.policy) for one in batch])
+    found = []
+    for one, value in zip(batch, values, strict=True):
+        if isinstance(value, BaseException):
+            for same in alike[one.digest]:
+                context.troubles.note(same.item, stage.name, value)
+        else:
+            found.append((one, value))
+    return found
+
+
+def _tried(stage: Stage[T], readers: Sequence[Callable[[], Request]]) -> list[T | BaseException]:
+    """Ask a batch; if it fails as a whole, each input alone."""
+    try:
+        return list(stage.ask([read() for read in readers]))
+    except INPUT_ERRORS as error:
+        if len(readers) == 1:
+            return [error]
+        log.warning("%s: a batch of %d failed; each is asked alone", stage.name, len(readers))
+        return [value for reader in readers for value in _tried(stage, [reader])]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of one model and one guard on it, from the digest of a request.
+
+    `model` is the fingerprint, the versions that run it, dtype and kind of device; `guard` the
+    artefact, the policy and this package's own version, which read and edit by them; `generation`
+    the model's own generation config, which answers follow where an evaluation says nothing.
+    """
+
+    model: str
+    guard: str
+    generation: str = ""
+
+    @classmethod
+    def of(cls, guard: Guard) -> Keys:
+        """The keys of a guard and its model as they are now."""
+        loaded = guard.loaded
+        about = {
+            "fingerprint": fingerprint(loaded).model_dump(mode="json"),
+            "versions": VERSIONS,
+            "dtype": str(loaded.model.dtype),
+            "device": loaded.device.type,
+        }
+        rules = {
+            "artefact": guard.artefact.artefact_id,
+            "policy": plain_policy(guard.policy),
+            "version": __version__,
+        }
+        generation = loaded.model.generation_config.to_dict()
+        return cls(
+            as_json(about), as_json(rules), json.dumps(generation, sort_keys=True, default=str)
+        )
+
+    def residuals(self, digest: str) -> str:
+        """Of all layers' residuals: of the model alone."""
+        return key_of("residuals", self.model, digest)
+
+    def plain(self, digest: str, settings: str) -> str:
+        """Of the model's own answer."""
+        return key_of("plain", self.model, self.generation, settings, digest)
+
+    def guarded(self, digest: str, settings: str) -> str:
+        """Of the answer behind the guard."""
+        return key_of("guarded", self.model, self.generation, self.guard, settings, digest)
+
+    def kl(self, digest: str) -> str:
+        """Of the divergence at the first token."""
+        return key_of("kl", self.model, self.guard, digest)
+
+
+def plain_policy(policy: Policy) -> dict[str, Any]:
+    """A policy as JSON values; its sets, which have no order of their own, sorted."""
+    plain: dict[str, Any] = policy.model_dump(mode="json")
+    return {name: sorted(v) if isinstance(v, list) else v for name, v in plain.items()}
 
 
 @dataclass
@@ -42,14 +230,14 @@ class Measuring:
     def __post_init__(self) -> None:
         """Name the model and the guard, which the cache's keys hang on."""
         self.keys = Keys.of(self.guard)
-        self.scorer = s.Scorer(self.guard.artefact, self.guard.policy)
+        self.scorer = scores.Scorer(self.guard.artefact, self.guard.policy)
 
     def rows(self, inputs: Sequence[Input]) -> list[Row]:
         """One prefill of each input: its scores. The residuals themselves are not kept here."""
         loaded, dtype = self.guard.loaded, self.guard.loaded.dtype
         collect = Collector(loaded, batch_size=self.batch_size)
-        collect.encoder = a.BoundedEncoder(loaded, self.guard.policy.limits)
-        found: dict[str, s.ItemScores] = {}
+        collect.encoder = answers.BoundedEncoder(loaded, self.guard.policy.limits)
+        found: dict[str, scores.ItemScores] = {}
 
         def ask(requests: Sequence[Request]) -> list[Tensor]:
             return residuals_of(collect, requests, self.guard.policy.video)
@@ -66,8 +254,8 @@ class Measuring:
                 batch=self.batch_size,
                 key=self.keys.residuals,
                 ask=ask,
-                pack=lambda residuals: s.packed(residuals, dtype),
-                unpack=lambda data: s.unpacked(data, self.scorer.shape),
+                pack=lambda residuals: scores.packed(residuals, dtype),
+                unpack=lambda data: scores.unpacked(data, self.scorer.shape),
                 use=use,
             ),
             inputs,
@@ -76,8 +264,8 @@ class Measuring:
 
     def answered(self, rows: Sequence[Row], new_tokens: int) -> list[Row]:
         """The rows that could be answered both ways, with their answers."""
-        plain: dict[str, a.Answer] = {}
-        guarded: dict[str, a.GuardedAnswer] = {}
+        plain: dict[str, answers.Answer] = {}
+        guarded: dict[str, answers.GuardedAnswer] = {}
         settings = f"greedy, {new_tokens} tokens"
         shadow = not enforces(self.guard.policy)
         self._run(
@@ -85,9 +273,9 @@ class Measuring:
                 name="plain answers",
                 batch=self.batch_size,
                 key=lambda digest: self.keys.plain(digest, settings),
-                ask=a.PlainAnswers(self.guard, new_tokens),
-                pack=a.packed,
-                unpack=a.plain_from,
+                ask=answers.PlainAnswers(self.guard, new_tokens),
+                pack=answers.packed,
+                unpack=answers.plain_from,
                 use=lambda one, answer: plain.update({one.item.id: answer}),
             ),
             [row.input for row in rows],
@@ -97,9 +285,9 @@ class Measuring:
                 name="guarded answers",
                 batch=4 * self.guard.policy.limits.batch,  # the guard makes its own batches of them
                 key=lambda digest: self.keys.guarded(digest, settings),
-                ask=a.GuardedAnswers(self.guard, new_tokens),
-                pack=a.packed,
-                unpack=a.guarded_from,
+                ask=answers.GuardedAnswers(self.guard, new_tokens),
+                pack=answers.packed,
+                unpack=answers.guarded_from,
                 use=lambda one, answer: guarded.update({one.item.id: answer}),
             ),
             [row.input for row in rows if row.id in plain],
@@ -114,19 +302,19 @@ class Measuring:
         """First-token divergence of the harmless inputs it is measured on, by id."""
         found: dict[str, float] = {}
         loaded, limits = self.guard.loaded, self.guard.policy.limits
-        encoder = a.BoundedEncoder(loaded, limits, new_tokens=1)
+        encoder = answers.BoundedEncoder(loaded, limits, new_tokens=1)
         known = {row.input.digest: row.score for row in rows}
         self._run(
             Stage(
                 name="divergence",
                 batch=self.batch_size,
                 key=self.keys.kl,
-                ask=q.Divergence(loaded, encoder, self.scorer.detector, known),
-                pack=q.packed,
-                unpack=q.unpacked,
+                ask=answers.Divergence(loaded, encoder, self.scorer.detector, known),
+                pack=lambda value: json.dumps(value).encode(),
+                unpack=answers.divergence_from,
                 use=lambda one, value: found.update({one.item.id: value}),
             ),
-            [row.input for row in q.to_measure(rows)],
+            [row.input for row in answers.to_measure(rows)],
         )
         return found
 
@@ -140,11 +328,7 @@ class Measuring:
         said, known = judged(
             judge, prompts, texts, cache=self.context.cache, progress=self.context.progress
         )
-        self.timings.append(
-            Timing(
-                stage="judging", seconds=time.perf_counter() - started, n=len(pairs), cached=known
-            )
-        )
+        self.timings.append(timed("judging", started, len(pairs), known))
         plain, guarded = said[: len(rows)], iter(said[len(rows) :])
         return [
             replace(

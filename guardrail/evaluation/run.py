@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from guardrail import __version__
+from guardrail.artefact.artefact import sampling_notes
 from guardrail.audit import plain
 from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.evaluation import summary
+from guardrail.evaluation.answers import quality
 from guardrail.evaluation.cache import Cache
-from guardrail.evaluation.controls import controls
-from guardrail.evaluation.groups import groups
+from guardrail.evaluation.figures import (
+    DRAWS,
+    FOLDS,
+    TOLERANCE,
+    aurocs_alike,
+    controls,
+    groups,
+    modalities_of,
+    sides_of,
+)
 from guardrail.evaluation.inputs import Troubles, read_inputs
 from guardrail.evaluation.judge import PrefixJudge, judge_figures, load_sample
-from guardrail.evaluation.keys import plain_policy
-from guardrail.evaluation.measuring import Measuring
-from guardrail.evaluation.quality import quality
-from guardrail.evaluation.schema import Report, Timing
-from guardrail.evaluation.stage import Context
-from guardrail.policy.acting import enforces
+from guardrail.evaluation.measuring import Context, Measuring, plain_policy, timed
+from guardrail.evaluation.schema import LayerPoint, Report, StrengthPoint
+from guardrail.evaluation.scores import RANDOM_SEEDS
+from guardrail.fit.collect import VERSIONS
+from guardrail.fit.dataset import packaged
+from guardrail.model.fingerprint import fingerprint
+from guardrail.policy.acting import effective_thresholds, enforces
+from guardrail.stats import Share
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from pydantic import JsonValue
+
+    from guardrail.artefact import Artefact
+    from guardrail.evaluation.answers import Row
+    from guardrail.evaluation.inputs import Input
     from guardrail.evaluation.items import EvalItem
     from guardrail.evaluation.judge import Judge, Sample
-    from guardrail.evaluation.rows import Row
-    from guardrail.evaluation.schema import JudgeFigures, Quality
+    from guardrail.evaluation.schema import Group, JudgeFigures, Quality
     from guardrail.fit.collect import Progress
     from guardrail.guard import Guard
 
@@ -80,7 +98,7 @@ def evaluate(
         measuring = Measuring(guard, context, batch_size)
         started = time.perf_counter()
         inputs = read_inputs(items, guard.policy, troubles, report, guard.artefact)
-        measuring.timings.append(_timing("reading inputs", started, len(items)))
+        measuring.timings.append(timed("reading inputs", started, len(items)))
         rows = measuring.rows(inputs)
         cost, error = None, None
         if sample is not None:
@@ -90,9 +108,7 @@ def evaluate(
             f"none of {len(items)} inputs could be measured; the first: "
             f"{next(iter(troubles.found.values()), 'there was none')}"
         )
-    settings = summary.settings_facts(
-        guard, answers=answers, new_tokens=new_tokens, batch_size=batch_size
-    )
+    settings = _settings_facts(guard, answers=answers, new_tokens=new_tokens, batch_size=batch_size)
     return _report(measuring, rows, cost, error, settings=settings, content=content)
 
 
@@ -136,31 +152,218 @@ def _report(
     guard, troubles = measuring.guard, measuring.context.troubles
     started = time.perf_counter()
     found, held_against = groups(rows), controls(rows)
-    layers = tuple(summary.layer_points(guard.artefact, rows))
-    said = summary.warnings(guard, rows, found, troubles)
-    facts = {
-        "artefact": guard.artefact.summary(),
-        "policy": plain_policy(guard.policy),
-        "settings": settings,
-        "data": summary.data_facts(rows, troubles, content=content),
-    }
+    layers = tuple(_layer_points(guard.artefact, rows))
+    said = _warnings(guard, rows, found, troubles)
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         guardrail_version=__version__,
         model=guard.loaded.name,
-        thresholds=summary.thresholds(guard),
+        artefact=_facts(guard.artefact.summary()),
+        policy=_facts(plain_policy(guard.policy)),
+        thresholds=_thresholds(guard),
+        settings=_facts(settings),
+        data=_facts(_data_facts(rows, troubles, content=content)),
         groups=tuple(found),
         controls=tuple(held_against),
         layers=layers,
-        strength=tuple(summary.strength_points(guard.artefact)),
+        strength=tuple(_strength_points(guard.artefact)),
         quality=cost,
         judge=error,
         warnings=tuple(said),
         items=tuple(row.reported(content=content) for row in rows),
-        timings=(*measuring.timings, _timing("figures", started, len(rows))),
-        **{name: plain(value) for name, value in facts.items()},  # type: ignore[arg-type]
+        timings=(*measuring.timings, timed("figures", started, len(rows))),
     )
 
 
-def _timing(stage: str, started: float, n: int) -> Timing:
-    return Timing(stage=stage, seconds=time.perf_counter() - started, n=n, cached=0)
+def _facts(values: Mapping[str, object]) -> dict[str, JsonValue]:
+    found: Any = plain(values)
+    return dict(found)
+
+
+_HIGHEST = ", although the score of a long video is the highest of its windows"
+_APART = 0.01  # of the text gap: more than batching and precision explain
+
+
+def _layer_points(artefact: Artefact, rows: Sequence[Row]) -> Iterator[LayerPoint]:
+    """AUROC of every layer's difference of means, in each modality that has both labels.
+
+    Offsets are left out, since most layers have none: inputs are compared with those that have one
+    picture, several, or a video, as they do. Of a long video each layer's highest window counts.
+    """
+    each = {}
+    for modality in modalities_of(rows):
+        both = sides_of([row for row in rows if row.modality == modality])
+        if all(both):
+            each[modality] = aurocs_alike(*both, lambda row: row.scores.layers)
+    steering = artefact.header.steering
+    for layer in range(len(artefact.tensors["direction"])):
+        found = {modality: values[layer] for modality, values in each.items()}
+        yield LayerPoint(
+            layer=layer,
+            read=layer in artefact.header.readout.layers,
+            edited=steering is not None and layer == steering.layer,
+            auroc={name: value for name, value in found.items() if value is not None},
+        )
+
+
+def _strength_points(artefact: Artefact) -> list[StrengthPoint]:
+    """The strengths that the fit tried on held-out text; none of an artefact without a record."""
+    steering = artefact.header.steering
+    trials: Any = steering.figures.get("trials") if steering is not None else None
+    if steering is None or not isinstance(trials, list):
+        return []
+    chosen = (steering.layer, steering.steer_tokens, steering.figures.get("factor"))
+    return [
+        StrengthPoint(
+            layer=trial["layer"],
+            tokens=trial["tokens"],
+            factor=trial["factor"],
+            chosen=(trial["layer"], trial["tokens"], trial["factor"]) == chosen,
+            induced=Share(**trial["induced_refusal"]),
+            false_refusal=Share(**trial["false_refusal"]),
+            kl=trial["kl"],
+        )
+        for trial in trials
+        if trial["kl"] is not None
+    ]
+
+
+def _data_facts(rows: Sequence[Row], troubles: Troubles, *, content: bool) -> dict[str, Any]:
+    """How many inputs of what there are, a digest of all that was measured, and what was not.
+
+    Without `content` an error is named by its class: its words may quote the input.
+    """
+    lines = sorted(f"{row.input.digest} {row.input.item.label}" for row in rows)
+    counts: dict[str, dict[str, int]] = {}
+    for row in rows:
+        item = row.input.item
+        of_source = counts.setdefault(item.source, {"harmful": 0, "harmless": 0})
+        of_source[item.label] += 1
+    return {
+        "n": len(rows),
+        "digest": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
+        "sources": counts,
+        "distinct": len({row.input.digest for row in rows}),
+        "skipped": dict(troubles.found if content else troubles.kinds),
+    }
+
+
+def _settings_facts(
+    guard: Guard, *, answers: bool, new_tokens: int, batch_size: int
+) -> dict[str, Any]:
+    """What a rerun needs to give the same figures."""
+    return {
+        "answers": answers,
+        "new_tokens": new_tokens,
+        "sampling": "greedy",
+        "batch_size": batch_size,
+        "dtype": str(guard.loaded.model.dtype).removeprefix("torch."),
+        "device": guard.loaded.device.type,
+        "packages": dict(VERSIONS),
+        "random_directions": RANDOM_SEEDS,
+        "permutations": DRAWS,
+        "folds": FOLDS,
+        "length_tolerance": TOLERANCE,
+    }
+
+
+def _thresholds(guard: Guard) -> dict[str, dict[str, float]]:
+    """The scores beyond which inputs are steered and flagged; for infinity the largest float.
+
+    Only those that act: `steer` is left out where the policy does not allow it or the artefact only
+    detects, `flag` where the policy does not allow it.
+    """
+    largest, policy = sys.float_info.max, guard.policy
+    can_steer = guard.artefact.header.steering is not None
+    acting = {action.value for action in effective_thresholds(policy, can_steer=can_steer)}
+
+    def finite(value: float) -> float:
+        return max(-largest, min(value, largest))
+
+    return {
+        modality.value: {
+            name: finite(level) for name, level in found.model_dump().items() if name in acting
+        }
+        for modality, found in guard.thresholds.items()
+    }
+
+
+def _warnings(
+    guard: Guard,
+    rows: Sequence[Row],
+    found: Sequence[Group],
+    troubles: Troubles,
+) -> Iterator[str]:
+    """What a reader must know before believing the figures."""
+    differing = guard.artefact.header.fingerprint.differences(fingerprint(guard.loaded))
+    if differing:
+        yield f"the artefact was fitted on another model ({', '.join(sorted(differing))} differ)"
+    if troubles.found:
+        named = ", ".join(list(troubles.found)[:5])
+        more = ", ..." if len(troubles.found) > 5 else ""
+        yield f"inputs left out because of errors: {len(troubles.found)} ({named}{more})"
+    yield from _repeats([row.input for row in rows])
+    yield from _thin(found)
+    modalities = {row.input.modality for row in rows}
+    yield from _borrowed(guard, modalities)
+    if Modality.VIDEO in modalities:
+        yield from sampling_notes(guard.artefact, guard.policy)
+    if not enforces(guard.policy):
+        yield (
+            "shadow mode: guarded answers are the model's own; actions are what would have been "
+            "done, and there are no figures of quality"
+        )
+    # Of a video the guard looks no further once a window is flagged.
+    apart = [
+        abs(r.score - r.guarded.score)
+        for r in rows
+        if r.guarded is not None and not (r.modality == Modality.VIDEO and r.guarded.flagged)
+    ]
+    if apart and max(apart) > _APART:
+        yield (
+            f"scores of the evaluation and of the guard's own answers differ by up to "
+            f"{max(apart):.3f}; batching changes this model's residuals"
+        )
+
+
+def _repeats(inputs: Sequence[Input]) -> Iterator[str]:
+    labels: dict[str, set[str]] = {}
+    for one in inputs:
+        labels.setdefault(one.digest, set()).add(one.item.label)
+    if len(labels) < len(inputs):
+        yield (
+            f"inputs that repeat another one: {len(inputs) - len(labels)}; intervals are narrower "
+            "than they should be"
+        )
+    both = sum(len(each) > 1 for each in labels.values())
+    if both:
+        yield f"inputs that stand there with both labels: {both}"
+    fitted = {prompt.text for prompt in packaged()}
+    known = sum(one.item.text in fitted for one in inputs)
+    if known:
+        yield f"inputs among the packaged contrast prompts, which guards are fitted on: {known}"
+
+
+def _borrowed(guard: Guard, modalities: set[Modality]) -> Iterator[str]:
+    for modality in sorted(modalities - set(guard.policy.thresholds)):
+        used, _ = guard.artefact.calibration_for(modality)
+        if used != modality:
+            yield (
+                f"{modality}: the artefact has no calibration for these inputs; they are held to "
+                f"the thresholds of {used}{_HIGHEST if modality is Modality.VIDEO else ''}"
+            )
+
+
+def _thin(found: Sequence[Group]) -> Iterator[str]:
+    for group in found:
+        if group.by != "modality":
+            continue
+        sides: Mapping[str, int] = {"harmful": group.n_harmful, "harmless": group.n_harmless}
+        for label, n in sides.items():
+            if n == 0:
+                yield f"{group.name}: no {label} inputs, so no separation and no controls"
+        if 0 < group.n_harmless < 100:
+            yield (
+                f"{group.name}: {group.n_harmless} harmless inputs cannot show a false-positive "
+                "rate of 1 %; at least 100 are needed"
+            )

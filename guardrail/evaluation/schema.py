@@ -6,13 +6,11 @@ text-safe centroid, 1 = text-unsafe centroid), KL divergences in nats, times in 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
-from guardrail.stats import Estimate, Frozen, Share
-
-SCHEMA_VERSION = 1
+from guardrail.stats import Estimate, Frozen, SavedReport, Share
 
 Label = Literal["harmful", "harmless"]
 
@@ -62,6 +60,11 @@ class Group(Frozen):
     separation: Separation | None = None
     actions: dict[Label, Actions] = Field(default_factory=dict)
     refusals: dict[Label, Refusals] = Field(default_factory=dict)
+
+    @property
+    def hit(self) -> dict[Label, Share]:
+        """The shares that were steered or flagged."""
+        return {label: found.passed.complement for label, found in self.actions.items()}
 
 
 class RandomDirections(Frozen):
@@ -215,8 +218,11 @@ class Timing(Frozen):
     cached: int
 
 
-class Report(Frozen):
+class Report(SavedReport):
     """A whole evaluation. `thresholds` holds those that act under the policy."""
+
+    name: ClassVar[str] = "evaluation report"
+    command: ClassVar[str] = "guardrail evaluate"
 
     schema_version: Literal[1] = 1
     created: str
@@ -236,3 +242,13 @@ class Report(Frozen):
     timings: tuple[Timing, ...]
     warnings: tuple[str, ...] = ()
     items: tuple[ItemRow, ...]
+
+    @property
+    def n_harmful(self) -> int:
+        """How many inputs ought to be refused."""
+        return sum(item.label == "harmful" for item in self.items)
+
+    @property
+    def n_harmless(self) -> int:
+        """How many inputs ought to be answered."""
+        return len(self.items) - self.n_harmful

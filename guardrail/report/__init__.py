@@ -1,4 +1,8 @@
-"""Self-contained HTML pages and the figures in them (extra `report`)."""
+"""Self-contained HTML pages and the figures in them (extra `report`).
+
+Doors: `evaluation.evaluation_page` and `drift.drift_page`, which take the reports' own models;
+`page.render` and `page.write_page` for pages that are made elsewhere.
+"""
 
 from __future__ import annotations
 

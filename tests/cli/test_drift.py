@@ -224,7 +224,7 @@ def test_a_page_that_cannot_be_drawn_leaves_no_artefact(run, saved, checked, tmp
     def broken(_report: Any) -> str:
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr("guardrail.report.drift_page.drift_page", broken)
+    monkeypatch.setattr("guardrail.report.drift.drift_page", broken)
     words = ["--fix", "-o", str(tmp_path / "new"), "--html", str(tmp_path / "r.html")]
     done = run("drift", saved.artefact["pass"], "--model", saved.model, *words)
     assert done.exit_code == 2
@@ -285,7 +285,7 @@ def carried(monkeypatch: Any) -> dict[str, Any]:
         figures = report("refit", transport=True).transport.model_copy(update={"reason": None})
         return artefact.revised(extra={"drift": {}}), figures
 
-    monkeypatch.setattr("guardrail.drift.carry.transport", transport)
+    monkeypatch.setattr("guardrail.drift.transport.transport", transport)
     return answer
 
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.evaluation import measuring
 from guardrail.evaluation.cache import FILENAME, Cache
 from guardrail.evaluation.inputs import Troubles, read_inputs
+from guardrail.evaluation.measuring import Context, Measuring
 from guardrail.evaluation.run import evaluate
 from guardrail.evaluation.schema import Report
 from guardrail.evaluation.scores import Scorer
-from guardrail.evaluation.stage import Context
 from guardrail.fit.collect import Collector
 from guardrail.guard import Guard
 from guardrail.online.video_scan import judged_requests
@@ -457,12 +456,12 @@ def test_tools_are_part_of_an_input(guard, texts):
 
 
 def test_an_outage_of_the_detector_is_an_error_not_a_figure(guard, texts, monkeypatch):
-    original = measuring.s.Scorer.__call__
+    original = Scorer.__call__
 
     def broken(self: Any, residuals: Any, kind: str) -> Any:
         return original(self, residuals * math.nan, kind)
 
-    monkeypatch.setattr(measuring.s.Scorer, "__call__", broken)
+    monkeypatch.setattr(Scorer, "__call__", broken)
     with pytest.raises(DatasetError, match="detector failed"):
         evaluate(guard, texts, answers=False)
 
@@ -515,9 +514,7 @@ def test_random_directions_of_long_videos_take_their_highest_window_too(
         alone = torch.stack([scorer(r, "video").random for r in collect(parts, "alone")])
         troubles = Troubles()
         inputs = read_inputs([long], guard.policy, troubles, lambda *_: None, guard.artefact)
-        measuring_ = measuring.Measuring(
-            guard, Context(Cache(), guard.policy, troubles, lambda *_: None), 4
-        )
+        measuring_ = Measuring(guard, Context(Cache(), guard.policy, troubles, lambda *_: None), 4)
         (row,) = measuring_.rows(inputs)
     assert torch.allclose(row.scores.random, alone.amax(0), atol=1e-4)
 

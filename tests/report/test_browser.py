@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from guardrail.evaluation.schema import Report
 from guardrail.report import evaluation_page
-from guardrail.report.drift_page import drift_page
+from guardrail.report.drift import drift_page
 from guardrail.report.explain_page import explanation_page
 from guardrail.report.page import write_page
 from tests.in_browser import CONTRAST, CUT_OFF, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
@@ -45,7 +46,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, report: Callable[..., Any]) -
         item["text"] = f"{'unbroken' * 40} <b>&amp;</b>\n\u202eright to left\u202c \u4e2d\u6587"
         item["action"] = "pass"
     made["groups"][-1]["name"] = "a-category-with-a-very-long-name-" * 4
-    write_page(folder / "page.html", evaluation_page(made, base=folder))
+    write_page(folder / "page.html", evaluation_page(Report.model_validate(made), base=folder))
     return folder / "page.html"
 
 
@@ -134,7 +135,7 @@ def test_nothing_is_cut_on_a_phone(opened, width):
 def test_nothing_of_the_other_pages_is_cut_on_a_phone(browser, tmp_path, kind):
     if kind == "drift":
         made = _beside("../cli/test_drift.py").report("refit", transport=True)
-        html = drift_page(made.model_dump(mode="json"))
+        html = drift_page(made)
     else:
         html = explanation_page(_beside("test_explain_page.py").explanation())
     write_page(tmp_path / "page.html", html)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
+import json
+import os
 import re
+import struct
+import zlib
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from guardrail.errors import ConfigurationError
-from guardrail.evaluation.schema import Report
+from guardrail.evaluation.schema import ItemRow, Report
 from guardrail.report import evaluation_page
-from guardrail.report.ranking import false_positives, misses
+from guardrail.report.evaluation import cards, false_positives, misses, thumbnail
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\" onload='x' $a_{b"
 _VOID = {"meta", "link", "br", "img", "path", "use", "rect"}
+
+
+def page(made: dict[str, Any], **options: Any) -> str:
+    return evaluation_page(Report.model_validate(made), **options)
 
 
 class Reader(HTMLParser):
@@ -61,7 +72,7 @@ def lean(made: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_page_holds_what_the_report_says(report, pictures):
     made = report(12)
-    text = words(evaluation_page(made, base=pictures))
+    text = words(page(made, base=pictures))
     for said in (
         "example/tiny-reader-135m",
         "guard-0123456789abcdef",
@@ -81,21 +92,19 @@ def test_the_page_holds_what_the_report_says(report, pictures):
 
 
 def test_warnings_stand_before_the_figures(report):
-    html = evaluation_page(lean(report(4, ("text",))))
+    html = page(lean(report(4, ("text",))))
     assert 0 < html.index('class="warnings"') < html.index('id="summary"') < html.index("<figure>")
 
 
 def test_the_same_report_gives_the_same_page(report):
-    assert evaluation_page(lean(report(4, ("text",)))) == evaluation_page(
-        lean(report(4, ("text",)))
-    )
+    assert page(lean(report(4, ("text",)))) == page(lean(report(4, ("text",))))
 
 
 def test_ids_are_unique_and_links_lead_somewhere(report, pictures):
-    page = Reader(evaluation_page(report(8), base=pictures))
-    ids = [value for name, value in page.attributes if name == "id"]
+    read = Reader(page(report(8), base=pictures))
+    ids = [value for name, value in read.attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    links = [v for n, v in page.attributes if n in ("href", "xlink:href") and v != "data:,"]
+    links = [v for n, v in read.attributes if n in ("href", "xlink:href") and v != "data:,"]
     assert links
     assert {link.removeprefix("#") for link in links} <= set(ids)
 
@@ -115,22 +124,23 @@ def test_text_from_data_is_never_markup(report):
     made["controls"][1]["skipped"]["text_baseline"] = EVIL
     for group in made["groups"]:
         group["name"] = EVIL
-    html = evaluation_page(made)
-    page = Reader(html)
-    assert not {"script", "iframe", "object", "form"} & set(page.tags)
-    assert not [name for name, _ in page.attributes if name.startswith("on")]
-    assert {v for n, v in page.attributes if n == "src"} <= {""}
-    assert page.words.count("<script>alert(1)</script>") > 15
+    html = page(made)
+    read = Reader(html)
+    assert not {"script", "iframe", "object", "form"} & set(read.tags)
+    assert not [name for name, _ in read.attributes if name.startswith("on")]
+    assert {v for n, v in read.attributes if n == "src"} <= {""}
+    assert read.words.count("<script>alert(1)</script>") > 15
 
 
 def test_pictures_are_shown_where_they_can_be_read(report, pictures):
     made = lean(report(30, ("image",)))
-    html = evaluation_page(made, base=pictures)
+    html = page(made, base=pictures)
     sources = [v for n, v in Reader(html).attributes if n == "src"]
     assert sources
     assert all(source.startswith("data:image/png;base64,") for source in sources)
-    worst = [*false_positives(made), *misses(made)]
-    damaged = [item for item in worst if item["image"] == "pictures/3.png"]
+    read = Report.model_validate(made)
+    worst = [*false_positives(read), *misses(read)]
+    damaged = [item for item in worst if item.image == "pictures/3.png"]
     assert len(sources) == len(worst) - len(damaged)
     assert words(html).count("no picture") == len(damaged)
 
@@ -140,7 +150,7 @@ def test_a_picture_that_cannot_be_read_is_said_to_be_missing(report, pictures, p
     made = lean(report(30, ("image",)))
     for item in made["items"]:
         item["image"] = path
-    html = evaluation_page(made, base=pictures)
+    html = page(made, base=pictures)
     assert "<img" not in html
     assert "no picture" in words(html)
     assert "root:" not in html
@@ -157,8 +167,7 @@ def without_answers(made: dict[str, Any]) -> dict[str, Any]:
 
 def test_without_answers_the_page_says_so(report):
     made = without_answers(lean(report(6, ("text",))))
-    Report.model_validate(made)
-    text = words(evaluation_page(made))
+    text = words(page(made))
     assert "No answers were generated, so refusals were not measured." in text
     assert "there was nothing to judge" in text
     assert "Not measured: no answers were generated." in text
@@ -167,8 +176,7 @@ def test_without_answers_the_page_says_so(report):
 def test_without_controls_layers_or_strengths_the_page_says_so(report):
     made = report(6, ("text",)) | {"controls": [], "layers": [], "strength": [], "timings": [],
                         "warnings": [], "thresholds": {}}  # fmt: skip
-    Report.model_validate(made)
-    html = evaluation_page(made)
+    html = page(made)
     text = words(html)
     assert "No controls were run." in text
     assert "No layer could be measured" in text
@@ -188,8 +196,7 @@ def test_one_label_alone_gives_a_page(report, label):
         group["refusals"].pop(other, None)
         group[f"n_{other}"] = 0
     made["groups"] = [g for g in made["groups"] if g["actions"]]
-    Report.model_validate(made)
-    text = words(evaluation_page(made))
+    text = words(page(made))
     assert "only one label is present" in text
     assert "There is no ROC curve" in text
     assert f"There were no {other} inputs." in text
@@ -198,15 +205,14 @@ def test_one_label_alone_gives_a_page(report, label):
 def test_no_inputs_at_all_give_a_page(report):
     made = report(1) | {"items": [], "groups": [], "controls": [], "layers": []}
     made = without_answers(made)
-    Report.model_validate(made)
-    assert "The report holds no inputs." in words(evaluation_page(made))
+    assert "The report holds no inputs." in words(page(made))
 
 
 def test_a_report_without_content_shows_none(report):
     made = lean(report(30, ("image",)))
     for item in made["items"]:
         item |= dict.fromkeys(("text", "image", "plain_answer", "guarded_answer"))
-    text = words(evaluation_page(made))
+    text = words(page(made))
     assert "The report was made without content." in text
     assert "Model alone: not refused" in text
 
@@ -215,8 +221,7 @@ def test_optional_figures_that_are_none_are_said_in_words(report):
     made = lean(report(6, ("text",)))
     made["quality"] |= {"kl_steered": None, "kl_passed_max": None, "exact_match_passed": None}
     made["judge"] |= {"false_refusals": None, "missed_refusals": None}
-    Report.model_validate(made)
-    text = words(evaluation_page(made))
+    text = words(page(made))
     assert "none steered" in text
     assert "none passed" in text
     assert text.count("not measured") >= 3
@@ -225,18 +230,18 @@ def test_optional_figures_that_are_none_are_said_in_words(report):
 def test_flagged_harmless_inputs_are_said_to_be_left_out_of_the_quality(report):
     made = lean(report(6, ("text",)))
     made["quality"]["n_flagged"] = 3
-    assert "3 more were flagged: they have no answer" in words(evaluation_page(made))
+    assert "3 more were flagged: they have no answer" in words(page(made))
     made["quality"] = None
-    text = words(evaluation_page(made))
+    text = words(page(made))
     assert "Not measured: the guard flagged all 6 harmless inputs" in text
 
 
 def test_an_artefact_that_only_detects_is_told_from_one_without_a_record(report):
     made = lean(report(2, ("text",)))
     made["artefact"]["steering"] = None
-    assert "the artefact only detects" in words(evaluation_page(made))
+    assert "the artefact only detects" in words(page(made))
     made["artefact"]["steering"] = {"layer": 3}
-    assert "the artefact only detects" not in words(evaluation_page(made))
+    assert "the artefact only detects" not in words(page(made))
 
 
 @pytest.mark.parametrize(
@@ -244,9 +249,9 @@ def test_an_artefact_that_only_detects_is_told_from_one_without_a_record(report)
 )
 def test_a_threshold_out_of_reach_does_not_stretch_the_figures(report, value, said):
     made = lean(report(20, ("text",)))
-    plain = evaluation_page(made)
+    plain = page(made)
     made["thresholds"] = {"text": {"steer": 0.62, "flag": value}}
-    html = evaluation_page(made)
+    html = page(made)
     assert f"Out of the figure: {said}." in words(html)
     assert "Upright lines: the thresholds in force." in words(html)
     assert "1797693" not in html
@@ -256,7 +261,7 @@ def test_a_threshold_out_of_reach_does_not_stretch_the_figures(report, value, sa
 def test_the_main_figures_stand_in_their_own_columns(report):
     made = lean(report(30, ("text",)))
     (group,) = [g for g in made["groups"] if g["by"] == "modality"]
-    html = evaluation_page(made)
+    html = page(made)
     table = html[html.index("Main figures") : html.index('id="separation"')]
     cells = [words(cell.split("</td>")[0]) for cell in table.split("<td")[1:]]
     refused, passed = group["refusals"]["harmful"], {k: v["passed"] for k, v in
@@ -278,7 +283,7 @@ def test_perfect_separation_leaves_no_mistakes(report):
     for item in made["items"]:
         item["action"] = "flag" if item["label"] == "harmful" else "pass"
         item["score"] = 2.0 if item["label"] == "harmful" else 0.0
-    text = words(evaluation_page(made))
+    text = words(page(made))
     assert "None: no harmless input of 6 was steered or flagged." in text
     assert "None: all 6 harmful inputs were steered or flagged." in text
 
@@ -286,7 +291,7 @@ def test_perfect_separation_leaves_no_mistakes(report):
 def test_shadow_mode_is_told_apart(report):
     made = lean(report(6, ("text",)))
     made["policy"]["mode"] = "shadow"
-    text = words(evaluation_page(made))
+    text = words(page(made))
     assert "shadow: nothing was changed" in text
     assert "would have steered or flagged" in text
     assert "every answer is the model\u2019s own" in text
@@ -295,7 +300,7 @@ def test_shadow_mode_is_told_apart(report):
 def test_a_single_strength_and_none_chosen_are_drawn(report):
     made = report(4, ("text",))
     made["strength"] = [made["strength"][0] | {"chosen": False, "kl": 0.0}]
-    assert "Refusals by steering strength" in evaluation_page(made)
+    assert "Refusals by steering strength" in page(made)
 
 
 def test_ten_thousand_inputs_stay_a_small_page(report):
@@ -305,13 +310,24 @@ def test_ten_thousand_inputs_stay_a_small_page(report):
         copies += [copy.copy(item) | {"score": item["score"] + k / 9999} for k in range(1250)]
     made["items"] = copies
     assert len(copies) == 10_000
-    assert len(evaluation_page(made)) < 1_500_000
+    assert len(page(made)) < 1_500_000
+
+
+def test_a_report_read_back_from_its_file_gives_the_same_page(report):
+    made = Report.model_validate(lean(report(4, ("text",))))
+    assert evaluation_page(Report.from_json(made.model_dump_json())) == evaluation_page(made)
 
 
 @pytest.mark.parametrize("wrong", [{}, {"schema_version": 2}, {"schema_version": 1, "model": "m"}])
 def test_anything_else_is_no_report(wrong):
     with pytest.raises(ConfigurationError, match="guardrail evaluate"):
-        evaluation_page(wrong)
+        Report.from_json(json.dumps(wrong))
+
+
+def test_a_report_of_another_version_says_which(report):
+    other = report(1) | {"schema_version": 2, "added_since": 1}
+    with pytest.raises(ConfigurationError, match=r"report of version 1 \(it says 2\)"):
+        Report.from_json(json.dumps(other))
 
 
 def test_a_video_is_named_where_a_picture_would_be_shown(report):
@@ -320,11 +336,144 @@ def test_a_video_is_named_where_a_picture_would_be_shown(report):
         item |= {"modality": "video", "image": None, "video": "films/<b>1</b>.mp4"}
     for row in (*made["groups"], *made["controls"]):
         row["modality"] = "video"
-        row["name"] = "video" if row.get("by") == "modality" else row.get("name")
+        if row.get("by") == "modality":
+            row["name"] = "video"
     made["thresholds"] = {"video": made["thresholds"]["image"]}
-    html = evaluation_page(made)
+    html = page(made)
     assert "<b>1</b>" not in html
     shown = words(html)
     assert "video films/<b>1</b>.mp4" in shown
     assert "no picture" not in shown
     assert "Scores, video" in html
+
+
+def test_false_positives_are_harmless_hits_furthest_above_their_threshold(report):
+    made = Report.model_validate(report(60))
+    found = false_positives(made)
+    rest = [i for i in made.items if i not in found]
+    excess = [i.score - made.thresholds[i.modality]["steer"] for i in found]
+    assert all(i.label == "harmless" and i.action != "pass" for i in found)
+    assert excess == sorted(excess, reverse=True)
+    others = [i for i in rest if i.label == "harmless" and i.action != "pass"]
+    assert len(found) == 10 or not others
+
+
+def test_misses_are_harmful_inputs_that_passed_lowest_first(report):
+    made = Report.model_validate(report(60))
+    found = misses(made, 3)
+    below = [i.score - made.thresholds[i.modality]["steer"] for i in found]
+    every = [
+        i.score - made.thresholds[i.modality]["steer"]
+        for i in made.items
+        if i.label == "harmful" and i.action == "pass"
+    ]
+    assert below == sorted(every)[:3]
+
+
+def test_a_modality_without_thresholds_is_ranked_by_its_scores(report):
+    made = Report.model_validate(report(20) | {"thresholds": {}})
+    scores = [item.score for item in false_positives(made)]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_where_only_flagging_is_in_force_its_threshold_counts(report):
+    made = report(60)
+    made["thresholds"] = {"text": {"flag": 1.0}, "image": {"flag": -50.0}}
+    read = Report.model_validate(made)
+    assert false_positives(read)[0].modality == "image"
+    assert misses(read)[0].modality == "text"
+
+
+def test_long_texts_are_cut_and_say_so(report):
+    item = ItemRow.model_validate(
+        report(1)["items"][0] | {"text": "x" * 5000, "plain_answer": None}
+    )
+    (found,) = cards([item], None)
+    assert found.item.text is not None
+    assert len(found.item.text) < 800
+    assert found.item.text.endswith("(5000 characters in all)")
+    assert found.item.plain_answer is None
+    assert found.picture is None
+
+
+def decoded(url: str | None) -> Image.Image:
+    assert url is not None
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+def huge_png() -> bytes:
+    """A few bytes that claim 60,000 x 60,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0"))
+
+
+def test_a_picture_is_found_below_its_base(pictures):
+    assert decoded(thumbnail(pictures, "pictures/0.png", 64)).size == (64, 40)
+
+
+def test_an_absolute_path_needs_no_base(pictures):
+    assert thumbnail(None, str(pictures / "pictures" / "0.png")) is not None
+    assert thumbnail(None, "pictures/0.png") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../../../../../etc/passwd", "pictures/3.png", "pictures/none.png", "pictures", "", None,
+     "https://example.org/x.png", "data:image/png;base64,AAAA", "a\0b", "x" * 5000, "\ud800",
+     "~nobody/x.png"],
+)  # fmt: skip
+def test_what_is_no_picture_gives_none(pictures, name):
+    assert thumbnail(pictures, name) is None
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert thumbnail(tmp_path, "pipe.png") is None
+
+
+def test_a_picture_that_claims_too_many_pixels_is_not_decoded(tmp_path):
+    (tmp_path / "huge.png").write_bytes(huge_png())
+    assert thumbnail(tmp_path, "huge.png") is None
+
+
+@pytest.mark.parametrize("cut", [10, 40, 100, 300])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_a_cut_file_gives_none(tmp_path, kind, cut):
+    data = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").save(data, kind)
+    (tmp_path / "whole").write_bytes(data.getvalue())
+    (tmp_path / "cut").write_bytes(data.getvalue()[:cut])
+    assert decoded(thumbnail(tmp_path, "whole", 64)).size == (64, 64)
+    assert thumbnail(tmp_path, "cut") is None
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_every_mode_can_be_shown(tmp_path, mode):
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    Image.new(mode, (30, 20)).save(tmp_path / "p", kind)
+    assert decoded(thumbnail(tmp_path, "p")).mode == "RGB"
+
+
+def test_transparent_ground_is_white(tmp_path):
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "p.png")
+    assert decoded(thumbnail(tmp_path, "p.png")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_turned_photo_stands_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "p.jpg", exif=exif)
+    assert decoded(thumbnail(tmp_path, "p.jpg")).size == (20, 40)
+
+
+def test_no_metadata_travels_along(pictures):
+    assert "taken at home" in (pictures / "pictures" / "0.png").read_bytes().decode("latin-1")
+    url = thumbnail(pictures, "pictures/0.png")
+    assert url is not None
+    assert b"taken at home" not in base64.b64decode(url.partition(",")[2])

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from guardrail.evaluation.schema import Report
 from guardrail.report import evaluation_page
 from guardrail.stats import Rate, Share
+
+
+def page(made: dict[str, Any], **options: Any) -> str:
+    return evaluation_page(Report.model_validate(made), **options)
 
 
 class Tables(HTMLParser):
@@ -119,7 +124,7 @@ def made(report) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tables(made) -> Tables:
-    return Tables(evaluation_page(made).replace("\N{NO-BREAK SPACE}", " "))
+    return Tables(page(made).replace("\N{NO-BREAK SPACE}", " "))
 
 
 def groups_of(made: dict[str, Any], by: str) -> list[dict[str, Any]]:

@@ -69,9 +69,13 @@ def test_no_template_marks_text_as_safe_or_reaches_for_anything():
 
 
 def test_the_page_allows_no_request(report):
+    from guardrail.evaluation.schema import Report
     from guardrail.report import evaluation_page
 
-    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', evaluation_page(report(4)))
+    policy = re.search(
+        r'Content-Security-Policy" content="([^"]+)"',
+        evaluation_page(Report.model_validate(report(4))),
+    )
     assert policy is not None
     assert "default-src 'none'" in policy[1]
     assert "script-src" not in policy[1]
@@ -107,3 +111,30 @@ def test_a_link_stays_a_link(tmp_path):
     page.write_page(tmp_path / "link.html", "new")
     assert (tmp_path / "link.html").is_symlink()
     assert (tmp_path / "real.html").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"),
+    [
+        (page.figure(0.93149), "0.931"),
+        (page.figure(-0.5, 1), "\u22120.5"),
+        (page.figure(None), "\u2013"),
+        (page.figure(float("nan")), "\u2013"),
+        (page.percent(0.125), "12.5\u00a0%"),
+        (page.percent(None), "\u2013"),
+        (page.points(0.55), "+55.0"),
+        (page.points(-0.025), "\u22122.5"),
+        (page.count(12345), "12\u202f345"),
+        (page.small(0.000123456), "0.000123"),
+        (page.small(None), "\u2013"),
+        (page.duration(0.4212), "0.42 s"),
+        (page.duration(42.4), "42 s"),
+        (page.duration(185), "3 min 05 s"),
+        (page.tied("95 % of 100 %"), "95\u00a0% of 100\u00a0%"),
+        (page.moment("2025-05-01T12:00:00+02:00"), "1 May 2025, 10:00 UTC"),
+        (page.moment("2025-05-01T12:00:00"), "1 May 2025, 12:00"),
+        (page.moment("some day"), "some day"),
+    ],
+)
+def test_a_number_is_written(written, wanted):
+    assert written == wanted

@@ -1,25 +1,27 @@
 from __future__ import annotations
 
+import json
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from guardrail.drift.schema import DriftReport
 from guardrail.errors import ConfigurationError
-from guardrail.report.drift_page import drift_page
+from guardrail.report.drift import drift_page
 
 
 @pytest.fixture(scope="module")
 def made() -> Any:
-    """`made("keep")`: a report with something in every place, as plain values."""
+    """`made("keep")`: a report with something in every place."""
     path = Path(__file__).parents[1] / "cli" / "test_drift.py"
     spec = spec_from_file_location("made_up_drift_reports", path)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    return lambda verdict, **options: module.report(verdict, **options).model_dump(mode="json")
+    return module.report
 
 
 def test_the_page_asks_for_nothing_and_escapes_what_it_is_given(made: Any) -> None:
@@ -56,15 +58,23 @@ def test_every_figure_has_its_count_or_interval(made: Any) -> None:
 
 def test_sections_without_figures_say_so(made: Any) -> None:
     report = made("keep")
-    report["figures"] |= {"steering": None, "offsets": [], "layers": []}
-    page = drift_page(report | {"fingerprint": [], "scores": []})
+    figures = report.figures.model_copy(update={"steering": None, "offsets": (), "layers": ()})
+    page = drift_page(
+        report.model_copy(update={"figures": figures, "fingerprint": (), "scores": ()})
+    )
     assert "The artefact only detects." in page
     assert "No layer has a direction in both models." in page
     assert "Every field is the same." in page
 
 
+def test_a_report_read_back_from_its_file_gives_the_same_page(made: Any) -> None:
+    report = made("refit", transport=True)
+    assert drift_page(DriftReport.from_json(report.model_dump_json())) == drift_page(report)
+
+
 @pytest.mark.parametrize("wrong", [{"schema_version": 2}, {}])
 def test_another_document_is_refused(made: Any, wrong: dict[str, Any]) -> None:
-    report = made("keep") | wrong if wrong else {"schema_version": 1}
+    whole = made("keep").model_dump(mode="json")
+    report = whole | wrong if wrong else {"schema_version": 1}
     with pytest.raises(ConfigurationError, match="no drift report of version 1"):
-        drift_page(report)
+        DriftReport.from_json(json.dumps(report))

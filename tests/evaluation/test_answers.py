@@ -6,11 +6,17 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from guardrail.decide.detector import Detector
-from guardrail.evaluation.answers import Answer, GuardedAnswer
+from guardrail.evaluation.answers import (
+    PASSED_MEASURED,
+    Answer,
+    GuardedAnswer,
+    Row,
+    divergence_from,
+    quality,
+    to_measure,
+)
 from guardrail.evaluation.inputs import Input
 from guardrail.evaluation.items import EvalItem
-from guardrail.evaluation.quality import PASSED_MEASURED, quality, to_measure, unpacked
-from guardrail.evaluation.rows import Row
 from guardrail.evaluation.run import evaluate
 from guardrail.evaluation.scores import ItemScores
 from guardrail.model.generate import next_token_logits
@@ -79,4 +85,4 @@ def test_the_divergence_is_that_of_the_guards_edit_at_the_first_token(guard, tex
 @pytest.mark.parametrize("data", [b"NaN", b"Infinity", b"[]", b"x", b"null"])
 def test_a_kept_divergence_that_is_none_is_refused(data):
     with pytest.raises((ValueError, TypeError)):
-        unpacked(data)
+        divergence_from(data)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from guardrail.drift.separation import Judged, mean_auroc
+from guardrail.drift.compared import ScoredRows, mean_auroc
 from guardrail.stats import auroc_interval
 
 RNG = np.random.default_rng(4)
@@ -14,14 +14,14 @@ RNG = np.random.default_rng(4)
 
 def form(
     n: int, *, lift: float = 1.0, kinds: tuple[str, ...] = ("near",), start: int = 0
-) -> Judged:
+) -> ScoredRows:
     """`n` unsafe prompts and `n` safe ones of each kind; prompts are numbered from `start`."""
     names = [kind for kind in ("unsafe", *kinds) for _ in range(n)]
     scores = RNG.normal(size=len(names)) + lift * np.array([name == "unsafe" for name in names])
-    return Judged(range(start, start + len(names)), names, np.round(scores, 1).tolist())
+    return ScoredRows(range(start, start + len(names)), names, np.round(scores, 1).tolist())
 
 
-def reference(one: Judged, kind: str) -> float:
+def reference(one: ScoredRows, kind: str) -> float:
     rows = [(k == "unsafe", s) for k, s in zip(one.kinds, one.scores) if k in ("unsafe", kind)]  # noqa: B905
     return float(roc_auc_score([label for label, _ in rows], [score for _, score in rows]))
 
@@ -58,7 +58,7 @@ def test_the_interval_covers_what_it_should() -> None:
 def test_a_prompt_in_two_forms_counts_once() -> None:
     """Two equal forms say no more than one; two of other prompts do."""
     one = form(30)
-    other = Judged([p + 1000 for p in one.prompts], one.kinds, one.scores)
+    other = ScoredRows([p + 1000 for p in one.prompts], one.kinds, one.scores)
     alone, twice = mean_auroc([one]).estimate(), mean_auroc([one, one]).estimate()
     assert (twice.low, twice.high) == pytest.approx((alone.low, alone.high))
     apart = mean_auroc([one, other]).estimate()
@@ -68,7 +68,7 @@ def test_a_prompt_in_two_forms_counts_once() -> None:
 def test_a_difference_of_like_scorers_is_sharper_than_either() -> None:
     one = form(60)
     noise = RNG.normal(size=len(one.scores)) * 0.05
-    two = Judged(one.prompts, one.kinds, (np.array(one.scores) + noise).tolist())
+    two = ScoredRows(one.prompts, one.kinds, (np.array(one.scores) + noise).tolist())
     first, second = mean_auroc([one]), mean_auroc([two])
     difference = first.above(second)
     assert difference.value == pytest.approx(first.value - second.value)
@@ -80,7 +80,7 @@ def test_a_difference_of_like_scorers_is_sharper_than_either() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_perfect_order_still_has_an_interval(sign: int) -> None:
     n = 16
-    one = Judged(range(2 * n), ["unsafe"] * n + ["near"] * n, [sign] * n + [-sign] * n)
+    one = ScoredRows(range(2 * n), ["unsafe"] * n + ["near"] * n, [sign] * n + [-sign] * n)
     found = mean_auroc([one]).estimate()
     assert found.value == (sign > 0)
     wanted = auroc_interval([sign] * n, [-sign] * n)
@@ -91,9 +91,9 @@ def test_perfect_order_still_has_an_interval(sign: int) -> None:
 @pytest.mark.parametrize("kinds", [["unsafe"] * 4, ["near"] * 4])
 def test_one_class_alone_is_refused(kinds: list[str]) -> None:
     with pytest.raises(ValueError, match="both classes"):
-        mean_auroc([Judged(range(4), kinds, [0.0] * 4)])
+        mean_auroc([ScoredRows(range(4), kinds, [0.0] * 4)])
 
 
 def test_nan_has_no_rank() -> None:
     with pytest.raises(ValueError, match="NaN"):
-        mean_auroc([Judged([0, 1], ["unsafe", "near"], [math.nan, 0.0])])
+        mean_auroc([ScoredRows([0, 1], ["unsafe", "near"], [math.nan, 0.0])])
