@@ -1,8 +1,8 @@
 """One guarded model behind many replicas, with Ray Serve.
 
-    from guardrail.cluster import ClusterSettings, start, update
+    from guardrail.cluster import StartSettings, start, update
 
-    start(ClusterSettings(model="path-or-hub-id", artefact="model.guard.safetensors", replicas=2))
+    start(StartSettings(model="path-or-hub-id", artefact="model.guard.safetensors", replicas=2))
     update("newer.guard.safetensors")
 
 Needs the extra `ray`. `guardrail cluster` is the same from the command line. Ray pickles code and

@@ -106,7 +106,8 @@ def start(settings: ClusterSettings) -> None:
         "keys_file": settings.keys_file and settings.keys_file.absolute(),
         "audit": settings.audit and settings.audit.absolute(),
     }
-    args = ClusterSettings(**{**_own(settings), **pinned})
+    own = {name: getattr(settings, name) for name in ClusterSettings.model_fields}
+    args = ClusterSettings(**{**own, **pinned})
     serve.start()
     _apply(
         {
@@ -116,7 +117,7 @@ def start(settings: ClusterSettings) -> None:
             "args": args.model_dump(mode="json"),
         }
     )
-    _wait_until_running(settings.name, "the replicas did not start")
+    _running(settings.name, "the replicas did not start")
     _client().wait_for_proxies_serving()
 
 
@@ -144,7 +145,9 @@ def update(artefact: str, *, name: str = "guardrail", within_s: float = 300.0) -
     options = {one["name"]: one for one in config.get("deployments", ())}
     options[_NAME] = {"name": _NAME, **options.get(_NAME, {}), "user_config": wanted.model_dump()}
     _apply({**config, "deployments": list(options.values())})
-    _wait_until_running(name, f"not all replicas answer under {wanted.artefact_id}", end=end)
+    found = _running(name, f"not all replicas answer under {wanted.artefact_id}", end=end)
+    if _user_config(found) != wanted.model_dump():
+        raise ClusterError("another update came in between; see `guardrail cluster status`")
     return wanted
 
 
@@ -194,11 +197,6 @@ def _first(settings: ClusterSettings) -> UserConfig:
     if settings.artefact_id is None:
         return UserConfig.of(settings.artefact)
     return UserConfig(artefact=settings.artefact, artefact_id=settings.artefact_id)
-
-
-def _own(settings: ClusterSettings) -> dict[str, Any]:
-    """The settings of the application alone, not of where it is started."""
-    return {name: getattr(settings, name) for name in ClusterSettings.model_fields}
 
 
 def _client() -> Any:
@@ -258,12 +256,12 @@ def _apply(application: dict[str, Any]) -> None:
     )
 
 
-def _wait_until_running(name: str, problem: str, *, end: float = math.inf) -> None:
-    """Wait until all replicas are healthy under what was last applied."""
+def _running(name: str, problem: str, *, end: float = math.inf) -> dict[str, Any]:
+    """The application once all replicas are healthy under what was last applied."""
     while True:
         found = _application(name)
         if found["status"] == "RUNNING":
-            return
+            return found
         if found["status"] == "DEPLOY_FAILED" or time.monotonic() > end:
             raise ClusterError(f"{problem} ({found['status']}): {_message(found)}")
         time.sleep(_LOOK_S)

@@ -72,9 +72,10 @@ def linked(address: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Threads of handles may keep the process from ending.
         client = _get_global_client(raise_if_no_controller_running=False)
         if client is not None:
-            client.shutdown_cached_handles()  # their threads may keep the process from ending
+            client.shutdown_cached_handles()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 
 from guardrail.audit import AuditLog
 from guardrail.cluster.settings import UserConfig
@@ -22,7 +22,7 @@ from guardrail.server.local import LocalAnswerer
 from guardrail.server.observing import Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from fastapi import FastAPI
@@ -106,12 +106,8 @@ class Replica:
         if self._app is None:
             return {"replica": self.name, "artefact_id": None}
         guard: Guard = self._app.state.service.guard  # the one that counts is made there
-        monitor = guard.monitor.snapshot().to_dict()
-        return {
-            "replica": self.name,
-            "artefact_id": guard.artefact.artefact_id,
-            "monitor": monitor,
-        }
+        told = {"replica": self.name, "artefact_id": guard.artefact.artefact_id}
+        return told | {"monitor": guard.monitor.snapshot().to_dict()}
 
     async def exposition(self) -> tuple[str, str]:
         """This replica's name and metrics, the private ones among them."""
@@ -158,14 +154,8 @@ class Replica:
                 f"{config.artefact} is {artefact.artefact_id} on this machine, asked for is "
                 f"{config.artefact_id}; put the same file on all machines"
             )
-        mismatch = self._plan.settings.allow_mismatch
-        return Guard(
-            self._loaded,
-            artefact,
-            policy=self._plan.policy,
-            allow_mismatch=mismatch,
-            audit=self._audit,
-        )
+        options: dict[str, Any] = {"allow_mismatch": self._plan.settings.allow_mismatch}
+        return Guard(self._loaded, artefact, policy=self._plan.policy, audit=self._audit, **options)
 
     async def _exchange(self, guard: Guard) -> None:
         before, self._guard = self._guard, guard
@@ -230,14 +220,5 @@ def merged(texts: Mapping[str, str], *, hidden: Collection[str] = ()) -> bytes:
                 sample._replace(labels={**sample.labels, "replica": replica})
                 for sample in found.samples
             ]
-    registry = CollectorRegistry()
-    registry.register(_Fixed(families.values()))
+    registry: Any = SimpleNamespace(collect=families.values)
     return generate_latest(registry)
-
-
-class _Fixed(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        return self._families

@@ -19,6 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "deploy" / "ray"
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import guardrail.cluster.deploy as deploy
+    from guardrail.cluster.local import connected
     from guardrail.cluster.settings import ClusterSettings, StartSettings, UserConfig, plan_of
 
 
@@ -51,6 +52,13 @@ def test_keys_come_from_the_file_and_the_environment_and_are_told_nowhere(args, 
     plan = plan_of(ClusterSettings.model_validate(args))
     assert [key.name for key in plan.server.keys] == ["team", "more"]
     assert "0123456789abcdef0123" not in repr(plan)
+
+
+def test_keys_of_this_machines_environment_are_not_lost_on_a_cluster_elsewhere(args, monkeypatch):
+    monkeypatch.setenv("GUARDRAIL_API_KEYS", "more:fedcba9876543210fedc")
+    settings = StartSettings.model_validate({**args, "keys_file": None, "address": "10.0.0.1:6379"})
+    with pytest.raises(ConfigurationError, match="does not reach"), connected(settings):
+        pass
 
 
 def test_keys_among_the_settings_are_refused(args):
@@ -141,10 +149,13 @@ class Serve:
     def __init__(self, *, status: str = "RUNNING", says: list[Any]) -> None:
         self.status, self.says, self.then = status, says, "RUNNING"
         self.applied: list[Any] = []
+        self.overtaken = False
         self.config = {"name": "guardrail", "import_path": "guardrail.cluster:build", "args": {}}
 
     def get_serve_details(self) -> dict[str, Any]:
         config = {"artefact": "old", "artefact_id": "guard-old"}
+        if self.applied and not self.overtaken:
+            [config] = [o.user_config for one in self.applied for o in one.deployments]
         deployment = {"deployment_config": {"user_config": config}, "message": "a\nwhy: it failed"}
         app = {
             "status": self.status,
@@ -206,6 +217,12 @@ def test_an_update_that_fails_late_is_told_with_its_reason(args, cluster):
     ray = cluster(says=[None])
     ray.then = "DEPLOY_FAILED"
     with pytest.raises(ClusterError, match=r"not all .*DEPLOY_FAILED\): why: it failed"):
+        deploy.update(args["artefact"])
+
+
+def test_an_update_that_another_one_overtook_is_told(args, cluster):
+    cluster(says=[None]).overtaken = True
+    with pytest.raises(ClusterError, match="another update"):
         deploy.update(args["artefact"])
 
 
