@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ _NAME = "GuardReplica"
 _LOOK_S = 0.2
 _ANSWER_S = 10.0
 _METRICS_S = 5.0
+_FRAMES = re.compile(r"^[ \t]+File .*\n(?:[ \t]+.*\n)*", re.MULTILINE)
 _log = logging.getLogger(__name__)
 
 
@@ -230,10 +232,10 @@ def _user_config(application: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _message(application: Mapping[str, Any]) -> str:
-    """The last line of what Ray says is wrong, which is the error itself."""
+    """What Ray says is wrong; of a traceback the error alone."""
     deployment = application["deployments"].get(_NAME) or {}
-    lines: list[str] = (deployment.get("message") or application["message"]).strip().splitlines()
-    return lines[-1] if lines else ""
+    said: str = deployment.get("message") or application["message"]
+    return _FRAMES.split(said)[-1].strip()
 
 
 def _apply(application: dict[str, Any]) -> None:

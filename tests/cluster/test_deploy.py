@@ -143,6 +143,18 @@ def test_the_launcher_file_starts_ray_as_the_program_does():
         assert "RAY_USAGE_STATS_ENABLED=0" in started
 
 
+FAILED = """It failed to start 3 times. Error:
+ray::x() (pid=1)
+  File "a.py", line 1, in f
+RuntimeError: Traceback (most recent call last):
+  File "b.py", line 2, in g
+    raise Why("it failed")
+    ^^^^^
+Why: it failed
+in detail
+"""
+
+
 class Serve:
     """Serve's controller, and the replicas of one application; `says` is what each answers."""
 
@@ -156,7 +168,7 @@ class Serve:
         config = {"artefact": "old", "artefact_id": "guard-old"}
         if self.applied and not self.overtaken:
             [config] = [o.user_config for one in self.applied for o in one.deployments]
-        deployment = {"deployment_config": {"user_config": config}, "message": "a\nwhy: it failed"}
+        deployment = {"deployment_config": {"user_config": config}, "message": FAILED}
         app = {
             "status": self.status,
             "message": "",
@@ -216,7 +228,9 @@ def test_where_one_replica_could_not_nothing_changes(args, cluster):
 def test_an_update_that_fails_late_is_told_with_its_reason(args, cluster):
     ray = cluster(says=[None])
     ray.then = "DEPLOY_FAILED"
-    with pytest.raises(ClusterError, match=r"not all .*DEPLOY_FAILED\): why: it failed"):
+    with pytest.raises(
+        ClusterError, match=r"not all .*DEPLOY_FAILED\): Why: it failed\nin detail$"
+    ):
         deploy.update(args["artefact"])
 
 
