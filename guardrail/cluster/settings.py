@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from guardrail.errors import ConfigurationError
 from guardrail.policy import Policy
 from guardrail.server.settings import ServerSettings
 
+_log = logging.getLogger(__name__)
 KEYS_VARIABLE = "GUARDRAIL_API_KEYS"
 """Of the processes that build the application; see `ClusterSettings.keys_file`."""
 
@@ -158,6 +160,8 @@ def whole_path(place: str) -> str:
 def _keys(file: Path | None) -> tuple[Any, ...]:
     from guardrail.server.keys import keys_from_file, keys_from_text
 
-    keys = () if file is None else keys_from_file(file)[0]
+    keys, warning = ((), None) if file is None else keys_from_file(file)
+    if warning is not None:
+        _log.warning("%s", warning)
     listed = os.environ.get(KEYS_VARIABLE)
     return keys + keys_from_text(listed, source=KEYS_VARIABLE) if listed else keys
