@@ -24,7 +24,7 @@ GuardrailError
 ├── QueueFullError                      more requests are waiting than the policy allows
 ├── RequestTimeoutError (TimeoutError)
 ├── RequestCancelledError
-├── ClusterError                        replicas could not do together what was asked
+├── ClusterError                        replicas could not do what was asked
 └── GuardClosedError                    the guard was closed
 
 All but `GuardrailViolation` are an `Exception`, too. A violation is a decision and no failure: what
@@ -187,7 +187,7 @@ class RequestCancelledError(GuardrailError, Exception):
 
 
 class ClusterError(GuardrailError, Exception):
-    """Replicas of one deployment could not do together what was asked; all are as before."""
+    """Replicas could not do what was asked; the message says what became of it."""
 
 
 class GuardClosedError(GuardrailError, Exception):

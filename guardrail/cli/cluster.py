@@ -13,16 +13,15 @@ import typer
 from guardrail.cli import options as o
 from guardrail.cli import serve_access, serve_address, serve_bounds
 from guardrail.cli.output import ERROR, say, session, write_json, write_rows
-from guardrail.cli.serve_parts import read_keys
 from guardrail.extras import require
 
 if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-cluster = typer.Typer(
-    no_args_is_help=True, help="Replicas of a guarded server on Ray Serve, under one artefact."
-)
+    from guardrail.cluster import StartSettings
+
+cluster = typer.Typer(no_args_is_help=True, help="Replicas of a guarded server on Ray Serve.")
 
 _HERE = "auto"
 _SPARE_S = 60.0
@@ -31,10 +30,7 @@ Address = Annotated[
     typer.Option(metavar="HOST:PORT", help="The Ray cluster; auto: the one of this machine."),
 ]
 Name = Annotated[str, typer.Option(help="The deployment's name.")]
-Prepare = Annotated[float, typer.Option(min=0.1, help="Seconds for all to load the artefact.")]
-Pause = Annotated[
-    float, typer.Option(min=0.1, help="Seconds for which new requests may have to wait.")
-]
+Within = Annotated[float, typer.Option(min=0.1, help="Seconds for all to go over.")]
 
 
 @cluster.command("start")
@@ -47,9 +43,6 @@ def start(
     ] = None,
     cpus: Annotated[float, typer.Option(min=0, help="Of each replica.")] = 1.0,
     gpus: Annotated[float, typer.Option(min=0, help="Of each replica; a share will do.")] = 0.0,
-    lease: Annotated[
-        float, typer.Option(min=0.5, help="Seconds a replica answers without contact.")
-    ] = 5.0,
     address: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="A Ray cluster; default: a new one, on loopback."),
@@ -83,56 +76,54 @@ def start(
     )
     with session(debug=debug):
         _import_ray()
-        from guardrail.cluster import ClusterSettings
-        from guardrail.cluster.deploy import whole_path
-        from guardrail.server.binding import hostnames, shown_scores
+        from guardrail.cluster import StartSettings
         from guardrail.server.settings import ServerSettings
 
-        keys = read_keys(api_keys)
         server = ServerSettings(
             model_name=model_name,
-            keys=keys,
             open_metrics=open_metrics,
-            hostnames=hostnames(host, keys, insecure=insecure_no_keys),
-            expose_scores=shown_scores(expose_scores, keys, insecure=insecure_no_keys),
+            expose_scores=expose_scores,
             max_concurrent=max_concurrent,
             max_body_bytes=max_body_bytes,
             timeout_s=timeout,
             drain_s=drain,
         )
-        settings = ClusterSettings(
-            model=whole_path(model),
+        settings = StartSettings(
+            model=model,
             artefact=artefact,
             name=name,
             policy=policy,
             loading=loading.keywords(),
             allow_mismatch=allow_mismatch,
-            audit=None if audit is None else audit.absolute(),
+            audit=audit,
+            keys_file=api_keys,
+            insecure_no_keys=insecure_no_keys,
             server=server,
             replicas=replicas,
             max_replicas=max_replicas,
             cpus=cpus,
             gpus=gpus,
-            lease_s=lease,
+            host=host,
+            port=port,
+            address=address,
         )
-        _answer(settings, host=host, port=port, address=address, insecure=insecure_no_keys)
+        _answer(settings)
 
 
-def _answer(settings: Any, **where: Any) -> None:
+def _answer(settings: StartSettings) -> None:
     """Serve until a signal comes; a second one ends the process as usual."""
     from guardrail.cluster import start as deploy
     from guardrail.cluster import stop as end
-    from guardrail.cluster.deploy import plan_of
     from guardrail.cluster.local import connected, ray_address
 
     asked_to_end = threading.Event()
-    with connected(plan_of(settings), **where):
+    with connected(settings):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: _first_signal(asked_to_end, number, frame))
         try:
             say(f"the Ray cluster is at {ray_address()}; replicas are starting")
             deploy(settings)
-            say(f"{settings.replicas} replicas answer at http://{where['host']}:{where['port']}/v1")
+            say(f"{settings.replicas} replicas answer at http://{settings.host}:{settings.port}/v1")
             asked_to_end.wait()
             _end_within(settings.server.drain_s + _SPARE_S)
             say("no more requests are taken; answers under way end")
@@ -157,22 +148,21 @@ def update(
     artefact: o.ArtefactName,
     address: Address = _HERE,
     name: Name = "guardrail",
-    prepare: Prepare = 60.0,
-    pause: Pause = 10.0,
+    within: Within = 300.0,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
-    """Bring all replicas to another artefact at once, or, where one cannot, none.
+    """Roll another artefact out; returns when all replicas answer under it.
 
-    The file is at the same place on every machine, this one included.
+    The file is at the same place on every machine, this one included. If a replica cannot use it,
+    all stay as they are. Requests are answered meanwhile, each under one of the two.
     """
     with session(debug=debug) as stdout:
         _import_ray()
         from guardrail.cluster import update as bring
 
         with _linked(address):
-            outcome = bring(artefact, name=name, prepare_s=prepare, pause_s=pause)
-        told = {"artefact_id": outcome.agreed.artefact_id, "epoch": outcome.agreed.epoch}
+            told = bring(artefact, name=name, within_s=within).model_dump()
         if as_json:
             write_json(stdout, told)
         else:
@@ -190,7 +180,7 @@ def status(
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
-    """Which artefact is agreed on, which replicas answer, and how many verdicts they gave."""
+    """What Ray says of the deployment, each replica's artefact, and how many verdicts they gave."""
     with session(debug=debug) as stdout:
         _import_ray()
         from guardrail.cluster import status as ask
@@ -207,7 +197,7 @@ def status(
         if as_json:
             write_json(stdout, told)
             return
-        rows = [(key, str(told[key])) for key in ("artefact_id", "source", "phase")]
+        rows = [(key, str(told[key])) for key in ("status", "message", "artefact_id", "source")]
         rows += [(f"replica {key}", str(value)) for key, value in told["replicas"].items()]
         write_rows(stdout, [*rows, ("verdicts", str(counts.n if counts else 0))])
 

@@ -1,8 +1,8 @@
-"""One guarded model behind many replicas, with Ray Serve; all of them under one artefact.
+"""One guarded model behind many replicas, with Ray Serve.
 
-    from guardrail.cluster import ClusterSettings, start, update
+    from guardrail.cluster import StartSettings, start, update
 
-    start(ClusterSettings(model="path-or-hub-id", artefact="model.guard.safetensors", replicas=2))
+    start(StartSettings(model="path-or-hub-id", artefact="model.guard.safetensors", replicas=2))
     update("newer.guard.safetensors")
 
 Needs the extra `ray`. `guardrail cluster` is the same from the command line. Ray pickles code and
@@ -19,16 +19,16 @@ from guardrail.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from guardrail.cluster.deploy import build, start, status, stop, update
-    from guardrail.cluster.settings import ClusterSettings
+    from guardrail.cluster.settings import ClusterSettings, StartSettings
 
-__all__ = ["ClusterSettings", "build", "start", "status", "stop", "update"]
+__all__ = ["ClusterSettings", "StartSettings", "build", "start", "status", "stop", "update"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name's module on first use: the agreement itself works without Ray."""
+    """Import a public name's module on first use: settings and replicas need no Ray."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "settings" if name == "ClusterSettings" else "deploy"
+    home = "settings" if name.endswith("Settings") else "deploy"
     try:
         value: object = getattr(import_module(f"guardrail.cluster.{home}"), name)
     except ModuleNotFoundError as error:

@@ -16,6 +16,8 @@ from guardrail.server.caller import request_id_of
 from guardrail.server.errors import refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CALLBACK = "guardrail.cluster.edge:middlewares"
@@ -26,12 +28,13 @@ DEFAULT_LIMIT = 32_000_000
 
 _RAYS_OWN = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id")
 _PREFIXES = (b"x-serve-", b"serve_", b"serve-")
+_SOON = {"Retry-After": "1"}
 _TOLD = {
-    404: Problem(404, "there is nothing at this address", "not_found"),
+    404: Problem(503, "nothing is deployed here now; try again", "unavailable", _SOON),
     408: Problem(504, "the answer took too long", "timeout"),
-    429: Problem(429, "too many requests are waiting", "queue_full", {"Retry-After": "1"}),
+    429: Problem(429, "too many requests are waiting", "queue_full", _SOON),
     500: Problem(500, "the replica that had this request failed; try again", "internal_error"),
-    503: Problem(503, "no replica can answer now; try again", "unavailable", {"Retry-After": "1"}),
+    503: Problem(503, "no replica can answer now; try again", "unavailable", _SOON),
 }
 _TOO_LARGE = "a body has at most {} bytes here; send less"
 
@@ -100,7 +103,14 @@ class _Answer:
                 self._told = True
                 await refuse(problem, self._scope, self._receive, self._send)
                 return
+            message = {**message, "headers": _one_id(message.get("headers", ()))}
         await self._send(message)
+
+
+def _one_id(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Ray puts a request's name on the answer, where the app has put it already."""
+    named = [pair for pair in headers if pair[0].lower() == b"x-request-id"]
+    return [pair for pair in headers if pair not in named] + named[-1:]
 
 
 def _is_plain(message: Message) -> bool:

@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import serve
 from ray._private import ray_constants, services
+from ray.serve.context import _get_global_client
 
 from guardrail.cluster.edge import CALLBACK, LIMIT
-from guardrail.errors import ClusterError
-from guardrail.server.binding import is_loopback, require_safe_bind
+from guardrail.cluster.settings import KEYS_VARIABLE, plan_of
+from guardrail.errors import ClusterError, ConfigurationError
+from guardrail.server.binding import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from guardrail.cluster.settings import ClusterSettings, Plan
+    from guardrail.cluster.settings import StartSettings
 
-_SPARE_S = 5.0
+_WAIT_S = 20.0  # for a place in a replica, in addition to the answer
 
 
 @contextmanager
-def connected(
-    plan: Plan, *, host: str, port: int, address: str | None = None, insecure: bool = False
-) -> Iterator[None]:
+def connected(settings: StartSettings) -> Iterator[None]:
     """Ray and its HTTP proxy for the block: a new one here, or the cluster at `address`.
 
     Of a cluster that was there before only the connection ends with the block.
@@ -34,14 +34,29 @@ def connected(
     Raises:
         ConfigurationError: the host is no loopback address and there are no keys.
     """
-    require_safe_bind(host, plan.server.keys, insecure=insecure)
-    environment(plan)
-    begin(address, processors=_processors(plan.settings))
+    server = plan_of(settings).server
+    if settings.address is not None and KEYS_VARIABLE in os.environ:
+        raise ConfigurationError(
+            f"{KEYS_VARIABLE} does not reach the Ray cluster at {settings.address}; put the keys "
+            "into a file that is at the same place on all its machines"
+        )
+    # Ray's processes read this at their start.
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = CALLBACK
+    os.environ[LIMIT] = str(server.max_body_bytes)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    wanted = settings.cpus * (settings.max_replicas or settings.replicas)
+    # A replica more than Ray counts processors for would wait for ever.
+    begin(settings.address, processors=max(os.cpu_count() or 1, math.ceil(wanted)))
+    http = {
+        "host": settings.host,
+        "port": settings.port,
+        "request_timeout_s": server.timeout_s + _WAIT_S,
+    }
     try:
-        serve.start(proxy_location="HeadOnly", http_options=_http(plan, host, port))
+        serve.start(proxy_location="HeadOnly", http_options=http)
         yield
     finally:
-        if address is None:
+        if settings.address is None:
             serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
@@ -57,14 +72,11 @@ def linked(address: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Threads of handles may keep the process from ending.
+        client = _get_global_client(raise_if_no_controller_running=False)
+        if client is not None:
+            client.shutdown_cached_handles()  # type: ignore[no-untyped-call]
         ray.shutdown()
-
-
-def environment(plan: Plan) -> None:
-    """Set what Ray's processes read at their start: the HTTP proxy's limits, and no reports."""
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = CALLBACK
-    os.environ[LIMIT] = str(plan.server.max_body_bytes)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
 def begin(address: str | None, *, processors: int | None = None) -> None:
@@ -120,15 +132,3 @@ def _keep_to_loopback() -> None:
 def ray_address() -> str:
     """Where the cluster is that this process is connected to, as HOST:PORT."""
     return str(ray.get_runtime_context().gcs_address)
-
-
-def _processors(settings: ClusterSettings) -> int:
-    """How many Ray is to count: a replica more than there are would wait for ever."""
-    wanted = settings.cpus * (settings.max_replicas or settings.replicas)
-    return max(os.cpu_count() or 1, math.ceil(wanted))
-
-
-def _http(plan: Plan, host: str, port: int) -> dict[str, Any]:
-    settings = plan.settings
-    wait_s = settings.pause_s + settings.lease_s + _SPARE_S
-    return {"host": host, "port": port, "request_timeout_s": plan.server.timeout_s + wait_s}

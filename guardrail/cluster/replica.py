@@ -1,156 +1,224 @@
-"""One replica as Ray Serve runs it: a model, its guard, and the server's app behind a gate."""
+"""One replica: a model, the guard under the artefact it was told of, and the server's app."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-from ray import serve
+from fastapi import APIRouter, Request, Response
+from prometheus_client import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
-from guardrail.cluster.coordinator import RayLink
-from guardrail.cluster.follower import Follower
-from guardrail.cluster.gate import ReplicaGate
-from guardrail.cluster.making import make_guard, open_audit
-from guardrail.cluster.metrics import metrics_router
-from guardrail.cluster.serving import Serving
-from guardrail.errors import ConfigurationError, GuardClosedError
+from guardrail.audit import AuditLog
+from guardrail.cluster.settings import UserConfig
+from guardrail.errors import ClusterError, ConfigurationError
+from guardrail.observe.metrics import PRIVATE
 from guardrail.server import create_app
 from guardrail.server.chat import LocalAnswerer
 from guardrail.server.observing import Observation
 
 if TYPE_CHECKING:
-    from fastapi import APIRouter, FastAPI
-    from starlette.types import ASGIApp
+    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from fastapi import FastAPI
+    from starlette.types import Receive, Scope, Send
 
     from guardrail.cluster.settings import Plan
     from guardrail.guard import Guard
+    from guardrail.model.load import LoadedModel
     from guardrail.server.service import Service
-    from guardrail.server.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
-_LOOK_S = 0.05
-_COORDINATOR_S = 5.0
+_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class _ReplicaAnswerer(LocalAnswerer):
-    """Answers as on a single machine; some routes stand before the app's own."""
+class Replica:
+    """Answers under the artefact of the last `reconfigure`, or not at all.
 
-    def __init__(self, service: Service, *, routers: tuple[APIRouter, ...]) -> None:
-        super().__init__(service)
-        self.routers = routers
+    A request stays with the guard it began with, and its verdict names that artefact. Batching is
+    the guard's own. Everything belongs to one event loop.
+    """
 
-
-@serve.ingress()
-class GuardReplica:
-    """Answers under the agreed artefact, or not at all. Batching is the guard's own."""
-
-    async def __init__(self, plan: Plan) -> None:  # type: ignore[misc]  # Ray awaits it
-        self._name = serve.get_replica_context().replica_id.unique_id
-        settings, self._link = plan.settings, RayLink(plan.settings, plan.pin)
-        self._lease_s = settings.lease_s
-        problem = await self._link.admit()
-        if problem is not None:
-            raise ConfigurationError(problem)
-        self._audit = open_audit(settings, self._name)
-        self._gate = ReplicaGate(self._may_begin, wait_s=settings.pause_s + settings.lease_s)
-        make = partial(make_guard, plan, self._audit)
+    def __init__(self, plan: Plan, loaded: LoadedModel, *, name: str) -> None:
+        self.name, self._plan, self._loaded = name, plan, loaded
+        self._audit: AuditLog | None = None
+        if plan.settings.audit is not None:  # a file has one writer
+            plan.settings.audit.mkdir(parents=True, exist_ok=True)
+            self._audit = AuditLog(plan.settings.audit / f"{name}.jsonl")
         self._observation = Observation(model=plan.server.model_name, audit_log=self._audit)
-        self._serving = Serving(self._gate, make, partial(self._app, plan.server))
-        self._follower = Follower(self._link, self._name, self._serving, facts=self._facts)
-        self._following = asyncio.create_task(self._follower.run())
-        await self._first_order()
+        self._config: UserConfig | None = None
+        self._problem: str | None = "there is no artefact yet"
+        self._guard: Guard | None = None
+        self._app: FastAPI | None = None
+        self._life: AbstractAsyncContextManager[object] | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
-    async def _first_order(self) -> None:
-        """Wait until there is something to answer with.
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Answer requests that come from now on under another artefact, on the same loaded model.
+
+        Called by Ray before the first request, and whenever `user_config` changes; meanwhile no
+        request is sent here. What raises makes Ray end this replica and try a new one.
 
         Raises:
-            ConfigurationError: the agreed artefact or the model cannot be loaded here.
+            GuardrailError: the artefact cannot be loaded or is another one here.
         """
-        while self._serving.app is None:
-            if self._follower.problem is not None:
-                await self._end()
-                raise ConfigurationError(self._follower.problem)
-            await asyncio.sleep(_LOOK_S)
+        try:
+            config = UserConfig.model_validate(user_config)
+            if config != self._config:  # else Ray only moved the replica to another rank
+                await self._exchange(await asyncio.to_thread(self._make, config))
+        except Exception as error:  # a border: whatever it is, this replica is not as it should be
+            self._problem = _words(error)
+            _log.error(
+                "not reconfigured; this replica leaves the rotation",
+                extra={"why": self._problem, "replica": self.name},
+            )
+            raise
+        self._config, self._problem = config, None
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """What Ray sends requests to."""
-        return self._gate
+    async def trouble_with(self, user_config: dict[str, Any]) -> str | None:
+        """Why this replica could not answer under an artefact; nothing changes here."""
+        try:
+            guard = await asyncio.to_thread(self._make, UserConfig.model_validate(user_config))
+        except Exception as error:  # a border: who wants to roll the artefact out is told
+            return f"{self.name}: {_words(error)}"
+        await asyncio.to_thread(guard.close)
+        return None
 
     async def check_health(self) -> None:
         """Called by Ray, which replaces a replica that raises here several times in a row.
 
         Raises:
-            GuardClosedError: no request can be answered, and that does not end by itself.
+            ClusterError: requests cannot be answered as they should be.
         """
-        guard, app = self._serving.guard, self._serving.app
-        if guard is None or app is None or guard.closed:
-            raise GuardClosedError("the guard is closed")
-        if self._following.done():
-            raise GuardClosedError("the replica follows no orders any more")
-        if self._follower.problem is not None:
-            raise GuardClosedError(self._follower.problem)
-        if self._follower.silent_s > self._lease_s:
-            raise GuardClosedError("the coordinator cannot be reached")
-        trouble = await app.state.service.trouble()
+        trouble = self._problem
+        if trouble is None and self._app is not None:
+            trouble = await self._app.state.service.trouble()
         if trouble is not None:
-            raise GuardClosedError(trouble)
+            raise ClusterError(trouble)
 
-    def _app(self, server: ServerSettings, guard: Guard) -> FastAPI:
-        routers = (metrics_router(self._texts),)
-        answerer = partial(_ReplicaAnswerer, routers=routers)
-        return create_app(guard, server, answerer=answerer, observation=self._observation)
+    async def facts(self) -> dict[str, Any]:
+        """This replica's name, the artefact it answers under, and its counts."""
+        if self._app is None:
+            return {"replica": self.name, "artefact_id": None}
+        guard: Guard = self._app.state.service.guard  # the one that counts is made there
+        told = {"replica": self.name, "artefact_id": guard.artefact.artefact_id}
+        return told | {"monitor": guard.monitor.snapshot().to_dict()}
 
-    async def _texts(self) -> dict[str, str]:
-        """What all replicas last told of their metrics, and this one tells now."""
-        own = {self._name: self._exposition()}
-        try:
-            async with asyncio.timeout(_COORDINATOR_S):
-                told = await self._link.status()
-        except Exception as error:  # a border: one replica's figures are better than none
-            _log.warning("other replicas' metrics are missing (%s)", type(error).__name__)
-            return own
-        others = {name: facts.get("metrics") for name, facts in told["replicas"].items()}
-        return {name: text for name, text in others.items() if isinstance(text, str)} | own
+    async def exposition(self) -> tuple[str, str]:
+        """This replica's name and metrics, the private ones among them."""
+        return self.name, self._observation.metrics.exposition(None)[0].decode()
 
-    def _exposition(self) -> str:
-        text, _ = self._observation.metrics.exposition(None)
-        return text.decode()
+    async def expositions(self) -> dict[str, str]:
+        """The metrics of all replicas that can be reached, by name."""
+        return dict([await self.exposition()])
 
-    def _may_begin(self, epoch: int) -> bool:
-        return self._follower.may_begin(epoch)
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI app; Ray asks for it before the first artefact is known."""
+        if scope["type"] == "lifespan":  # that of the app is begun and ended here
+            for _ in ("startup", "shutdown"):
+                await send({"type": f"{(await receive())['type']}.complete"})
+        elif self._app is None:
+            raise ClusterError(self._problem or "this replica is starting")
+        else:
+            await self._app(scope, receive, send)
 
-    def _facts(self) -> dict[str, object]:
-        app = self._serving.app
-        if app is None:
-            return {"artefact_id": None}
-        guard: Guard = app.state.service.guard  # the one that counts is made there
-        return {
-            "artefact_id": guard.artefact.artefact_id,
-            "monitor": guard.monitor.snapshot().to_dict(),
-            "metrics": self._exposition(),
-        }
-
-    async def _unfollow(self) -> None:
-        self._following.cancel()
-        await asyncio.gather(self._following, return_exceptions=True)
-
-    async def _end(self) -> None:
-        await self._unfollow()
-        await self._serving.aclose()
+    async def aclose(self) -> None:
+        """End the app and close every guard."""
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        if self._life is not None:
+            await self._life.__aexit__(None, None, None)
+        if self._guard is not None:
+            await asyncio.to_thread(self._guard.close)
         self._observation.close()
         if self._audit is not None:
             self._audit.close()
 
-    async def __del__(self) -> None:
-        """Called by Ray once, when requests have ended."""
-        if not hasattr(self, "_following"):
+    def _make(self, config: UserConfig) -> Guard:
+        """A guard under an artefact, if it is the one that is meant.
+
+        Raises:
+            ConfigurationError: there is another artefact in that place on this machine.
+            GuardrailError: it cannot be loaded, or does not fit the model.
+        """
+        from guardrail.artefact import Artefact
+        from guardrail.guard import Guard
+
+        artefact = Artefact.from_pretrained(config.artefact)
+        if artefact.artefact_id != config.artefact_id:
+            raise ConfigurationError(
+                f"{config.artefact} is {artefact.artefact_id} on this machine, asked for is "
+                f"{config.artefact_id}; put the same file on all machines"
+            )
+        options: dict[str, Any] = {"allow_mismatch": self._plan.settings.allow_mismatch}
+        return Guard(self._loaded, artefact, policy=self._plan.policy, audit=self._audit, **options)
+
+    async def _exchange(self, guard: Guard) -> None:
+        before, self._guard = self._guard, guard
+        if self._app is None:
+            answerer = partial(_Answerer, expositions=self.expositions)
+            self._app = create_app(
+                guard, self._plan.server, answerer=answerer, observation=self._observation
+            )
+            self._life = self._app.router.lifespan_context(self._app)
+            await self._life.__aenter__()
             return
-        self._gate.stop()
-        await self._unfollow()
-        with contextlib.suppress(Exception):  # it may be gone already; the lease runs out anyway
-            async with asyncio.timeout(1):
-                await self._link.leave(self._name)
-        await self._end()
+        ended = self._app.state.service.replace(guard)
+        going = asyncio.create_task(_close_after(ended, before))  # answers may take minutes
+        self._leaving.add(going)
+        going.add_done_callback(self._leaving.discard)
+
+
+async def _close_after(ended: Awaitable[None], guard: Guard | None) -> None:
+    await ended
+    if guard is not None:
+        await asyncio.to_thread(guard.close)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+class _Answerer(LocalAnswerer):
+    """Answers as on a single machine, but tells the metrics of all replicas."""
+
+    def __init__(
+        self, service: Service, *, expositions: Callable[[], Awaitable[Mapping[str, str]]]
+    ) -> None:
+        super().__init__(service)
+        self.routers = (metrics_router(expositions),)
+
+
+def metrics_router(expositions: Callable[[], Awaitable[Mapping[str, str]]]) -> APIRouter:
+    """`GET /metrics` over the texts of all replicas; it stands before the app's own route."""
+    router = APIRouter()
+
+    @router.get("/metrics", response_class=Response)
+    async def metrics(request: Request) -> Response:
+        hidden = frozenset() if request.state.caller.sees_scores else PRIVATE
+        told = merged(await expositions(), hidden=hidden)
+        return Response(told, headers={"Content-Type": _MEDIA_TYPE, "Cache-Control": "no-store"})
+
+    return router
+
+
+def merged(texts: Mapping[str, str], *, hidden: Collection[str] = ()) -> bytes:
+    """Several expositions in Prometheus' text form as one, with the replica as a label."""
+    families: dict[str, Metric] = {}
+    for replica, text in sorted(texts.items()):
+        for found in text_string_to_metric_families(text):
+            if found.name in hidden:
+                continue
+            family = families.setdefault(
+                found.name, Metric(found.name, found.documentation, found.type)
+            )
+            family.samples += [
+                sample._replace(labels={**sample.labels, "replica": replica})
+                for sample in found.samples
+            ]
+    registry: Any = SimpleNamespace(collect=families.values)
+    return generate_latest(registry)

@@ -2,24 +2,25 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from guardrail.errors import ArtefactError, ClusterError, ConfigurationError
+from guardrail.guard import Guard
+from guardrail.monitor import MonitorSnapshot
+from guardrail.policy import Policy
 from guardrail.testing import tiny_artefact
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own; it is not started here
 EXAMPLES = Path(__file__).parents[2] / "examples" / "deploy" / "ray"
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import ray
-
     import guardrail.cluster.deploy as deploy
-    from guardrail.cluster.settings import ClusterSettings
+    from guardrail.cluster.local import connected
+    from guardrail.cluster.settings import ClusterSettings, StartSettings, UserConfig, plan_of
 
 
 @pytest.fixture
@@ -39,18 +40,51 @@ def options_of(application: Any) -> Any:
     return application._bound_deployment._deployment_config
 
 
-def test_the_plan_pins_what_the_artefact_is_now(args):
-    plan = deploy.plan_of(ClusterSettings.model_validate(args))
-    assert plan.pin.artefact_id == deploy.artefact_id_of(args["artefact"])
-    assert plan.pin.source == args["artefact"]
-    assert [key.name for key in plan.server.keys] == ["team"]
+def test_the_deployment_begins_with_what_the_artefact_is_now(args):
+    config = options_of(deploy.build(args)).user_config
+    assert config == UserConfig.of(args["artefact"]).model_dump()
+    named = options_of(deploy.build({**args, "artefact_id": "guard-named"})).user_config
+    assert named == {"artefact": args["artefact"], "artefact_id": "guard-named"}
+
+
+def test_keys_come_from_the_file_and_the_environment_and_are_told_nowhere(args, monkeypatch):
+    monkeypatch.setenv("GUARDRAIL_API_KEYS", "more:fedcba9876543210fedc")
+    plan = plan_of(ClusterSettings.model_validate(args))
+    assert [key.name for key in plan.server.keys] == ["team", "more"]
     assert "0123456789abcdef0123" not in repr(plan)
+
+
+def test_keys_of_this_machines_environment_are_not_lost_on_a_cluster_elsewhere(args, monkeypatch):
+    monkeypatch.setenv("GUARDRAIL_API_KEYS", "more:fedcba9876543210fedc")
+    settings = StartSettings.model_validate({**args, "keys_file": None, "address": "10.0.0.1:6379"})
+    with pytest.raises(ConfigurationError, match="does not reach"), connected(settings):
+        pass
+
+
+def test_keys_among_the_settings_are_refused(args):
+    server = {"keys": [{"name": "team", "digest": "x" * 32}]}
+    with pytest.raises(ConfigurationError, match="keys_file"):
+        deploy.build({**args, "server": server})
 
 
 def test_scores_are_for_nobody_behind_something_that_asks_for_keys(args):
     settings = {**args, "keys_file": None, "insecure_no_keys": True}
-    assert deploy.plan_of(ClusterSettings.model_validate(settings)).server.expose_scores is False
-    assert deploy.plan_of(ClusterSettings.model_validate(args)).server.expose_scores is None
+    assert plan_of(ClusterSettings.model_validate(settings)).server.expose_scores is False
+    assert plan_of(ClusterSettings.model_validate(args)).server.expose_scores is None
+
+
+def test_without_keys_a_server_on_loopback_knows_its_own_names_alone(args):
+    alone = StartSettings.model_validate({**args, "keys_file": None})
+    assert "localhost" in plan_of(alone).server.hostnames
+    assert plan_of(StartSettings.model_validate(args)).server.hostnames == frozenset()
+
+
+def test_a_policy_may_be_a_file_or_the_rules_themselves(args, tmp_path):
+    (tmp_path / "policy.toml").write_text('mode = "shadow"\n')
+    for policy in (str(tmp_path / "policy.toml"), {"mode": "shadow"}):
+        settings = ClusterSettings.model_validate({**args, "policy": policy})
+        assert plan_of(settings).policy.mode == "shadow"
+    assert plan_of(ClusterSettings.model_validate(args)).policy == Policy()
 
 
 def test_replicas_are_as_many_as_asked_for(args):
@@ -94,8 +128,7 @@ def test_the_example_is_what_ray_and_we_understand(args):
     options = options_of(deploy.build({**application.args, **args, "policy": None}))
     assert options.autoscaling_config.max_replicas == 8
     settings = ClusterSettings.model_validate(application.args)
-    longest = settings.server.timeout_s + settings.pause_s + settings.lease_s
-    assert text["http_options"]["request_timeout_s"] > longest
+    assert text["http_options"]["request_timeout_s"] > settings.server.timeout_s
 
 
 def test_the_launcher_file_starts_ray_as_the_program_does():
@@ -110,25 +143,130 @@ def test_the_launcher_file_starts_ray_as_the_program_does():
         assert "RAY_USAGE_STATS_ENABLED=0" in started
 
 
-def test_one_that_stays_away_is_asked_for_as_long_as_was_said_and_no_less_than_none(monkeypatch):
-    now, given = 0.0, []
+FAILED = """It failed to start 3 times. Error:
+ray::x() (pid=1)
+  File "a.py", line 1, in f
+RuntimeError: Traceback (most recent call last):
+  File "b.py", line 2, in g
+    raise Why("it failed")
+    ^^^^^
+Why: it failed
+in detail
+"""
 
-    def look(_name, **_where):
-        nonlocal now
-        now += 0.17  # the last look takes longer than what is left
-        return SimpleNamespace(status=SimpleNamespace(remote=lambda: None))
 
-    def get(_asked, *, timeout):
-        given.append(timeout)
-        raise ray.exceptions.ActorUnavailableError("starting again", None)
+class Serve:
+    """Serve's controller, and the replicas of one application; `says` is what each answers."""
 
-    def sleep(seconds):
-        nonlocal now
-        now += seconds
+    def __init__(self, *, status: str = "RUNNING", says: list[Any]) -> None:
+        self.status, self.says, self.then = status, says, "RUNNING"
+        self.applied: list[Any] = []
+        self.overtaken = False
+        self.config = {"name": "guardrail", "import_path": "guardrail.cluster:build", "args": {}}
 
-    monkeypatch.setattr(deploy, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
-    monkeypatch.setattr(ray, "get_actor", look)
-    monkeypatch.setattr(ray, "get", get)
-    with pytest.raises(ClusterError, match="starting again"):
-        deploy._asked("guardrail", "status", wait_s=0.4)
-    assert given == [pytest.approx(0.23), 0.0]
+    def get_serve_details(self) -> dict[str, Any]:
+        config = {"artefact": "old", "artefact_id": "guard-old"}
+        if self.applied and not self.overtaken:
+            [config] = [o.user_config for one in self.applied for o in one.deployments]
+        deployment = {"deployment_config": {"user_config": config}, "message": FAILED}
+        app = {
+            "status": self.status,
+            "message": "",
+            "deployments": {"GuardReplica": deployment},
+            "deployed_app_config": self.config,
+        }
+        other = {"name": "other", "route_prefix": "/other", "import_path": "other:app"}
+        return {
+            "applications": {"guardrail": app, "other": {"deployed_app_config": other}},
+            "target_capacity": None,
+        }
+
+    def deploy_apps(self, schema: Any) -> None:
+        self.applied, self.status = schema.applications, self.then
+
+    def broadcast(self, method: str, *values: Any) -> Serve:
+        self.asked = (method, *values)
+        return self
+
+    def results(self, **_options: Any) -> list[Any]:
+        return self.says
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> Any:
+    def make(**options: Any) -> Serve:
+        made = Serve(**options)
+        monkeypatch.setattr(deploy, "_get_global_client", lambda: made)
+        monkeypatch.setattr(deploy.serve, "get_app_handle", lambda _name: made)
+        return made
+
+    return make
+
+
+def test_an_update_changes_the_user_config_and_nothing_else(args, cluster):
+    ray = cluster(says=[None, None])
+    wanted = deploy.update(args["artefact"])
+    assert wanted == UserConfig.of(args["artefact"])
+    assert ray.asked == ("trouble_with", wanted.model_dump())
+    other, ours = sorted(ray.applied, key=lambda one: one.name != "other")
+    assert (other.name, other.import_path) == ("other", "other:app")
+    assert ours.import_path == "guardrail.cluster:build"
+    [options] = ours.deployments
+    assert options.model_dump(exclude_unset=True) == {
+        "name": "GuardReplica",
+        "user_config": wanted.model_dump(),
+    }
+
+
+def test_where_one_replica_could_not_nothing_changes(args, cluster):
+    ray = cluster(says=[None, "b: ArtefactMismatchError: of another model"])
+    with pytest.raises(ClusterError, match=r"stay with guard-old: b: .*of another model"):
+        deploy.update(args["artefact"])
+    assert ray.applied == []
+
+
+def test_an_update_that_fails_late_is_told_with_its_reason(args, cluster):
+    ray = cluster(says=[None])
+    ray.then = "DEPLOY_FAILED"
+    with pytest.raises(
+        ClusterError, match=r"not all .*DEPLOY_FAILED\): Why: it failed\nin detail$"
+    ):
+        deploy.update(args["artefact"])
+
+
+def test_an_update_that_another_one_overtook_is_told(args, cluster):
+    cluster(says=[None]).overtaken = True
+    with pytest.raises(ClusterError, match="another update"):
+        deploy.update(args["artefact"])
+
+
+def test_an_update_that_takes_too_long_is_told(args, cluster):
+    ray = cluster(says=[None])
+    ray.then = "DEPLOYING"
+    with pytest.raises(ClusterError, match="not all replicas answer under"):
+        deploy.update(args["artefact"], within_s=0.0)
+
+
+def test_a_deployment_that_is_not_there_is_told(args, cluster):
+    cluster(says=[])
+    for ask in (deploy.status, lambda name: deploy.update(args["artefact"], name=name)):
+        with pytest.raises(ClusterError, match="cluster start"):
+            ask("nobody")
+
+
+def test_the_status_has_the_counts_of_those_that_answer_under_what_was_asked_for(cluster, llava):
+    model = (llava.model, llava.processor)
+    with Guard(model, tiny_artefact(*model)) as guard:
+        guard.check("Hello")
+        counts = guard.monitor.snapshot().to_dict() | {"artefact_id": "guard-old"}
+    said = [
+        {"replica": "a", "artefact_id": "guard-old", "monitor": counts},
+        {"replica": "b", "artefact_id": "guard-older", "monitor": None},
+        {"replica": "d", "artefact_id": "guard-old", "monitor": counts},
+        TimeoutError("c did not answer"),
+    ]
+    cluster(says=said)
+    told = deploy.status()
+    assert told["replicas"] == {"a": "guard-old", "b": "guard-older", "d": "guard-old"}
+    assert (told["status"], told["artefact_id"], told["source"]) == ("RUNNING", "guard-old", "old")
+    assert MonitorSnapshot.model_validate(told["monitor"]).n == 2

@@ -50,6 +50,24 @@ async def test_answers_of_the_app_stay_as_they_are(call, status):
     assert (answer.status, answer.body) == (status, b"said")
 
 
+async def test_a_time_in_which_nothing_is_deployed_is_no_wrong_address(call):
+    answer = await call(Edge(Proxy(404))).send().end()
+    assert answer.status == 503
+    assert answer.headers[b"retry-after"] == b"1"
+
+
+async def test_a_requests_name_is_on_its_answer_once(call):
+    async def app(scope, receive, send):
+        names = [(b"x-request-id", b"my-1"), (b"X-Request-ID", b"my-1"), (b"x-other", b"kept")]
+        await send({"type": "http.response.start", "status": 200, "headers": names})
+        await send({"type": "http.response.body", "body": b""})
+
+    answer = await call(Edge(app), x_request_id="my-1").send().end()
+    headers = answer.messages[0]["headers"]
+    assert [value for key, value in headers if key.lower() == b"x-request-id"] == [b"my-1"]
+    assert (b"x-other", b"kept") in headers
+
+
 async def test_a_large_body_is_refused_before_it_comes(call):
     proxy = Proxy(200)
     answer = await call(Edge(proxy, max_bytes=10), content_length="11").end()
