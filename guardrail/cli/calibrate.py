@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,20 +11,22 @@ from typing import Annotated
 import typer
 
 from guardrail.cli import options as o
-from guardrail.cli.benign import benign_lines, count_benign
-from guardrail.cli.output import progress, say, session
-from guardrail.cli.report import show_artefact
-from guardrail.cli.requests import (
+from guardrail.cli.info import show_artefact, show_thresholds
+from guardrail.cli.inputs import (
     open_guard,
     read_artefact,
-    read_policy,
     ready_to_write,
-    with_sampling,
 )
-from guardrail.cli.thresholds import show_thresholds
+from guardrail.cli.output import progress, say, session
+from guardrail.errors import ConfigurationError, DatasetError, UnsupportedContentError
+from guardrail.model.source import LoadingOptions
+from guardrail.requests.lines import line_request
+from guardrail.requests.placing import picture_files, video_files
+from guardrail.requests.strict_json import strict_json
 
 
 def calibrate(
+    *,
     artefact: Annotated[
         str, typer.Argument(metavar="ARTEFACT", help="The artefact to start from.")
     ],
@@ -45,34 +48,22 @@ def calibrate(
         bool,
         typer.Option("--skip-errors", help="Leave out what cannot be scored, up to 1 %."),
     ] = False,
-    fps: o.Fps = None,
-    window: o.WindowFrames = None,
-    policy: o.PolicyFile = None,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_mismatch: o.AllowMismatch = False,
-    audit: o.AuditFile = None,
+    guarding: o.GuardOptions,
+    loading: LoadingOptions,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
     """Set ARTEFACT's thresholds on your own benign requests and write a new artefact."""
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug) as stdout:
         ready_to_write(out)
         total = count_benign(benign)  # a line that cannot be used ends this before a model loads
         say(f"{total} requests in {benign}")
-        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
+        fitted, rules = read_artefact(artefact), guarding.rules()
 
         from guardrail.fit.calibrate import calibrate as run_calibrate
 
         with (
-            open_guard(
-                model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=audit
-            ) as guard,
+            open_guard(model, fitted, rules, guarding, loading) as guard,
             progress() as report,
         ):
             made = run_calibrate(
@@ -97,3 +88,62 @@ def _requests(path: Path, total: int, report: Callable[[str, int, int], None]) -
     for done, (where, request) in enumerate(islice(benign_lines(path), total), start=1):
         yield Placed(where, request)
         report("requests read", done, total)
+
+
+_BENIGN = {"benign", "harmless", "safe"}
+
+
+def benign_lines(path: Path) -> Iterator[tuple[str, object]]:
+    """The requests of a JSONL file, in order, each with its place for errors to name.
+
+    A line is a string, a chat (a list of messages), or an object with `messages`, or with `text`,
+    `image` and `video` (one path or several), which are found relative to the file. Labels (id,
+    category, source, ...) are allowed and not read, except that a `label` must not say that the
+    line is something else than benign; any other key is refused, since it would be lost.
+
+    Raises:
+        DatasetError: a line that is none of these; the message names it.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                yield where, _benign(line, folder=path.parent, where=where)
+
+
+def count_benign(path: Path) -> int:
+    """How many requests a JSONL file holds; every line and every file it names is checked.
+
+    Nothing is kept, so the file may be of any size.
+
+    Raises:
+        ConfigurationError: a pipe or device, which cannot be read twice.
+        DatasetError: a line that is no benign request, or a picture or video that is not there.
+    """
+    if not path.is_file():
+        raise ConfigurationError(f"{path} is no regular file and is read twice; save it first")
+    count = 0
+    for where, request in benign_lines(path):
+        chat = request if isinstance(request, list) else []
+        for what, names in (("picture", picture_files(chat)), ("video", video_files(chat))):
+            for name in names:
+                if not os.path.isfile(name):  # unlike Path.is_file, it bears any string
+                    raise DatasetError(f"{where}: there is no {what} file {name[:80]!r}")
+        count += 1
+    return count
+
+
+def _benign(line: bytes, *, folder: Path, where: str) -> object:
+    try:
+        row = strict_json(line.decode("utf-8-sig"))  # a key that stands twice would be lost
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{where}: not JSON ({error})") from error
+    match row:
+        case {"label": label} if not (isinstance(label, str) and label in _BENIGN):
+            raise DatasetError(
+                f"{where}: labelled {label!r}; only benign inputs calibrate thresholds"
+            )
+    try:
+        return line_request(row, folder)
+    except UnsupportedContentError as error:
+        raise DatasetError(f"{where}: {error}") from error

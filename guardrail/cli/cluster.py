@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guardrail.cli import options as o
-from guardrail.cli import serve_access, serve_address, serve_bounds
+from guardrail.cli.derived import Derived, with_options
 from guardrail.cli.output import ERROR, say, session, write_json, write_rows
-from guardrail.cli.serve_parts import read_keys
+from guardrail.cli.serve_options import ENV, SERVED, KeyOptions
+from guardrail.cluster.settings import ClusterSettings
 from guardrail.extras import require
+from guardrail.model.source import LoadingOptions
+from guardrail.server.settings import Listening, ServerSettings
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -26,6 +29,8 @@ cluster = typer.Typer(
 
 _HERE = "auto"
 _SPARE_S = 60.0
+_NAME = ClusterSettings.model_fields["name"].default
+_AT = Derived(env=ENV, only=frozenset({"host", "port"}))
 Address = Annotated[
     str,
     typer.Option(metavar="HOST:PORT", help="The Ray cluster; auto: the one of this machine."),
@@ -38,84 +43,41 @@ Pause = Annotated[
 
 
 @cluster.command("start")
+@with_options
 def start(
+    *,
     model: o.ModelName,
     artefact: o.ArtefactName,
-    replicas: Annotated[int, typer.Option(min=1, help="Each has its own model.")] = 1,
-    max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Follow the load up to this many.")
-    ] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="Of each replica.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="Of each replica; a share will do.")] = 0.0,
-    lease: Annotated[
-        float, typer.Option(min=0.5, help="Seconds a replica answers without contact.")
-    ] = 5.0,
+    settings: ClusterSettings,
     address: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="A Ray cluster; default: a new one, on loopback."),
     ] = None,
-    name: Name = "guardrail",
-    host: serve_address.Host = "127.0.0.1",
-    port: serve_address.Port = 8000,
-    model_name: serve_address.ModelAlias = "guarded",
-    api_keys: serve_access.ApiKeys = None,
-    insecure_no_keys: serve_access.Insecure = False,
-    expose_scores: serve_access.ExposeScores = None,
-    open_metrics: serve_access.OpenMetrics = False,
-    max_concurrent: serve_bounds.MaxConcurrent = 64,
-    max_body_bytes: serve_bounds.MaxBodyBytes = 32_000_000,
-    timeout: serve_bounds.Timeout = 120.0,
-    drain: serve_bounds.Drain = 30.0,
-    audit: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A file of verdicts for each replica.")
-    ] = None,
-    policy: o.PolicyFile = None,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_mismatch: o.AllowMismatch = False,
+    access: Annotated[KeyOptions, SERVED],
+    server: Annotated[ServerSettings, SERVED],
+    listening: Annotated[Listening, _AT],
+    load: LoadingOptions,
     debug: o.Debug = False,
 ) -> None:
     """Start replicas and answer until SIGTERM or Ctrl-C, then end what is under way."""
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug):
         _import_ray()
-        from guardrail.cluster import ClusterSettings
         from guardrail.cluster.deploy import whole_path
-        from guardrail.server.binding import hostnames, shown_scores
-        from guardrail.server.settings import ServerSettings
 
-        keys = read_keys(api_keys)
-        server = ServerSettings(
-            model_name=model_name,
-            keys=keys,
-            open_metrics=open_metrics,
-            hostnames=hostnames(host, keys, insecure=insecure_no_keys),
-            expose_scores=shown_scores(expose_scores, keys, insecure=insecure_no_keys),
-            max_concurrent=max_concurrent,
-            max_body_bytes=max_body_bytes,
-            timeout_s=timeout,
-            drain_s=drain,
+        given = {
+            "model": whole_path(model),
+            "artefact": artefact,
+            "audit": settings.audit and settings.audit.absolute(),
+            "server": access.kept_to(server, listening.host),
+            "loading": dict(load),
+        }
+        _answer(
+            settings.model_copy(update=given),
+            host=listening.host,
+            port=listening.port,
+            address=address,
+            insecure=access.insecure_no_keys,
         )
-        settings = ClusterSettings(
-            model=whole_path(model),
-            artefact=artefact,
-            name=name,
-            policy=policy,
-            loading=loading.keywords(),
-            allow_mismatch=allow_mismatch,
-            audit=None if audit is None else audit.absolute(),
-            server=server,
-            replicas=replicas,
-            max_replicas=max_replicas,
-            cpus=cpus,
-            gpus=gpus,
-            lease_s=lease,
-        )
-        _answer(settings, host=host, port=port, address=address, insecure=insecure_no_keys)
 
 
 def _answer(settings: Any, **where: Any) -> None:
@@ -156,7 +118,7 @@ def _first_signal(asked: threading.Event, number: int, _frame: FrameType | None)
 def update(
     artefact: o.ArtefactName,
     address: Address = _HERE,
-    name: Name = "guardrail",
+    name: Name = _NAME,
     prepare: Prepare = 60.0,
     pause: Pause = 10.0,
     as_json: o.AsJson = False,
@@ -182,7 +144,7 @@ def update(
 @cluster.command("status")
 def status(
     address: Address = _HERE,
-    name: Name = "guardrail",
+    name: Name = _NAME,
     snapshot: Annotated[
         Path | None,
         typer.Option(metavar="OUT", help="Save all replicas' counts, for `guardrail monitor`."),
@@ -213,7 +175,7 @@ def status(
 
 
 @cluster.command("stop")
-def stop(address: Address = _HERE, name: Name = "guardrail", debug: o.Debug = False) -> None:
+def stop(address: Address = _HERE, name: Name = _NAME, debug: o.Debug = False) -> None:
     """Take no more requests, let those under way end, and end the replicas."""
     with session(debug=debug):
         _import_ray()

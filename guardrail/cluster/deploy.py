@@ -56,8 +56,8 @@ def build(args: ClusterSettings | Mapping[str, Any]) -> Application:
 def plan_of(settings: ClusterSettings) -> Plan:
     """What the replicas are to run, with the artefact's id and what the named files hold."""
     from guardrail.policy_io import load_policy, policy_from_env
-    from guardrail.server.binding import shown_scores
     from guardrail.server.keys import keys_from_file
+    from guardrail.server.settings import shown_scores
 
     name = settings.artefact_id or artefact_id_of(settings.artefact)
     policy = policy_from_env() if settings.policy is None else load_policy(settings.policy)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from starlette.middleware import Middleware
 
 from guardrail.asgi.answers import Problem
-from guardrail.server.caller import request_id_of
+from guardrail.policy import MAX_BODY_BYTES
+from guardrail.server.keys import request_id_of
 from guardrail.server.problems import refuse
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ CALLBACK = "guardrail.cluster.edge:middlewares"
 """For the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH of all of Ray's processes."""
 LIMIT = "GUARDRAIL_MAX_BODY_BYTES"
 """The variable with the largest body in bytes, of all of Ray's processes."""
-DEFAULT_LIMIT = 32_000_000
 
 _RAYS_OWN = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id")
 _PREFIXES = (b"x-serve-", b"serve_", b"serve-")
@@ -38,7 +38,7 @@ _TOO_LARGE = "a body has at most {} bytes here; send less"
 
 def middlewares() -> list[Middleware]:
     """What Ray puts before its proxy; see `CALLBACK`."""
-    return [Middleware(Edge, max_bytes=int(os.environ.get(LIMIT, DEFAULT_LIMIT)))]
+    return [Middleware(Edge, max_bytes=int(os.environ.get(LIMIT, MAX_BODY_BYTES)))]
 
 
 class Edge:
@@ -48,7 +48,7 @@ class Edge:
     errors are plain text of a status that the app only tells in JSON.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int = DEFAULT_LIMIT) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int = MAX_BODY_BYTES) -> None:
         self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

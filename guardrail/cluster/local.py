@@ -13,7 +13,7 @@ from ray._private import ray_constants, services
 
 from guardrail.cluster.edge import CALLBACK, LIMIT
 from guardrail.errors import ClusterError
-from guardrail.server.binding import is_loopback, require_safe_bind
+from guardrail.server.settings import is_loopback, require_safe_bind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

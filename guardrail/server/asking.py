@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.server.service import Service
 
 

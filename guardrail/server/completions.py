@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from guardrail.server.verdicts import FIELD, told
 
 if TYPE_CHECKING:
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.types import Result, ToolCall, Verdict
 
 _FINISH = {"stop": "stop", "length": "length", "flag": "content_filter"}

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fastapi import Request, Response
 
     from guardrail.guard import Guard
-    from guardrail.server.caller import Caller
     from guardrail.server.chat_schema import ChatBody
+    from guardrail.server.keys import Caller
     from guardrail.server.service import Service
     from guardrail.types import Verdict
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import MutableHeaders
 
 from guardrail.observe.routes import route_of
-from guardrail.server.caller import Caller, request_id_of
 from guardrail.server.gate import HEALTH, METRICS
+from guardrail.server.keys import Caller, request_id_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

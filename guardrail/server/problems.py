@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
     from starlette.types import Receive, Scope, Send
 
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
 
 LATE = Problem(504, "the time of this request was over before its answer was", "timeout")
 _NO_ADDRESS = (

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
 
 _log = logging.getLogger("guardrail.prompts")
 _MOST_CHARS = 20_000

@@ -27,7 +27,7 @@ from guardrail.server.verdicts import headers_of, told
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.server.service import Service
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=ERRORS)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from guardrail.server.listening import Listening
     from guardrail.server.reload import Reloader
+    from guardrail.server.settings import Listening
     from guardrail.server.starting import Start
 
 _log = logging.getLogger(__name__)

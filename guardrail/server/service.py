@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
     from guardrail.guard import Guard
     from guardrail.policy import Policy
-    from guardrail.server.caller import Caller
     from guardrail.server.chat_schema import ChatBody
-    from guardrail.server.keys import ApiKey
+    from guardrail.server.keys import ApiKey, Caller
     from guardrail.server.observing import Observation
     from guardrail.server.settings import ServerSettings
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from guardrail.online.streams import AsyncGuardStream
-    from guardrail.server.caller import Caller
     from guardrail.server.completions import Form
+    from guardrail.server.keys import Caller
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 

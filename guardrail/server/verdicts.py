@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.types import Verdict
 
 FIELD = "guardrail"

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from guardrail.cluster.metrics import merged, metrics_router
 from guardrail.observe.metrics import Metrics
-from guardrail.server.caller import Caller
+from guardrail.server.keys import Caller
 from guardrail.testing import FakeGuard
 
 

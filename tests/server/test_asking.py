@@ -10,7 +10,7 @@ import pytest
 from guardrail.policy import Limits, Policy
 from guardrail.server import ServerSettings
 from guardrail.server.asking import ask_options
-from guardrail.server.caller import Caller
+from guardrail.server.keys import Caller
 
 
 @pytest.mark.parametrize(("allowed", "settled", "least"), [(5, 9, 5), (9, 5, 5), (None, 5, 5)])

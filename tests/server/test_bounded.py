@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from guardrail.server import ServerSettings
 from guardrail.server.bounded import Bounded
-from guardrail.server.caller import Caller
+from guardrail.server.keys import Caller
 from guardrail.server.lifecycle import Lifecycle
 from guardrail.server.problems import AnswerCutError
 

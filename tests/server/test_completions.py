@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from guardrail.server.caller import Caller
 from guardrail.server.completions import form_of
+from guardrail.server.keys import Caller
 from guardrail.testing import FakeGuard
 from guardrail.types import Result, ToolCall, Verdict
 

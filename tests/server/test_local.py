@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guardrail.server.caller import Caller
+from guardrail.server.keys import Caller
 from guardrail.server.verdicts import headers_of
 from guardrail.testing import scripted
 from guardrail.types import Action

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from guardrail.errors import RequestTimeoutError
-from guardrail.server.caller import Caller
 from guardrail.server.completions import form_of
+from guardrail.server.keys import Caller
 from guardrail.server.streaming import EventStream, events
 from guardrail.testing import FakeGuard
 from guardrail.types import Result

@@ -11,7 +11,11 @@ what was checked. Needs the extra `serve`.
 
 from __future__ import annotations
 
-from guardrail.server.proxy.answerer import ProxyAnswerer, through
-from guardrail.server.proxy.settings import UpstreamSettings, read_key
+from guardrail.server import require_extra
+
+require_extra()
+
+from guardrail.server.proxy.answerer import ProxyAnswerer, through  # noqa: E402
+from guardrail.server.settings import UpstreamSettings, read_key  # noqa: E402
 
 __all__ = ["ProxyAnswerer", "UpstreamSettings", "read_key", "through"]

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
     from fastapi import APIRouter, Request
 
-    from guardrail.server.caller import Caller
     from guardrail.server.chat_schema import ChatBody
+    from guardrail.server.keys import Caller
     from guardrail.server.proxy.checking import Checked
     from guardrail.server.proxy.forms import Form
-    from guardrail.server.proxy.settings import UpstreamSettings
     from guardrail.server.service import Answerer, Service
+    from guardrail.server.settings import UpstreamSettings
 
 _log = logging.getLogger(__name__)
 _JSON = "application/json"

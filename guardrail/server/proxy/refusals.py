@@ -12,7 +12,7 @@ from guardrail.server.verdicts import FIELD, told
 from guardrail.types import Result, Verdict
 
 if TYPE_CHECKING:
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
 
 _NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _FILTERED = "content_filter"
