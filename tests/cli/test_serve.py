@@ -16,7 +16,7 @@ TOKEN = "0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def _no_model(monkeypatch):
+def _no_model(run, monkeypatch):  # `run` clears the variables first
     """None of these gets as far as a model."""
 
     def load(*_args, **_more):
