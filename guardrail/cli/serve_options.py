@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field, ValidationError
@@ -18,6 +18,8 @@ from guardrail.cli.derived import Derived
 from guardrail.cli.options import FILE, MODEL_HELP, Options
 from guardrail.errors import ConfigurationError
 from guardrail.server.settings import (
+    LogFormat,
+    LogLevel,
     UpstreamOptions,
     UpstreamSettings,
     hostnames,
@@ -122,10 +124,10 @@ class RecordOptions(Options):
         ge=0,
         description="Older audit files kept.",
     )
-    log_format: Literal["json", "text"] = Field(
+    log_format: LogFormat = Field(
         default="json", description="A JSON object or key=value pairs a line, on stderr."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: LogLevel = "info"
     otel: bool = Field(
         default=False,
         description="Send OpenTelemetry spans, to where the OTEL_* variables say (default: OTLP "

@@ -9,7 +9,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path  # pydantic reads the annotations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
@@ -21,6 +21,9 @@ from guardrail.server.keys import ApiKey
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sized
+
+LogFormat = Literal["json", "text"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
