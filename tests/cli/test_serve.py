@@ -49,6 +49,13 @@ def test_wrong_usage_is_told_before_a_model_is_loaded(options, told, run):
     assert told in result.output
 
 
+def test_without_the_servers_packages_their_extra_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    result = serve(run)
+    assert result.exit_code == 2
+    assert "guardrail-vlm[serve]" in result.stderr
+
+
 def test_keys_that_cannot_be_used_are_told_without_the_token(run, monkeypatch):
     monkeypatch.setenv("GUARDRAIL_API_KEYS", "web:tooshort")
     result = serve(run)

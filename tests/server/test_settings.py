@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 from pydantic import ValidationError
 
-from guardrail.errors import ConfigurationError
+import guardrail.server
+from guardrail.errors import ConfigurationError, MissingExtraError
 from guardrail.server import ServerSettings
 from guardrail.server.keys import keys_from_text
 from guardrail.server.proxy import UpstreamSettings, read_key
@@ -130,3 +133,11 @@ def test_a_named_key_that_is_not_there_is_an_error(monkeypatch, tmp_path):
 )
 def test_a_key_without_tls_is_noticed(url, key, clear):
     assert UpstreamSettings(url=url, key=key).key_in_clear is clear
+
+
+def test_settings_need_no_extra_and_an_app_names_its_own(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(vars(guardrail.server), "create_app", raising=False)
+    assert guardrail.server.ServerSettings is ServerSettings
+    with pytest.raises(MissingExtraError, match=r"guardrail-vlm\[serve\]"):
+        _ = guardrail.server.create_app
