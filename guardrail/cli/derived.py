@@ -181,10 +181,10 @@ def _stem(name: str, field: FieldInfo, prefix: str) -> str:
 
 
 def _bare(field: FieldInfo) -> Any:
-    """The type of a field's value, where there is one."""
+    """The type of a field's value, where there is one; of several the first."""
     kind = field.annotation
     if get_origin(kind) in (Union, UnionType):
-        (kind,) = [one for one in get_args(kind) if one is not NoneType]
+        kind = next(one for one in get_args(kind) if one is not NoneType)
     return kind
 
 

@@ -60,6 +60,7 @@ class Settings(BaseModel):
     kind: Literal["round", "flat"] = "flat"
     told: bool | None = Field(default=None, json_schema_extra={"off": "--untold"})
     strict: bool = False
+    place: Path | bytes | None = None
     inside: bytes = Field(default=b"", json_schema_extra={"option": False})
 
     @model_validator(mode="after")
@@ -107,7 +108,8 @@ def test_each_option_fills_its_field():
     assert got(*words, "--kind", "round") == Settings(
         wait_s=4, places=2, colours=("red", "blue"), kind="round", told=True
     )
-    assert got("--strict", "--untold") == Settings(strict=True, told=False)
+    found = got("--strict", "--untold", "--place", "there")
+    assert found == Settings(strict=True, told=False, place=Path("there"))
 
 
 @pytest.mark.parametrize(
