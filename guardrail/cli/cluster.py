@@ -17,6 +17,7 @@ from guardrail.cli.serve_options import ENV, SERVED, KeyOptions
 from guardrail.cluster.settings import ClusterSettings
 from guardrail.extras import require
 from guardrail.model.source import LoadingOptions
+from guardrail.server.keys import read_keys
 from guardrail.server.settings import Listening, ServerSettings
 
 if TYPE_CHECKING:
@@ -64,11 +65,13 @@ def start(
         _import_ray()
         from guardrail.cluster.deploy import whole_path
 
+        insecure = access.insecure_no_keys
+        kept = server.kept_to(read_keys(access.api_keys), listening.host, insecure=insecure)
         given = {
             "model": whole_path(model),
             "artefact": artefact,
             "audit": settings.audit and settings.audit.absolute(),
-            "server": access.kept_to(server, listening.host),
+            "server": kept,
             "loading": dict(load),
         }
         _answer(
@@ -76,7 +79,7 @@ def start(
             host=listening.host,
             port=listening.port,
             address=address,
-            insecure=access.insecure_no_keys,
+            insecure=insecure,
         )
 
 

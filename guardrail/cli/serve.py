@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from guardrail.cli import options as o
@@ -12,6 +13,7 @@ from guardrail.cli import serve_options as s
 from guardrail.cli.derived import Derived
 from guardrail.cli.output import session
 from guardrail.model.source import LoadingOptions
+from guardrail.server.keys import read_keys
 from guardrail.server.settings import Listening, ServerSettings, UpstreamOptions
 
 if TYPE_CHECKING:
@@ -57,7 +59,9 @@ def serve(
         from guardrail.server.starting import starting
 
         logs.configure(style=record.log_format, level=record.log_level)
-        settings = access.kept_to(server, listening.host, private=listening.unix_socket is not None)
+        keys_again = partial(read_keys, access.api_keys)
+        insecure = access.insecure_no_keys or listening.unix_socket is not None
+        settings = server.kept_to(keys_again(), listening.host, insecure=insecure)
         answerer = s.upstream_answerer(upstream, upstream_key)
         with (
             starting() as start,
@@ -66,7 +70,7 @@ def serve(
         ):
             require_usable(listening)
             source = guard_source(model, artefact, guarding, loading, settings, log)
-            _answer(source, settings, listening, access.read, seen, answerer, start)
+            _answer(source, settings, listening, keys_again, seen, answerer, start)
 
 
 def guard_source(

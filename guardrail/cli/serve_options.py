@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,18 +21,12 @@ from guardrail.server.settings import (
     LogLevel,
     UpstreamOptions,
     UpstreamSettings,
-    hostnames,
     read_key,
-    require_safe_bind,
-    shown_scores,
 )
 
 if TYPE_CHECKING:
-    from guardrail.server.keys import ApiKey
     from guardrail.server.service import Answerer, Service
-    from guardrail.server.settings import ServerSettings
 
-KEYS_VARIABLE = "GUARDRAIL_API_KEYS"
 ENV = "GUARDRAIL_SERVE_"
 SERVED = Derived(env=ENV)
 UPSTREAM = Derived(
@@ -71,41 +64,6 @@ class KeyOptions(Options):
         description="Answer everybody, at any address: only behind something that asks for keys.",
         json_schema_extra=_ACCESS,
     )
-
-    def read(self) -> tuple[ApiKey, ...]:
-        """The API keys of the file and of the environment.
-
-        Raises:
-            ConfigurationError: one cannot be used.
-        """
-        from guardrail.server.keys import keys_from_file, keys_from_text
-
-        keys: tuple[ApiKey, ...] = ()
-        if self.api_keys is not None:
-            keys, warning = keys_from_file(self.api_keys)
-            if warning is not None:
-                _log.warning("%s", warning)
-        listed = os.environ.get(KEYS_VARIABLE)
-        return keys + keys_from_text(listed, source=KEYS_VARIABLE) if listed else keys
-
-    def kept_to(
-        self, server: ServerSettings, host: str, *, private: bool = False
-    ) -> ServerSettings:
-        """The settings of a server at this host with its keys, and what follows from them.
-
-        A `private` one is reached by whom the permissions of a Unix socket let in.
-
-        Raises:
-            ConfigurationError: it would answer everybody who can reach this machine.
-        """
-        keys, insecure = self.read(), self.insecure_no_keys or private
-        require_safe_bind(host, keys, insecure=insecure)
-        kept = {
-            "keys": keys,
-            "hostnames": hostnames(host, keys, insecure=insecure),
-            "expose_scores": shown_scores(server.expose_scores, keys, insecure=insecure),
-        }
-        return server.model_copy(update=kept)
 
 
 class RecordOptions(Options):

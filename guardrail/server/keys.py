@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
+import os
 import re
 import stat
 import uuid
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+KEYS_VARIABLE = "GUARDRAIL_API_KEYS"
+"""The variable that holds keys, beside those of a file."""
+
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN = re.compile(r"[\x21-\x7e]{16,512}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -117,6 +123,21 @@ def keys_from_file(path: Path) -> tuple[tuple[ApiKey, ...], str | None]:
     open_to_all = stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO)
     warning = f"{path} can be read by others than its owner; chmod 600 {path}"
     return keys_from_text(text, source=str(path)), warning if open_to_all else None
+
+
+def read_keys(file: Path | None) -> tuple[ApiKey, ...]:
+    """The keys of the file, if one is named, and of the environment.
+
+    Raises:
+        ConfigurationError: one cannot be used.
+    """
+    keys: tuple[ApiKey, ...] = ()
+    if file is not None:
+        keys, warning = keys_from_file(file)
+        if warning is not None:
+            _log.warning("%s", warning)
+    listed = os.environ.get(KEYS_VARIABLE)
+    return keys + keys_from_text(listed, source=KEYS_VARIABLE) if listed else keys
 
 
 @dataclass(slots=True)

@@ -129,6 +129,24 @@ class ServerSettings(_Settings):
         json_schema_extra={"panel": "Log and audit"},
     )
 
+    def kept_to(
+        self, keys: tuple[ApiKey, ...], host: str, *, insecure: bool = False
+    ) -> ServerSettings:
+        """The settings of a server at this host for the bearers of these keys.
+
+        `insecure`: something before it decides who may ask.
+
+        Raises:
+            ConfigurationError: it would answer everybody who can reach this machine.
+        """
+        require_safe_bind(host, keys, insecure=insecure)
+        follows = {
+            "keys": keys,
+            "hostnames": self.hostnames or hostnames(host, keys, insecure=insecure),
+            "expose_scores": shown_scores(self.expose_scores, keys, insecure=insecure),
+        }
+        return self.model_copy(update=follows)
+
     def shows_scores(self, keys: Collection[ApiKey], key: ApiKey | None, peer: str) -> bool:
         """Whether a caller with this key (or none), from this address, is told scores."""
         if self.expose_scores is not None:
