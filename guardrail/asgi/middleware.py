@@ -19,6 +19,7 @@ from guardrail.asgi.content import media_type, read_content
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
 from guardrail.policy.acting import enforces, is_refused_outage, passes_unchecked, stopped
+from guardrail.policy.policy import MAX_BODY_BYTES
 from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.patience import read_apart
 from guardrail.settling import record, resolved, settled
@@ -79,7 +80,7 @@ class GuardrailASGIMiddleware:
         policy: Policy | None = None,
         on_flag: OnFlag | None = None,
         status: int = 400,
-        max_body_bytes: int = 32_000_000,
+        max_body_bytes: int = MAX_BODY_BYTES,
         header: str | None = None,
         audit: Audit | None = None,
     ) -> None:

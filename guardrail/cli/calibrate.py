@@ -10,20 +10,21 @@ from typing import Annotated
 import typer
 
 from guardrail.cli import options as o
-from guardrail.cli.benign import benign_lines, count_benign
-from guardrail.cli.output import progress, say, session
-from guardrail.cli.report import show_artefact
-from guardrail.cli.requests import (
+from guardrail.cli.info import show_artefact, show_thresholds
+from guardrail.cli.inputs import (
     open_guard,
     read_artefact,
-    read_policy,
     ready_to_write,
-    with_sampling,
 )
-from guardrail.cli.thresholds import show_thresholds
+from guardrail.cli.output import progress, say, session
+from guardrail.errors import ConfigurationError, DatasetError
+from guardrail.inputs.rows import LABELS, Row, missing_file, read_rows
+from guardrail.model.source import LoadingOptions
+from guardrail.requests.messages import Chat
 
 
 def calibrate(
+    *,
     artefact: Annotated[
         str, typer.Argument(metavar="ARTEFACT", help="The artefact to start from.")
     ],
@@ -45,34 +46,22 @@ def calibrate(
         bool,
         typer.Option("--skip-errors", help="Leave out what cannot be scored, up to 1 %."),
     ] = False,
-    fps: o.Fps = None,
-    window: o.WindowFrames = None,
-    policy: o.PolicyFile = None,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_mismatch: o.AllowMismatch = False,
-    audit: o.AuditFile = None,
+    guarding: o.GuardOptions,
+    loading: LoadingOptions,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
     """Set ARTEFACT's thresholds on your own benign requests and write a new artefact."""
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug) as stdout:
         ready_to_write(out)
         total = count_benign(benign)  # a line that cannot be used ends this before a model loads
         say(f"{total} requests in {benign}")
-        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
+        fitted, rules = read_artefact(artefact), guarding.rules()
 
         from guardrail.fit.calibrate import calibrate as run_calibrate
 
         with (
-            open_guard(
-                model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=audit
-            ) as guard,
+            open_guard(model, fitted, rules, guarding, loading) as guard,
             progress() as report,
         ):
             made = run_calibrate(
@@ -97,3 +86,43 @@ def _requests(path: Path, total: int, report: Callable[[str, int, int], None]) -
     for done, (where, request) in enumerate(islice(benign_lines(path), total), start=1):
         yield Placed(where, request)
         report("requests read", done, total)
+
+
+def benign_lines(path: Path) -> Iterator[tuple[str, object]]:
+    """The requests of a JSONL file, in order, each with its place for errors to name.
+
+    Lines are rows as `guardrail.inputs.rows` reads them; a `label` must not say that the line is
+    something else than benign.
+
+    Raises:
+        DatasetError: a line that is none of these; the message names it.
+    """
+    for number, row in read_rows(path, Row):
+        where = f"{path}, line {number}"
+        label = row.label
+        is_benign = isinstance(label, str) and LABELS.get(label.lower()) == "harmless"
+        if label is not None and not is_benign:
+            raise DatasetError(
+                f"{where}: labelled {label!r}; only benign inputs calibrate thresholds"
+            )
+        yield where, row.request(path.parent)
+
+
+def count_benign(path: Path) -> int:
+    """How many requests a JSONL file holds; every line and every file it names is checked.
+
+    Nothing is kept, so the file may be of any size.
+
+    Raises:
+        ConfigurationError: a pipe or device, which cannot be read twice.
+        DatasetError: a line that is no benign request, or a picture or video that is not there.
+    """
+    if not path.is_file():
+        raise ConfigurationError(f"{path} is no regular file and is read twice; save it first")
+    count = 0
+    for where, request in benign_lines(path):
+        chat = request.messages if isinstance(request, Chat) else request
+        if isinstance(chat, list) and (missing := missing_file(chat)):
+            raise DatasetError(f"{where}: {missing}")
+        count += 1
+    return count

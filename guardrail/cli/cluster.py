@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guardrail.cli import options as o
-from guardrail.cli import serve_access, serve_address, serve_bounds
+from guardrail.cli.derived import with_options
 from guardrail.cli.output import ERROR, say, session, write_json, write_rows
+from guardrail.cli.serve_options import SERVED
+from guardrail.cluster.settings import StartSettings
 from guardrail.extras import require
+from guardrail.model.source import LoadingOptions
+from guardrail.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-    from guardrail.cluster import StartSettings
-
 cluster = typer.Typer(no_args_is_help=True, help="Replicas of a guarded server on Ray Serve.")
 
 _HERE = "auto"
 _SPARE_S = 60.0
+_NAME = StartSettings.model_fields["name"].default
 Address = Annotated[
     str,
     typer.Option(metavar="HOST:PORT", help="The Ray cluster; auto: the one of this machine."),
@@ -34,80 +37,20 @@ Within = Annotated[float, typer.Option(min=0.1, help="Seconds for all to go over
 
 
 @cluster.command("start")
+@with_options
 def start(
+    *,
     model: o.ModelName,
     artefact: o.ArtefactName,
-    replicas: Annotated[int, typer.Option(min=1, help="Each has its own model.")] = 1,
-    max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Follow the load up to this many.")
-    ] = None,
-    cpus: Annotated[float, typer.Option(min=0, help="Of each replica.")] = 1.0,
-    gpus: Annotated[float, typer.Option(min=0, help="Of each replica; a share will do.")] = 0.0,
-    address: Annotated[
-        str | None,
-        typer.Option(metavar="HOST:PORT", help="A Ray cluster; default: a new one, on loopback."),
-    ] = None,
-    name: Name = "guardrail",
-    host: serve_address.Host = "127.0.0.1",
-    port: serve_address.Port = 8000,
-    model_name: serve_address.ModelAlias = "guarded",
-    api_keys: serve_access.ApiKeys = None,
-    insecure_no_keys: serve_access.Insecure = False,
-    expose_scores: serve_access.ExposeScores = None,
-    open_metrics: serve_access.OpenMetrics = False,
-    max_concurrent: serve_bounds.MaxConcurrent = 64,
-    max_body_bytes: serve_bounds.MaxBodyBytes = 32_000_000,
-    timeout: serve_bounds.Timeout = 120.0,
-    drain: serve_bounds.Drain = 30.0,
-    audit: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A file of verdicts for each replica.")
-    ] = None,
-    policy: o.PolicyFile = None,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_mismatch: o.AllowMismatch = False,
+    settings: StartSettings,
+    server: Annotated[ServerSettings, SERVED],
+    load: LoadingOptions,
     debug: o.Debug = False,
 ) -> None:
     """Start replicas and answer until SIGTERM or Ctrl-C, then end what is under way."""
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug):
         _import_ray()
-        from guardrail.cluster import StartSettings
-        from guardrail.server.settings import ServerSettings
-
-        server = ServerSettings(
-            model_name=model_name,
-            open_metrics=open_metrics,
-            expose_scores=expose_scores,
-            max_concurrent=max_concurrent,
-            max_body_bytes=max_body_bytes,
-            timeout_s=timeout,
-            drain_s=drain,
-        )
-        settings = StartSettings(
-            model=model,
-            artefact=artefact,
-            name=name,
-            policy=policy,
-            loading=loading.keywords(),
-            allow_mismatch=allow_mismatch,
-            audit=audit,
-            keys_file=api_keys,
-            insecure_no_keys=insecure_no_keys,
-            server=server,
-            replicas=replicas,
-            max_replicas=max_replicas,
-            cpus=cpus,
-            gpus=gpus,
-            host=host,
-            port=port,
-            address=address,
-        )
-        _answer(settings)
+        _answer(settings.model_copy(update={"server": server, "loading": dict(load)}))
 
 
 def _answer(settings: StartSettings) -> None:
@@ -147,7 +90,7 @@ def _first_signal(asked: threading.Event, number: int, _frame: FrameType | None)
 def update(
     artefact: o.ArtefactName,
     address: Address = _HERE,
-    name: Name = "guardrail",
+    name: Name = _NAME,
     within: Within = 300.0,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
@@ -172,7 +115,7 @@ def update(
 @cluster.command("status")
 def status(
     address: Address = _HERE,
-    name: Name = "guardrail",
+    name: Name = _NAME,
     snapshot: Annotated[
         Path | None,
         typer.Option(metavar="OUT", help="Save all replicas' counts, for `guardrail monitor`."),
@@ -203,7 +146,7 @@ def status(
 
 
 @cluster.command("stop")
-def stop(address: Address = _HERE, name: Name = "guardrail", debug: o.Debug = False) -> None:
+def stop(address: Address = _HERE, name: Name = _NAME, debug: o.Debug = False) -> None:
     """Take no more requests, let those under way end, and end the replicas."""
     with session(debug=debug):
         _import_ray()

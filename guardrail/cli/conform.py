@@ -8,21 +8,20 @@ import typer
 
 from guardrail.cli import options as o
 from guardrail.cli.output import FINDING, progress, session, write, write_json
+from guardrail.model.source import LoadingOptions
 
 if TYPE_CHECKING:
     from guardrail.conformance import Report
 
 
 def conform(
+    *,
     model: o.ModelName,
     only: Annotated[
         list[str] | None, typer.Option("--only", metavar="CHECK", help="This check; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random directions.")] = 0,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: LoadingOptions,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
@@ -31,15 +30,12 @@ def conform(
     A `no` is the guard's own clear refusal, and a finding unless a guard can do without (compiled
     decoding, beams, videos, ...); `n/a` is what the model itself cannot do.
     """
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug) as stdout:
         from guardrail.conformance import check_model
         from guardrail.model.load import load_model
 
         with progress() as step:
-            loaded = load_model(model, **loading.keywords())
+            loaded = load_model(model, **dict(loading))
             report = check_model(loaded, names=only, seed=seed, progress=step)
         if as_json:
             write_json(stdout, report.model_dump(mode="json"))

@@ -1,23 +1,33 @@
-"""`guardrail drift`: does an artefact still hold on a changed checkpoint?"""
+"""`guardrail drift` and `guardrail transport`: an artefact and a changed checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from guardrail.cli import options as o
-from guardrail.cli.drift_report import show_drift
-from guardrail.cli.output import FINDING, progress, session, write_json
-from guardrail.cli.requests import read_artefact, ready_to_write, require_pages
+from guardrail.cli.inputs import read_artefact, ready_to_write, require_pages
+from guardrail.cli.output import FINDING, progress, say, session, write_json, write_rows
 from guardrail.errors import ConfigurationError
+from guardrail.model.source import LoadingOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from guardrail.artefact import Artefact
-    from guardrail.drift.schema import DriftReport
+    from guardrail.drift.schema import (
+        DriftReport,
+        Figures,
+        TransportFigures,
+    )
+    from guardrail.model.loaded import LoadedModel
+    from guardrail.stats import Estimate, Share
+
 
 OldArtefact = Annotated[
     str, typer.Argument(metavar="ARTEFACT", help="Fitted on an old checkpoint.")
@@ -49,6 +59,7 @@ WorkDir = Annotated[
 
 
 def drift(
+    *,
     artefact: OldArtefact,
     model: NewModel,
     fix: Annotated[
@@ -80,10 +91,7 @@ def drift(
     ] = None,
     batch_size: BatchSize = 16,
     work_dir: WorkDir = None,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: LoadingOptions,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
@@ -98,9 +106,6 @@ def drift(
     if fix and per_kind is not None:
         raise typer.BadParameter("--fix needs all prompts of the fit: leave --per-kind out")
     check_data(data, replace_data)
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug) as stdout:
         check_places(artefact, made, (out, html))
         if html is not None:
@@ -108,10 +113,8 @@ def drift(
         fitted = read_artefact(artefact)
 
         from guardrail.drift.run import check_drift
-        from guardrail.model.load import load_model
 
-        loaded = load_model(model, **loading.keywords())
-        before = None if old_model is None else load_model(old_model, **loading.of_another_model())
+        loaded, before = _loaded(model, old_model, loading)
         with progress() as report:
             found = check_drift(
                 fitted,
@@ -132,6 +135,17 @@ def drift(
         else:
             show_drift(stdout, told)
     raise typer.Exit(0 if told.verdict == "keep" else FINDING)
+
+
+def _loaded(
+    model: str, old_model: str | None, loading: LoadingOptions
+) -> tuple[LoadedModel, LoadedModel | None]:
+    from guardrail.model.load import load_model
+
+    loaded = load_model(model, **dict(loading))
+    if old_model is None:
+        return loaded, None
+    return loaded, load_model(old_model, **dict(loading.of_another_model()))
 
 
 def check_places(artefact: str, made: Path | None, reports: Sequence[Path | None]) -> None:
@@ -185,3 +199,172 @@ def save(
 
         write_page(html, page)
     return report
+
+
+def transport(
+    *,
+    artefact: OldArtefact,
+    model: NewModel,
+    out: o.Out,
+    old_model: OldModel = None,
+    data: Data = None,
+    replace_data: ReplaceData = False,
+    batch_size: BatchSize = 16,
+    work_dir: WorkDir = None,
+    loading: LoadingOptions,
+    as_json: o.AsJson = False,
+    debug: o.Debug = False,
+) -> None:
+    """Carry ARTEFACT over to a model that differs by the order and signs of its channels only.
+
+    Where the change is another one, nothing is written and the exit code is 2.
+    """
+    check_data(data, replace_data)
+    with session(debug=debug) as stdout:
+        ready_to_write(out)
+        fitted = read_artefact(artefact)
+
+        from guardrail.drift.transport import transport as carry
+
+        loaded, before = _loaded(model, old_model, loading)
+        with progress() as report:
+            made, figures = carry(
+                fitted,
+                loaded,
+                old_model=before,
+                data=data,
+                extend=not replace_data,
+                batch_size=batch_size,
+                work_dir=work_dir,
+                progress=report,
+            )
+        made.save(out)
+        if as_json:
+            about = {
+                "path": str(out),
+                "artefact_id": made.artefact_id,
+                "parent": made.header.parent,
+            }
+            write_json(stdout, about | {"transport": figures.model_dump(mode="json")})
+        else:
+            rows = [("written to", str(out)), ("artefact", made.artefact_id)]
+            write_rows(stdout, rows + transport_rows(figures))
+
+
+NONE, WIDE = "-", 140
+
+
+def show_drift(stdout: TextIO, report: DriftReport) -> None:
+    """The verdict with its reasons, then the figures; warnings go to stderr."""
+    for warning in report.warnings:
+        say(f"warning: {warning}", style="yellow")
+    write_rows(stdout, list(_rows(report)))
+    width = None if stdout.isatty() else WIDE  # a file has no edge to wrap at
+    console = Console(file=stdout, highlight=False, markup=False, width=width)
+    if (figures := report.figures) is None:
+        return
+    for table in (_separations(figures), _rates(figures), _layers(figures)):
+        if table.row_count:
+            console.print(table)
+
+
+def transport_rows(figures: TransportFigures) -> list[tuple[str, str]]:
+    """A change of basis for people."""
+    then = NONE if figures.auroc_fitted is None else f"{figures.auroc_fitted:.3f}"
+    return [
+        ("basis", f"{figures.moved} of {figures.coordinates} coordinates moved, "
+                  f"{figures.flipped} signs flipped (from {figures.source})"),
+        ("unexplained", f"{figures.unexplained:.2%}"),
+        ("AUROC on text", f"{figures.auroc_before:.3f} before, {figures.auroc_after:.3f} carried "
+                          f"over, {then} at the fit"),
+        ("mean scores", f"moved by {figures.shift:.3f} text gaps"),
+    ]  # fmt: skip
+
+
+def _rows(report: DriftReport) -> Iterator[tuple[str, str]]:
+    yield "verdict", report.verdict
+    for reason in report.reasons:
+        yield "", reason
+    yield "artefact", report.artefact_id
+    yield "model", report.model
+    changed = [f.field + ("" if f.decides else " (does not decide)") for f in report.fingerprint]
+    yield "fingerprint", ", ".join(changed) or "the same"
+    if report.figures is not None:
+        yield from _measured(report.figures)
+    if report.transport is not None:
+        yield from transport_rows(report.transport)
+        if report.transport.reason is not None:
+            yield "no transport", report.transport.reason
+    if report.repaired is not None:
+        made = report.repaired
+        yield "repaired", f"{made.how}: {made.artefact_id}, written to {made.path or NONE}"
+
+
+def _measured(figures: Figures) -> Iterator[tuple[str, str]]:
+    steering = figures.steering
+    if steering is not None:
+        shifts = (steering.shift_fitted, steering.shift_now, steering.shift_fresh)
+        then, now, fresh = (NONE if s is None else f"{s:+.2f}" for s in shifts)
+        yield (
+            "steering",
+            f"layer {steering.layer}: refusal log-odds {now} ({then} at the fit, {fresh} with "
+            f"this model's own direction; n = {steering.n})",
+        )
+    for offset in figures.offsets:
+        yield f"offset {offset.kind}", f"{offset.now:.3f} ({offset.fitted:.3f} at the fit)"
+
+
+def _separations(figures: Figures) -> Table:
+    """Mean figure first, then each form."""
+    table = _table("AUROC on held-out prompts", "form", "n", "at the fit", "old readout now",
+                   "same, fitted anew", "best new fit")  # fmt: skip
+    whole = figures.separation
+    table.add_row(
+        "mean", str(whole.n), *map(_estimate, (whole.fitted, whole.old, whole.same, whole.best))
+    )
+    for row in figures.forms:
+        found = map(_estimate, (row.fitted, row.old, row.same, row.best))
+        table.add_row(row.form, f"{row.n_unsafe}+{row.n_safe}", *found)
+    return table
+
+
+def _rates(figures: Figures) -> Table:
+    table = _table("Shares above the old thresholds", "inputs", "threshold", "target",
+                   "at the fit", "now", "p")  # fmt: skip
+    for row in figures.rates:
+        table.add_row(
+            f"{row.label} {row.modality}",
+            f"{row.action} {row.threshold:.3f}",
+            NONE if row.target is None else f"{row.target:.1%}",
+            _share(row.fitted),
+            _share(row.now),
+            NONE if row.p_value is None else f"{row.p_value:.2g}",
+        )
+    return table
+
+
+def _layers(figures: Figures) -> Table:
+    table = _table("Old and new direction", "layer", "", "cosine", "gap then", "gap now")
+    for row in figures.layers:
+        jobs = [job for job, has in (("read", row.read), ("edited", row.edited)) if has]
+        cosine = NONE if row.cosine is None else f"{row.cosine:.3f}"
+        gaps = f"{row.gap_fitted:.3g}", f"{row.gap_now:.3g}"
+        table.add_row(str(row.layer), ", ".join(jobs), cosine, *gaps)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _estimate(found: Estimate | None) -> str:
+    return NONE if found is None else f"{found.value:.3f} ({found.low:.3f}-{found.high:.3f})"
+
+
+def _share(found: Share | None) -> str:
+    if found is None:
+        return NONE
+    return f"{found.rate:.1%} {found.hits}/{found.n} ({found.low:.1%}-{found.high:.1%})"

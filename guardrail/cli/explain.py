@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from guardrail.cli import options as o
-from guardrail.cli.output import exit_code, say, session, verdict_rows, write_json, write_rows
-from guardrail.cli.requests import (
+from guardrail.cli.derived import Derived
+from guardrail.cli.inputs import (
     open_guard,
     read_artefact,
-    read_policy,
     read_request,
-    with_sampling,
 )
+from guardrail.cli.output import exit_code, say, session, verdict_rows, write_json, write_rows
 from guardrail.extras import require
+from guardrail.model.source import LoadingOptions
 
 if TYPE_CHECKING:
     from guardrail.evaluation.explanation import Explanation
@@ -32,12 +32,10 @@ class LayoutName(StrEnum):
 
 
 def explain(
+    *,
     model: o.ModelName,
     artefact: o.ArtefactName,
-    text: o.Text = None,
-    image: o.Images = None,
-    video: o.Videos = None,
-    messages: o.Messages = None,
+    asked: o.RequestOptions,
     png: Annotated[
         Path | None,
         typer.Option(metavar="FILE", dir_okay=False, writable=True, help="Write a picture of it."),
@@ -52,28 +50,17 @@ def explain(
             help="Picture positions as a grid, or as a strip; auto: a grid where it is certain."
         ),
     ] = LayoutName.AUTO,
-    fps: o.Fps = None,
-    window: o.WindowFrames = None,
-    policy: o.PolicyFile = None,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_mismatch: o.AllowMismatch = False,
+    guarding: Annotated[o.GuardOptions, Derived(without=frozenset({"audit"}))],
+    loading: LoadingOptions,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
     """Show one request's score at every position of its prompt; exits like `check`."""
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug) as stdout:
-        value = read_request(text, image, messages, video)
+        value = read_request(asked)
         _require_extras(png, html)
-        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
-        with open_guard(
-            model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=None
-        ) as guard:
+        fitted, rules = read_artefact(artefact), guarding.rules()
+        with open_guard(model, fitted, rules, guarding, loading) as guard:
             from guardrail.evaluation.explain import explain as run_explain
 
             found = run_explain(guard, value, layout=layout.value)

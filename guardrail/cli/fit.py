@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from guardrail.cli import options as o
+from guardrail.cli.info import show_artefact
+from guardrail.cli.inputs import ready_to_write
 from guardrail.cli.output import progress, session
-from guardrail.cli.report import show_artefact
-from guardrail.cli.requests import ready_to_write
+from guardrail.model.source import LoadingOptions
 
 
 def fit(
+    *,
     model: o.ModelName,
     out: o.Out,
     data: Annotated[
@@ -48,26 +50,20 @@ def fit(
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Keep finished stages; resumes a fit."),
     ] = None,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: LoadingOptions,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
     """Find MODEL's refusal direction in text and write it to OUT."""
     if replace_data and data is None:
         raise typer.BadParameter("--replace-data needs --data: what should replace the prompts?")
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug) as stdout:
         ready_to_write(out)
 
         from guardrail.fit.run import fit as run_fit
         from guardrail.model.load import load_model
 
-        loaded = load_model(model, **loading.keywords())
+        loaded = load_model(model, **dict(loading))
         with progress() as report:
             artefact = run_fit(
                 loaded,

@@ -7,20 +7,19 @@ from typing import Annotated
 import typer
 
 from guardrail import __version__
-from guardrail.cli.bulk import score
+from guardrail.cli.ask import check, generate
 from guardrail.cli.calibrate import calibrate
-from guardrail.cli.check import check
 from guardrail.cli.cluster import cluster
 from guardrail.cli.conform import conform
-from guardrail.cli.drift import drift
+from guardrail.cli.derived import with_options
+from guardrail.cli.drift import drift, transport
 from guardrail.cli.evaluate import evaluate
 from guardrail.cli.explain import explain
 from guardrail.cli.fit import fit
-from guardrail.cli.generate import generate
 from guardrail.cli.info import info
 from guardrail.cli.monitor import monitor
+from guardrail.cli.score import score
 from guardrail.cli.serve import serve
-from guardrail.cli.transport import transport
 
 app = typer.Typer(
     name="guardrail",
@@ -46,7 +45,7 @@ for _command in (
     transport,
     conform,
 ):
-    app.command()(_command)
+    app.command()(with_options(_command))
 app.add_typer(cluster, name="cluster")
 
 

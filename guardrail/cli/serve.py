@@ -2,86 +2,45 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from guardrail.cli import options as o
-from guardrail.cli import serve_access as access
-from guardrail.cli import serve_address as address
-from guardrail.cli import serve_bounds as bounds
-from guardrail.cli import serve_log as logs
 from guardrail.cli import serve_options as s
-from guardrail.cli import serve_upstream as up
+from guardrail.cli.derived import Derived
 from guardrail.cli.output import session
-from guardrail.cli.serve_observe import Otel, observing
-from guardrail.cli.serve_parts import (
-    audit_log,
-    configure_log,
-    guard_source,
-    read_keys,
-    safe_names,
-)
+from guardrail.model.source import LoadingOptions
+from guardrail.server.keys import read_keys
+from guardrail.server.settings import Listening, ServerSettings, UpstreamOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from guardrail.audit import Audit, AuditLog
+    from guardrail.policy import Policy
     from guardrail.server.keys import ApiKey
-    from guardrail.server.listening import Listening
     from guardrail.server.observing import Observation
     from guardrail.server.process import Start
     from guardrail.server.reload import GuardSource
     from guardrail.server.service import Answerer, Service
-    from guardrail.server.settings import ServerSettings
+
+_RULES = Derived(env=s.ENV, only=frozenset({"policy", "allow_mismatch"}))
+_RECORD = Derived(env=s.ENV, panel="Log and audit")
 
 
 def serve(
+    *,
     model: s.Model,
     artefact: s.Artefact,
-    host: address.Host = "127.0.0.1",
-    port: address.Port = 8000,
-    unix_socket: address.UnixSocket = None,
-    tls_cert: address.TlsCert = None,
-    tls_key: address.TlsKey = None,
-    model_name: address.ModelAlias = "guarded",
-    api_keys: access.ApiKeys = None,
-    insecure_no_keys: access.Insecure = False,
-    expose_scores: access.ExposeScores = None,
-    open_metrics: access.OpenMetrics = False,
-    open_status: access.OpenStatus = False,
-    cors_origin: access.CorsOrigins = None,
-    fetch_urls: access.FetchUrls = False,
-    max_concurrent: bounds.MaxConcurrent = 64,
-    max_per_client: bounds.MaxPerClient = None,
-    max_connections: bounds.MaxConnections = 512,
-    max_body_bytes: bounds.MaxBodyBytes = 32_000_000,
-    max_checks: bounds.MaxChecks = 256,
-    default_tokens: bounds.DefaultTokens = 1024,
-    timeout: bounds.Timeout = 120.0,
-    body_timeout: bounds.BodyTimeout = 30.0,
-    header_timeout: bounds.HeaderTimeout = 10.0,
-    drain: bounds.Drain = 30.0,
-    audit: logs.Audit = None,
-    audit_max_bytes: logs.AuditMaxBytes = 0,
-    audit_backups: logs.AuditBackups = 5,
-    log_format: logs.LogFormat = "json",
-    log_level: logs.LogLevel = "info",
-    log_prompts: logs.LogPrompts = False,
-    otel: Otel = False,
-    upstream: up.Url = None,
-    upstream_key_env: up.KeyEnv = None,
-    upstream_key_file: up.KeyFile = None,
-    upstream_model: up.Models = None,
-    upstream_timeout: up.Timeout = 600.0,
-    upstream_retries: up.Retries = 2,
-    upstream_unchecked: up.Unchecked = None,
-    upstream_ca: up.CaFile = None,
-    upstream_trust_env: up.TrustEnv = False,
-    policy: s.Policy = None,
-    device: s.Device = None,
-    dtype: s.Dtype = "auto",
-    revision: s.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_mismatch: o.AllowMismatch = False,
+    access: Annotated[s.KeyOptions, s.SERVED],
+    server: Annotated[ServerSettings, s.SERVED],
+    listening: Annotated[Listening, s.SERVED],
+    record: Annotated[s.RecordOptions, _RECORD],
+    upstream: Annotated[UpstreamOptions, s.UPSTREAM],
+    upstream_key: Annotated[s.UpstreamKey, s.UPSTREAM],
+    guarding: Annotated[o.GuardOptions, _RULES],
+    loading: Annotated[LoadingOptions, s.SERVED],
     debug: o.Debug = False,
 ) -> None:
     """Answer over HTTP in the form of the OpenAI API, under guard.
@@ -90,65 +49,83 @@ def serve(
     one process, because the model is in it: for more, start more, or see `guardrail cluster`.
     """
     with session(debug=debug):
-        configure_log(log_format, log_level)
-        from guardrail.server.binding import shown_scores
-        from guardrail.server.listening import Listening, require_usable
+        from guardrail.server import logs
+        from guardrail.server.listening import require_usable
         from guardrail.server.process import starting
-        from guardrail.server.settings import ServerSettings
 
-        keys = read_keys(api_keys)
-        insecure = insecure_no_keys or unix_socket is not None
-        settings = ServerSettings(
-            model_name=model_name,
-            keys=keys,
-            open_metrics=open_metrics,
-            open_status=open_status,
-            hostnames=safe_names(host, keys, insecure=insecure),
-            expose_scores=shown_scores(expose_scores, keys, insecure=insecure),
-            cors_origins=tuple(cors_origin or ()),
-            fetch_urls=fetch_urls,
-            max_body_bytes=max_body_bytes,
-            timeout_s=timeout,
-            body_timeout_s=body_timeout,
-            max_concurrent=max_concurrent,
-            max_per_client=max_per_client,
-            max_checks=max_checks,
-            default_tokens=default_tokens,
-            drain_s=drain,
-            log_prompts=log_prompts,
-        )
-        listening = Listening(
-            host=host,
-            port=port,
-            unix_socket=unix_socket,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            max_connections=max_connections,
-            header_timeout_s=header_timeout,
-        )
-        answerer = up.upstream_answerer(
-            upstream,
-            key_env=upstream_key_env,
-            key_file=upstream_key_file,
-            models=upstream_model,
-            unchecked=upstream_unchecked,
-            timeout_s=upstream_timeout,
-            retries=upstream_retries,
-            ca_file=upstream_ca,
-            trust_env=upstream_trust_env,
-        )
-        loading = o.Loading(
-            device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-        )
+        logs.configure(style=record.log_format, level=record.log_level)
+        keys_again = partial(read_keys, access.api_keys)
+        insecure = access.insecure_no_keys or listening.unix_socket is not None
+        settings = server.kept_to(keys_again(), listening.host, insecure=insecure)
+        answerer = s.upstream_answerer(upstream, upstream_key)
         with (
             starting() as start,
-            audit_log(audit, audit_max_bytes, audit_backups) as log,
-            observing(model_name, log, otel=otel) as seen,
+            record.audit_log() as log,
+            observing(settings.model_name, log, otel=record.otel) as seen,
         ):
             require_usable(listening)
-            source = guard_source(model, artefact, policy, loading, settings, log, allow_mismatch)
-            keys_again = partial(read_keys, api_keys)
+            source = guard_source(model, artefact, guarding, loading, settings, log)
             _answer(source, settings, listening, keys_again, seen, answerer, start)
+
+
+def guard_source(
+    model: str,
+    artefact: str,
+    guarding: o.GuardOptions,
+    loading: LoadingOptions,
+    settings: ServerSettings,
+    audit: Audit | None,
+) -> GuardSource:
+    """The model, loaded once the artefact and the policy were found readable.
+
+    Raises:
+        GuardrailError: a file cannot be read, or the model cannot be loaded.
+    """
+    from guardrail.artefact import Artefact
+    from guardrail.server.reload import GuardSource
+    from guardrail.server.service import served_policy
+
+    def rules() -> Policy:
+        return served_policy(guarding.rules(), settings)
+
+    rules()
+    Artefact.from_pretrained(artefact)
+
+    from transformers.utils import logging as transformers_logging
+
+    from guardrail.model.load import load_model
+
+    # the log has one event a line, in its one form
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+
+    return GuardSource(
+        loaded=load_model(model, **dict(loading)),
+        artefact=artefact,
+        read_policy=rules,
+        audit=audit,
+        allow_mismatch=guarding.allow_mismatch,
+    )
+
+
+@contextmanager
+def observing(model_name: str, log: AuditLog | None, *, otel: bool) -> Iterator[Observation]:
+    """The server's metrics and spans, for the block; spans that wait are sent at its end.
+
+    Raises:
+        MissingExtraError: spans are asked for, and the extra `otel` is not installed.
+    """
+    from guardrail import __version__
+    from guardrail.observe.exporting import asked_for, tracer_provider
+    from guardrail.server.observing import Observation
+
+    traces = tracer_provider(__version__) if otel or asked_for(os.environ) else None
+    observation = Observation(model=model_name, audit_log=log, traces=traces)
+    try:
+        yield observation
+    finally:
+        observation.close()
 
 
 def _answer(

@@ -1,15 +1,37 @@
-"""Options of `guardrail serve`: the model, and what guards it; each has a variable, too."""
+"""Options of `guardrail serve` beside the server's own settings, and what becomes of both."""
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import Field, ValidationError
 
-from guardrail.cli.options import MODEL_HELP
+from guardrail.audit import AuditLog
+from guardrail.cli.derived import Derived
+from guardrail.cli.options import FILE, MODEL_HELP, Options
+from guardrail.errors import ConfigurationError
+from guardrail.server.settings import (
+    LogFormat,
+    LogLevel,
+    UpstreamOptions,
+    UpstreamSettings,
+    read_key,
+)
+
+if TYPE_CHECKING:
+    from guardrail.server.service import Answerer, Service
 
 ENV = "GUARDRAIL_SERVE_"
+SERVED = Derived(env=ENV)
+UPSTREAM = Derived(
+    env=ENV, prefix="upstream_", panel="Upstream: check here, let another server answer"
+)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", envvar=f"{ENV}MODEL", help=MODEL_HELP)]
 Artefact = Annotated[
@@ -22,28 +44,104 @@ Artefact = Annotated[
         help="The fitted file, or its hub id.",
     ),
 ]
-Policy = Annotated[
-    Path | None,
-    typer.Option(
-        "--policy",
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        envvar=f"{ENV}POLICY",
-        help="Rules in TOML, YAML or JSON. Default: GUARDRAIL_POLICY_* variables.",
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(envvar=f"{ENV}DEVICE", help="cpu, cuda, cuda:1, ... Default: the best there is."),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        envvar=f"{ENV}DTYPE", help="float32, bfloat16, ... or auto, the checkpoint's own."
-    ),
-]
-Revision = Annotated[
-    str | None,
-    typer.Option(envvar=f"{ENV}REVISION", help="A branch, tag or commit on the hub."),
-]
+
+_log = logging.getLogger("guardrail.serve")
+_ACCESS: dict[str, Any] = {"panel": "Who may ask"}
+
+
+class KeyOptions(Options):
+    """Who may ask."""
+
+    api_keys: Path | None = Field(
+        default=None,
+        description="name:token lines (or name:sha256:HEX); only their bearers may ask. Those of "
+        "name+trusted:token are told scores. The variable GUARDRAIL_API_KEYS holds the same "
+        "between commas.",
+        json_schema_extra=_ACCESS | FILE | {"env": "GUARDRAIL_API_KEYS_FILE"},
+    )
+    insecure_no_keys: bool = Field(
+        default=False,
+        description="Answer everybody, at any address: only behind something that asks for keys.",
+        json_schema_extra=_ACCESS,
+    )
+
+
+class RecordOptions(Options):
+    """The log, the record of verdicts, and spans."""
+
+    audit: Path | None = Field(
+        default=None,
+        description="Append each verdict as a JSON line, without what was asked.",
+        json_schema_extra={"metavar": "FILE", "dir_okay": False},
+    )
+    audit_max_bytes: int = Field(
+        default=0, ge=0, description="Start the next --audit file at this size. 0: never."
+    )
+    audit_backups: int = Field(
+        default=inspect.signature(AuditLog).parameters["backups"].default,
+        ge=0,
+        description="Older audit files kept.",
+    )
+    log_format: LogFormat = Field(
+        default="json", description="A JSON object or key=value pairs a line, on stderr."
+    )
+    log_level: LogLevel = "info"
+    otel: bool = Field(
+        default=False,
+        description="Send OpenTelemetry spans, to where the OTEL_* variables say (default: OTLP "
+        "over HTTP to localhost:4318). On without this when they name an exporter or an endpoint.",
+    )
+
+    @contextmanager
+    def audit_log(self) -> Iterator[AuditLog | None]:
+        """The audit log, for the block; the lines it lost are told at its end."""
+        if self.audit is None:
+            if self.audit_max_bytes:
+                raise typer.BadParameter("--audit-max-bytes needs --audit FILE")
+            yield None
+            return
+        with AuditLog(
+            self.audit, max_bytes=self.audit_max_bytes, backups=self.audit_backups
+        ) as log:
+            yield log
+            if log.dropped:
+                _log.error("%d audit lines were not written", log.dropped)
+
+
+class UpstreamKey(Options):
+    """Where an upstream's key is."""
+
+    key_env: str | None = Field(
+        default=None,
+        description="The variable that holds the upstream's key. Clients' own keys are never sent "
+        "on.",
+        json_schema_extra={"metavar": "VARIABLE"},
+    )
+    key_file: Path | None = Field(
+        default=None, description="Or the file that holds it.", json_schema_extra=FILE
+    )
+
+
+def upstream_answerer(
+    options: UpstreamOptions, key: UpstreamKey
+) -> Callable[[Service], Answerer] | None:
+    """What answers in the place of the guarded model; None without an upstream.
+
+    Raises:
+        ConfigurationError: a setting cannot hold, or the key is not where it should be.
+    """
+    if options.url is None:
+        if key.key_env or key.key_file or options.models or options.unchecked:
+            raise typer.BadParameter("--upstream-... options need --upstream URL")
+        return None
+    from guardrail.server.proxy import through
+
+    try:
+        upstream = UpstreamSettings(
+            **dict(options), key=read_key(env=key.key_env, file=key.key_file)
+        )
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"--upstream: {said}") from None
+    return through(upstream)

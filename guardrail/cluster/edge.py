@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from starlette.middleware import Middleware
 
 from guardrail.asgi.answers import Problem
-from guardrail.server.caller import request_id_of
+from guardrail.policy.policy import MAX_BODY_BYTES
 from guardrail.server.errors import refuse
+from guardrail.server.keys import request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +25,6 @@ CALLBACK = "guardrail.cluster.edge:middlewares"
 """For the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH of all of Ray's processes."""
 LIMIT = "GUARDRAIL_MAX_BODY_BYTES"
 """The variable with the largest body in bytes, of all of Ray's processes."""
-DEFAULT_LIMIT = 32_000_000
 
 _RAYS_OWN = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id")
 _PREFIXES = (b"x-serve-", b"serve_", b"serve-")
@@ -41,7 +41,7 @@ _TOO_LARGE = "a body has at most {} bytes here; send less"
 
 def middlewares() -> list[Middleware]:
     """What Ray puts before its proxy; see `CALLBACK`."""
-    return [Middleware(Edge, max_bytes=int(os.environ.get(LIMIT, DEFAULT_LIMIT)))]
+    return [Middleware(Edge, max_bytes=int(os.environ.get(LIMIT, MAX_BODY_BYTES)))]
 
 
 class Edge:
@@ -51,7 +51,7 @@ class Edge:
     errors are plain text of a status that the app only tells in JSON.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int = DEFAULT_LIMIT) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int = MAX_BODY_BYTES) -> None:
         self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

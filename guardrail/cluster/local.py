@@ -13,9 +13,10 @@ from ray._private import ray_constants, services
 from ray.serve.context import _get_global_client
 
 from guardrail.cluster.edge import CALLBACK, LIMIT
-from guardrail.cluster.settings import KEYS_VARIABLE, plan_of
+from guardrail.cluster.settings import plan_of
 from guardrail.errors import ClusterError, ConfigurationError
-from guardrail.server.binding import is_loopback
+from guardrail.server.keys import KEYS_VARIABLE
+from guardrail.server.settings import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from guardrail.errors import ConfigurationError
 from guardrail.policy import Policy
-from guardrail.server.settings import ServerSettings
+from guardrail.server.keys import read_keys
+from guardrail.server.settings import Listening, ServerSettings
 
-_log = logging.getLogger(__name__)
-KEYS_VARIABLE = "GUARDRAIL_API_KEYS"
-"""Of the processes that build the application; see `ClusterSettings.keys_file`."""
+_FILE: dict[str, Any] = {"metavar": "FILE", "exists": True, "dir_okay": False}
+_ACCESS: dict[str, Any] = {"panel": "Who may ask"}
+_ADDRESS: dict[str, Any] = {"panel": "Address"}
+_NO_OPTION: dict[str, Any] = {"option": False}  # `guardrail cluster start` has the others
 
 
 class ClusterSettings(BaseModel):
@@ -31,42 +31,60 @@ class ClusterSettings(BaseModel):
     model: str = Field(description="a folder or hub id of the model")
     artefact: str = Field(description="the fitted file, or its hub id")
     artefact_id: str | None = Field(
-        default=None, description="the artefact's id; none: that of the file when it is deployed"
+        default=None,
+        description="the artefact's id; none: that of the file when it is deployed",
+        json_schema_extra=_NO_OPTION,
     )
     name: str = Field(
-        default="guardrail", pattern=r"^[A-Za-z0-9_-]{1,40}$", description="the deployment's name"
+        default="guardrail", pattern=r"^[A-Za-z0-9_-]{1,40}$", description="The deployment's name."
     )
     policy: Path | Policy | None = Field(
-        default=None, description="rules, or a file of them; none: GUARDRAIL_POLICY_* variables"
+        default=None,
+        description="Rules in TOML, YAML or JSON. Default: GUARDRAIL_POLICY_* variables.",
+        json_schema_extra=_FILE,
     )
     loading: dict[str, Any] = Field(
-        default_factory=dict, description="how the model is loaded: keywords of `load_model`"
+        default_factory=dict,
+        description="how the model is loaded: keywords of `load_model`",
+        json_schema_extra=_NO_OPTION,
     )
     allow_mismatch: bool = Field(
-        default=False, description="use an artefact that was fitted on another checkpoint"
+        default=False, description="Use an artefact that was fitted on another checkpoint."
     )
     audit: Path | None = Field(
-        default=None, description="a folder with a file of verdicts for each replica"
+        default=None,
+        description="A file of verdicts for each replica.",
+        json_schema_extra={"metavar": "FOLDER"},
     )
-    keys_file: Path | None = Field(default=None, description="API keys; only their bearers may ask")
+    keys_file: Path | None = Field(
+        default=None,
+        description="name:token lines (or name:sha256:HEX); only their bearers may ask. Those of "
+        "name+trusted:token are told scores. The variable GUARDRAIL_API_KEYS holds the same "
+        "between commas.",
+        json_schema_extra=_ACCESS | _FILE | {"name": "api_keys", "env": "GUARDRAIL_API_KEYS_FILE"},
+    )
     insecure_no_keys: bool = Field(
-        default=False, description="answer everybody: only behind something that asks for keys"
+        default=False,
+        description="Answer everybody, at any address: only behind something that asks for keys.",
+        json_schema_extra=_ACCESS | {"env": "GUARDRAIL_SERVE_INSECURE_NO_KEYS"},
     )
     host: str = Field(default="0.0.0.0", description="the address at which Serve's proxies listen")
     server: ServerSettings = Field(
-        default=ServerSettings(), description="what each replica accepts, but for its keys"
+        default=ServerSettings(),
+        description="what each replica accepts, but for its keys",
+        json_schema_extra=_NO_OPTION,
     )
 
-    replicas: int = Field(default=1, ge=1, description="each has its own model")
+    replicas: int = Field(default=1, ge=1, description="Each has its own model.")
     max_replicas: int | None = Field(
-        default=None, ge=1, description="follow the load up to this many replicas"
+        default=None, ge=1, description="Follow the load up to this many."
     )
     target_ongoing: float = Field(
-        default=8.0, gt=0, description="requests under way in a replica that growing aims at"
+        default=8.0, gt=0, description="Requests of a replica at once, when they follow the load."
     )
-    cpus: float = Field(default=1.0, ge=0, description="processors of each replica")
-    gpus: float = Field(default=0.0, ge=0, description="GPUs of each replica; a share will do")
-    health_s: float = Field(default=5.0, gt=0, description="seconds between health checks")
+    cpus: float = Field(default=1.0, ge=0, description="Of each replica.")
+    gpus: float = Field(default=0.0, ge=0, description="Of each replica; a share will do.")
+    health_s: float = Field(default=5.0, gt=0, description="Seconds between health checks.")
 
     @field_validator("server")
     @classmethod
@@ -88,11 +106,22 @@ class StartSettings(ClusterSettings):
     """A deployment, and the Ray it is started on: all that `guardrail cluster start` takes."""
 
     host: str = Field(
-        default="127.0.0.1", description="the address to listen at; others than loopback need keys"
+        default="127.0.0.1",
+        description="The address to listen at; others than this machine's loopback need "
+        "--api-keys.",
+        json_schema_extra=_ADDRESS | {"env": "GUARDRAIL_SERVE_HOST"},
     )
-    port: int = Field(default=8000, ge=0, le=65_535, description="the port to listen at")
+    port: int = Field(
+        default=Listening.model_fields["port"].default,
+        ge=0,
+        le=65_535,
+        description="0: a free one.",
+        json_schema_extra=_ADDRESS | {"env": "GUARDRAIL_SERVE_PORT"},
+    )
     address: str | None = Field(
-        default=None, description="HOST:PORT of a Ray cluster; none: a new one, on loopback"
+        default=None,
+        description="A Ray cluster; default: a new one, on loopback.",
+        json_schema_extra={"metavar": "HOST:PORT"},
     )
 
 
@@ -133,35 +162,19 @@ def plan_of(settings: ClusterSettings) -> Plan:
         ConfigurationError: a file cannot be used, or everybody could ask.
     """
     from guardrail.policy.files import load_policy, policy_from_env
-    from guardrail.server.binding import hostnames, require_safe_bind, shown_scores
 
-    policy, keys, insecure = settings.policy, _keys(settings.keys_file), settings.insecure_no_keys
+    policy, keys = settings.policy, read_keys(settings.keys_file)
+    insecure = settings.insecure_no_keys
     try:
-        require_safe_bind(settings.host, keys, insecure=insecure)
+        server = settings.server.kept_to(keys, settings.host, insecure=insecure)
     except ConfigurationError as error:
         raise ConfigurationError(f"{error} (in a file: keys_file, insecure_no_keys)") from error
     if not isinstance(policy, Policy):
         policy = policy_from_env() if policy is None else load_policy(policy)
-    server = settings.server
-    resolved = {
-        "keys": keys,
-        "hostnames": server.hostnames or hostnames(settings.host, keys, insecure=insecure),
-        "expose_scores": shown_scores(server.expose_scores, keys, insecure=insecure),
-    }
-    return Plan(settings, policy, server.model_copy(update=resolved))
+    return Plan(settings, policy, server)
 
 
 def whole_path(place: str) -> str:
     """The same place for a process that runs in another folder; a hub id as it is."""
     path = Path(place).expanduser()
     return str(path.resolve()) if path.exists() else place
-
-
-def _keys(file: Path | None) -> tuple[Any, ...]:
-    from guardrail.server.keys import keys_from_file, keys_from_text
-
-    keys, warning = ((), None) if file is None else keys_from_file(file)
-    if warning is not None:
-        _log.warning("%s", warning)
-    listed = os.environ.get(KEYS_VARIABLE)
-    return keys + keys_from_text(listed, source=KEYS_VARIABLE) if listed else keys

@@ -1,4 +1,4 @@
-"""Where a model's files are, and what to tell people when they cannot be read."""
+"""How a model is loaded, where its files are, and what to tell people when they cannot be read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,33 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from guardrail.errors import ModelLoadError
 from guardrail.hub import hub_file, is_transient
+
+
+class LoadingOptions(BaseModel):
+    """How the command line loads a model; keywords of `load_model`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str | None = Field(
+        default=None, description="cpu, cuda, cuda:1, ... Default: the best there is."
+    )
+    dtype: str = Field(
+        default="auto", description="float32, bfloat16, ... or auto, the checkpoint's own."
+    )
+    revision: str | None = Field(default=None, description="A branch, tag or commit on the hub.")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run the code the model brings along.",
+        json_schema_extra={"env": None},
+    )
+
+    def of_another_model(self) -> LoadingOptions:
+        """The same for a second model: a revision is the first one's alone."""
+        return self.model_copy(update={"revision": None})
 
 
 @dataclass(frozen=True)

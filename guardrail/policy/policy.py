@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from guardrail.types import Action, Modality
 
+MAX_BODY_BYTES = 32_000_000  # of one HTTP request, wherever a guard reads one
 REFUSAL = "I'm sorry, but I can't help with that."
 CAUTION = (
     "The next request may ask for something harmful, in its text or inside a picture. "

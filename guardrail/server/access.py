@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Scope
 
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.server.service import Service
 
 HEALTH = frozenset({"/healthz", "/readyz"})

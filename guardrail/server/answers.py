@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.types import Result, ToolCall, Verdict
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from guardrail.asgi.chats import Content
     from guardrail.guard import Guard
     from guardrail.policy import Policy
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.server.service import Service
     from guardrail.types import Verdict
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fastapi import Response
     from starlette.types import Message, Receive, Scope
 
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.server.service import Service
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from guardrail.guard import Guard
     from guardrail.online.streams import AsyncGuardStream
     from guardrail.server.answers import Form
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.server.schemas import ChatBody
     from guardrail.server.service import Service
 

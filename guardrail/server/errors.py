@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
     from starlette.types import Receive, Scope, Send
 
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
 
 
 class ApiError(GuardrailError, Exception):

@@ -1,11 +1,15 @@
-"""API keys: read once, kept as digests, compared in constant time."""
+"""Who asks: API keys, kept as digests and compared in constant time, and a request's caller."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
+import os
 import re
 import stat
+import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,9 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+KEYS_VARIABLE = "GUARDRAIL_API_KEYS"
+"""The variable that holds keys, beside those of a file."""
+
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN = re.compile(r"[\x21-\x7e]{16,512}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _OF_NOTHING = hashlib.sha256().hexdigest()
 
 
@@ -114,6 +123,42 @@ def keys_from_file(path: Path) -> tuple[tuple[ApiKey, ...], str | None]:
     open_to_all = stat.S_ISREG(mode) and mode & (stat.S_IRWXG | stat.S_IRWXO)
     warning = f"{path} can be read by others than its owner; chmod 600 {path}"
     return keys_from_text(text, source=str(path)), warning if open_to_all else None
+
+
+def read_keys(file: Path | None) -> tuple[ApiKey, ...]:
+    """The keys of the file, if one is named, and of the environment.
+
+    Raises:
+        ConfigurationError: one cannot be used.
+    """
+    keys: tuple[ApiKey, ...] = ()
+    if file is not None:
+        keys, warning = keys_from_file(file)
+        if warning is not None:
+            _log.warning("%s", warning)
+    listed = os.environ.get(KEYS_VARIABLE)
+    return keys + keys_from_text(listed, source=KEYS_VARIABLE) if listed else keys
+
+
+@dataclass(slots=True)
+class Caller:
+    """One request's sender: `client` is the name of its key (None without keys).
+
+    `sees_scores` is set where the sender is known. `score` is that of its request, for the log.
+    """
+
+    request_id: str
+    client: str | None = None
+    sees_scores: bool = False
+    score: float | None = None
+
+
+def request_id_of(headers: list[tuple[bytes, bytes]]) -> str:
+    """The id a client gave its request, if it is safe to repeat everywhere; else a new one."""
+    given = [value for name, value in headers if name == b"x-request-id"]
+    if len(given) == 1 and _SAFE_ID.fullmatch(given[0]):
+        return given[0].decode("ascii")
+    return uuid.uuid4().hex
 
 
 def _digest(token: str) -> bytes:

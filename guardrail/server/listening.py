@@ -7,7 +7,6 @@ import socket
 import ssl
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from guardrail.errors import ConfigurationError
@@ -16,30 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from guardrail.server.settings import Listening
+
 _OWNER_AND_GROUP = 0o117  # as a mask: others may not connect
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listening:
-    """Where a server listens, and how much of connections it stands; times in seconds."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    unix_socket: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    max_connections: int = 512
-    header_timeout_s: float = 10.0
-    stall_timeout_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        """Refuse half a pair.
-
-        Raises:
-            ConfigurationError: a certificate without its key, or the other way round.
-        """
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ConfigurationError("give both --tls-cert and --tls-key, or none of them")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from guardrail.guard import Guard
     from guardrail.policy import Policy
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.settling import Settled
 
 

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
     from structlog.typing import Processor
 
-Level = Literal["debug", "info", "warning", "error"]
-Format = Literal["json", "text"]
+    from guardrail.server.settings import LogFormat, LogLevel
 
 _OWN = ("guardrail", "py.warnings")
 _PLAIN = re.compile(r"[\x21\x23-\x3c\x3e-\x7e]+")  # visible ASCII without quotes and "="
 _NOT_TOLD = ("color_message", "exc_info", "stack_info", "stack", "message", "asctime")
 
 
-def configure(*, style: Format = "json", level: Level = "info") -> None:
+def configure(*, style: LogFormat = "json", level: LogLevel = "info") -> None:
     """Send the log of this process to stderr; libraries below the server only warn."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(style))
@@ -40,7 +39,7 @@ def configure(*, style: Format = "json", level: Level = "info") -> None:
     logging.getLogger("uvicorn").setLevel("WARNING" if level == "info" else level.upper())
 
 
-def formatter(style: Format) -> logging.Formatter:
+def formatter(style: LogFormat) -> logging.Formatter:
     """What makes a line of a log record."""
     shared: list[Processor] = [
         structlog.stdlib.add_log_level,

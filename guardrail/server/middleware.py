@@ -22,7 +22,6 @@ from guardrail.asgi.answers import Problem
 from guardrail.errors import GuardrailError
 from guardrail.server.access import DRAINING, HEALTH, METRICS, Access, Places
 from guardrail.server.bodies import Bodies
-from guardrail.server.caller import Caller, request_id_of
 from guardrail.server.errors import (
     LATE,
     AnswerCutError,
@@ -31,6 +30,7 @@ from guardrail.server.errors import (
     stream_end,
     tell,
 )
+from guardrail.server.keys import Caller, request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from guardrail.server.listening import Listening
     from guardrail.server.reload import Reloader
+    from guardrail.server.settings import Listening
 
 
 _log = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from guardrail.server.status import status_of, status_page
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.server.service import Service
 
 

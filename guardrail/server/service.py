@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from guardrail.guard import Guard
     from guardrail.policy import Policy
-    from guardrail.server.caller import Caller
-    from guardrail.server.keys import ApiKey
+    from guardrail.server.keys import ApiKey, Caller
     from guardrail.server.observing import Observation
     from guardrail.server.schemas import ChatBody
     from guardrail.server.settings import ServerSettings

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from guardrail.artefact import Artefact
-from guardrail.cli.benign import benign_lines, count_benign
+from guardrail.cli.calibrate import benign_lines, count_benign
 from guardrail.errors import ConfigurationError, DatasetError
 
 

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
+import typer
+
+from guardrail.cli.serve import observing
+from guardrail.cli.serve_options import UpstreamKey, upstream_answerer
+from guardrail.errors import ConfigurationError, MissingExtraError
+from guardrail.server.settings import UpstreamOptions
 
 TOKEN = "0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def _no_model(monkeypatch):
+def _no_model(run, monkeypatch):  # `run` clears the variables first
     """None of these gets as far as a model."""
 
     def load(*_args, **_more):
@@ -39,6 +47,13 @@ def test_wrong_usage_is_told_before_a_model_is_loaded(options, told, run):
     result = serve(run, *options)
     assert result.exit_code == 2
     assert told in result.output
+
+
+def test_without_the_servers_packages_their_extra_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    result = serve(run)
+    assert result.exit_code == 2
+    assert "guardrail-vlm[serve]" in result.stderr
 
 
 def test_keys_that_cannot_be_used_are_told_without_the_token(run, monkeypatch):
@@ -108,3 +123,92 @@ def test_who_is_told_scores_is_decided_by_options(run, monkeypatch, options, sho
     assert serve(run, *options).exit_code == 0
     ((settings, *_),) = served
     assert settings.expose_scores is shown
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in (
+        "OTEL_TRACES_EXPORTER",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_counts_are_always_there_and_spans_only_if_asked_for():
+    with observing("tiny", None, otel=False) as seen:
+        assert seen._traces is None
+        assert b"guardrail_outages_total 0.0" in seen.metrics.exposition(None)[0]
+
+
+def test_the_option_and_the_environment_ask_for_spans(monkeypatch):
+    pytest.importorskip("opentelemetry.sdk")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    with observing("tiny", None, otel=False) as seen:
+        assert seen._traces is not None
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
+    with observing("tiny", None, otel=False) as seen:
+        assert seen._traces is None
+
+
+def test_spans_without_their_extra_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    monkeypatch.delitem(sys.modules, "guardrail.observe.provider", raising=False)
+    with pytest.raises(MissingExtraError, match="otel"), observing("tiny", None, otel=True):
+        pass
+
+
+def upstream(url, *, key_env=None, key_file=None, **options):
+    key = UpstreamKey(key_env=key_env, key_file=key_file)
+    return upstream_answerer(UpstreamOptions(url=url, **options), key)
+
+
+def settings_of(url="http://127.0.0.1:8000", **options):
+    return upstream(url, **options)(SimpleNamespace())._settings
+
+
+def test_without_an_upstream_the_guarded_model_answers():
+    assert upstream(None) is None
+
+
+@pytest.mark.parametrize("given", [{"key_env": "X"}, {"models": ["a"]}, {"unchecked": ["a"]}])
+def test_options_without_an_upstream_are_wrong_usage(given):
+    with pytest.raises(typer.BadParameter):
+        upstream(None, **given)
+
+
+def test_options_become_settings(monkeypatch):
+    monkeypatch.setenv("UP_KEY", "sk-secret")
+    settings = settings_of(
+        key_env="UP_KEY",
+        models=["small=org/small:3b", "big"],
+        unchecked=["lora"],
+        timeout_s=9,
+        retries=1,
+        ca_file=None,
+        trust_env=True,
+    )
+    assert settings.url == "http://127.0.0.1:8000/v1"
+    assert settings.key.get_secret_value() == "sk-secret"
+    assert settings.models == {"small": "org/small:3b", "big": "big"}
+    assert settings.unchecked == {"lora"}
+    assert (settings.timeout_s, settings.retries, settings.trust_env) == (9, 1, True)
+
+
+@pytest.mark.parametrize("models", [["=a"], ["a="], [""]])
+def test_half_a_name_is_wrong_usage(run, models):
+    named = ("--upstream-model", *models)
+    result = serve(run, "--upstream", "http://127.0.0.1:8000", *named)
+    assert result.exit_code == 2
+    assert "NAME or NAME=UPSTREAM" in " ".join(result.output.split())
+
+
+def test_what_cannot_hold_is_told_without_secrets(monkeypatch):
+    monkeypatch.setenv("UP_KEY", "two words")
+    with pytest.raises(ConfigurationError, match="printable") as caught:
+        settings_of(key_env="UP_KEY")
+    assert "two words" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="--upstream: the upstream's address"):
+        settings_of("ftp://host")
+    with pytest.raises(ConfigurationError, match="no user"):
+        settings_of("http://user:secret@host/v1")

@@ -16,7 +16,7 @@ from guardrail.errors import ArtefactMismatchError, ClusterError, ConfigurationE
 from guardrail.guard import Guard
 from guardrail.observe.metrics import Metrics
 from guardrail.policy import Policy
-from guardrail.server.caller import Caller
+from guardrail.server.keys import Caller
 from guardrail.server.settings import ServerSettings
 from guardrail.testing import FakeGuard, tiny_artefact, tiny_model
 from tests.waiting import auntil, passes_of

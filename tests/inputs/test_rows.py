@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail.bulk.tables import Columns, JsonlSource
-from guardrail.cli.benign import benign_lines
+from guardrail.cli.calibrate import benign_lines
 from guardrail.errors import DatasetError
 from guardrail.evaluation.items import load_items
 from guardrail.inputs.rows import picture_files, placed, video_files, words

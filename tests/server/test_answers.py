@@ -13,8 +13,7 @@ import pytest
 from guardrail.policy import Policy
 from guardrail.server import ServerSettings, create_app
 from guardrail.server.answers import AsciiJSONResponse, form_of, headers_of, told
-from guardrail.server.caller import Caller
-from guardrail.server.keys import keys_from_text
+from guardrail.server.keys import Caller, keys_from_text
 from guardrail.testing import FakeGuard
 from guardrail.types import Action, Result, ToolCall, Verdict
 

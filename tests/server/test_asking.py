@@ -12,7 +12,7 @@ from guardrail.errors import DetectorError, UnsupportedContentError
 from guardrail.policy import Limits, Policy
 from guardrail.server import ServerSettings
 from guardrail.server.asking import ask_options, checked
-from guardrail.server.caller import Caller
+from guardrail.server.keys import Caller
 from guardrail.testing import FakeGuard
 
 

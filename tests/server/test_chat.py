@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from guardrail.errors import RequestTimeoutError
 from guardrail.policy import Limits, Policy
 from guardrail.server.answers import EventStream, form_of, headers_of
-from guardrail.server.caller import Caller
 from guardrail.server.chat import events, generate_options
 from guardrail.server.errors import ApiError
+from guardrail.server.keys import Caller
 from guardrail.server.schemas import ChatBody
 from guardrail.testing import FakeGuard, scripted
 from guardrail.types import Action, Result

@@ -6,7 +6,8 @@ import stat
 import pytest
 
 from guardrail.errors import ConfigurationError
-from guardrail.server.listening import Listening, address_of, bound_socket, require_usable
+from guardrail.server.listening import address_of, bound_socket, require_usable
+from guardrail.server.settings import Listening
 
 
 def test_a_free_port_is_found_and_told():

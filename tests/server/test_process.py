@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from guardrail.server import create_app
-from guardrail.server.listening import Listening, bound_socket
+from guardrail.server.listening import bound_socket
 from guardrail.server.process import Server, config_of, starting
+from guardrail.server.settings import Listening
 from tests.waiting import auntil
 
 # in another process: connections of this one go to the loopback address only

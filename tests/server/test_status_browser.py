@@ -16,7 +16,8 @@ from PIL import Image
 from guardrail.guard import Guard
 from guardrail.policy import Policy, Thresholds
 from guardrail.server import create_app
-from guardrail.server.listening import Listening, bound_socket
+from guardrail.server.listening import bound_socket
+from guardrail.server.settings import Listening
 from guardrail.testing import tiny_artefact
 from guardrail.types import Modality
 from tests.in_browser import CONTRAST, CUT_OFF, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages

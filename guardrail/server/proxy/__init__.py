@@ -12,6 +12,6 @@ what was checked. Needs the extra `serve`.
 from __future__ import annotations
 
 from guardrail.server.proxy.answerer import ProxyAnswerer, through
-from guardrail.server.proxy.settings import UpstreamSettings, read_key
+from guardrail.server.settings import UpstreamSettings, read_key
 
 __all__ = ["ProxyAnswerer", "UpstreamSettings", "read_key", "through"]

@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from guardrail.asgi.chats import Content
     from guardrail.guard import Guard
     from guardrail.policy import Policy
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
     from guardrail.server.proxy.forms import Form
-    from guardrail.server.proxy.settings import UpstreamSettings
     from guardrail.server.schemas import ChatBody
     from guardrail.server.service import Answerer, Service
+    from guardrail.server.settings import UpstreamSettings
     from guardrail.types import Verdict
 
 

@@ -18,7 +18,7 @@ from guardrail.server.answers import DONE, FIELD, event, form_of, told
 from guardrail.types import Result, Verdict
 
 if TYPE_CHECKING:
-    from guardrail.server.caller import Caller
+    from guardrail.server.keys import Caller
 
 
 Data = Mapping[str, Any]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from tenacity import RetryCallState
 
-    from guardrail.server.proxy.settings import UpstreamSettings
+    from guardrail.server.settings import UpstreamSettings
 
 
 _ERROR_BYTES = 65_536

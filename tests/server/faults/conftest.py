@@ -16,8 +16,9 @@ import httpx
 import pytest
 
 from guardrail.server import create_app
-from guardrail.server.listening import Listening, bound_socket
+from guardrail.server.listening import bound_socket
 from guardrail.server.process import Server, config_of
+from guardrail.server.settings import Listening
 from guardrail.testing import tiny_artefact
 from tests.waiting import auntil, until
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 import typer
 
 from guardrail.cli import options as o
+from guardrail.cli.inputs import open_guard, read_artefact
 from guardrail.cli.output import (
     ERROR,
     FINDING,
@@ -19,7 +20,7 @@ from guardrail.cli.output import (
     write_json,
     write_rows,
 )
-from guardrail.cli.requests import open_guard, read_artefact, read_policy, with_sampling
+from guardrail.model.source import LoadingOptions
 
 if TYPE_CHECKING:
     from guardrail.bulk import Summary
@@ -28,6 +29,7 @@ STOPPED = 130  # as shells say it of Ctrl-C
 
 
 def score(
+    *,
     model: o.ModelName,
     source: Annotated[
         Path,
@@ -74,15 +76,8 @@ def score(
     readers: Annotated[
         int | None, typer.Option(min=1, help="Threads that read and decode.")
     ] = None,
-    fps: o.Fps = None,
-    window: o.WindowFrames = None,
-    policy: o.PolicyFile = None,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_mismatch: o.AllowMismatch = False,
-    audit: o.AuditFile = None,
+    guarding: o.GuardOptions,
+    loading: LoadingOptions,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
@@ -91,13 +86,10 @@ def score(
     Exits with 1 when a row is flagged, with 2 when a row has no score (it is counted, and its
     error is in its place), with 130 when stopped by Ctrl-C.
     """
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug) as stdout, _stoppable():
         from guardrail.bulk import Columns, Shard, prepare
 
-        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
+        fitted, rules = read_artefact(artefact), guarding.rules()
         columns = Columns(
             text=text_column,
             image=image_column,
@@ -119,9 +111,7 @@ def score(
         )
         if job.pending():
             with (
-                open_guard(
-                    model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=audit
-                ) as guard,
+                open_guard(model, fitted, rules, guarding, loading) as guard,
                 progress() as report,
             ):
                 job.run(guard, progress=report, readers=readers)

@@ -1,4 +1,4 @@
-"""What the command line's inputs mean: a policy, a request, an open guard."""
+"""What the command line's inputs mean: a request, an artefact, an open guard."""
 
 from __future__ import annotations
 
@@ -13,37 +13,17 @@ from typing import TYPE_CHECKING
 import typer
 
 from guardrail.audit import AuditLog
-from guardrail.cli.options import Loading
 from guardrail.cli.output import say
 from guardrail.errors import ConfigurationError, UnsupportedContentError
 from guardrail.inputs.rows import turn
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
+    from guardrail.cli.options import GuardOptions, RequestOptions
     from guardrail.guard import Guard
+    from guardrail.model.source import LoadingOptions
     from guardrail.policy import Policy
     from guardrail.types import Verdict
-
-
-def read_policy(path: Path | None) -> Policy:
-    """The policy of a file, or of the environment."""
-    from guardrail.policy.files import load_policy, policy_from_env
-
-    return policy_from_env() if path is None else load_policy(path)
-
-
-def with_sampling(policy: Policy, fps: float | None, window: int | None) -> Policy:
-    """The policy with the --fps and --window that were given.
-
-    A rate above the policy's `max_fps` raises that, too.
-    """
-    sampling = policy.video
-    if fps is not None:
-        highest = max(sampling.max_fps, fps)
-        sampling = sampling.model_copy(update={"fps": fps, "max_fps": highest})
-    if window is not None:
-        sampling = sampling.model_copy(update={"window": window})
-    return policy.model_copy(update={"video": sampling})
 
 
 def read_artefact(name: str) -> Artefact:
@@ -58,12 +38,11 @@ def open_guard(
     model: str,
     artefact: Artefact,
     policy: Policy,
-    loading: Loading,
-    *,
-    allow_mismatch: bool,
-    audit: Path | None,
+    options: GuardOptions,
+    loading: LoadingOptions,
 ) -> Iterator[Guard]:
-    """Load the model and put a guard into it, for the block; `audit` is the file for verdicts."""
+    """Load the model and put a guard into it, for the block; `policy` is that of the `options`."""
+    audit = options.audit
     with nullcontext() if audit is None else AuditLog(audit) as log:  # fails before a model loads
 
         def record(verdict: Verdict | None, facts: Mapping[str, object]) -> None:
@@ -78,9 +57,9 @@ def open_guard(
             model,
             artefact=artefact,
             policy=policy,
-            allow_mismatch=allow_mismatch,
+            allow_mismatch=options.allow_mismatch,
             audit=record,
-            **loading.keywords(),
+            **dict(loading),
         ) as guard:
             yield guard
         if log is not None and log.dropped:
@@ -93,25 +72,20 @@ def _warn_of_mismatch(fields: object) -> None:
     say(f"warning: the artefact was fitted on another model ({shown})", style="yellow")
 
 
-def read_request(
-    text: str | None,
-    images: list[Path] | None,
-    messages: str | None,
-    videos: list[Path] | None = None,
-) -> object:
+def read_request(asked: RequestOptions) -> object:
     """The one request that --text, --image, --video and --messages describe."""
-    shown = [*(images or []), *(videos or [])]
-    if messages is None:
-        if text is None and not shown:
+    shown = [*asked.images, *asked.videos]
+    if asked.messages is None:
+        if asked.text is None and not shown:
             raise typer.BadParameter(
                 "nothing to check: give --text, --image, --video or --messages"
             )
-        return turn(text, images or [], videos or [])
-    if text is not None or shown:
+        return turn(asked.text, asked.images, asked.videos)
+    if asked.text is not None or shown:
         raise typer.BadParameter(
             "--messages is a whole chat; leave --text, --image and --video out"
         )
-    return _parsed(messages)
+    return _parsed(asked.messages)
 
 
 def _parsed(messages: str) -> object:

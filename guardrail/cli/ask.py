@@ -1,4 +1,4 @@
-"""`guardrail generate`: a guarded answer."""
+"""`guardrail check` and `guardrail generate`: the verdict on one request, or a guarded answer."""
 
 from __future__ import annotations
 
@@ -7,55 +7,72 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from guardrail.cli import options as o
-from guardrail.cli.output import exit_code, say_verdict, session, write, write_json
-from guardrail.cli.requests import (
+from guardrail.cli.inputs import (
     open_guard,
     read_artefact,
-    read_policy,
     read_request,
-    with_sampling,
+)
+from guardrail.cli.output import (
+    exit_code,
+    say_verdict,
+    session,
+    verdict_rows,
+    write,
+    write_json,
+    write_rows,
 )
 from guardrail.errors import DetectorError, GuardrailViolation
+from guardrail.model.source import LoadingOptions
 
 if TYPE_CHECKING:
     from guardrail.guard import Guard
     from guardrail.types import Verdict
 
 
-def generate(
+def check(
+    *,
     model: o.ModelName,
     artefact: o.ArtefactName,
-    text: o.Text = None,
-    image: o.Images = None,
-    video: o.Videos = None,
-    messages: o.Messages = None,
+    asked: o.RequestOptions,
+    guarding: o.GuardOptions,
+    strict: o.Strict = False,
+    loading: LoadingOptions,
+    as_json: o.AsJson = False,
+    debug: o.Debug = False,
+) -> None:
+    """Score one request; exits with 1 when it is, or in shadow mode would be, flagged."""
+    with session(debug=debug) as stdout:
+        value = read_request(asked)
+        fitted, rules = read_artefact(artefact), guarding.rules()
+        with open_guard(model, fitted, rules, guarding, loading) as guard:
+            verdict = guard.check(value)
+        if as_json:
+            write_json(stdout, verdict.to_dict())
+        else:
+            write_rows(stdout, verdict_rows(verdict))
+    raise typer.Exit(exit_code(verdict, strict=strict))
+
+
+def generate(
+    *,
+    model: o.ModelName,
+    artefact: o.ArtefactName,
+    asked: o.RequestOptions,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the answer.")] = 256,
     stream: Annotated[bool, typer.Option("--stream", help="Print words as they come.")] = False,
-    fps: o.Fps = None,
-    window: o.WindowFrames = None,
-    policy: o.PolicyFile = None,
+    guarding: o.GuardOptions,
     strict: o.Strict = False,
-    device: o.Device = None,
-    dtype: o.Dtype = "auto",
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    allow_mismatch: o.AllowMismatch = False,
-    audit: o.AuditFile = None,
+    loading: LoadingOptions,
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
     """Answer one request under guard: the answer on stdout, the verdict on stderr."""
     if stream and as_json:
         raise typer.BadParameter("--json prints one document at the end; leave --stream out")
-    loading = o.Loading(
-        device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
     with session(debug=debug) as stdout:
-        value = read_request(text, image, messages, video)
-        fitted, rules = read_artefact(artefact), with_sampling(read_policy(policy), fps, window)
-        with open_guard(
-            model, fitted, rules, loading, allow_mismatch=allow_mismatch, audit=audit
-        ) as guard:
+        value = read_request(asked)
+        fitted, rules = read_artefact(artefact), guarding.rules()
+        with open_guard(model, fitted, rules, guarding, loading) as guard:
             try:
                 answer = _streamed if stream else _answered
                 verdict = answer(guard, value, max_new_tokens, stdout, as_json)

@@ -8,7 +8,7 @@ import pytest
 
 from guardrail.bulk import job
 from guardrail.bulk.job import Summary
-from guardrail.cli.bulk import exit_code
+from guardrail.cli.score import exit_code
 
 
 @pytest.fixture
