@@ -187,7 +187,7 @@ def test_options_and_fields_of_the_models_are_the_same_both_ways(words):
 
 
 def test_no_default_of_a_server_is_written_twice():
-    kinds = (ServerSettings, Listening, UpstreamSettings, ClusterSettings)
+    kinds = (ServerSettings, Listening, UpstreamSettings, StartSettings)
     defaults = [field.default for kind in kinds for field in kind.model_fields.values()]
     large = {value for value in defaults if isinstance(value, int) and value > 10_000}
     root = Path(guardrail.__file__).parent

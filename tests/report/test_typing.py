@@ -13,7 +13,7 @@ from jinja2 import nodes
 from pydantic import BaseModel
 
 import guardrail.report
-from guardrail import estimates
+from guardrail import stats
 from guardrail.drift import schema as drift_schema
 from guardrail.evaluation import schema as evaluation_schema
 from guardrail.report import controls, evaluation, page
@@ -93,4 +93,4 @@ def test_a_template_reads_nothing_that_no_model_has(template, modules):
         read.add(node.attr)
     assert len(read) > 30
     labels = {"harmful", "harmless"}
-    assert read - names_of(estimates, *modules) - _FACTS - _LOOP - labels == set()
+    assert read - names_of(stats, *modules) - _FACTS - _LOOP - labels == set()
