@@ -3,6 +3,10 @@
 What is checked must be what the app reads. So a body is refused where two readers may differ: a key
 or a field that stands twice, another charset than UTF-8, a byte order mark, numbers that are none,
 a form that could be read as JSON (many apps read JSON whatever the media type says).
+
+Form bodies: the fields that hold text, picture and video files, as one user message.
+
+A request's body: read once and within a bound, then given to the app again as it came.
 """
 
 from __future__ import annotations
@@ -10,23 +14,195 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from guardrail.asgi.chats import Content, read_chat
-from guardrail.asgi.forms import MULTIPART, URLENCODED, closing, read_fields, read_form
+from guardrail.errors import UnsupportedContentError
+from guardrail.joining import joined
+from guardrail.requests.formats import sniffed_format
 from guardrail.requests.strict_json import strict_json
+from guardrail.requests.video_formats import sniffed_video
 from guardrail.settling import resolved
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 
-    from starlette.datastructures import Headers
-    from starlette.types import Scope
+    from starlette.datastructures import FormData, Headers, UploadFile
+    from starlette.types import Message, Receive, Scope
 
     from guardrail.asgi.routes import GuardedRoute, Select
+
+MULTIPART = "multipart/form-data"
+
+URLENCODED = "application/x-www-form-urlencoded"
+
+# What clients send for a file whose kind they do not know.
+_ANY_FILE = ("", "application/octet-stream", "binary/octet-stream")
+
+
+async def read_form(data: bytes, headers: Headers, kind: str) -> FormData:
+    """The form, read by Starlette's own parsers, as a Starlette app reads it.
+
+    Raises:
+        HTTPException: 400, it cannot be read, or an app could read it as something else.
+    """
+    if not (_is_url_encoded(data) if kind == URLENCODED else _is_multipart(data)):
+        raise HTTPException(400, "the body says it is a form but reads like something else")
+    body = _whole(data)
+    try:
+        if kind == URLENCODED:
+            return await FormParser(headers, body).parse()
+        return await MultiPartParser(headers, body, max_part_size=len(data) + 1).parse()
+    except (MultiPartException, FormParserError) as error:
+        reason = error.message if isinstance(error, MultiPartException) else str(error)
+        raise HTTPException(400, f"the form cannot be read: {reason}") from error
+
+
+@asynccontextmanager
+async def closing(form: FormData) -> AsyncIterator[None]:
+    """Close the form's temporary files after the block."""
+    try:
+        yield
+    finally:
+        await form.close()
+
+
+async def read_fields(form: FormData, fields: Sequence[str] | None) -> list[object]:
+    """One user message of the form's texts, pictures and videos, in the order of `fields`.
+
+    Without `fields` files come first, as people send them and as thresholds are calibrated;
+    behind words the same picture scores lower.
+
+    Raises:
+        UnsupportedContentError: a text field stands twice (an app reads one of them), there is
+            nothing to check, or a file is no picture and no video.
+    """
+    items = form.multi_items()
+    if fields is None:
+        items.sort(key=lambda item: isinstance(item[1], str))
+    else:
+        items = [(name, value) for field in fields for name, value in items if name == field]
+    texts = [name for name, value in items if isinstance(value, str)]
+    if len(set(texts)) < len(texts):
+        raise UnsupportedContentError("a text field stands twice in the form; send it once")
+    chat = joined([await _content(name, value) for name, value in items])
+    if not chat:
+        raise UnsupportedContentError("the form has no field that is checked")
+    return chat
+
+
+async def _content(name: str, value: UploadFile | str) -> tuple[str, str | bytes | None]:
+    """What a field holds, and the name under which it is joined with the others."""
+    if isinstance(value, str):
+        return "", value or None
+    if not value.filename and not value.size:  # a file input that was left empty
+        return "", None
+    media_type = (value.content_type or "").partition(";")[0].strip().lower()
+    kind = media_type.partition("/")[0]
+    if media_type not in _ANY_FILE and kind not in ("image", "video"):
+        raise UnsupportedContentError(
+            f"the file in the field {name[:80]!r} has the media type {media_type[:80]!r}; only "
+            "pictures and videos are read, send text in text fields"
+        )
+    data = await value.read()
+    if kind not in ("image", "video"):  # told by its content
+        kind = "video" if sniffed_format(data) is None and sniffed_video(data) else "image"
+    return kind, data
+
+
+def _is_url_encoded(data: bytes) -> bool:
+    # JSON in UTF-16 and UTF-32 may well be ASCII, but never without control bytes (zeros).
+    printable = data.isascii() and data.decode("ascii").isprintable()
+    return printable and data.lstrip()[:1] not in (b"{", b"[", b'"')
+
+
+def _is_multipart(data: bytes) -> bool:
+    # The parser skips what stands before the first boundary, which could be a whole JSON text in
+    # UTF-16: the form inside one of its strings reads as ideographs.
+    return data.lstrip(b"\r\n").startswith(b"--")
+
+
+async def _whole(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data
+
+
+T = TypeVar("T")
+
+
+class Body:
+    """One request's body."""
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive, self._max_bytes = receive, max_bytes
+        self._data = bytearray()
+        self._begun = self._complete = False
+        self._later: list[Message] = []
+
+    async def read(self, headers: Headers) -> bytes:
+        """The whole body.
+
+        Raises:
+            HTTPException: 413, it is larger than allowed, or says that it is.
+            ClientDisconnect: nobody waits for an answer any more.
+        """
+        declared = headers.get("content-length", "")
+        size = int(declared[:20]) if declared.isdecimal() else 0
+        while size <= self._max_bytes:
+            if self._complete:
+                return bytes(self._data)
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            self._data += message.get("body", b"")
+            self._begun, self._complete = True, not message.get("more_body", False)
+            size = len(self._data)
+        raise HTTPException(413, f"the body is larger than the {self._max_bytes} bytes allowed")
+
+    async def unless_gone(self, work: Awaitable[T]) -> T:
+        """What `work` gives; it is cancelled when the client goes before that.
+
+        Raises:
+            ClientDisconnect: nobody waits for an answer any more.
+        """
+        job, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if job.done():
+                return job.result()
+            gone.result()  # a receive channel that fails is an error of its own
+            raise ClientDisconnect
+        finally:
+            for task in (job, gone):
+                task.cancel()
+            await asyncio.wait({job, gone})
+            if not gone.cancelled():
+                gone.exception()  # both ended at once, and the work's end is what counts
+
+    def replay(self, data: bytes | None = None) -> Receive:
+        """A receive channel with the same body (or `data`), and then what else comes."""
+        body = bytes(self._data) if data is None else data
+        first: Message = {"type": "http.request", "body": body, "more_body": not self._complete}
+        waiting = [*reversed(self._later), first] if self._begun else []
+        following = self._receive  # without `self`, which holds the bytes while the app answers
+
+        async def receive() -> Message:
+            return waiting.pop() if waiting else await following()
+
+        return receive
+
+    async def _gone(self) -> None:
+        message = await self._receive()
+        if message["type"] != "http.disconnect":
+            self._later.append(message)  # nothing is expected here; it is the app's to see
+            await asyncio.Event().wait()
+
 
 JSON = "application/json"
 

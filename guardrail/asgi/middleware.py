@@ -1,21 +1,24 @@
-"""The middleware: reads a guarded request's body, has it checked, and lets it through or not."""
+"""The middleware: reads a guarded request's body, has it checked, and lets it through or not.
+
+What goes to the app and back to the client, where it is not just as it came.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from guardrail.asgi.answers import answer_to, problem_of
-from guardrail.asgi.body import Body
-from guardrail.asgi.channels import answer_to_nobody, marked, sized
-from guardrail.asgi.content import media_type, read_content
+from guardrail.asgi.content import Body, media_type, read_content
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
 from guardrail.policy.acting import enforces, is_refused_outage, passes_unchecked, stopped
@@ -25,6 +28,8 @@ from guardrail.requests.patience import read_apart
 from guardrail.settling import record, resolved, settled
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from guardrail.asgi.chats import Content
@@ -33,10 +38,41 @@ if TYPE_CHECKING:
     from guardrail.settling import Checker
     from guardrail.types import Verdict
 
+_GONE = 499  # the usual status for a client that hung up; only logs ever see it
+
+
+async def answer_to_nobody(scope: Scope, receive: Receive, send: Send) -> None:
+    """End a request whose client is gone; a middleware outside may rely on an answer."""
+    with suppress(OSError):  # how servers say that nobody is there
+        await Response(status_code=_GONE)(scope, receive, send)
+
+
+def marked(send: Send, header: str | None, value: str) -> Send:
+    """A send channel that adds a header to the answer; None adds nothing."""
+    if header is None:
+        return send
+    mark = (header.lower().encode("latin-1"), value.encode("latin-1"))
+
+    async def marking(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), mark]}
+        await send(message)
+
+    return marking
+
+
+def sized(headers: Iterable[tuple[bytes, bytes]], size: int) -> list[tuple[bytes, bytes]]:
+    """A request's headers for a body of another size."""
+    kept = [h for h in headers if h[0].lower() not in (b"content-length", b"transfer-encoding")]
+    return [*kept, (b"content-length", str(size).encode())]
+
+
 Answer = Callable[[Any, Any], Any]
+
 OnFlag = Literal["error", "raise", "annotate"] | Answer
 
 _OPENS_NOTHING = {"local_files": False, "allowed_hosts": frozenset[str]()}
+
 _NEED_NO_BODY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 
 _log = logging.getLogger(__name__)

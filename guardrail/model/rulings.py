@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from guardrail.policy import Policy
 from guardrail.policy.acting import applied, stops
-from guardrail.policy.policy import Policy
 from guardrail.types import Action
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from guardrail.asgi.answers import Problem
-from guardrail.asgi.body import Body
-from guardrail.asgi.content import JSON, media_type, parsed_json
+from guardrail.asgi.content import JSON, Body, media_type, parsed_json
 from guardrail.server.errors import RefusedError, busy
 
 if TYPE_CHECKING:

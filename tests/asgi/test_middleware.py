@@ -22,7 +22,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 
 from guardrail.asgi import GuardedRoute, GuardrailASGIMiddleware
-from guardrail.asgi.body import Body
+from guardrail.asgi.content import Body
 from guardrail.errors import (
     ConfigurationError,
     DetectorError,
