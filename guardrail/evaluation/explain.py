@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guardrail.decide.detector import Detector
-from guardrail.decide.projection import refusal_scores
+from guardrail.decide.linear import refusal_scores
 from guardrail.errors import GuardClosedError, UnsupportedContentError
 from guardrail.evaluation.explanation import Explanation, Frame, Kind, Picture, Position, Video
 from guardrail.evaluation.frames import (

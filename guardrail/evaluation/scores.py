@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from guardrail.decide.detector import NO_FLOOR, Detector
-from guardrail.decide.projection import projections
+from guardrail.decide.linear import projections
 from guardrail.errors import DetectorError
 from guardrail.policy.acting import within_reach
 from guardrail.types import Action

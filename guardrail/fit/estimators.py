@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.decide.projection import refusal_scores
+from guardrail.decide.linear import refusal_scores
 from guardrail.stats import auroc
 
 if TYPE_CHECKING:
