@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from guardrail.fit.refusal import is_refusal
 from guardrail.model.generate import generate_rows
 from guardrail.model.inputs import Encoder
 from guardrail.model.settings import Settings
-from guardrail.refusal import is_refusal
 from guardrail.requests.messages import to_request
 from guardrail.stats import Rate
 

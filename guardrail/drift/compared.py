@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from guardrail.drift.fitted import Fitted
-    from guardrail.fit.estimators import LinearReadout
-    from guardrail.fit.reading import Readings
-    from guardrail.fit.select import Candidate, FormResiduals
+    from guardrail.fit.readings import Readings
+    from guardrail.fit.select import Candidate, FormResiduals, LinearReadout
 
 
 _Z = 1.959964  # of a 95 % interval

@@ -12,8 +12,8 @@ from guardrail.decide.detector import Detector, Steering
 from guardrail.errors import ArtefactMismatchError, DatasetError, DetectorError
 from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import ContrastSet, load_contrast
-from guardrail.fit.estimators import LinearReadout
-from guardrail.fit.reference import Scores, from_header
+from guardrail.fit.outcome import Scores, from_header
+from guardrail.fit.select import LinearReadout
 from guardrail.fit.steering import RAMP
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Policy, Thresholds
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Fingerprint
-    from guardrail.fit.reading import Readings
+    from guardrail.fit.readings import Readings
     from guardrail.model.load import LoadedModel
 
 

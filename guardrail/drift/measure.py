@@ -21,12 +21,11 @@ from guardrail.drift.schema import (
     SteeringDrift,
 )
 from guardrail.errors import CalibrationError
-from guardrail.fit.reference import DECIMALS
+from guardrail.fit.outcome import DECIMALS
+from guardrail.fit.refusal import REFUSAL_PREFIXES
 from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE
 from guardrail.fit.select import is_safe, is_unsafe
-from guardrail.fit.steer_search import causal_prompts, measured_effects
-from guardrail.fit.steering import steering_at
-from guardrail.refusal import REFUSAL_PREFIXES
+from guardrail.fit.steering import causal_prompts, measured_effects, steering_at
 from guardrail.stats import Estimate, Rate, Share
 from guardrail.types import Modality
 
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Calibration
     from guardrail.drift.fitted import Fitted
     from guardrail.fit.collect import Collector
-    from guardrail.fit.reading import Readings
-    from guardrail.fit.recentre import Offset
+    from guardrail.fit.directions import Offset
+    from guardrail.fit.readings import Readings
     from guardrail.fit.select import Candidate, FormResiduals
 
 

@@ -17,14 +17,19 @@ from guardrail.drift.transport import Transport, find_transport, transported
 from guardrail.drift.verdict import UNCHANGED, Judgement, judge
 from guardrail.errors import CalibrationError, ConfigurationError
 from guardrail.fit.calibrate import calibration
-from guardrail.fit.outcome import data_record, spread_warnings
-from guardrail.fit.reading import read_all
-from guardrail.fit.reference import reference_scores, to_header
+from guardrail.fit.outcome import (
+    NOTE,
+    data_record,
+    reference_scores,
+    spread_warnings,
+    to_header,
+    video_notes,
+)
+from guardrail.fit.readings import read_all
+from guardrail.fit.refusal import REFUSAL_PREFIXES
 from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE, candidates_of, finish
 from guardrail.fit.select import is_safe, scored
-from guardrail.fit.video_notes import NOTE, video_notes
 from guardrail.model.fingerprint import fingerprint
-from guardrail.refusal import REFUSAL_PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
     from guardrail.drift.schema import Figures, Scores, TransportFigures
     from guardrail.fit.collect import Collector, Progress
     from guardrail.fit.dataset import ContrastSet
-    from guardrail.fit.reading import Readings
+    from guardrail.fit.readings import Readings
     from guardrail.fit.select import Candidate
     from guardrail.model.load import LoadedModel
     from guardrail.types import Modality

@@ -33,12 +33,10 @@ from guardrail.drift.measure import offset_drifts
 from guardrail.drift.schema import TransportFigures
 from guardrail.drift.verdict import MOVED
 from guardrail.errors import ArtefactError
-from guardrail.fit.direction import SMALLEST, Directions, difference_of_means
-from guardrail.fit.estimators import separation
-from guardrail.fit.forms import plain, spread
-from guardrail.fit.reading import with_residuals
-from guardrail.fit.recentre import measure_offsets
-from guardrail.fit.select import FormResiduals, is_safe, is_unsafe
+from guardrail.fit.directions import SMALLEST, Directions, difference_of_means, measure_offsets
+from guardrail.fit.prompts import plain, spread
+from guardrail.fit.readings import with_residuals
+from guardrail.fit.select import FormResiduals, is_safe, is_unsafe, separation
 from guardrail.model.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Fingerprint
     from guardrail.fit.collect import Collector, Progress
     from guardrail.fit.dataset import ContrastSet
-    from guardrail.fit.recentre import Offset
+    from guardrail.fit.directions import Offset
     from guardrail.model.load import LoadedModel
 
 

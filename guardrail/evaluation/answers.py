@@ -12,8 +12,8 @@ from guardrail.errors import DetectorError, GuardrailViolation
 from guardrail.evaluation.inputs import input_digest
 from guardrail.evaluation.schema import ItemRow, Quality
 from guardrail.evaluation.windows import answered_request
-from guardrail.fit.causal import kl_divergence
-from guardrail.fit.forms import spread
+from guardrail.fit.prompts import spread
+from guardrail.fit.steering import kl_divergence
 from guardrail.model.criteria import RowControl
 from guardrail.model.decoder import context_length
 from guardrail.model.generate import generate_rows, next_token_logits

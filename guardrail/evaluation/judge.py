@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from guardrail.errors import ConfigurationError, DatasetError
 from guardrail.evaluation.cache import judgement_key
 from guardrail.evaluation.schema import JudgeFigures
-from guardrail.fit.causal import logits_of
 from guardrail.fit.collect import VERSIONS, Collector, text_request
+from guardrail.fit.refusal import REFUSAL_PREFIXES, is_refusal
+from guardrail.fit.steering import logits_of
 from guardrail.model.fingerprint import fingerprint
-from guardrail.refusal import REFUSAL_PREFIXES, is_refusal
 from guardrail.stats import Rate, Share
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _AT_ONCE = 128
 
 @dataclass(frozen=True)
 class PrefixJudge:
-    """An answer that begins like a refusal is one; see `guardrail.refusal.is_refusal`."""
+    """An answer that begins like a refusal is one; see `guardrail.fit.refusal.is_refusal`."""
 
     prefixes: tuple[str, ...] = REFUSAL_PREFIXES
     name: str = "refusal prefixes"

@@ -1,19 +1,22 @@
-"""Thresholds at stated false-positive rates: from fitted prompts, or from a user's own traffic."""
+"""Thresholds at stated false-positive rates: from fitted prompts, or from a user's own traffic.
+
+Whether new benign scores look like those the thresholds were set on before.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from guardrail.artefact.artefact import sampling_record
 from guardrail.artefact.header import Calibration, Rates
 from guardrail.errors import ArtefactMismatchError, CalibrationError, ConfigurationError
-from guardrail.fit.shift import ScoreShift, score_shift
+from guardrail.fit.outcome import NOTE, TRAFFIC, video_notes
 from guardrail.fit.traffic import score_traffic
-from guardrail.fit.video_notes import NOTE, TRAFFIC, video_notes
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds
 from guardrail.policy.acting import enforces
@@ -25,12 +28,66 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Header
-    from guardrail.fit.reservoir import Reservoir
+    from guardrail.fit.traffic import Reservoir
     from guardrail.guard import Guard
+
+P_VALUE = 0.01
+
+LEAST_DISTANCE = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreShift:
+    """The two-sample Kolmogorov-Smirnov distance of two sets of scores, and their medians."""
+
+    distance: float
+    p_value: float
+    n_now: int
+    n_before: int
+    median_now: float
+    median_before: float
+
+    @property
+    def notable(self) -> bool:
+        """Beyond chance (p < 0.01), and more than a tenth of the inputs lie elsewhere."""
+        return self.p_value < P_VALUE and self.distance > LEAST_DISTANCE
+
+    def describe(self, *, source: str) -> str:
+        """For the one who calibrates; `source` is what the earlier scores are of."""
+        way = "higher" if self.median_now > self.median_before else "lower"
+        way = "about as high" if self.median_now == self.median_before else way
+        return (
+            f"this traffic scores differently ({way}) from the inputs calibrated on before "
+            f"({source}): median {self.median_now:.3f} (n = {self.n_now}) against "
+            f"{self.median_before:.3f} (n = {self.n_before}), Kolmogorov-Smirnov D = "
+            f"{self.distance:.3f}, p = {self.p_value:.2g}. The new thresholds fit this traffic; "
+            "detection rates measured at the old ones need not hold for it"
+        )
+
+
+def score_shift(now: Sequence[float], before: Sequence[float]) -> ScoreShift:
+    """Compare two non-empty sets of scores (Kolmogorov 1933, Smirnov 1939).
+
+    The p-value is the asymptotic one: exact ones are slow for thousands of scores. Ties make it
+    larger than it is, so they cannot cause a false warning.
+    """
+    from scipy.stats import ks_2samp
+
+    found = ks_2samp(list(now), list(before), method="asymp")
+    return ScoreShift(
+        distance=float(found.statistic),
+        p_value=float(found.pvalue),
+        n_now=len(now),
+        n_before=len(before),
+        median_now=median(now),
+        median_before=median(before),
+    )
+
 
 log = logging.getLogger(__name__)
 
 KEEP = 10_000
+
 MOST_KEPT = 50_000  # of each modality; more would not fit into an artefact's header
 
 

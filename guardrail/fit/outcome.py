@@ -1,4 +1,9 @@
-"""What a fit found, as an artefact that says how it was found."""
+"""What a fit found, as an artefact that says how it was found.
+
+Scores of held-out prompts as the fit saw them: a later model is compared with them in pairs.
+
+What an artefact says about the thresholds that videos are held to.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +19,92 @@ from torch import Tensor
 from guardrail.artefact import Artefact
 from guardrail.artefact import header as h
 from guardrail.artefact.artefact import WINDOW
-from guardrail.fit.clips import SAMPLING
-from guardrail.fit.reference import reference_scores, to_header
+from guardrail.fit.prompts import SAMPLING
 from guardrail.fit.select import Candidate, best_of_each
-from guardrail.fit.video_notes import NOTE, video_notes
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
 
-    from guardrail.fit.reading import Readings
-    from guardrail.fit.recentre import Offset
-    from guardrail.fit.steer_search import SteeringFound
-    from guardrail.fit.steering import Trial
-    from guardrail.types import Modality
+    from guardrail.artefact.header import Calibration
+    from guardrail.fit.directions import Offset
+    from guardrail.fit.readings import Readings
+    from guardrail.fit.select import LinearReadout
+    from guardrail.fit.steering import SteeringFound, Trial
+
+DECIMALS = 6
+
+Scores = dict[str, dict[int, float]]
+
+
+def reference_scores(readings: Readings, readout: LinearReadout) -> Scores:
+    """Re-centred scores of every prompt outside the fit split, by form and place in the set."""
+    found: Scores = {}
+    for name, form in readings.forms.items():
+        rows = zip(form.samples, form.splits, readout.scores(form.residuals).tolist(), strict=True)
+        found[name] = {
+            sample.index: round(score, DECIMALS)
+            for sample, split, score in rows
+            if split != "fit" and math.isfinite(score)
+        }
+    return found
+
+
+def to_header(scores: Scores) -> dict[str, JsonValue]:
+    """As stored: parallel lists of places and scores, which take less room than pairs."""
+    return {
+        form: {"index": list(rows), "score": list(rows.values())} for form, rows in scores.items()
+    }
+
+
+def from_header(stored: JsonValue | None) -> Scores:
+    """What `to_header` stored; empty for an artefact that has none, or none that can be read."""
+    if not isinstance(stored, dict):
+        return {}
+    try:
+        return {form: _rows(columns) for form, columns in stored.items()}
+    except (TypeError, KeyError, ValueError):
+        return {}
+
+
+def _rows(columns: Mapping[str, list[float]] | JsonValue) -> dict[int, float]:
+    if not isinstance(columns, dict):
+        raise TypeError("not a form's columns")
+    index, score = columns["index"], columns["score"]
+    if not isinstance(index, list) or not isinstance(score, list):
+        raise TypeError("not lists")
+    return {int(i): float(s) for i, s in zip(index, score, strict=True)}
+
+
+TRAFFIC = "benign traffic"
+
+"""The source of a calibration on a user's own requests."""
+
+NOTE = "video: "
+
+"""How the warnings about videos begin."""
+
+_LONG = (
+    "the score of a long video is the highest of its windows', so more benign ones than the target "
+    "lie beyond; run `guardrail calibrate` on benign videos of your own"
+)
+
+
+def video_notes(
+    calibration: Mapping[Modality, Calibration], *, reads_videos: bool
+) -> Iterator[str]:
+    """A warning where thresholds of videos have no stated rate; none where nothing reads videos."""
+    if not reads_videos:
+        return
+    own = calibration.get(Modality.VIDEO)
+    if own is None:
+        whose = Modality.IMAGE if Modality.IMAGE in calibration else Modality.TEXT
+        yield f"{NOTE}held to the thresholds of {whose} inputs; {_LONG}"
+    elif own.source != TRAFFIC:
+        yield f"{NOTE}the thresholds are of videos of one window ({own.source}); {_LONG}"
+
 
 WIDE_SPREAD = 0.5  # of the text gap: an offset that moves so much is no constant
 

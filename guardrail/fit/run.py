@@ -1,19 +1,23 @@
-"""The whole fit: prompts and a model in, an artefact out. No picture but what it draws itself."""
+"""The whole fit: prompts and a model in, an artefact out. No picture but what it draws itself.
+
+Whether a fit reads videos.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from guardrail.fit.calibrate import calibration, target_rates
+from guardrail.errors import ConfigurationError
+from guardrail.fit.calibrate import calibration, needed_scores, target_rates
 from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.outcome import Outcome, artefact_of
-from guardrail.fit.reading import Readings, read_all
+from guardrail.fit.prompts import unfit_for_video
+from guardrail.fit.readings import Readings, read_all
+from guardrail.fit.refusal import REFUSAL_PREFIXES
 from guardrail.fit.select import Candidate, choose, compare, is_safe, readout_layers
-from guardrail.fit.steer_search import search
-from guardrail.fit.videos import unfit_for_fit
+from guardrail.fit.steering import search
 from guardrail.model.fingerprint import fingerprint
-from guardrail.refusal import REFUSAL_PREFIXES
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
@@ -22,15 +26,45 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Calibration, Fingerprint, Rates
-    from guardrail.fit.estimators import LinearReadout
-    from guardrail.fit.forms import Form
+    from guardrail.fit.prompts import Form
+    from guardrail.fit.select import LinearReadout
     from guardrail.model.load import LoadedModel
+
+
+def unfit_for_fit(
+    collect: Collector, rates: Rates, *, video: bool | None, videos: int
+) -> str | None:
+    """Why a fit reads no video, None if it does.
+
+    Args:
+        collect: of the model to fit.
+        rates: the target rates.
+        video: whether it is to; None if it can.
+        videos: how many drawn videos are to calibrate the thresholds.
+
+    Raises:
+        ConfigurationError: what is asked for contradicts itself, or cannot be done.
+    """
+    if videos and video is False:
+        raise ConfigurationError(f"{videos} videos cannot be read with video=False (--no-video)")
+    needed = needed_scores(min(rates.steer, rates.flag))
+    if videos < 0 or 0 < videos < needed:
+        raise ConfigurationError(
+            f"{videos} drawn videos cannot support a target of {min(rates.steer, rates.flag):g}: "
+            f"ask for at least {needed}, or for 0"
+        )
+    unfit = "it was fitted without them" if video is False else unfit_for_video(collect)
+    if unfit is not None and (video or videos):
+        raise ConfigurationError(f"videos cannot be read: {unfit}; fit without them")
+    return unfit
+
 
 CALIBRATED_ON: dict[Modality, Form] = {
     Modality.TEXT: "plain",
     Modality.IMAGE: "drawn",
     Modality.VIDEO: "filmed",
 }
+
 CONTRAST_SOURCE = "safe contrast prompts"
 
 

@@ -1,8 +1,12 @@
-"""Benign traffic, scored chunk by chunk into a bounded sample of each modality."""
+"""Benign traffic, scored chunk by chunk into a bounded sample of each modality.
+
+A uniform sample of a stream of unknown length, in bounded memory.
+"""
 
 from __future__ import annotations
 
 import logging
+import random
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +18,6 @@ from guardrail.errors import (
     InputError,
     RequestTimeoutError,
 )
-from guardrail.fit.reservoir import Reservoir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,9 +25,42 @@ if TYPE_CHECKING:
     from guardrail.guard import Guard
     from guardrail.types import Modality, Verdict
 
+
+class Reservoir:
+    """At most `keep` of the values added, every one kept with the same probability.
+
+    Vitter (1985), algorithm R. A uniform subsample of exchangeable scores is exchangeable with
+    future ones as the whole would be, so conformal thresholds of the sample hold as they are; only
+    their n is that of the sample.
+    """
+
+    def __init__(self, keep: int, *, seed: int | str = 0) -> None:
+        if keep < 1:
+            raise ValueError(f"a sample keeps at least one value; got {keep}")
+        self._keep, self._random = keep, random.Random(seed)
+        self._values: list[float] = []
+        self.seen = 0
+
+    def add(self, value: float) -> None:
+        """Take one more value of the stream into account."""
+        self.seen += 1
+        if len(self._values) < self._keep:
+            self._values.append(value)
+            return
+        place = self._random.randrange(self.seen)
+        if place < self._keep:
+            self._values[place] = value
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The sample, in no order that means anything."""
+        return tuple(self._values)
+
+
 log = logging.getLogger(__name__)
 
 MOST_FAILED = 0.01
+
 _NAMED = 5  # failures that are told one by one
 
 

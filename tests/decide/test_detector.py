@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from guardrail.decide.detector import Decision, Detector
 from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
-from guardrail.fit.estimators import ESTIMATORS, averaged, readout
+from guardrail.fit.select import ESTIMATORS, averaged, readout
 from guardrail.policy import Policy, Thresholds
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, Modality

@@ -16,7 +16,7 @@ from guardrail.drift.fitted import Fitted
 from guardrail.drift.run import Drift, check_drift
 from guardrail.fit.collect import Collector
 from guardrail.fit.dataset import load_contrast
-from guardrail.fit.reading import read_all
+from guardrail.fit.readings import read_all
 from guardrail.fit.run import candidates_of, fit
 from guardrail.model.load import wrap_model
 from guardrail.testing import tiny_model
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from guardrail.artefact import Artefact
-    from guardrail.fit.reading import Readings
+    from guardrail.fit.readings import Readings
     from guardrail.fit.select import Candidate
     from guardrail.model.load import LoadedModel
 

@@ -143,7 +143,7 @@ def test_offsets_that_overflow_are_an_error(pictures: Any) -> None:
 
     from guardrail.drift.measure import offset_drifts
     from guardrail.errors import DetectorError
-    from guardrail.fit.recentre import no_offsets
+    from guardrail.fit.directions import no_offsets
 
     fine = no_offsets(*pictures.artefact.tensors["direction"].shape)
     broken = replace(fine["images"], mean=fine["images"].mean * math.nan)

@@ -19,8 +19,7 @@ from guardrail.errors import (
     ConfigurationError,
     DatasetError,
 )
-from guardrail.fit.outcome import WIDE_SPREAD
-from guardrail.fit.reference import from_header
+from guardrail.fit.outcome import WIDE_SPREAD, from_header
 from guardrail.fit.select import FormResiduals, is_safe
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint

@@ -24,9 +24,9 @@ from guardrail.drift.transport import (
     transported,
 )
 from guardrail.errors import ArtefactError, ArtefactMismatchError, DatasetError, DetectorError
-from guardrail.fit.causal import Unconditional, logits_of
 from guardrail.fit.collect import Collector, text_request
-from guardrail.fit.direction import difference_of_means
+from guardrail.fit.directions import difference_of_means
+from guardrail.fit.steering import Unconditional, logits_of
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Policy

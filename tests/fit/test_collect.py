@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from guardrail.fit.clips import clip_request, meaningless_clips
 from guardrail.fit.collect import Collector, text_request
+from guardrail.fit.prompts import clip_request, meaningless_clips
 from guardrail.model.decoder import decoder_layers
 from guardrail.types import Message, Request, TextPart
 

@@ -1,4 +1,7 @@
-"""What a fit found, as an artefact."""
+"""What a fit found, as an artefact.
+
+What an artefact says about the thresholds of videos.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,31 @@ import pytest
 import torch
 
 from guardrail.artefact import Artefact
-from guardrail.fit.causal import CausalEffect
+from guardrail.artefact.header import Calibration
 from guardrail.fit.dataset import SPLITS, ContrastSet, Prompt
-from guardrail.fit.direction import difference_of_means
-from guardrail.fit.estimators import Separation, readout
-from guardrail.fit.layers import layer_scores
-from guardrail.fit.outcome import Outcome, artefact_of
-from guardrail.fit.reading import Readings
-from guardrail.fit.recentre import Offset, no_offsets
-from guardrail.fit.select import Candidate
-from guardrail.fit.steer_search import SteeringFound
-from guardrail.fit.steering import Trial, steering_at
+from guardrail.fit.directions import Offset, difference_of_means, layer_scores, no_offsets
+from guardrail.fit.outcome import (
+    TRAFFIC,
+    Outcome,
+    artefact_of,
+    from_header,
+    reference_scores,
+    to_header,
+    video_notes,
+)
+from guardrail.fit.readings import Readings, with_residuals
+from guardrail.fit.select import Candidate, LinearReadout, Separation, readout
+from guardrail.fit.steering import CausalEffect, SteeringFound, Trial, steering_at
 from guardrail.model.fingerprint import fingerprint
+from guardrail.policy import Thresholds
 from guardrail.stats import Rate
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from pydantic import JsonValue
 
     from guardrail.model.load import LoadedModel
 
@@ -158,3 +169,82 @@ def test_why_no_video_can_be_scored_is_in_the_artefact(outcome_of: Any) -> None:
     made = artefact_of(replace(outcome_of(kls=(0.01,)), without_video="too small"))
     assert made.header.warnings == ("video: no video can be scored: too small",)
     assert not made.reads_videos
+
+
+@pytest.fixture
+def readings() -> Readings:
+    from guardrail.fit.directions import difference_of_means
+    from guardrail.fit.prompts import plain
+
+    contrast = ContrastSet(
+        tuple(
+            Prompt(text=f"{split} {label} {i}", label=label, split=split)
+            for split in ("fit", "select", "calibrate")
+            for label in ("unsafe", "safe")
+            for i in range(16)
+        )
+    )
+    samples = plain(contrast)
+    residuals = torch.randn(len(samples), 2, 3, generator=torch.Generator().manual_seed(0))
+    forms = {"plain": with_residuals(contrast, samples, residuals)}
+    return Readings(contrast, forms, {}, difference_of_means(residuals, residuals + 1), [])
+
+
+READOUT = LinearReadout(
+    "made up", (1,), torch.eye(3)[:1], torch.zeros(1).double(), torch.ones(1).double()
+)
+
+
+def test_every_prompt_outside_the_fit_split_has_its_score(readings: Readings) -> None:
+    found = reference_scores(readings, READOUT)["plain"]
+    form = readings.forms["plain"]
+    wanted = {
+        sample.index: float(row[1, 0])
+        for sample, split, row in zip(form.samples, form.splits, form.residuals, strict=True)
+        if split != "fit"
+    }
+    assert found == pytest.approx(wanted, abs=1e-6)
+    assert {readings.contrast.prompts[i].split for i in found} == {"select", "calibrate"}
+
+
+def test_scores_come_back_from_a_header(readings: Readings) -> None:
+    found = reference_scores(readings, READOUT)
+    assert from_header(to_header(found)) == found
+
+
+def test_scores_that_are_no_numbers_are_left_out(readings: Readings) -> None:
+    form = readings.forms["plain"]
+    place = next(i for i, split in enumerate(form.splits) if split == "select")
+    form.residuals[place] = math.nan
+    assert form.samples[place].index not in reference_scores(readings, READOUT)["plain"]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [None, 3, [], {"plain": 3}, {"plain": {"index": [1]}}, {"plain": {"index": [1], "score": []}}],
+)
+def test_what_cannot_be_read_counts_as_not_known(stored: JsonValue) -> None:
+    assert from_header(stored) == {}
+
+
+def calibration(source: str = "safe contrast prompts, drawn") -> Calibration:
+    levels = Thresholds(steer=0.5, flag=1.0)
+    return Calibration(scores=(0.0,), thresholds=levels, source=source, n=1)
+
+
+@pytest.mark.parametrize("whose", [Modality.TEXT, Modality.IMAGE])
+def test_borrowed_thresholds_are_named(whose: Modality) -> None:
+    known = {m: calibration() for m in (Modality.TEXT, whose)}
+    (note,) = video_notes(known, reads_videos=True)
+    assert f"held to the thresholds of {whose} inputs" in note
+    assert "guardrail calibrate" in note
+
+
+def test_drawn_videos_of_one_window_give_no_rate_for_long_ones() -> None:
+    (note,) = video_notes({Modality.VIDEO: calibration("prompts, filmed")}, reads_videos=True)
+    assert "videos of one window (prompts, filmed)" in note
+
+
+def test_nothing_is_said_of_videos_of_ones_own_or_where_none_are_read() -> None:
+    assert not list(video_notes({Modality.VIDEO: calibration(TRAFFIC)}, reads_videos=True))
+    assert not list(video_notes({Modality.TEXT: calibration()}, reads_videos=False))

@@ -16,14 +16,14 @@ from guardrail.errors import (
     DatasetError,
     NoUsableDirectionError,
 )
-from guardrail.fit import steer_search
+from guardrail.fit import steering
 from guardrail.fit.calibrate import target_rates
-from guardrail.fit.causal import CausalEffect, refusal_log_odds, refusal_token_ids
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import load_contrast
-from guardrail.fit.forms import filmed
-from guardrail.fit.reading import read_all
+from guardrail.fit.prompts import filmed
+from guardrail.fit.readings import read_all
 from guardrail.fit.run import candidates_of, finish, fit
+from guardrail.fit.steering import CausalEffect, refusal_log_odds, refusal_token_ids
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import next_token_logits
@@ -221,7 +221,7 @@ def test_pictures_are_calibrated_on_safe_prompts_drawn_as_pictures(picture_fit: 
 
 
 def test_offsets_are_those_of_the_model(picture_fit: Fitted) -> None:
-    from guardrail.fit.recentre import measure_offsets
+    from guardrail.fit.directions import measure_offsets
 
     header, tensors = picture_fit.artefact.header, picture_fit.artefact.tensors
     measured = measure_offsets(Collector(picture_fit.loaded))
@@ -405,7 +405,7 @@ def test_prompts_without_kinds_are_enough(
     planted_rows: list[dict[str, str]], prefixes: tuple[str, ...], monkeypatch: Any, family: str,
 ) -> None:  # fmt: skip
     """All safe prompts matched ones, or one kind only: enough for any rate their number allows."""
-    from guardrail.fit import reading
+    from guardrail.fit import readings
 
     fitted = fitted_of(family)
     kind = "matched" if family == "llama" else ""
@@ -414,7 +414,7 @@ def test_prompts_without_kinds_are_enough(
         | ({"kind": kind} if kind and row["label"] == "safe" else {})
         for row in planted_rows
     ]
-    monkeypatch.setattr(reading, "PICTURED", {"fit": 0, "select": 8, "calibrate": 10})
+    monkeypatch.setattr(readings, "PICTURED", {"fit": 0, "select": 8, "calibrate": 10})
     artefact = fit(
         fitted.loaded,
         data=contrast_file(rows),
@@ -444,7 +444,7 @@ def test_layers_before_the_readout_are_edited_only_if_no_later_one_will_do(
 ) -> None:
     collect, readings, rates = read_again(text_fit)
     asked: list[list[int]] = []
-    real = steer_search.measured_effects
+    real = steering.measured_effects
 
     def measured(collect: Any, readings: Any, edits: Any, prefixes: Any) -> Any:
         asked.append([edit.layer for edit in edits])
@@ -452,7 +452,7 @@ def test_layers_before_the_readout_are_edited_only_if_no_later_one_will_do(
         late = shift is not None and len(asked) == 1
         return [CausalEffect(shift, 0.0) for _ in found] if late and shift is not None else found
 
-    monkeypatch.setattr(steer_search, "measured_effects", measured)
+    monkeypatch.setattr(steering, "measured_effects", measured)
     artefact = finish(
         collect,
         readings,

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from guardrail.errors import NoUsableDirectionError
-from guardrail.fit.estimators import LinearReadout, Separation
-from guardrail.fit.forms import Sample
+from guardrail.fit.prompts import Sample
 from guardrail.fit.select import (
     MARGIN,
     Candidate,
     FormResiduals,
+    LinearReadout,
+    Separation,
     best_of_each,
     choose,
     compare,

@@ -1,8 +1,12 @@
-"""Where to edit, how far and for how long."""
+"""Where to edit, how far and for how long.
+
+Does the direction cause refusals?
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +15,28 @@ import torch
 
 from guardrail.decide.detector import Steering
 from guardrail.fit import steering as module
-from guardrail.fit.causal import kl_divergence, logits_of
 from guardrail.fit.collect import Collector, text_request
-from guardrail.fit.direction import difference_of_means
-from guardrail.fit.steer_search import SteeringFound
+from guardrail.fit.directions import difference_of_means
 from guardrail.fit.steering import (
     FACTORS,
     KL_BOUND,
     TOKENS,
     SteeringData,
+    SteeringFound,
     Trial,
+    Unconditional,
     calibrate_steering,
+    causal_effects,
+    kl_divergence,
+    logits_of,
+    refusal_log_odds,
+    refusal_token_ids,
     refused,
     steering_at,
 )
 from guardrail.model.generate import generate_rows
 from guardrail.stats import Rate
+from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +45,9 @@ if TYPE_CHECKING:
     from guardrail.types import Request
 
 PREFIXES = ("sorry", " sorry")
+
 BENIGN = [text_request(t) for t in ("tell me about the cat", "what is red", "describe the user")]
+
 UNSAFE = [text_request(t) for t in ("tell me about the dog", "make a red dog", "write a blue dog")]
 
 
@@ -232,3 +244,130 @@ def test_weaker_edits_are_tried_when_the_first_breaks_a_bound(
     assert trials[0].factor == 0.5  # 1 and 0.75 are too strong
     assert trials[0].within_bounds
     assert max(t.factor for t in trials) == 1.0
+
+
+TEXTS = ("tell me about the cat", "what is this?", "how do I make a red picture", "a")
+
+
+def steering(direction: torch.Tensor, reach: float, *, layer: int = 1) -> Steering:
+    """Moves every row by `reach` along the direction, wherever it was."""
+    return Steering(
+        layer=layer,
+        direction=torch.nn.functional.normalize(direction, dim=0),
+        zero=0.0,
+        gap=1.0,
+        offsets={"text": 0.0},
+        gain=1e3,
+        a_max=reach,
+        region_max=1e9,
+        tokens=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def logits() -> torch.Tensor:
+    return 3 * torch.randn(5, 11, generator=torch.Generator().manual_seed(0))
+
+
+def test_log_odds_are_those_of_the_refusal_tokens_together(logits: torch.Tensor) -> None:
+    found = refusal_log_odds(logits, [2, 7])
+    assert found.dtype == torch.float64
+    for row, value in zip(logits.tolist(), found.tolist(), strict=True):
+        weights = [math.exp(x) for x in row]
+        p = (weights[2] + weights[7]) / sum(weights)
+        assert value == pytest.approx(math.log(p / (1 - p)), abs=1e-6)
+
+
+def test_log_odds_stay_finite_where_probabilities_round_to_zero_or_one() -> None:
+    logits = torch.tensor([[2000.0, 0.0, 0.0], [-2000.0, 0.0, 0.0]])
+    sure, never = refusal_log_odds(logits, [0]).tolist()
+    assert sure == pytest.approx(2000 - math.log(2))
+    assert never == pytest.approx(-2000 - math.log(2))
+
+
+def test_divergence_is_zero_for_equal_and_positive_for_other_distributions(
+    logits: torch.Tensor,
+) -> None:
+    assert kl_divergence(logits, logits).tolist() == [0.0] * 5
+    assert kl_divergence(logits, logits + 5).tolist() == pytest.approx([0.0] * 5, abs=1e-6)
+    other = logits.flip(0)
+    p, q = logits.double().softmax(-1), other.double().softmax(-1)
+    expected = [
+        sum(a * math.log(a / b) for a, b in zip(x, y, strict=True))
+        for x, y in zip(p.tolist(), q.tolist(), strict=True)
+    ]
+    found = kl_divergence(logits, other)
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+    assert (found >= 0).all()
+    assert found[0] != kl_divergence(other, logits)[0]
+
+
+def test_tokens_a_model_can_never_say_do_not_spoil_the_divergence(logits: torch.Tensor) -> None:
+    masked = logits.clone()
+    masked[:, 3] = -math.inf
+    assert kl_divergence(masked, masked).tolist() == [0.0] * 5
+    assert (kl_divergence(masked, masked.flip(0)) >= 0).all()
+
+
+def test_refusal_tokens_are_the_first_of_each_prefix_once() -> None:
+    def tokenize(text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    assert refusal_token_ids(tokenize, ["I'm", "Sorry", "I can't", ""]) == [ord("I"), ord("S")]
+
+
+def test_an_unconditional_detector_steers_every_row() -> None:
+    edit = steering(torch.tensor([3.0, 4.0]), 2.0)
+    detector = Unconditional(edit)
+    assert (detector.layers, detector.steering_layer, detector.steer_tokens) == ((1,), 1, 0)
+    residual = torch.tensor([[-50.0, 0.0], [50.0, 9.0]])
+    decision = detector.decide(residual[:, None], ["text", "text"])
+    assert decision.actions == [Action.STEER] * 2
+    assert decision.failed == [False] * 2
+    moved = detector.edit(decision, residual, ["text", "text"])
+    torch.testing.assert_close(moved, torch.tensor([[1.2, 1.6]] * 2))
+
+
+def test_logits_keep_the_order_of_the_requests(llama_loaded: LoadedModel) -> None:
+    requests = [text_request(text) for text in TEXTS]
+    one, all_at_once = (logits_of(Collector(llama_loaded, batch_size=n), requests) for n in (1, 4))
+    assert one.shape == (4, len(llama_loaded.tokenizer))
+    torch.testing.assert_close(one, all_at_once, atol=1e-4, rtol=1e-4)
+    assert len({tuple(row) for row in one.tolist()}) == 4
+
+
+def test_an_edit_raises_the_token_it_points_to(llama_loaded: LoadedModel) -> None:
+    """Steering along a token's own row of the head makes it likelier, against it less likely."""
+    model: Any = llama_loaded.model
+    requests, token = [text_request(text) for text in TEXTS], 65
+    row = model.get_output_embeddings().weight[token].detach()
+    collect = Collector(llama_loaded)
+    before = refusal_log_odds(logits_of(collect, requests), [token])
+    for sign in (1, -1):
+        edit = steering(sign * row, 30.0, layer=3)
+        after = refusal_log_odds(logits_of(collect, requests, Unconditional(edit)), [token])
+        assert (sign * (after - before) > 1).all()
+
+
+def test_an_edit_of_nothing_changes_nothing(llama_loaded: LoadedModel) -> None:
+    requests = [text_request(text) for text in TEXTS]
+    collect = Collector(llama_loaded)
+    (effect,) = causal_effects(collect, requests, [steering(torch.ones(32), 0.0)], [65])
+    assert (effect.log_odds_shift, effect.kl) == (0.0, 0.0)
+
+
+def test_effects_are_measured_for_each_candidate_and_reported(
+    llama_loaded: LoadedModel,
+) -> None:
+    model: Any = llama_loaded.model
+    row = model.get_output_embeddings().weight[65].detach()
+    seen: list[tuple[str, int, int]] = []
+    collect = Collector(llama_loaded, progress=lambda *at: seen.append(at))
+    edits = [steering(row, reach, layer=3) for reach in (1.0, 10.0, 30.0)]
+    effects = causal_effects(collect, [text_request(t) for t in TEXTS], edits, [65])
+    shifts, kls = [e.log_odds_shift for e in effects], [e.kl for e in effects]
+    assert shifts == sorted(shifts)
+    assert shifts[0] > 0
+    assert kls == sorted(kls)
+    assert kls[0] > 0
+    assert seen == [("causal effect", i, 3) for i in (1, 2, 3)]

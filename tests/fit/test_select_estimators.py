@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
-from guardrail.fit.estimators import (
+from guardrail.fit.select import (
     ESTIMATORS,
     LinearReadout,
     averaged,

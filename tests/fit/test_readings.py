@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from guardrail.artefact.header import Rates
-from guardrail.fit import reading
+from guardrail.fit import readings
 from guardrail.fit.dataset import SPLITS, ContrastSet, Prompt
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ def ones(requests: Sequence[Request], _stage: str) -> torch.Tensor:
 def test_what_a_picture_adds_is_taken_off_prompts_beside_one() -> None:
     offset = torch.arange(6.0).reshape(2, 3).double()
     for found in (
-        reading._pictured(ones, contrast("near"), offset),
-        reading._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.1), offset),
+        readings._pictured(ones, contrast("near"), offset),
+        readings._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.1), offset),
     ):
         assert len(found.residuals) == len(found.samples)
         torch.testing.assert_close(found.residuals[0], (1 - offset).float())
 
 
 def test_no_unsafe_prompt_is_drawn() -> None:
-    found = reading._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.1), torch.zeros(2, 3))
+    found = readings._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.1), torch.zeros(2, 3))
     assert set(found.kinds) == {"near"}
     assert set(found.splits) == {"calibrate"}
 
@@ -55,8 +55,10 @@ def test_there_are_enough_prompts_with_pictures_for_the_rates(
     kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few kinds of safe prompts there are, as long as there are enough prompts."""
-    monkeypatch.setattr(reading, "DRAWN", 4)
-    found = reading._drawn(ones, contrast(*kinds), Rates(steer=0.1, flag=1 / 50), torch.zeros(2, 3))
+    monkeypatch.setattr(readings, "DRAWN", 4)
+    found = readings._drawn(
+        ones, contrast(*kinds), Rates(steer=0.1, flag=1 / 50), torch.zeros(2, 3)
+    )
     pairs = zip(found.splits, found.kinds, strict=True)
     counts = Counter(kind for split, kind in pairs if split == "calibrate" and kind != "unsafe")
     assert set(counts) == set(kinds)
@@ -64,7 +66,7 @@ def test_there_are_enough_prompts_with_pictures_for_the_rates(
 
 
 def test_no_more_prompts_are_asked_for_than_there_are() -> None:
-    found = reading._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.001), torch.zeros(2, 3))
+    found = readings._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.001), torch.zeros(2, 3))
     assert max(Counter(zip(found.splits, found.kinds, strict=True)).values()) == 60
 
 
@@ -75,7 +77,7 @@ def filmed(requests: Sequence[Request], _stage: str) -> torch.Tensor:
 
 def test_only_safe_prompts_are_filmed_and_what_a_video_adds_is_taken_off() -> None:
     offset = torch.arange(6.0).reshape(2, 3).double()
-    found = reading._filmed(filmed, contrast("near", "ordinary"), 10, offset)
+    found = readings._filmed(filmed, contrast("near", "ordinary"), 10, offset)
     assert set(found.kinds) == {"near", "ordinary"}
     assert set(found.splits) == {"calibrate"}
     assert len({sample.index for sample in found.samples}) == 10

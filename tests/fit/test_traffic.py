@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from scipy.stats import chisquare
 
-from guardrail.fit.reservoir import Reservoir
+from guardrail.fit.traffic import Reservoir
 
 
 def test_everything_is_kept_in_order_while_there_is_room() -> None:

@@ -5,28 +5,150 @@ So the contrast prompts are read in three forms; the change of form is then vari
 that an estimator can learn to ignore, and the thresholds of pictures come from prompts with one.
 The pictures are meaningless (one colour), and only safe prompts are ever drawn as pictures, so no
 form needs unsafe pictures.
+
+Text as a plain picture, so that thresholds of pictures need no picture of anybody's.
+
+Clips drawn from nothing: meaningless ones for re-centring, safe prompts as benign videos.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from guardrail.fit.clips import clip_request, drawn_clip
+from PIL import Image, ImageDraw, ImageFont
+
+from guardrail.errors import GuardrailError
 from guardrail.fit.collect import text_request
 from guardrail.fit.dataset import neutral_prompts
-from guardrail.fit.drawing import draw_text
+from guardrail.model.decoder import context_length
+from guardrail.policy import VideoSampling
+from guardrail.types import Clip, Message, Request, TextPart, VideoPart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from PIL import Image
-
+    from guardrail.fit.collect import Collector
     from guardrail.fit.dataset import ContrastSet, Split
-    from guardrail.types import Request
+
+WIDTH, HEIGHT, MARGIN = 512, 512, 24
+
+SIZES = (44, 40, 36, 32, 28, 24, 20, 16, 12)
+
+LINE = 1.35  # height of a line in font sizes
+
+
+def draw_text(text: str, *, seed: int = 0) -> Image.Image:
+    """The text in the largest size that fits, dark on light in colours drawn from `seed`.
+
+    Uses the font that comes with Pillow; text that does not fit in the smallest size is cut off.
+    """
+    rng = random.Random(seed)
+    ground = tuple(rng.randrange(215, 256) for _ in range(3))
+    ink = tuple(rng.randrange(0, 70) for _ in range(3))
+    size, lines = _fitted(text)
+    image = Image.new("RGB", (WIDTH, HEIGHT), ground)
+    pen = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        pen.text((MARGIN, MARGIN + number * size * LINE), line, fill=ink, font=_font(size))
+    return image
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _fitted(text: str) -> tuple[int, list[str]]:
+    """Font size and lines."""
+    lines: list[str] = []
+    for size in SIZES:
+        lines = _wrapped(text, size)
+        if len(lines) * size * LINE <= HEIGHT - 2 * MARGIN:
+            return size, lines
+    return SIZES[-1], lines
+
+
+def _wrapped(text: str, size: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or _font(size).getlength(longer) <= WIDTH - 2 * MARGIN:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+SAMPLING = VideoSampling()
+
+"""Clips of a fit are sampled as a policy's defaults sample videos."""
+
+
+# Processors refuse what they do not take in their own ways; a fit must not end there.
+_REFUSALS = (GuardrailError, ValueError, TypeError, RuntimeError, LookupError, AttributeError)
+
+
+def clip_of(frames: Sequence[Image.Image]) -> Clip:
+    """Frames shown at the default rate, the first at 0 s."""
+    return Clip(tuple(frames), tuple(number / SAMPLING.fps for number in range(len(frames))))
+
+
+def clip_request(text: str, clip: Clip) -> Request:
+    """One user turn: the video, then the text."""
+    return Request((Message(role="user", parts=(VideoPart(clip), TextPart(text))),))
+
+
+def meaningless_clips(count: int, *, seed: int = 0, frames: int = SAMPLING.window) -> list[Clip]:
+    """Clips of one random colour a frame: in every other clip it stays, in the others it changes.
+
+    A still clip and a flickering one are the two ends of what movement alone adds.
+    """
+    rng = random.Random(seed)
+    clips = []
+    for number in range(count):
+        colours = [tuple(rng.randrange(256) for _ in range(3)) for _ in range(frames)]
+        if number % 2 == 0:
+            colours = colours[:1] * frames
+        clips.append(clip_of([Image.new("RGB", (WIDTH, HEIGHT), colour) for colour in colours]))
+    return clips
+
+
+def drawn_clip(text: str, *, seed: int = 0, frames: int = SAMPLING.window) -> Clip:
+    """The text as a picture on a random run of a clip's frames, one empty colour on the others."""
+    rng = random.Random(seed)
+    length = rng.randint(1, frames)
+    start = rng.randint(0, frames - length)
+    empty = Image.new("RGB", (WIDTH, HEIGHT), tuple(rng.randrange(215, 256) for _ in range(3)))
+    written = draw_text(text, seed=seed)
+    shown = [written if start <= i < start + length else empty for i in range(frames)]
+    return clip_of(shown)
+
+
+def unfit_for_video(collect: Collector) -> str | None:
+    """Why a model cannot be shown a clip of a whole window; None if it can.
+
+    Only the processor is asked, and how many positions the model was built for.
+    """
+    if not collect.loaded.is_multimodal:
+        return "the model takes no pictures"
+    try:
+        (clip,) = meaningless_clips(1)
+        encoded = collect.encoder.encode([clip_request("What is this?", clip)])
+    except _REFUSALS as error:
+        return f"its processor takes no clip of {SAMPLING.window} frames ({error})"
+    context = context_length(collect.loaded.model)
+    if context is not None and encoded.prompt_len >= context:
+        return (
+            f"{SAMPLING.window} frames take {encoded.prompt_len} positions, the model has {context}"
+        )
+    return None
+
 
 T = TypeVar("T")
+
 Form = Literal["plain", "carried", "pictured", "drawn", "filmed"]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from guardrail.fit.refusal import REFUSAL_PREFIXES, is_refusal
 from guardrail.policy import REFUSAL
-from guardrail.refusal import REFUSAL_PREFIXES, is_refusal
 
 
 @pytest.mark.parametrize("prefix", REFUSAL_PREFIXES)

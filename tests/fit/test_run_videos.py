@@ -9,8 +9,8 @@ import pytest
 
 from guardrail.artefact.header import Rates
 from guardrail.errors import ConfigurationError
-from guardrail.fit import videos
-from guardrail.fit.videos import unfit_for_fit
+from guardrail.fit import run
+from guardrail.fit.run import unfit_for_fit
 
 RATES = Rates(steer=0.1, flag=0.05)
 
@@ -20,7 +20,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`model(reason)`: a collector of a model that videos cannot be shown to for that reason."""
 
     def make(reason: str | None) -> Any:
-        monkeypatch.setattr(videos, "unfit_for_video", lambda _collect: reason)
+        monkeypatch.setattr(run, "unfit_for_video", lambda _collect: reason)
         return SimpleNamespace()
 
     return make

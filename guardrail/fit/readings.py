@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.fit.direction import Directions, difference_of_means
-from guardrail.fit.forms import Sample, drawn, filmed, formed, plain
-from guardrail.fit.layers import LayerScore, layer_scores
-from guardrail.fit.recentre import (
+from guardrail.fit.directions import (
+    Directions,
+    LayerScore,
     Offset,
+    difference_of_means,
+    layer_scores,
     meaningless_images,
     measure_offsets,
     no_offsets,
 )
+from guardrail.fit.prompts import Sample, drawn, filmed, formed, plain
 from guardrail.fit.select import FormResiduals, is_safe, is_unsafe
 
 if TYPE_CHECKING:
