@@ -11,7 +11,7 @@ from typing import Any
 from tiny_guard import FOLLOW, HARMFUL, HARMLESS, data_url, drawn, tiny_guard
 
 from guardrail import guarded
-from guardrail.wrap import last_verdict
+from guardrail.front.wrap import last_verdict
 
 guard = tiny_guard()
 

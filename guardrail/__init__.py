@@ -43,14 +43,14 @@ if TYPE_CHECKING:
         UrlNotAllowedError,
         VideoDecodeError,
     )
+    from guardrail.front.tools import guard_tool
+    from guardrail.front.wrap import guarded
     from guardrail.guard import Guard
     from guardrail.model.load import load_model
     from guardrail.monitor import Monitor, MonitorSnapshot
     from guardrail.policy import Limits, Policy, Thresholds, VideoSampling
     from guardrail.requests.canonical import canonical_chat
-    from guardrail.tools import guard_tool
     from guardrail.types import Action, Modality, Request, Result, ToolCall, Verdict
-    from guardrail.wrap import guarded
 
 __all__ = [
     "Action",
@@ -109,8 +109,8 @@ _HOME = {
     "Artefact": "guardrail.artefact",
     "Guard": "guardrail.guard",
     "canonical_chat": "guardrail.requests.canonical",
-    "guard_tool": "guardrail.tools",
-    "guarded": "guardrail.wrap",
+    "guard_tool": "guardrail.front.tools",
+    "guarded": "guardrail.front.wrap",
     "load_model": "guardrail.model.load",
     **dict.fromkeys(("Monitor", "MonitorSnapshot"), "guardrail.monitor"),
     **dict.fromkeys(("Limits", "Policy", "Thresholds", "VideoSampling"), "guardrail.policy"),

@@ -20,7 +20,7 @@ from guardrail.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from guardrail.settling import resolved
+from guardrail.front.consequences import resolved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

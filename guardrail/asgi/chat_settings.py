@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from guardrail.arguments import WORD
 from guardrail.errors import UnsupportedContentError
+from guardrail.front.arguments import WORD
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

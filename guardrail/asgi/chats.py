@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardrail.asgi.chat_settings import refuse_others
-from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
+from guardrail.front.chats import with_caution
 from guardrail.requests.labels import shown_labels
 from guardrail.requests.parts import as_mapping, refuse_unknown
 

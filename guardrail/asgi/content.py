@@ -25,11 +25,11 @@ from starlette.requests import ClientDisconnect
 
 from guardrail.asgi.chats import Content, read_chat
 from guardrail.errors import UnsupportedContentError
-from guardrail.joining import joined
+from guardrail.front.chats import joined
+from guardrail.front.consequences import resolved
 from guardrail.requests.formats import sniffed_format
 from guardrail.requests.strict_json import strict_json
 from guardrail.requests.video_formats import sniffed_video
-from guardrail.settling import resolved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence

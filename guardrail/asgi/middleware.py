@@ -21,11 +21,11 @@ from guardrail.asgi.answers import answer_to, problem_of
 from guardrail.asgi.content import Body, media_type, read_content
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
+from guardrail.front.consequences import record, resolved, settled
 from guardrail.policy.acting import enforces, is_refused_outage, passes_unchecked, stopped
 from guardrail.policy.policy import MAX_BODY_BYTES
 from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.patience import read_apart
-from guardrail.settling import record, resolved, settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from guardrail.asgi.chats import Content
     from guardrail.audit import Audit
+    from guardrail.front.consequences import Checker
     from guardrail.policy import Policy
-    from guardrail.settling import Checker
     from guardrail.types import Verdict
 
 _GONE = 499  # the usual status for a client that hung up; only logs ever see it

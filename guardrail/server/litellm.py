@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from guardrail.asgi.chats import Content
 from guardrail.errors import DetectorError
+from guardrail.front.consequences import settled
 from guardrail.policy.acting import passes_unchecked
 from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.patience import read_apart
@@ -28,15 +29,14 @@ from guardrail.server.answers import FIELD, AsciiJSONResponse, headers_of, told
 from guardrail.server.asking import ask_options, checked, count_asked
 from guardrail.server.bodies import StrictRoute
 from guardrail.server.schemas import ERRORS, Object, Objects, Texts
-from guardrail.settling import settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from guardrail.front.consequences import Settled
     from guardrail.guard import Guard
     from guardrail.policy import Policy
     from guardrail.server.keys import Caller
-    from guardrail.settling import Settled
 
 
 router = APIRouter(prefix="/beta", route_class=StrictRoute, responses=ERRORS)

@@ -30,7 +30,7 @@ from langchain_core.runnables.configurable import (
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from guardrail.tool_chats import result_chat
+from guardrail.front.chats import result_chat
 from guardrail_langchain.blocks import legible_beside
 from guardrail_langchain.messages import to_judged_chat
 from guardrail_langchain.rules import outcome
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from langchain.agents.middleware import ModelRequest
 
     from guardrail import Verdict
-    from guardrail.settling import Reaction
+    from guardrail.front.consequences import Reaction
     from guardrail_langchain.judging import Judging
     from guardrail_langchain.messages import Chat
     from guardrail_langchain.rules import Outcome, Put

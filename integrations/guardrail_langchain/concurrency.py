@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from langchain_core.outputs import LLMResult
     from langchain_core.runnables import RunnableConfig
 
-    from guardrail.settling import Checker
+    from guardrail.front.consequences import Checker
 
 
 def bounded(

@@ -18,8 +18,8 @@ from langchain_core.messages import (
 from langchain_core.messages.tool import default_tool_parser
 from langchain_core.prompt_values import PromptValue
 
-from guardrail.caution import with_caution
 from guardrail.errors import UnsupportedContentError
+from guardrail.front.chats import with_caution
 from guardrail.requests.labels import is_label, shown_labels
 from guardrail_langchain.blocks import legible, legible_beside, parts_of
 

@@ -13,7 +13,7 @@ from langchain.agents.middleware.types import OmitFromInput, PrivateStateAttr
 from typing_extensions import override
 
 from guardrail.errors import ConfigurationError, GuardrailViolation
-from guardrail.settling import Reaction
+from guardrail.front.consequences import Reaction
 from guardrail_langchain.events import atell, tell
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.tool_rules import ToolRules
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from langchain.agents.middleware.types import ModelCallResult
     from langgraph.runtime import Runtime
 
-    from guardrail.settling import Checker, OnFlag
+    from guardrail.front.consequences import Checker, OnFlag
     from guardrail_langchain.chat_model import ChatGuardedVLM
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from langchain_core.messages import SystemMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
 
-from guardrail.caution import with_caution
+from guardrail.front.chats import with_caution
 from guardrail_langchain.messages import to_messages
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from guardrail import Verdict
-    from guardrail.settling import Reaction
+    from guardrail.front.consequences import Reaction
 
     Put = Callable[[Any, str], Any]
 

@@ -14,9 +14,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation, field_valid
 from typing_extensions import override
 
 from guardrail.errors import ConfigurationError
+from guardrail.front.consequences import Checker, OnFlag, Reaction
 from guardrail.policy.acting import stopped
 from guardrail.requests.canonical import require_one_reading
-from guardrail.settling import Checker, OnFlag, Reaction
 from guardrail_langchain.beside import Beside, bound_beside
 from guardrail_langchain.concurrency import BoundedBatches
 from guardrail_langchain.events import atell, tell

@@ -12,12 +12,12 @@ from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.tools.base import TOOL_MESSAGE_BLOCK_TYPES
 from langgraph.types import Command
 
-import guardrail.tools
+import guardrail.front.tools
+from guardrail.front.chats import RESULT_CAUTION, call_chat, result_chat
+from guardrail.front.tool_values import read_value
+from guardrail.front.tools import WITHHELD, Side
 from guardrail.policy.acting import one_reading
 from guardrail.requests.labels import is_label
-from guardrail.tool_chats import RESULT_CAUTION, call_chat, result_chat
-from guardrail.tool_values import read_value
-from guardrail.tools import WITHHELD, Side
 from guardrail_langchain.commands import command_messages, command_texts, with_messages
 from guardrail_langchain.messages import content_parts, result_parts, to_judged_chat
 from guardrail_langchain.pictures import canonical_contents, canonical_messages
@@ -38,7 +38,7 @@ class Judgement:
     refused: bool = False
 
 
-class ToolRules(guardrail.tools.ToolRules):
+class ToolRules(guardrail.front.tools.ToolRules):
     """What the rules of a tool mean in LangChain's messages and commands."""
 
     __slots__ = ()

@@ -13,7 +13,7 @@ from langchain_core.tools import BaseTool, ToolException
 from langgraph.errors import GraphBubbleUp
 
 from guardrail.errors import GuardrailError
-from guardrail.settling import Reaction
+from guardrail.front.consequences import Reaction
 from guardrail_langchain.events import atell, tell
 from guardrail_langchain.judging import ajudged, judged
 from guardrail_langchain.tool_rules import ToolRules
@@ -22,8 +22,8 @@ from guardrail_langchain.violations import as_exception, as_itself
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from guardrail.settling import Checker, OnFlag
-    from guardrail.tools import Side
+    from guardrail.front.consequences import Checker, OnFlag
+    from guardrail.front.tools import Side
     from guardrail_langchain.judging import Judging
 
 T = TypeVar("T", bound="BaseTool")

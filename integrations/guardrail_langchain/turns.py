@@ -12,8 +12,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langgraph.types import Command
 
 from guardrail.errors import GuardrailViolation
+from guardrail.front.chats import RESULT_WITHHELD
 from guardrail.policy.acting import is_refused_outage
-from guardrail.tool_chats import RESULT_WITHHELD
 from guardrail.types import Verdict
 from guardrail_langchain import replies
 from guardrail_langchain.beside import Beside, beside_messages, digest, noted
@@ -25,8 +25,8 @@ from guardrail_langchain.rules import cautioned_system, no_place, outcome
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from guardrail.front.consequences import Reaction
     from guardrail.policy import Policy
-    from guardrail.settling import Reaction
     from guardrail_langchain.judging import Judging
 
 # In the metadata of messages that a run was stopped for: they stay in its thread, for people. What

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Self
 from llama_index.core.base.llms.types import ChatMessage, TextBlock
 from llama_index.core.llms.structured_llm import StructuredLLM
 
-from guardrail.arguments import snapshot
-from guardrail.caution import with_caution
+from guardrail.front.arguments import snapshot
+from guardrail.front.chats import with_caution
+from guardrail.front.consequences import LAST
 from guardrail.policy.acting import is_refused_outage
 from guardrail.requests.canonical import canonical_chat
 from guardrail.requests.labels import shown_labels
-from guardrail.settling import LAST
 from guardrail.types import Action
 from guardrail_llamaindex.messages import to_messages, words_of
 from guardrail_llamaindex.pictures import document_parts, picture_block, with_pictures
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from llama_index.core.base.llms.types import MessageRole
     from llama_index.core.llms.llm import LLM
 
+    from guardrail.front.consequences import Checker, Reaction, Settled
     from guardrail.policy import Policy
-    from guardrail.settling import Checker, Reaction, Settled
     from guardrail.types import Verdict
 
 Chat = list[dict[str, Any]]

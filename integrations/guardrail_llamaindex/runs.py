@@ -10,12 +10,12 @@ from llama_index.core.tools import ToolOutput
 from llama_index.core.workflow import Context
 from workflows.runtime.types.results import WaitingForEvent
 
-from guardrail.arguments import snapshot
 from guardrail.errors import UnsupportedContentError
+from guardrail.front.arguments import snapshot
+from guardrail.front.chats import call_chat, error_words, result_chat
+from guardrail.front.tools import WITHHELD
 from guardrail.policy.acting import enforces
 from guardrail.requests.canonical import canonical_chat
-from guardrail.tool_chats import call_chat, error_words, result_chat
-from guardrail.tools import WITHHELD
 from guardrail.types import Action
 from guardrail_llamaindex.messages import to_parts
 from guardrail_llamaindex.pictures import blocks_with
@@ -23,8 +23,8 @@ from guardrail_llamaindex.pictures import blocks_with
 if TYPE_CHECKING:
     from llama_index.core.tools import BaseTool
 
-    from guardrail.settling import Settled
-    from guardrail.tools import Side, ToolRules
+    from guardrail.front.consequences import Settled
+    from guardrail.front.tools import Side, ToolRules
     from guardrail.types import Verdict
 
 Messages = list[dict[str, Any]]

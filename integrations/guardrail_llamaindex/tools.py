@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index.core.tools import AsyncBaseTool, BaseTool, FunctionTool
 
+from guardrail.front.tools import SIDES, ToolRules
 from guardrail.requests.patience import read_apart
-from guardrail.tools import SIDES, ToolRules
 from guardrail_llamaindex.runs import Run
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from llama_index.core.tools import ToolMetadata, ToolOutput
 
     from guardrail.audit import Audit
+    from guardrail.front.consequences import Checker, OnFlag
+    from guardrail.front.tools import Side
     from guardrail.policy import Policy
-    from guardrail.settling import Checker, OnFlag
-    from guardrail.tools import Side
 
 
 def guard_tool(

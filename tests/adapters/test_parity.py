@@ -27,10 +27,10 @@ from PIL import Image
 
 from guardrail import Guard, Policy, Thresholds, guard_tool, guarded
 from guardrail.asgi import GuardrailASGIMiddleware
+from guardrail.front.chats import result_chat
+from guardrail.front.wrap import last_verdict
 from guardrail.testing import tiny_artefact, tiny_model
-from guardrail.tool_chats import result_chat
 from guardrail.types import Action, Modality
-from guardrail.wrap import last_verdict
 
 av = pytest.importorskip("av")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from guardrail.front.chats import CALL_WITHHELD, RESULT_WITHHELD
 from guardrail.policy import REFUSAL
-from guardrail.tool_chats import CALL_WITHHELD, RESULT_WITHHELD
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))

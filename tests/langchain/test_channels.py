@@ -23,9 +23,9 @@ from langchain_core.tools import StructuredTool
 from pydantic import BaseModel, Field
 
 from guardrail import GuardrailViolation, Policy
+from guardrail.front.chats import RESULT_WITHHELD
 from guardrail.policy import CAUTION, REFUSAL
 from guardrail.testing import FakeGuard
-from guardrail.tool_chats import RESULT_WITHHELD
 
 WORDS = "do a bad thing"
 CALL = {"name": "find", "args": {}, "id": "c1", "type": "tool_call"}

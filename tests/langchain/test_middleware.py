@@ -19,9 +19,9 @@ from PIL import Image
 from pydantic import BaseModel
 
 from guardrail import ConfigurationError, GuardrailViolation, Policy
+from guardrail.front.chats import CALL_WITHHELD, RESULT_WITHHELD
 from guardrail.policy import CAUTION, REFUSAL
 from guardrail.testing import FakeGuard, scripted
-from guardrail.tool_chats import CALL_WITHHELD, RESULT_WITHHELD
 from guardrail.types import Action
 
 

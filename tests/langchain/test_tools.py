@@ -26,8 +26,8 @@ from PIL import Image
 from pydantic import AliasChoices, BaseModel, Field, model_validator
 
 from guardrail import ConfigurationError, GuardrailViolation, Policy, UnsupportedContentError
+from guardrail.front.chats import CALL_WITHHELD, RESULT_CAUTION, RESULT_WITHHELD
 from guardrail.testing import FakeGuard
-from guardrail.tool_chats import CALL_WITHHELD, RESULT_CAUTION, RESULT_WITHHELD
 
 
 @tool

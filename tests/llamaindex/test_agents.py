@@ -19,9 +19,9 @@ from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.tools import FunctionTool
 
 from guardrail.errors import GuardrailViolation
+from guardrail.front.chats import RESULT_WITHHELD
 from guardrail.policy import REFUSAL
 from guardrail.testing import scripted
-from guardrail.tool_chats import RESULT_WITHHELD
 from guardrail.types import Action
 
 # Of LlamaIndex's own: it looks at every attribute of an agent, and at `is_running` inside a step.

@@ -29,11 +29,11 @@ from guardrail.errors import (
     GuardrailViolation,
     UnsupportedContentError,
 )
+from guardrail.front.wrap import last_verdict
 from guardrail.policy import CAUTION, REFUSAL, Policy
 from guardrail.requests.messages import to_request
 from guardrail.testing import FakeGuard
 from guardrail.types import Action
-from guardrail.wrap import last_verdict
 from tests.picture_zoo import ONE_WAY, TWO_WAYS, by_convert, by_vllm
 
 ZOO = TWO_WAYS | ONE_WAY

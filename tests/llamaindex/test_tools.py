@@ -38,14 +38,14 @@ from guardrail.errors import (
     GuardrailViolation,
     UnsupportedContentError,
 )
-from guardrail.policy import Policy, Thresholds
-from guardrail.tool_chats import (
+from guardrail.front.chats import (
     CALL_WITHHELD,
     RESULT_CAUTION,
     RESULT_WITHHELD,
     call_chat,
     result_chat,
 )
+from guardrail.policy import Policy, Thresholds
 from guardrail.types import Action, Modality
 
 WAYS = ("call", "acall")

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
+from guardrail.front.consequences import settled
 from guardrail.policy.acting import is_refused_outage, passes_unchecked, stopped
 from guardrail.requests.canonical import canonical_chat
 from guardrail.requests.parts import MEDIA_KEYS
@@ -40,7 +41,6 @@ from guardrail.server.proxy.failures import UpstreamProblem
 from guardrail.server.proxy.forms import CHAT, COMPLETION, RESPONSE, Refusal, wants_usage
 from guardrail.server.proxy.relay import Relay
 from guardrail.server.proxy.upstream import Reach, Upstream
-from guardrail.settling import settled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping

@@ -19,11 +19,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from guardrail.errors import ImageDecodeError, InputError, UnsupportedContentError
+from guardrail.front.tool_values import cautioned_result, read_value
 from guardrail.policy import Policy
 from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.messages import to_request
 from guardrail.testing import FakeGuard
-from guardrail.tool_values import cautioned_result, read_value
 
 ENFORCED = Policy()
 

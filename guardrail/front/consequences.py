@@ -23,8 +23,8 @@ from guardrail.requests.patience import read_apart
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from guardrail.arguments import Call, Selector
     from guardrail.audit import Audit
+    from guardrail.front.arguments import Call, Selector
     from guardrail.policy import Policy
     from guardrail.types import Verdict
 

@@ -3,6 +3,8 @@
 What is checked is what is sent: containers, pictures, arrays and pydantic models are copied before
 the check and the copy goes on, so that nobody can change a message in between. Pictures in the copy
 are canonical, so that nobody reads them in another way.
+
+Places inside a call's arguments: read, and replaced in copies so that the caller's stay.
 """
 
 from __future__ import annotations
@@ -22,16 +24,15 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel
 
-from guardrail.caution import with_caution
 from guardrail.errors import ConfigurationError
-from guardrail.joining import (
+from guardrail.front.chats import (
     MEDIA_NAMES,
     SCHEMA_NAMES,
     SYSTEM_NAMES,
     canonical_argument,
     joined,
+    with_caution,
 )
-from guardrail.places import Place, get, is_there, put
 from guardrail.policy.acting import enforces
 from guardrail.requests.canonical import canonical_chat, require_one_reading
 from guardrail.types import Request
@@ -39,17 +40,105 @@ from guardrail.types import Request
 if TYPE_CHECKING:
     from guardrail.policy import Policy
 
+Place = tuple[str, ...]  # a parameter's name, then keys or attributes inside the argument
+
+_NOTHING = object()
+
+
+def is_there(bound: BoundArguments, place: Place) -> bool:
+    """Whether the call has the argument; a key that may be left out is none that is misspelt."""
+    owner: object = bound.arguments
+    for step in place:
+        if owner is None or (isinstance(owner, Mapping) and step not in owner):
+            return False
+        owner = _inside(owner, step)
+    return True
+
+
+def get(bound: BoundArguments, place: Place) -> object:
+    """What stands there.
+
+    Raises:
+        ConfigurationError: nothing does.
+    """
+    value: object = bound.arguments
+    for step in place:
+        value = _inside(value, step)
+    return value
+
+
+def put(bound: BoundArguments, place: Place, value: object) -> None:
+    """Put another value there; owners on the way are copied, never changed.
+
+    Raises:
+        ConfigurationError: an owner only computes what it shows there.
+    """
+    name, *inside = place
+    bound.arguments[name] = _replaced(bound.arguments[name], inside, value)
+
+
+def _inside(owner: object, step: str) -> object:
+    try:
+        found: object = owner[step] if isinstance(owner, Mapping) else getattr(owner, step)
+    except (KeyError, AttributeError) as error:
+        raise ConfigurationError(
+            f"this call has no argument {step!r}, which is to be checked"
+        ) from error
+    return found
+
+
+def _replaced(owner: object, steps: Sequence[str], value: object) -> object:
+    if not steps:
+        return value
+    step, *further = steps
+    inner = _replaced(_inside(owner, step), further, value)
+    if type(owner) is dict:
+        return {**owner, step: inner}
+    try:
+        return _with(owner, step, inner)
+    except (AttributeError, TypeError, NotImplementedError) as error:
+        raise ConfigurationError(
+            f"{step!r} cannot be replaced in a copy of a {type(owner).__name__}; what is checked "
+            "must be what is sent, so give a callable that makes the messages"
+        ) from error
+
+
+def _with(owner: object, step: str, inner: object) -> object:
+    if not isinstance(owner, Mapping) and not _holds(owner, step):
+        raise TypeError(f"{step} is computed")
+    if isinstance(owner, BaseModel):
+        return owner.model_copy(update={step: inner})
+    other: object = copy.copy(owner)
+    if isinstance(other, Mapping):
+        other[step] = inner  # type: ignore[index]  # a mapping that cannot change says so
+    else:
+        object.__setattr__(other, step, inner)  # the copy of a frozen one is still nobody's
+    return other
+
+
+def _holds(owner: object, step: str) -> bool:
+    """Whether an object keeps the value itself: what it computes comes from somewhere else."""
+    if isinstance(owner, BaseModel):
+        return step in type(owner).model_fields or step in (owner.model_extra or ())
+    of_class = inspect.getattr_static(type(owner), step, _NOTHING)
+    computes = hasattr(type(of_class), "__get__")
+    return inspect.ismemberdescriptor(of_class) or (step in vars(owner) and not computes)
+
+
 Select = Callable[[BoundArguments], object]
+
 Wanted = str | Sequence[str] | Select
 
 Kind = Literal["function", "coroutine", "generator", "async generator"]
 
 USUAL_NAMES = ("messages", "prompt", "input", "query")
+
 # What also reaches a model, and would not be checked beside the messages.
 SIDE_NAMES = (
     *sorted(MEDIA_NAMES | SYSTEM_NAMES | SCHEMA_NAMES),
     *"attachments chat_history context documents extra_body files history prefix suffix".split(),
 )
+
 # How a model is called, never what it reads. Words under any other name are refused, not ignored.
 _SETTINGS = frozenset(
     "api_key api_version base_url best_of extra_headers extra_query frequency_penalty logit_bias"
@@ -59,9 +148,12 @@ _SETTINGS = frozenset(
     " store stream stream_options temperature timeout tool_choice top_k top_logprobs top_p"
     " truncation user".split()
 )
+
 # Some chat templates show these: they are one word, as a text in one would go unchecked.
 _WORDED = frozenset({"reasoning", "reasoning_effort", "verbosity"})
+
 WORD = "[A-Za-z_]{0,16}"
+
 OWNERS = ("self", "cls")
 
 

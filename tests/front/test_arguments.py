@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from guardrail.arguments import Selector
 from guardrail.errors import ConfigurationError
+from guardrail.front.arguments import Selector
 
 CHAT = [{"role": "user", "content": "hello"}]
 WORDS = "Careful."

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailViolation
+from guardrail.front.consequences import Reaction, Settled, settled
 from guardrail.policy import Policy
 from guardrail.policy.acting import applied, on_outage, stopped
-from guardrail.settling import Reaction, Settled, settled
 from guardrail.testing import FakeGuard
 from guardrail.types import Action, Verdict
 

@@ -8,13 +8,14 @@ import pytest
 from PIL import Image
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.joining import canonical_argument, is_history, joined
+from guardrail.front.chats import canonical_argument, is_history, joined, with_caution
 from guardrail.policy import Policy
 from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.messages import to_request
 from guardrail.types import Message, Request, TextPart
 
 RED, BLUE = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
+
 HISTORY = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 
 
@@ -177,3 +178,26 @@ def test_an_arguments_pictures_become_canonical_in_the_form_they_have(name, valu
 )
 def test_other_arguments_stay_as_they_are(name, value):
     assert canonical_argument(name, value, Policy()) is value
+
+
+TOOL = {"type": "function", "function": {"name": "find", "parameters": {}}}
+
+SYSTEM = Message(role="system", parts=(TextPart("Be brief."),))
+
+USER = Message(role="user", parts=(TextPart("hello"),))
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [((USER,), "Careful."), ((SYSTEM, USER), "Careful.\n\nBe brief.")],
+    ids=["no system", "system"],
+)
+def test_a_cautioned_request_keeps_its_other_messages_and_its_tools(messages, words):
+    cautioned = with_caution(Request(messages, (TOOL,)), "Careful.")
+    system = Message(role="system", parts=(TextPart(words),))
+    assert cautioned == Request((system, USER), (TOOL,))
+
+
+@pytest.mark.parametrize("value", [None, [], b"bytes", 3, {"role": "user"}, ["text"]])
+def test_other_forms_have_no_place_for_words(value):
+    assert with_caution(value, "Careful.") is None

@@ -15,12 +15,9 @@ from dataclasses import dataclass
 from inspect import BoundArguments, Parameter, Signature
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, get_args, overload
 
-from guardrail.arguments import OWNERS, kind_of, signature_of, snapshot
 from guardrail.errors import ConfigurationError
-from guardrail.policy.acting import one_reading
-from guardrail.requests.patience import read_apart
-from guardrail.settling import LAST, Reaction, resolved
-from guardrail.tool_chats import (
+from guardrail.front.arguments import OWNERS, kind_of, signature_of, snapshot
+from guardrail.front.chats import (
     CALL_WITHHELD,
     RESULT_CAUTION,
     RESULT_WITHHELD,
@@ -28,13 +25,16 @@ from guardrail.tool_chats import (
     error_words,
     result_chat,
 )
-from guardrail.tool_values import cautioned_result, read_value
+from guardrail.front.consequences import LAST, Reaction, resolved
+from guardrail.front.tool_values import cautioned_result, read_value
+from guardrail.policy.acting import one_reading
+from guardrail.requests.patience import read_apart
 
 if TYPE_CHECKING:
     from guardrail.audit import Audit
+    from guardrail.front.consequences import Checker, OnFlag, Settled
+    from guardrail.front.tool_values import Reading
     from guardrail.policy import Policy
-    from guardrail.settling import Checker, OnFlag, Settled
-    from guardrail.tool_values import Reading
     from guardrail.types import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -175,7 +175,7 @@ def guard_tool(
         check: "arguments", "result" or both.
         on_flag: another `on_flag` than the policy's. What "raise" raises is no `Exception`, and
             ends a server that does not expect it; "annotate" calls and hands on all the same (see
-            `guardrail.wrap.last_verdict`, which has the result's verdict after a call).
+            `guardrail.front.wrap.last_verdict`, which has the result's verdict after a call).
         fallback: makes what stands for a withheld call or result, `fallback(verdict, *args,
             **kwargs)`: for callers that want another form than a str.
         policy: other rules than the guard's.

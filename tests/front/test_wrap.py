@@ -18,20 +18,20 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from guardrail.arguments import kind_of
 from guardrail.errors import (
     ConfigurationError,
     DetectorError,
     GuardrailViolation,
     UnsupportedContentError,
 )
+from guardrail.front.arguments import kind_of
+from guardrail.front.wrap import guarded, last_verdict
 from guardrail.guard import Guard
 from guardrail.policy import CAUTION, REFUSAL, Policy
 from guardrail.requests.canonical import require_one_reading
 from guardrail.requests.messages import to_request
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, ImagePart, Message, Modality, Request, TextPart, Verdict
-from guardrail.wrap import guarded, last_verdict
 from tests.picture_zoo import ONE_WAY, TWO_WAYS, by_convert, by_vllm
 
 ZOO = TWO_WAYS | ONE_WAY

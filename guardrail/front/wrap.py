@@ -27,17 +27,17 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from guardrail.arguments import Selector, kind_of
 from guardrail.errors import ConfigurationError
-from guardrail.settling import LAST, Plan, Reaction, resolved
+from guardrail.front.arguments import Selector, kind_of
+from guardrail.front.consequences import LAST, Plan, Reaction, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from guardrail.arguments import Kind, Wanted
     from guardrail.audit import Audit
+    from guardrail.front.arguments import Kind, Wanted
+    from guardrail.front.consequences import Checker, OnFlag
     from guardrail.policy import Policy
-    from guardrail.settling import Checker, OnFlag
     from guardrail.types import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])

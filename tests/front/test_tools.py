@@ -18,13 +18,13 @@ from guardrail.errors import (
     GuardrailViolation,
     UnsupportedContentError,
 )
+from guardrail.front.chats import CALL_WITHHELD, RESULT_CAUTION, RESULT_WITHHELD
+from guardrail.front.consequences import LAST
+from guardrail.front.tools import ToolRules, guard_tool
+from guardrail.front.wrap import last_verdict
 from guardrail.policy import Policy
-from guardrail.settling import LAST
 from guardrail.testing import FakeGuard
-from guardrail.tool_chats import CALL_WITHHELD, RESULT_CAUTION, RESULT_WITHHELD
-from guardrail.tools import ToolRules, guard_tool
 from guardrail.types import Action
-from guardrail.wrap import last_verdict
 
 
 def _sync(body):
