@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from guardrail.fit.refusal import is_refusal
+from guardrail.inputs.messages import to_request
 from guardrail.model.generate import generate_rows
 from guardrail.model.inputs import Encoder
 from guardrail.model.settings import Settings
-from guardrail.requests.messages import to_request
 from guardrail.stats import Rate
 
 if TYPE_CHECKING:

@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from guardrail.front.tools import guard_tool
     from guardrail.front.wrap import guarded
     from guardrail.guard import Guard
+    from guardrail.inputs.canonical import canonical_chat
     from guardrail.model.load import load_model
     from guardrail.monitor import Monitor, MonitorSnapshot
     from guardrail.policy import Limits, Policy, Thresholds, VideoSampling
-    from guardrail.requests.canonical import canonical_chat
     from guardrail.types import Action, Modality, Request, Result, ToolCall, Verdict
 
 __all__ = [
@@ -108,7 +108,7 @@ except metadata.PackageNotFoundError:  # a source tree that was never installed
 _HOME = {
     "Artefact": "guardrail.artefact",
     "Guard": "guardrail.guard",
-    "canonical_chat": "guardrail.requests.canonical",
+    "canonical_chat": "guardrail.inputs.canonical",
     "guard_tool": "guardrail.front.tools",
     "guarded": "guardrail.front.wrap",
     "load_model": "guardrail.model.load",

@@ -20,6 +20,7 @@ from fastapi.responses import StreamingResponse
 from transformers import GenerationConfig
 from transformers.generation import BaseStreamer
 
+from guardrail.inputs.messages import to_request
 from guardrail.model.criteria import RowControl, RowOutcome
 from guardrail.model.generate import generate_rows
 from guardrail.model.inputs import Encoder, on_device
@@ -27,7 +28,6 @@ from guardrail.model.load import LoadedModel
 from guardrail.model.settings import Settings
 from guardrail.online.answering import AnswerText
 from guardrail.policy import Limits, Policy
-from guardrail.requests.messages import to_request
 from guardrail.types import Request as Asked
 from guardrail.worker.jobs import Caller, Job
 from guardrail.worker.worker import WorkerLease

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save
 
 from guardrail.artefact.file import write_atomically
+from guardrail.inputs.messages import to_request
+from guardrail.inputs.tools import request_digest
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.inputs import Encoder
 from guardrail.model.load import LoadedModel
 from guardrail.model.prefix import SharedPrefix
 from guardrail.policy import Policy
-from guardrail.requests.digest import request_digest
-from guardrail.requests.messages import to_request
 from guardrail.types import Request
 
 BATCH = 8

@@ -26,9 +26,9 @@ from demo import artefact_for
 
 from guardrail import Guard, Policy, Verdict
 from guardrail.fit.calibrate import calibrate
+from guardrail.inputs.messages import to_request
 from guardrail.model.load import load_model
 from guardrail.policy import VideoSampling
-from guardrail.requests.messages import to_request
 from guardrail.types import VideoPart, VideoStream
 
 STEER_RATE, FLAG_RATE = 0.10, 0.05

@@ -27,9 +27,8 @@ from guardrail.asgi.chats import Content, read_chat
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import joined
 from guardrail.front.consequences import resolved
-from guardrail.requests.formats import sniffed_format
-from guardrail.requests.strict_json import strict_json
-from guardrail.requests.video_formats import sniffed_video
+from guardrail.inputs.media import sniffed_format, sniffed_video
+from guardrail.inputs.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence

@@ -22,10 +22,10 @@ from guardrail.asgi.content import Body, media_type, read_content
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
 from guardrail.front.consequences import record, resolved, settled
+from guardrail.inputs.canonical import require_one_reading
+from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import enforces, is_refused_outage, passes_unchecked, stopped
 from guardrail.policy.policy import MAX_BODY_BYTES
-from guardrail.requests.canonical import require_one_reading
-from guardrail.requests.patience import read_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,7 +17,7 @@ from guardrail.artefact.file import write_atomically
 from guardrail.bulk.rows import ROW_FIELDS
 from guardrail.errors import ConfigurationError, DatasetError
 from guardrail.extras import require
-from guardrail.requests.strict_json import strict_json
+from guardrail.inputs.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from guardrail.bulk.rows import Item, Loaded, file_digest, plain_key
 from guardrail.errors import ConfigurationError, DatasetError, InputError, UnsupportedContentError
 from guardrail.extras import require
+from guardrail.inputs.messages import Chat
 from guardrail.inputs.rows import Row, parsed, placed, read_row
-from guardrail.requests.messages import Chat
-from guardrail.requests.strict_json import strict_json
+from guardrail.inputs.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -18,9 +18,9 @@ from guardrail.cli.inputs import (
 )
 from guardrail.cli.output import progress, say, session
 from guardrail.errors import ConfigurationError, DatasetError
+from guardrail.inputs.messages import Chat
 from guardrail.inputs.rows import LABELS, Row, missing_file, read_rows
 from guardrail.model.source import LoadingOptions
-from guardrail.requests.messages import Chat
 
 
 def calibrate(

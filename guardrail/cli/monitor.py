@@ -123,8 +123,8 @@ def _refuse_nothing(facts: LogFacts, artefact_id: str) -> None:
 
 def _is_snapshot(path: Path) -> bool:
     """Whether a file is one JSON document that calls itself a snapshot, whole or not."""
+    from guardrail.inputs.strict_json import strict_json
     from guardrail.monitor.snapshot import MAX_BYTES
-    from guardrail.requests.strict_json import strict_json
 
     if not path.is_file():  # a pipe, which cannot be read twice
         return False

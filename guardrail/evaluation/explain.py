@@ -24,12 +24,12 @@ from guardrail.evaluation.patches import Layout, Span, picture_spans
 from guardrail.evaluation.pieces import token_texts, written_spans
 from guardrail.evaluation.scanned import scanned
 from guardrail.evaluation.seen import seen_picture
+from guardrail.inputs.messages import Tools, to_request
 from guardrail.model.decoder import context_length
 from guardrail.model.inputs import Encoder
 from guardrail.model.positions import check_positions
 from guardrail.online.answering import verdict_of
 from guardrail.online.engine import require_readable, require_room
-from guardrail.requests.messages import Tools, to_request
 from guardrail.worker.worker import run_in_turn
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guardrail.errors import DatasetError, GuardrailError
+from guardrail.inputs.tools import request_digest
 from guardrail.online.engine import require_readable
-from guardrail.requests.digest import request_digest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import field_validator, model_validator
 
 from guardrail.errors import DatasetError
+from guardrail.inputs.messages import to_request
 from guardrail.inputs.rows import (
     LABELS,
     PICTURES,
@@ -21,7 +22,6 @@ from guardrail.inputs.rows import (
     video_files,
     words,
 )
-from guardrail.requests.messages import to_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

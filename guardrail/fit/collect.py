@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from guardrail.artefact.file import write_atomically
+from guardrail.inputs.tools import request_digest
 from guardrail.model.inputs import Encoder
 from guardrail.model.prefix import SharedPrefix
-from guardrail.requests.digest import request_digest
 from guardrail.types import ImagePart, Message, Request, TextPart
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from guardrail.front.chats import (
     joined,
     with_caution,
 )
+from guardrail.inputs.canonical import canonical_chat, require_one_reading
 from guardrail.policy.acting import enforces
-from guardrail.requests.canonical import canonical_chat, require_one_reading
 from guardrail.types import Request
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from PIL import Image
 from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.inputs.canonical import canonical_chat, canonical_image, canonical_picture
+from guardrail.inputs.sources import names_a_file
+from guardrail.inputs.tools import call_text
 from guardrail.policy.acting import one_reading
-from guardrail.requests.canonical import canonical_chat, canonical_image, canonical_picture
-from guardrail.requests.sources import names_a_file
-from guardrail.requests.tools import call_text
 from guardrail.types import Message, Request, TextPart, ToolCall
 
 if TYPE_CHECKING:

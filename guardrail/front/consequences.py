@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 from guardrail.errors import ConfigurationError
+from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import (
     enforced,
     is_refused_outage,
@@ -18,7 +19,6 @@ from guardrail.policy.acting import (
     unsteered,
     wants_caution,
 )
-from guardrail.requests.patience import read_apart
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

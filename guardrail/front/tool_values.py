@@ -19,12 +19,12 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.inputs.canonical import canonical_chat, canonical_image, canonical_picture
+from guardrail.inputs.limits import Budget
+from guardrail.inputs.media import PICTURE, sniffed_format
+from guardrail.inputs.parts import MEDIA_KEYS
+from guardrail.inputs.sources import decoded_base64, names_a_file
 from guardrail.policy.acting import enforces
-from guardrail.requests.budget import Budget
-from guardrail.requests.canonical import canonical_chat, canonical_image, canonical_picture
-from guardrail.requests.formats import PICTURE, sniffed_format
-from guardrail.requests.parts import MEDIA_KEYS
-from guardrail.requests.sources import decoded_base64, names_a_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,8 +27,8 @@ from guardrail.front.chats import (
 )
 from guardrail.front.consequences import LAST, Reaction, resolved
 from guardrail.front.tool_values import cautioned_result, read_value
+from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import one_reading
-from guardrail.requests.patience import read_apart
 
 if TYPE_CHECKING:
     from guardrail.audit import Audit

@@ -18,17 +18,16 @@ from pydantic import (
 )
 
 from guardrail.errors import DatasetError, UnsupportedContentError
-from guardrail.requests.formats import PICTURE
-from guardrail.requests.messages import Chat
-from guardrail.requests.sources import names_a_file
-from guardrail.requests.strict_json import strict_json
-from guardrail.requests.video_formats import VIDEO
+from guardrail.inputs.media import PICTURE, VIDEO
+from guardrail.inputs.messages import Chat
+from guardrail.inputs.sources import names_a_file
+from guardrail.inputs.strict_json import strict_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from guardrail.requests.medium import Medium
+    from guardrail.inputs.media import Medium
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 VIDEOS = frozenset(

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from guardrail.errors import UnsupportedContentError, UnsupportedModelError
+from guardrail.inputs.tools import call_text
 from guardrail.model.controls import ControlTokens
 from guardrail.model.refusals import REFUSALS, refusal
 from guardrail.model.template import reads, template_text
@@ -19,7 +20,6 @@ from guardrail.model.videos import (
     video_as,
     video_turn_part,
 )
-from guardrail.requests.tools import call_text
 from guardrail.types import ImagePart, Message, Request, TextPart, VideoPart, VideoStream
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from guardrail.artefact.file import write_atomically
 from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.requests.strict_json import strict_json
+from guardrail.inputs.strict_json import strict_json
 from guardrail.stats import Frozen
 from guardrail.types import Action, Modality
 

@@ -25,22 +25,22 @@ from guardrail.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
+from guardrail.inputs.folding import folded
+from guardrail.inputs.limits import in_own_thread, patience
+from guardrail.inputs.messages import drafted
 from guardrail.model.settings import Settings
 from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob
 from guardrail.online.video_scan import Scan
-from guardrail.requests.folding import folded
-from guardrail.requests.messages import drafted
-from guardrail.requests.patience import in_own_thread, patience
 from guardrail.worker.jobs import LATE, Caller
 from guardrail.worker.waiting import within_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from guardrail.inputs.messages import Draft, Tools
     from guardrail.online.engine import Engine
     from guardrail.online.jobs import Floor, Item
     from guardrail.policy import Limits
-    from guardrail.requests.messages import Draft, Tools
     from guardrail.types import Request
     from guardrail.worker.jobs import Job
 

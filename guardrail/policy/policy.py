@@ -105,9 +105,9 @@ class Policy(_Frozen):
     rates the artefact was calibrated for).
 
     Two fields are for what another model will answer. `fold_text`: it is scored a second time in
-    plain letters, where that differs, and the higher score counts (`guardrail.requests.folding`).
+    plain letters, where that differs, and the higher score counts (`guardrail.inputs.folding`).
     `pictures`: what was judged is handed on in a form that all decoders read alike, or pictures
-    that they may read in two ways are refused (`guardrail.requests.canonical`).
+    that they may read in two ways are refused (`guardrail.inputs.canonical`).
     """
 
     mode: Literal["enforce", "shadow"] = "enforce"

@@ -219,7 +219,7 @@ def thumbnail(base: Path | None, name: str | None, size: int = 176) -> str | Non
         name: the picture's path, as the report has it.
         size: the longer side at most, in pixels.
     """
-    from guardrail.requests.images import decode_image
+    from guardrail.inputs.images import decode_image
 
     if not name or (base is None and not Path(name).is_absolute()):
         return None

@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from guardrail.asgi.chats import Content
 from guardrail.errors import DetectorError
 from guardrail.front.consequences import settled
+from guardrail.inputs.canonical import require_one_reading
+from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import passes_unchecked
-from guardrail.requests.canonical import require_one_reading
-from guardrail.requests.patience import read_apart
 from guardrail.server.answers import FIELD, AsciiJSONResponse, headers_of, told
 from guardrail.server.asking import ask_options, checked, count_asked
 from guardrail.server.bodies import StrictRoute

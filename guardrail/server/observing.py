@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from guardrail import __version__
 from guardrail.audit import fan_out
 from guardrail.errors import ConfigurationError
+from guardrail.inputs.parts import MEDIA_KEYS
 from guardrail.monitor import compare
 from guardrail.observe.metrics import Metrics, Scraped, State
 from guardrail.observe.recent import Recent
-from guardrail.requests.parts import MEDIA_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,17 +6,17 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from guardrail.inputs.folding import folded
+from guardrail.inputs.messages import to_request
+from guardrail.inputs.tools import call_text
 from guardrail.policy import Policy, Thresholds
 from guardrail.policy.acting import action_for, enforced, on_outage
-from guardrail.requests.folding import folded
-from guardrail.requests.messages import to_request
-from guardrail.requests.tools import call_text
 from guardrail.types import Action, Request, TextPart, Verdict, VideoStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from guardrail.requests.messages import Tools
+    from guardrail.inputs.messages import Tools
 
 _SCORES = {Action.PASS: 0.0, Action.STEER: 0.5, Action.FLAG: 1.0}
 _AT = Thresholds(steer=0.4, flag=0.9)

@@ -8,8 +8,8 @@ from typing import Any
 from langchain_core.messages import HumanMessage
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.requests.labels import is_label
-from guardrail.requests.parts import MEDIA_KEYS
+from guardrail.inputs.folding import is_label
+from guardrail.inputs.parts import MEDIA_KEYS
 
 Part = dict[str, Any]
 

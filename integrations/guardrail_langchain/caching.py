@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
-from guardrail.requests.formats import sniffed_format
+from guardrail.inputs.media import sniffed_format
 
 if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage

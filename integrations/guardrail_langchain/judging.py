@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from guardrail.requests.patience import read_apart
+from guardrail.inputs.limits import read_apart
 from guardrail_langchain.rules import Outcome
 
 if TYPE_CHECKING:

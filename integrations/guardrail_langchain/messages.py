@@ -20,7 +20,7 @@ from langchain_core.prompt_values import PromptValue
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import with_caution
-from guardrail.requests.labels import is_label, shown_labels
+from guardrail.inputs.folding import is_label, shown_labels
 from guardrail_langchain.blocks import legible, legible_beside, parts_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import BaseMessage
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 
-from guardrail.requests.canonical import canonical_chat
+from guardrail.inputs.canonical import canonical_chat
 from guardrail_langchain.blocks import picture_of
 from guardrail_langchain.messages import to_messages
 

@@ -15,8 +15,8 @@ from typing_extensions import override
 
 from guardrail.errors import ConfigurationError
 from guardrail.front.consequences import Checker, OnFlag, Reaction
+from guardrail.inputs.canonical import require_one_reading
 from guardrail.policy.acting import stopped
-from guardrail.requests.canonical import require_one_reading
 from guardrail_langchain.beside import Beside, bound_beside
 from guardrail_langchain.concurrency import BoundedBatches
 from guardrail_langchain.events import atell, tell

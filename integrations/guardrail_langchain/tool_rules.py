@@ -16,8 +16,8 @@ import guardrail.front.tools
 from guardrail.front.chats import RESULT_CAUTION, call_chat, result_chat
 from guardrail.front.tool_values import read_value
 from guardrail.front.tools import WITHHELD, Side
+from guardrail.inputs.folding import is_label
 from guardrail.policy.acting import one_reading
-from guardrail.requests.labels import is_label
 from guardrail_langchain.commands import command_messages, command_texts, with_messages
 from guardrail_langchain.messages import content_parts, result_parts, to_judged_chat
 from guardrail_langchain.pictures import canonical_contents, canonical_messages

@@ -23,8 +23,8 @@ from pydantic import Field, PrivateAttr, SkipValidation
 from guardrail.audit import Audit
 from guardrail.errors import ConfigurationError
 from guardrail.front.consequences import Checker, OnFlag, Reaction, Settled
+from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import stopped
-from guardrail.requests.patience import read_apart
 from guardrail.types import Verdict
 from guardrail_llamaindex.calling import is_refusal, raise_refusal
 from guardrail_llamaindex.judging import Judge, Request

@@ -13,7 +13,7 @@ from llama_index.core.tools import BaseTool
 from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.requests.labels import is_label
+from guardrail.inputs.folding import is_label
 from guardrail_llamaindex.pictures import ASIDE, named_parts
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.schema import ImageNode, MediaResource, Node
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.inputs.canonical import canonical_chat
 from guardrail.policy.acting import enforces
-from guardrail.requests.canonical import canonical_chat
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence

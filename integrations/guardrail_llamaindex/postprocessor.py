@@ -14,8 +14,8 @@ from pydantic import Field, SkipValidation
 from guardrail.audit import Audit
 from guardrail.errors import InputError
 from guardrail.front.consequences import Checker, OnFlag, Reaction
+from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import enforces, is_refused_outage
-from guardrail.requests.patience import read_apart
 from guardrail.types import Verdict
 from guardrail_llamaindex.nodes import node_message, shows, with_metadata
 from guardrail_llamaindex.pictures import canonical_node

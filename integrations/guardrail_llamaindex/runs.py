@@ -14,8 +14,8 @@ from guardrail.errors import UnsupportedContentError
 from guardrail.front.arguments import snapshot
 from guardrail.front.chats import call_chat, error_words, result_chat
 from guardrail.front.tools import WITHHELD
+from guardrail.inputs.canonical import canonical_chat
 from guardrail.policy.acting import enforces
-from guardrail.requests.canonical import canonical_chat
 from guardrail.types import Action
 from guardrail_llamaindex.messages import to_parts
 from guardrail_llamaindex.pictures import blocks_with

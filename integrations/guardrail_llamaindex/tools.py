@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.tools import AsyncBaseTool, BaseTool, FunctionTool
 
 from guardrail.front.tools import SIDES, ToolRules
-from guardrail.requests.patience import read_apart
+from guardrail.inputs.limits import read_apart
 from guardrail_llamaindex.runs import Run
 
 if TYPE_CHECKING:

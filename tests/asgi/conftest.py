@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from guardrail.asgi import GuardrailASGIMiddleware
 from guardrail.guard import Guard
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy, Thresholds
-from guardrail.requests.messages import to_request
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, Modality, TextPart, Verdict
 

@@ -6,8 +6,8 @@ import pytest
 
 from guardrail.asgi.chats import read_chat
 from guardrail.errors import UnsupportedContentError
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
-from guardrail.requests.messages import to_request
 
 CHAT = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}

@@ -30,8 +30,8 @@ from guardrail.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
+from guardrail.inputs import media
 from guardrail.policy import CAUTION, REFUSAL, Limits, Policy
-from guardrail.requests import formats
 from guardrail.types import Action
 
 
@@ -375,8 +375,8 @@ def test_neither_files_nor_addresses_that_a_client_names_are_opened(
     echo, word_guard, monkeypatch, part, mode
 ):
     opened = []
-    monkeypatch.setattr("guardrail.requests.files.os.open", lambda *a: opened.append(a))
-    monkeypatch.setattr("guardrail.requests.fetch._answer", lambda *a: opened.append(a))
+    monkeypatch.setattr("guardrail.inputs.sources.os.open", lambda *a: opened.append(a))
+    monkeypatch.setattr("guardrail.inputs.fetch._answer", lambda *a: opened.append(a))
     generous = Policy(local_files=True, allowed_hosts={"example.com", "127.0.0.1"}, mode=mode)
     app = echo(word_guard(generous))
     body = {"messages": [{"role": "user", "content": [part]}]}
@@ -464,7 +464,7 @@ def test_a_picture_with_two_readings_is_refused_since_the_app_gets_the_same_byte
 async def test_pictures_that_wait_for_a_decoder_leave_the_loops_threads_to_others(
     echo, word_guard, asking, png_of, monkeypatch
 ):
-    leave, waiting, real = threading.Event(), [], formats._opened
+    leave, waiting, real = threading.Event(), [], media._opened
 
     def opened(*args):
         waiting.append(1)
@@ -472,7 +472,7 @@ async def test_pictures_that_wait_for_a_decoder_leave_the_loops_threads_to_other
         return real(*args)
 
     app, picture = echo(word_guard()), _in_json(png_of(Image.new("RGB", (4, 4))))["json"]
-    monkeypatch.setattr(formats, "_opened", opened)
+    monkeypatch.setattr(media, "_opened", opened)
     async with asyncio.timeout(60):
         asks = [asking(app.app, "POST", "/chat", json=picture) for _ in range(40)]
         tasks = [asyncio.create_task(ask) for ask in asks]

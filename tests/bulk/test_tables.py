@@ -12,8 +12,8 @@ import pytest
 from guardrail.bulk import tables as module
 from guardrail.bulk.tables import Columns, JsonlSource, ParquetSource, media_by_type
 from guardrail.errors import ConfigurationError, DatasetError, UnsupportedContentError
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
-from guardrail.requests.messages import to_request
 
 HERE = Path("/data")
 

@@ -22,12 +22,12 @@ from guardrail.errors import (
 )
 from guardrail.evaluation.explain import explain
 from guardrail.guard import Guard
+from guardrail.inputs.messages import to_request
 from guardrail.model.decoder import decoder_layers, decoder_module
 from guardrail.model.generate import last_residuals
 from guardrail.model.inputs import Encoder
 from guardrail.model.positions import position_residuals
 from guardrail.policy import Limits, Policy, Thresholds, VideoSampling
-from guardrail.requests.messages import to_request
 from guardrail.testing import tiny_artefact, tiny_model
 from guardrail.types import Action, Modality
 

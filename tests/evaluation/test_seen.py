@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from guardrail.evaluation.seen import seen_picture
+from guardrail.inputs.messages import to_request
 from guardrail.model.inputs import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import Policy
-from guardrail.requests.messages import to_request
 
 
 def noise(seed: int, width: int, height: int) -> Image.Image:

@@ -9,9 +9,9 @@ from PIL import Image
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import canonical_argument, is_history, joined, with_caution
+from guardrail.inputs.canonical import require_one_reading
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
-from guardrail.requests.canonical import require_one_reading
-from guardrail.requests.messages import to_request
 from guardrail.types import Message, Request, TextPart
 
 RED, BLUE = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))

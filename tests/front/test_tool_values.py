@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from guardrail.errors import ImageDecodeError, InputError, UnsupportedContentError
 from guardrail.front.tool_values import cautioned_result, read_value
+from guardrail.inputs.canonical import require_one_reading
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
-from guardrail.requests.canonical import require_one_reading
-from guardrail.requests.messages import to_request
 from guardrail.testing import FakeGuard
 
 ENFORCED = Policy()

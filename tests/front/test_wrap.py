@@ -27,9 +27,9 @@ from guardrail.errors import (
 from guardrail.front.arguments import kind_of
 from guardrail.front.wrap import guarded, last_verdict
 from guardrail.guard import Guard
+from guardrail.inputs.canonical import require_one_reading
+from guardrail.inputs.messages import to_request
 from guardrail.policy import CAUTION, REFUSAL, Policy
-from guardrail.requests.canonical import require_one_reading
-from guardrail.requests.messages import to_request
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, ImagePart, Message, Modality, Request, TextPart, Verdict
 from tests.picture_zoo import ONE_WAY, TWO_WAYS, by_convert, by_vllm

@@ -67,7 +67,7 @@ def test_a_row_of_a_batch_gets_the_score_it_gets_alone(
     together = bench.scores(bench.encoded(count, pictures))
     from shapes import chats
 
-    from guardrail.requests.messages import to_request
+    from guardrail.inputs.messages import to_request
 
     asked = chats(bench.shape, batch=count, pictures=pictures)
     alone = [

@@ -11,9 +11,9 @@ from guardrail.bulk.tables import Columns, JsonlSource
 from guardrail.cli.calibrate import benign_lines
 from guardrail.errors import DatasetError
 from guardrail.evaluation.items import load_items
+from guardrail.inputs.messages import to_request
 from guardrail.inputs.rows import picture_files, placed, video_files, words
 from guardrail.policy import Policy
-from guardrail.requests.messages import to_request
 
 FOLDER = Path("data")
 

@@ -26,7 +26,7 @@ from PIL import Image
 
 from guardrail import Policy, UnsupportedContentError
 from guardrail.errors import UrlNotAllowedError, VideoDecodeError
-from guardrail.requests.messages import to_request
+from guardrail.inputs.messages import to_request
 from guardrail.types import ImagePart, TextPart
 
 

@@ -19,8 +19,8 @@ from langgraph.types import Command
 from PIL import Image
 
 from guardrail import Policy, UnsupportedContentError
+from guardrail.inputs.canonical import require_one_reading
 from guardrail.policy import REFUSAL
-from guardrail.requests.canonical import require_one_reading
 from guardrail.testing import FakeGuard
 from tests.picture_zoo import TWO_WAYS, drawing, saved, translucent
 

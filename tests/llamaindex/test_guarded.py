@@ -30,8 +30,8 @@ from guardrail.errors import (
     UnsupportedContentError,
 )
 from guardrail.front.wrap import last_verdict
+from guardrail.inputs.messages import to_request
 from guardrail.policy import CAUTION, REFUSAL, Policy
-from guardrail.requests.messages import to_request
 from guardrail.testing import FakeGuard
 from guardrail.types import Action
 from tests.picture_zoo import ONE_WAY, TWO_WAYS, by_convert, by_vllm

@@ -24,8 +24,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError, UrlNotAllowedError
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
-from guardrail.requests.messages import to_request
 
 CALL = {
     "type": "function",

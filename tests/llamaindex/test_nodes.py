@@ -20,8 +20,8 @@ from llama_index.core.schema import (
 )
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
-from guardrail.requests.messages import to_request
 
 
 def text(node):

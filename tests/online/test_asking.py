@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 
 from guardrail.errors import QueueFullError, RequestCancelledError, RequestTimeoutError
+from guardrail.inputs import media, structure
+from guardrail.inputs.images import Shot
+from guardrail.inputs.video_footage import Encoded
 from guardrail.online.asking import Places
 from guardrail.policy import Limits
-from guardrail.requests import decoders, formats
-from guardrail.requests.shots import Shot
-from guardrail.requests.video_footage import Encoded
 from guardrail.types import Action
 from tests.waiting import LONG_S, auntil, until
 
-DECODERS = decoders._LARGE_AT_ONCE + 1
+DECODERS = structure._LARGE_AT_ONCE + 1
 
 
 def endless(self, limits, what):
@@ -59,9 +59,9 @@ def opening(monkeypatch):
             assert self.leave.wait(LONG_S)
             return real(*args, **options)
 
-    real = formats._opened
+    real = media._opened
     held = Opening()
-    monkeypatch.setattr(formats, "_opened", held)
+    monkeypatch.setattr(media, "_opened", held)
     yield held
     held.leave.set()
 

@@ -9,11 +9,11 @@ import pytest
 
 from guardrail.errors import LimitExceededError, RequestTimeoutError
 from guardrail.fit.traffic import score_traffic
+from guardrail.inputs.folding import folded, folded_text
 from guardrail.model.decoder import decoder_layers
 from guardrail.online.jobs import Floor
 from guardrail.online.video_scan import Thinner
 from guardrail.policy import Limits, Thresholds, VideoSampling
-from guardrail.requests.folding import folded, folded_text
 from guardrail.types import (
     Action,
     Message,

@@ -14,11 +14,11 @@ from PIL import Image
 
 from guardrail.errors import InputError, LimitExceededError, UnsupportedContentError
 from guardrail.fit.collect import text_request
+from guardrail.inputs.messages import to_request
 from guardrail.model.decoder import decoder_layers
 from guardrail.model.inputs import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import Limits, Policy
-from guardrail.requests.messages import to_request
 from guardrail.testing import tiny_model
 from guardrail.types import Action
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from guardrail.errors import QueueFullError
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
-from guardrail.requests.messages import to_request
 from guardrail.server.litellm import LiteLLMBody, cautioned, contents, readable
 from guardrail.types import Action, TextPart
 from tests.picture_zoo import TWO_WAYS

@@ -22,10 +22,10 @@ from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
 from guardrail.front.consequences import settled
+from guardrail.inputs.canonical import canonical_chat
+from guardrail.inputs.limits import read_apart
+from guardrail.inputs.parts import MEDIA_KEYS
 from guardrail.policy.acting import is_refused_outage, passes_unchecked, stopped
-from guardrail.requests.canonical import canonical_chat
-from guardrail.requests.parts import MEDIA_KEYS
-from guardrail.requests.patience import read_apart
 from guardrail.server.answers import (
     FIELD,
     STREAM_HEADERS,

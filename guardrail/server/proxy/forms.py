@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from guardrail.requests.strict_json import strict_json
+from guardrail.inputs.strict_json import strict_json
 from guardrail.server.answers import DONE, FIELD, event, form_of, told
 from guardrail.types import Result, Verdict
 

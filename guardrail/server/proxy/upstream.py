@@ -23,7 +23,7 @@ from tenacity import (
 
 from guardrail import __version__
 from guardrail.errors import ConfigurationError
-from guardrail.requests.strict_json import strict_json
+from guardrail.inputs.strict_json import strict_json
 from guardrail.server.proxy.failures import UpstreamProblem, broken, late, of_status, of_transport
 
 if TYPE_CHECKING:

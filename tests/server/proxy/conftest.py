@@ -14,8 +14,8 @@ import httpx
 import pytest
 import uvicorn
 
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
-from guardrail.requests.messages import to_request
 from guardrail.server import ServerSettings, create_app
 from guardrail.server.proxy import UpstreamSettings, through
 from guardrail.types import Action, TextPart, Verdict

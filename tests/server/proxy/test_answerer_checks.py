@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.inputs import media
+from guardrail.inputs.images import decode_image
+from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
-from guardrail.requests import formats
-from guardrail.requests.images import decode_image
-from guardrail.requests.messages import to_request
 from guardrail.server.proxy.answerer import refuse_unclear_media
 from tests.picture_zoo import ONE_WAY, TWO_WAYS, by_convert, by_vllm
 from tests.waiting import auntil
@@ -182,14 +182,14 @@ async def test_a_picture_behind_the_checked_one_does_not_get_through(
 async def test_text_is_sent_on_while_pictures_wait_for_a_decoder(
     proxy_of, upstream, encoded, monkeypatch
 ):
-    leave, waiting, real = threading.Event(), [], formats._opened
+    leave, waiting, real = threading.Event(), [], media._opened
 
     def opened(*args):
         waiting.append(1)
         assert leave.wait(60)
         return real(*args)
 
-    monkeypatch.setattr(formats, "_opened", opened)
+    monkeypatch.setattr(media, "_opened", opened)
     pictures = chat({"type": "image_url", "image_url": f"data:image/png;base64,{encoded}"})
     words = chat({"type": "text", "text": "tell me"})
     async with asyncio.timeout(60), proxy_of() as client:

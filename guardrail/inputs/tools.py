@@ -1,0 +1,148 @@
+"""Tools and tool calls: what a model may call, what it called, bounded and in one form.
+
+A request by its content, for what is kept of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from guardrail.errors import UnsupportedContentError
+from guardrail.inputs.parts import as_mapping, refuse_unknown
+from guardrail.inputs.strict_json import strict_json
+from guardrail.types import ImagePart, TextPart, ToolCall, VideoPart, VideoStream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
+    from guardrail.inputs.limits import Budget
+    from guardrail.types import Request
+
+
+def request_digest(request: Request) -> str:
+    """SHA-256 over all that a model sees of a request: roles, texts, names, calls, tools, pixels.
+
+    A long video stands there as its content and how it is sampled, so it is read but not decoded.
+    Each piece is written with its length before it, so that no two requests read alike. Keys keep
+    their order: a chat template writes them as they come.
+    """
+    digest = hashlib.sha256()
+
+    def feed(kind: str, data: bytes) -> None:
+        digest.update(f"{kind}{len(data)}:".encode())
+        digest.update(data)
+
+    def feed_picture(image: Image) -> None:
+        feed("size", f"{image.mode}{image.size}".encode())
+        feed("image", image.tobytes())
+
+    feed("tools", json.dumps(request.tools).encode())
+    for message in request.messages:
+        calls = [[call.name, call.arguments, call.id] for call in message.tool_calls]
+        about = [message.role, message.name, message.tool_call_id, calls]
+        feed("message", json.dumps(about).encode())
+        for part in message.parts:
+            match part:
+                case TextPart(text):
+                    feed("text", text.encode())
+                case ImagePart(image):
+                    feed_picture(image)
+                case VideoPart(clip):
+                    feed("clip", json.dumps(clip.times).encode())
+                    for frame in clip.frames:
+                        feed_picture(frame)
+                case VideoStream(windows):
+                    feed("stream", windows.digest.encode())
+    return digest.hexdigest()
+
+
+_ABOUT_TOOLS = {"name", "description", "parameters", "strict"}
+
+
+def read_tools(tools: Sequence[object], budget: Budget) -> tuple[Mapping[str, Any], ...]:
+    """Tools in the OpenAI function form, copied, counted as text and checked as plain JSON.
+
+    Raises:
+        UnsupportedContentError: another form, or values that JSON does not have.
+    """
+    if not isinstance(tools, list | tuple):
+        raise UnsupportedContentError(
+            f"tools must be a list of function schemas, not a {type(tools).__name__}"
+        )
+    return tuple(_read_tool(tool, f"tools[{i}]", budget) for i, tool in enumerate(tools))
+
+
+def _read_tool(value: object, what: str, budget: Budget) -> Mapping[str, Any]:
+    tool = as_mapping(value, what)
+    if tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
+        raise UnsupportedContentError(
+            f'{what} is no function schema; write {{"type": "function", "function": '
+            '{"name": ..., "description": ..., "parameters": {...}}}'
+        )
+    refuse_unknown(tool, {"type", "function"}, what)
+    function = as_mapping(tool["function"], f"{what}.function")
+    refuse_unknown(function, _ABOUT_TOOLS, f"{what}.function")
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise UnsupportedContentError(f"{what}.function needs a name")
+    text = budget.json({"type": "function", "function": dict(function)}, what)
+    copied: dict[str, Any] = json.loads(budget.text(text, what))
+    return copied
+
+
+def read_tool_call(call: object, what: str, budget: Budget) -> ToolCall:
+    """One call; arguments that are JSON text are parsed, and kept verbatim if that would lose any.
+
+    Accepted: `{"function": {"name", "arguments"}}` (OpenAI, Hugging Face), `{"name", "arguments"}`
+    (the older `function_call`) and `{"name", "args"}` (LangChain).
+    """
+    call = as_mapping(call, what)
+    if call.get("type") not in (None, "function", "tool_call"):
+        raise UnsupportedContentError(
+            f"{what} has the type {str(call['type'])[:80]!r}; accepted: function, tool_call"
+        )
+    if "function" in call:
+        refuse_unknown(call, {"type", "id", "index", "function"}, what)
+        body, about = as_mapping(call["function"], f"{what}.function"), set[str]()
+    else:
+        body, about = call, {"type", "id", "index"}
+    arguments = "args" if body.get("args") is not None else "arguments"
+    refuse_unknown(body, {"name", arguments} | about, what)
+    name, value, label = body.get("name"), body.get(arguments), call.get("id")
+    if not isinstance(name, str):
+        raise UnsupportedContentError(f"{what}: name must be a str, not {type(name).__name__}")
+    text = value if isinstance(value, str) else budget.json(value or {}, f"{what}.{arguments}")
+    read = ToolCall(
+        name=name,
+        arguments=_parsed(text),
+        id="" if label is None else budget.text(label, f"{what}.id"),
+    )
+    budget.text(call_text(read), what)
+    return read
+
+
+def recheck_call(call: ToolCall, what: str, budget: Budget) -> None:
+    """Count a call that was read before."""
+    budget.text(call.id, f"{what}.id")
+    budget.text(call_text(call), what)
+
+
+def call_text(call: ToolCall) -> str:
+    """The call as one line of JSON, for templates that know no calls."""
+    value = call.arguments
+    if not isinstance(value, str):
+        value = json.dumps(value, ensure_ascii=False)
+    return f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {value}}}'
+
+
+def _parsed(text: str) -> Mapping[str, Any] | str:
+    """The object that `text` writes down, or `text` where parsing would change what it says."""
+    try:
+        value = strict_json(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text

@@ -1,1 +1,0 @@
-"""What users ask: messages and pictures, decoded within limits."""
