@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from guardrail.fit.refusal import is_refusal
 from guardrail.inputs.messages import to_request
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import generate_rows
-from guardrail.model.inputs import Encoder
 from guardrail.model.settings import Settings
 from guardrail.stats import Rate
 

@@ -22,8 +22,8 @@ from guardrail import Guard, Policy, Thresholds
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import packaged
 from guardrail.inputs.messages import to_request
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import generate_rows, last_residuals
-from guardrail.model.inputs import Encoder
 from guardrail.model.load import LoadedModel, load_model
 from guardrail.model.settings import Settings
 from guardrail.types import Modality

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from guardrail.fit.collect import text_request
 from guardrail.fit.dataset import load_contrast
 from guardrail.model.decoder import decoder_layers, decoder_module
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
 from guardrail.model.load import LoadedModel, wrap_model
 
 READS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # linear maps out of the residual

@@ -21,9 +21,8 @@ from transformers import GenerationConfig
 from transformers.generation import BaseStreamer
 
 from guardrail.inputs.messages import to_request
-from guardrail.model.criteria import RowControl, RowOutcome
-from guardrail.model.generate import generate_rows
-from guardrail.model.inputs import Encoder, on_device
+from guardrail.model.encode import Encoder, on_device
+from guardrail.model.generate import RowControl, RowOutcome, generate_rows
 from guardrail.model.load import LoadedModel
 from guardrail.model.settings import Settings
 from guardrail.online.answering import AnswerText

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save
 from guardrail.artefact.file import write_atomically
 from guardrail.inputs.messages import to_request
 from guardrail.inputs.tools import request_digest
+from guardrail.model.encode import Encoder
 from guardrail.model.fingerprint import fingerprint
-from guardrail.model.inputs import Encoder
 from guardrail.model.load import LoadedModel
 from guardrail.model.prefix import SharedPrefix
 from guardrail.policy import Policy

@@ -23,9 +23,9 @@ from shapes import SHAPES, Shape, build, chats
 from guardrail import Guard
 from guardrail.decide.detector import Detector
 from guardrail.inputs.messages import to_request
+from guardrail.model.encode import Encoded, Encoder, on_device
 from guardrail.model.generate import check_rows, generate_rows, last_residuals
 from guardrail.model.hooks import PromptHooks, check_layers
-from guardrail.model.inputs import Encoded, Encoder, on_device
 from guardrail.model.load import LoadedModel
 from guardrail.model.settings import Settings
 from guardrail.testing import tiny_artefact

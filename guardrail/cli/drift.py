@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Figures,
         TransportFigures,
     )
-    from guardrail.model.loaded import LoadedModel
+    from guardrail.model.load import LoadedModel
     from guardrail.stats import Estimate, Share
 
 

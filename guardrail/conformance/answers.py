@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from guardrail.conformance.subject import Subject
     from guardrail.decide.detector import Detector
-    from guardrail.model.criteria import RowOutcome
-    from guardrail.model.inputs import Encoded
-    from guardrail.model.rulings import Ruling
+    from guardrail.model.encode import Encoded
+    from guardrail.model.generate import RowOutcome
+    from guardrail.model.prefill import Ruling
 
 
 @dataclass(frozen=True, slots=True)

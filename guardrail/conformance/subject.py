@@ -18,8 +18,8 @@ from guardrail.conformance.plain import plain_inputs
 from guardrail.conformance.prompts import TEXTS, picture_request, text_requests
 from guardrail.decide.detector import Detector
 from guardrail.errors import GuardrailError
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import last_residuals
-from guardrail.model.inputs import Encoder
 from guardrail.policy import Policy, Thresholds
 from guardrail.types import Action, Modality
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from guardrail.artefact import Artefact
-    from guardrail.model.inputs import Encoded
+    from guardrail.model.encode import Encoded
     from guardrail.model.load import LoadedModel
     from guardrail.types import Request
 

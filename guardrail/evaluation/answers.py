@@ -14,10 +14,9 @@ from guardrail.evaluation.schema import ItemRow, Quality
 from guardrail.evaluation.windows import answered_request
 from guardrail.fit.prompts import spread
 from guardrail.fit.steering import kl_divergence
-from guardrail.model.criteria import RowControl
 from guardrail.model.decoder import context_length
-from guardrail.model.generate import generate_rows, next_token_logits
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
+from guardrail.model.generate import RowControl, generate_rows, next_token_logits
 from guardrail.model.settings import Settings
 from guardrail.online.engine import require_room
 from guardrail.policy.acting import enforces
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from guardrail.evaluation.inputs import Input
     from guardrail.evaluation.scores import ItemScores
     from guardrail.guard import Guard
-    from guardrail.model.inputs import Encoded
+    from guardrail.model.encode import Encoded
     from guardrail.model.load import LoadedModel
     from guardrail.policy import Limits
     from guardrail.types import Request, Result, Verdict

@@ -26,7 +26,7 @@ from guardrail.evaluation.scanned import scanned
 from guardrail.evaluation.seen import seen_picture
 from guardrail.inputs.messages import Tools, to_request
 from guardrail.model.decoder import context_length
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
 from guardrail.model.positions import check_positions
 from guardrail.online.answering import verdict_of
 from guardrail.online.engine import require_readable, require_room
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from guardrail.guard import Guard
-    from guardrail.model.inputs import Encoded
+    from guardrail.model.encode import Encoded
     from guardrail.model.load import LoadedModel
     from guardrail.policy import Policy
     from guardrail.types import Clip, Request

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from guardrail.model.controls import BREAK
+from guardrail.model.control_tokens import BREAK
 from guardrail.types import Request, TextPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from guardrail.model.inputs import Encoder
+    from guardrail.model.encode import Encoder
 
     Span = tuple[int, int, str]  # first character, end, role
 

@@ -11,8 +11,8 @@ from guardrail.errors import DetectorError
 from guardrail.evaluation.explanation import WindowScore
 from guardrail.evaluation.frames import clips_of
 from guardrail.model.decoder import context_length
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import check_rows
-from guardrail.model.inputs import Encoder
 from guardrail.online.answering import verdict_of
 from guardrail.online.engine import require_room
 from guardrail.online.jobs import Floor
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from guardrail.decide.detector import Detector
     from guardrail.guard import Guard
-    from guardrail.model.rulings import Ruling
+    from guardrail.model.prefill import Ruling
     from guardrail.types import Request, Verdict
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guardrail.artefact.file import write_atomically
 from guardrail.inputs.tools import request_digest
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
 from guardrail.model.prefix import SharedPrefix
 from guardrail.types import ImagePart, Message, Request, TextPart
 

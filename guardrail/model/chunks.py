@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from guardrail.model.inputs import Encoded
+    from guardrail.model.encode import Encoded
     from guardrail.model.load import LoadedModel
 
 _TYPES = ("token_type_ids", "mm_token_type_ids")  # what models make their masks from

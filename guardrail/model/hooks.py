@@ -17,11 +17,11 @@ from guardrail.errors import ConfigurationError
 from guardrail.model.decoder import (
     decoder_layers,
     decoder_module,
+    hidden_of,
     passed_cache,
     positions_in,
     self_attention_layers,
 )
-from guardrail.model.residuals import hidden_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
-    from guardrail.model.calls import PromptCall
-    from guardrail.model.detectors import AnyDetector
+    from guardrail.model.prefill import AnyDetector, PromptCall
 
 _CURRENT: ContextVar[tuple[PromptHooks, PromptCall] | None] = ContextVar(
     "guardrail_call", default=None

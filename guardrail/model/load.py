@@ -1,8 +1,12 @@
-"""A model and its processor, from the Hub, from a folder or from memory."""
+"""A model and its processor, from the Hub, from a folder or from memory.
+
+A model in memory with what feeds it.
+"""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -23,15 +27,75 @@ from transformers.models.auto.modeling_auto import (
 
 from guardrail.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
 from guardrail.extras import require
-from guardrail.model.adapters import adapter_at, without_peft_shell
-from guardrail.model.loaded import IN_MEMORY, LoadedModel
-from guardrail.model.source import Source, locate, reason
+from guardrail.model.source import Source, adapter_at, locate, reason, without_peft_shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from transformers import PreTrainedConfig
+
+IN_MEMORY = "in memory"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode with what feeds it; `revision` is the commit, when the Hub gave one."""
+
+    model: PreTrainedModel
+    processor: ProcessorMixin | PreTrainedTokenizerBase
+    source: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """What to call the model: where it came from, or its class if it was made in memory."""
+        return type(self.model).__name__ if self.source == IN_MEMORY else self.source
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's tokenizer, or the processor itself when it is one."""
+        tokenizer: Any = getattr(self.processor, "tokenizer", self.processor)
+        result: PreTrainedTokenizerBase = tokenizer
+        return result
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong: the device on which the token embeddings run."""
+        embeddings: Any = self.model.get_input_embeddings()
+        hook = getattr(embeddings, "_hf_hook", None)
+        # offloaded weights wait on `meta`; accelerate's hook knows where they will run
+        for each in getattr(hook, "hooks", (hook,)):
+            place = getattr(each, "execution_device", None)
+            if place is not None:
+                return torch.device(place)
+        return torch.device(embeddings.weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What pictures are given in: the dtype of the first weights that can be calculated with.
+
+        8-bit floats are a way of storing weights.
+        """
+        kinds = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return next((kind for kind in kinds if kind.itemsize > 1), torch.get_default_dtype())
+
+    @property
+    def layer_count(self) -> int:
+        """How many decoder layers there are."""
+        return int(self.model.config.get_text_config(decoder=True).num_hidden_layers)
+
+    @property
+    def d_model(self) -> int:
+        """The width of the residual stream."""
+        return int(self.model.config.get_text_config(decoder=True).hidden_size)
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether the processor takes pictures."""
+        return getattr(self.processor, "image_processor", None) is not None
+
 
 T = TypeVar("T")
 

@@ -16,20 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from guardrail.errors import UnsupportedModelError
-from guardrail.model.calls import PromptCall
 from guardrail.model.decoder import decoder_layers, decoder_module
 from guardrail.model.generate import run_until_read
 from guardrail.model.hooks import check_layers, prompt_hooks
+from guardrail.model.prefill import PromptCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
-    from guardrail.model.detectors import AnyDetector
-    from guardrail.model.inputs import Encoded
+    from guardrail.model.encode import Encoded
     from guardrail.model.load import LoadedModel
-    from guardrail.model.rulings import Ruling
+    from guardrail.model.prefill import AnyDetector, Ruling
     from guardrail.policy import Policy
 
     Reduce = Callable[[int, Tensor], Tensor]

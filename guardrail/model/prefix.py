@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guardrail.model.calls import PrefillDoneError, PromptCall
 from guardrail.model.decoder import cache_argument, decoder_layers, self_attention_layers
 from guardrail.model.generate import last_residuals
 from guardrail.model.hooks import prompt_hooks
+from guardrail.model.prefill import PrefillDoneError, PromptCall
 from guardrail.types import Message, Request, TextPart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guardrail.model.inputs import Encoded, Encoder
+    from guardrail.model.encode import Encoded, Encoder
     from guardrail.model.load import LoadedModel
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from guardrail.errors import (
     RequestCancelledError,
     RequestTimeoutError,
 )
-from guardrail.model.criteria import RowControl, RowOutcome
+from guardrail.model.generate import RowControl, RowOutcome
 from guardrail.online.jobs import NOTHING_YET, verdict_facts, who
 from guardrail.online.tool_calls import CallReader
 from guardrail.policy.acting import stopped
@@ -28,7 +28,7 @@ from guardrail.worker.jobs import LATE
 if TYPE_CHECKING:
     from guardrail.audit import Audit
     from guardrail.decide.detector import Detector
-    from guardrail.model.rulings import Ruling
+    from guardrail.model.prefill import Ruling
     from guardrail.online.jobs import AnswerJob, Floor
 
 Decode = Callable[[Sequence[int]], str]

@@ -15,10 +15,10 @@ from guardrail.artefact.artefact import Artefact, sampling_notes
 from guardrail.decide.detector import NO_FLOOR, Detector
 from guardrail.errors import ArtefactMismatchError, LimitExceededError, UnsupportedContentError
 from guardrail.model.decoder import context_length
+from guardrail.model.encode import TEXT_ONLY, Encoded, Encoder
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import check_rows, generate_rows
 from guardrail.model.hooks import PromptHooks, check_layers
-from guardrail.model.inputs import TEXT_ONLY, Encoded, Encoder
 from guardrail.monitor.monitor import Monitor
 from guardrail.online.answering import Answering, verdict_of
 from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob, verdict_facts, who
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from guardrail.audit import Audit
     from guardrail.model.load import LoadedModel
-    from guardrail.model.rulings import Ruling
+    from guardrail.model.prefill import Ruling
     from guardrail.model.settings import Settings
     from guardrail.online.jobs import Floor, Item
     from guardrail.policy import Limits, Policy, Thresholds

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from guardrail.conformance import Outcome, check_model
-from guardrail.model import inputs, videos
+from guardrail.model import encode
 from guardrail.testing import tiny_model
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ def llava() -> Any:
 
 
 def padding_is_attended_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = inputs.Encoder._apply
+    real = encode.Encoder._apply
 
     def apply(self: Any, *args: Any, **options: Any) -> Any:
         batch = real(self, *args, **options)
         return batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
 
-    monkeypatch.setattr(inputs.Encoder, "_apply", apply)
+    monkeypatch.setattr(encode.Encoder, "_apply", apply)
 
 
 def padding_on_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = inputs.Encoder._apply
+    real = encode.Encoder._apply
 
     def apply(self: Any, *args: Any, **options: Any) -> Any:
         batch = real(self, *args, **options)
@@ -45,11 +45,11 @@ def padding_on_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
                 batch[name][row] = batch[name][row].roll(count)
         return batch
 
-    monkeypatch.setattr(inputs.Encoder, "_apply", apply)
+    monkeypatch.setattr(encode.Encoder, "_apply", apply)
 
 
 def the_picture_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = inputs.Encoder._apply
+    real = encode.Encoder._apply
 
     def apply(self: Any, *args: Any, **options: Any) -> Any:
         batch = real(self, *args, **options)
@@ -57,11 +57,11 @@ def the_picture_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
             batch["pixel_values"] = torch.zeros_like(batch["pixel_values"])
         return batch
 
-    monkeypatch.setattr(inputs.Encoder, "_apply", apply)
+    monkeypatch.setattr(encode.Encoder, "_apply", apply)
 
 
 def pictures_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = inputs.Encoder._apply
+    real = encode.Encoder._apply
 
     def apply(self: Any, *args: Any, **options: Any) -> Any:
         batch = real(self, *args, **options)
@@ -69,7 +69,7 @@ def pictures_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
             batch["pixel_values"] = batch["pixel_values"].flip(0)
         return batch
 
-    monkeypatch.setattr(inputs.Encoder, "_apply", apply)
+    monkeypatch.setattr(encode.Encoder, "_apply", apply)
 
 
 MUTANTS: list[tuple[Patch, set[str]]] = [
@@ -89,17 +89,17 @@ def test_other_inputs_fail_the_checks_that_look_there_and_no_others(
 
 
 def frames_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = inputs.video_turn_part
+    real = encode.video_turn_part
 
     def part(clip: Any) -> dict[str, Any]:
         return real(clip) | {"video": list(clip.frames)[::-1]}
 
-    monkeypatch.setattr(inputs, "video_turn_part", part)
+    monkeypatch.setattr(encode, "video_turn_part", part)
 
 
 def frames_at_other_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = videos._metadata
-    monkeypatch.setattr(videos, "_metadata", lambda clip: real(clip) | {"fps": 500.0})
+    real = encode._metadata
+    monkeypatch.setattr(encode, "_metadata", lambda clip: real(clip) | {"fps": 500.0})
 
 
 @pytest.mark.parametrize("patch", [frames_backwards, frames_at_other_times])

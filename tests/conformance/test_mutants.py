@@ -11,7 +11,7 @@ from guardrail.conformance import CHECKS, Outcome, check_model
 from guardrail.decide.detector import Detector
 from guardrail.decide.linear import Readout, Steering
 from guardrail.guard import Guard
-from guardrail.model import calls, generate, hooks, settings
+from guardrail.model import generate, hooks, prefill, settings
 from guardrail.online import answering
 from guardrail.online.answering import Answering
 from guardrail.testing import tiny_model
@@ -37,14 +37,14 @@ def failing(model: Any, names: set[str] = BASE) -> set[str]:
 
 
 def one_position_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = calls.PromptCall.enter
+    real = prefill.PromptCall.enter
 
     def enter(self: Any, past: int, length: int) -> None:
         self.prompt_len -= 1
         real(self, past, length)
         self.prompt_len += 1
 
-    monkeypatch.setattr(calls.PromptCall, "enter", enter)
+    monkeypatch.setattr(prefill.PromptCall, "enter", enter)
 
 
 def edit_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +90,11 @@ def no_early_exit(monkeypatch: pytest.MonkeyPatch) -> None:
     def see(self: Any, layer: int, hidden: torch.Tensor) -> Any:
         try:
             return real(self, layer, hidden)
-        except calls.PrefillDoneError:
+        except prefill.PrefillDoneError:
             return None
 
-    real = calls.PromptCall.see
-    monkeypatch.setattr(calls.PromptCall, "see", see)
+    real = prefill.PromptCall.see
+    monkeypatch.setattr(prefill.PromptCall, "see", see)
 
 
 def the_offset_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,17 +153,17 @@ def static_caches_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls.PromptCall, "may_edit_tokens", property(lambda _self: True))
+    monkeypatch.setattr(prefill.PromptCall, "may_edit_tokens", property(lambda _self: True))
 
 
 def only_the_first_chunk_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = calls.PromptCall.enter
+    real = prefill.PromptCall.enter
 
     def enter(self: Any, past: int, length: int) -> None:
         if past == 0:
             real(self, self.prompt_len - length, length)
 
-    monkeypatch.setattr(calls.PromptCall, "enter", enter)
+    monkeypatch.setattr(prefill.PromptCall, "enter", enter)
     monkeypatch.setattr(generate, "require_exact_chunks", lambda *_: None)  # it would see that
 
 

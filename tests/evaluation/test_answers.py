@@ -19,8 +19,8 @@ from guardrail.evaluation.inputs import Input
 from guardrail.evaluation.items import EvalItem
 from guardrail.evaluation.run import evaluate
 from guardrail.evaluation.scores import ItemScores
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import next_token_logits
-from guardrail.model.inputs import Encoder
 from guardrail.policy import Policy
 from guardrail.types import Action, Modality
 

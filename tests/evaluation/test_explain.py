@@ -24,8 +24,8 @@ from guardrail.evaluation.explain import explain
 from guardrail.guard import Guard
 from guardrail.inputs.messages import to_request
 from guardrail.model.decoder import decoder_layers, decoder_module
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import last_residuals
-from guardrail.model.inputs import Encoder
 from guardrail.model.positions import position_residuals
 from guardrail.policy import Limits, Policy, Thresholds, VideoSampling
 from guardrail.testing import tiny_artefact, tiny_model

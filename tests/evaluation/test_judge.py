@@ -22,8 +22,8 @@ from guardrail.evaluation.judge import (
     load_sample,
 )
 from guardrail.fit.collect import text_request
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import next_token_logits
-from guardrail.model.inputs import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.testing import tiny_model
 

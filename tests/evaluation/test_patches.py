@@ -11,7 +11,7 @@ import torch
 from guardrail.errors import ConfigurationError
 from guardrail.evaluation.patches import ASSUMED, UNKNOWN, UNTIED, image_token, picture_spans
 from guardrail.inputs.messages import to_request
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import Policy
 

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from guardrail.evaluation.pieces import token_texts, written_spans
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.testing import tiny_model
 from guardrail.types import Message, Request, TextPart

@@ -11,7 +11,7 @@ from PIL import Image
 
 from guardrail.evaluation.seen import seen_picture
 from guardrail.inputs.messages import to_request
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import Policy
 

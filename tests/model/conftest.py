@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from guardrail.model.inputs import Encoded, Encoder
+from guardrail.model.encode import Encoded, Encoder
 from guardrail.model.load import LoadedModel, wrap_model
 from guardrail.types import Action, ImagePart, Message, Request, TextPart
 

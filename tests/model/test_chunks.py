@@ -11,8 +11,8 @@ import torch
 from guardrail.errors import UnsupportedModelError
 from guardrail.model.chunks import require_exact_chunks
 from guardrail.model.decoder import decoder_layers
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import check_rows, generate_rows, last_residuals
-from guardrail.model.inputs import Encoder
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
 from guardrail.testing import FAMILIES, family, tiny_model

@@ -9,10 +9,9 @@ import torch
 from transformers import CompileConfig
 
 from guardrail.errors import DetectorError
-from guardrail.model.criteria import RowControl
 from guardrail.model.decoder import decoder_layers
-from guardrail.model.generate import check_rows, generate_rows
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
+from guardrail.model.generate import RowControl, check_rows, generate_rows
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
 from guardrail.testing import tiny_model

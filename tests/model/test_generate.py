@@ -1,7 +1,12 @@
-"""Guarded generation against plain `generate`, and against a slow reference."""
+"""Guarded generation against plain `generate`, and against a slow reference.
+
+Sampled answers repeat themselves and disturb nobody.
+"""
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,18 +15,25 @@ import pytest
 import torch
 
 from guardrail.errors import ConfigurationError, DetectorError, UnsupportedModelError
-from guardrail.model.criteria import RowControl
 from guardrail.model.decoder import decoder_layers
-from guardrail.model.generate import check_rows, generate_rows, last_residuals, next_token_logits
+from guardrail.model.encode import Encoder
+from guardrail.model.generate import (
+    RowControl,
+    check_rows,
+    generate_rows,
+    last_residuals,
+    next_token_logits,
+)
 from guardrail.model.hooks import prompt_hooks
-from guardrail.model.inputs import Encoder
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
 from guardrail.testing import tiny_model
 from guardrail.types import Action
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
+
 SIX = Settings(max_new_tokens=6)
+
 POLICY = Policy()
 
 
@@ -503,3 +515,30 @@ def test_the_way_the_model_caches_makes_no_difference(llama, loaded_of, two, fak
     assert tokens(outcomes) == tokens(expected)
     assert len(special.seen) == 1
     assert torch.allclose(special.seen[0], usual.seen[0], atol=1e-4)
+
+
+def test_seeded_answers_of_two_models_in_two_threads_do_not_disturb_each_other(
+    llama, loaded_of, two
+):
+    settings = Settings(max_new_tokens=6, do_sample=True, temperature=5.0, seed=4)
+    every = []
+    for seed in (0, 1):
+        model, processor = tiny_model("llama", seed=seed)
+        every.append(loaded_of(llama._replace(model=model, processor=processor)))
+        decoder_layers(model)[0].register_forward_pre_hook(lambda *_: time.sleep(0.002))
+
+    def answer(loaded: Any) -> list[list[list[int]]]:
+        return [tokens(generate_rows(loaded, two(loaded), None, settings)) for _ in range(5)]
+
+    expected = [answer(loaded) for loaded in every]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(answer, every)) == expected
+
+
+def test_a_seeded_answer_leaves_the_callers_random_state_alone(llava, loaded_of, two):
+    loaded = loaded_of(llava)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    generate_rows(loaded, two(loaded), None, Settings(max_new_tokens=2, do_sample=True, seed=1))
+    assert torch.equal(torch.rand(1), expected)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from guardrail.errors import ConfigurationError
-from guardrail.model.calls import PromptCall
 from guardrail.model.decoder import decoder_layers, decoder_module
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import generate_rows
 from guardrail.model.hooks import PromptHooks, prompt_hooks
-from guardrail.model.inputs import Encoder
+from guardrail.model.prefill import PromptCall
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
 from guardrail.types import Action

@@ -13,9 +13,9 @@ from guardrail import Guard
 from guardrail.errors import ConfigurationError, UnsupportedModelError
 from guardrail.fit.collect import Collector, text_request
 from guardrail.model.decoder import decoder_layers
+from guardrail.model.encode import Encoder
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import generate_rows, last_residuals
-from guardrail.model.inputs import Encoder
 from guardrail.model.load import LoadedModel, load_model, wrap_model
 from guardrail.model.prefix import SharedPrefix
 from guardrail.model.settings import Settings

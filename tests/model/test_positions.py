@@ -9,9 +9,9 @@ import torch
 
 from guardrail.errors import ConfigurationError, UnsupportedModelError
 from guardrail.model.decoder import decoder_layers, decoder_module
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import check_rows, last_residuals
 from guardrail.model.hooks import prompt_hooks
-from guardrail.model.inputs import Encoder
 from guardrail.model.positions import PositionsCall, check_positions, position_residuals
 from guardrail.types import Action
 

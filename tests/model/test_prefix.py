@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import last_residuals
-from guardrail.model.inputs import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.model.prefix import SharedPrefix
 from guardrail.testing import tiny_model

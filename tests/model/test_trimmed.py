@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from guardrail.errors import UnsupportedModelError
-from guardrail.model.calls import PromptCall
 from guardrail.model.decoder import decoder_layers
 from guardrail.model.generate import check_rows, generate_rows, last_residuals
 from guardrail.model.hooks import check_layers, prompt_hooks
 from guardrail.model.positions import check_positions, position_residuals
+from guardrail.model.prefill import PromptCall
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
 from guardrail.testing import tiny_model

@@ -23,7 +23,7 @@ from guardrail.errors import (
 )
 from guardrail.guard import Guard
 from guardrail.model.decoder import decoder_layers
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import REFUSAL, Limits, Policy, Thresholds
 from guardrail.testing import tiny_model

@@ -16,7 +16,7 @@ from guardrail.errors import InputError, LimitExceededError, UnsupportedContentE
 from guardrail.fit.collect import text_request
 from guardrail.inputs.messages import to_request
 from guardrail.model.decoder import decoder_layers
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import Limits, Policy
 from guardrail.testing import tiny_model

@@ -7,7 +7,7 @@ import torch
 
 from guardrail.errors import LimitExceededError, UnsupportedContentError
 from guardrail.model.decoder import decoder_layers
-from guardrail.model.inputs import Encoder
+from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import REFUSAL, Limits
 from guardrail.testing import VIDEO_FAMILIES, family

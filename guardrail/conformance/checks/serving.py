@@ -12,14 +12,13 @@ from guardrail.conformance.subject import TOKENS, rules
 from guardrail.conformance.trace import traced
 from guardrail.conformance.trio import trio
 from guardrail.guard import Guard
-from guardrail.model.criteria import RowControl
-from guardrail.model.generate import generate_rows
+from guardrail.model.generate import RowControl, generate_rows
 from guardrail.model.settings import Settings
 from guardrail.types import Action
 
 if TYPE_CHECKING:
     from guardrail.conformance.subject import Subject
-    from guardrail.model.rulings import Ruling
+    from guardrail.model.prefill import Ruling
     from guardrail.types import Request, Result
 
 _ROUNDS = 3

@@ -32,7 +32,7 @@ async def begun(client, url, body):
 HELD = """
 import time
 from pathlib import Path
-from guardrail.model.criteria import RowsCriterion
+from guardrail.model.generate import RowsCriterion
 take = RowsCriterion.__call__
 def held(self, *args, **options):
     done = take(self, *args, **options)

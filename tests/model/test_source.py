@@ -13,9 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from guardrail import Guard
 from guardrail.errors import ArtefactMismatchError, ModelLoadError, UnsupportedModelError
-from guardrail.model.adapters import adapter_at
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import load_model, wrap_model
+from guardrail.model.source import adapter_at
 from guardrail.testing import tiny_artefact, tiny_model
 from guardrail.types import Action
 
@@ -281,15 +281,15 @@ def test_an_adapter_is_not_put_on_an_offloaded_model(folders: Any, tmp_path: Pat
 def test_a_revision_asked_for_goes_before_the_adapters(
     folders: Any, lone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guardrail.model import adapters
+    from guardrail.model import source
 
-    real, asked = adapters.locate, []
+    real, asked = source.locate, []
 
     def note(source: Any, **options: Any) -> Any:
         asked.append(options["revision"])
         return real(folders("llava")[0], **options)
 
-    monkeypatch.setattr(adapters, "locate", note)
+    monkeypatch.setattr(source, "locate", note)
     edit(lone, revision="theirs", base_model_name_or_path="owner/base")
     load_model(lone)
     load_model(lone, revision="mine")

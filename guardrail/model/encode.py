@@ -1,33 +1,211 @@
-"""Requests to model inputs, with the model's own chat template, padded on the left."""
+"""Requests to model inputs, with the model's own chat template, padded on the left.
+
+A model's chat template as text, and what it can render.
+
+How a model is shown a clip: as a video, where its processor and template know any, or frames.
+
+Why a model's own template or processor cannot take a chat, in words a caller can act on.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import jinja2
+import jinja2.ext
 import torch
+from jinja2 import meta
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from guardrail.errors import UnsupportedContentError, UnsupportedModelError
 from guardrail.inputs.tools import call_text
-from guardrail.model.controls import ControlTokens
-from guardrail.model.refusals import REFUSALS, refusal
-from guardrail.model.template import reads, template_text
-from guardrail.model.videos import (
-    clip_options,
-    own_template,
-    shown_clip,
-    video_as,
-    video_turn_part,
-)
-from guardrail.types import ImagePart, Message, Request, TextPart, VideoPart, VideoStream
+from guardrail.model.control_tokens import ControlTokens
+from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart, VideoStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from guardrail.model.load import LoadedModel
-    from guardrail.model.videos import VideoAs
-    from guardrail.types import Clip, Part, ToolCall
+    from guardrail.types import Part, ToolCall
+
+
+class _Generation(jinja2.ext.Extension):
+    """Reads the `{% generation %}` blocks of training templates."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> Any:
+        """The nodes inside the block."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def template_text(processor: Any) -> str | None:
+    """The template that will be applied; the one for tools behind it where there are two."""
+    template = getattr(processor, "chat_template", None)
+    if isinstance(template, Mapping):
+        parts = [template.get("default"), template.get("tool_use")]
+        template = "".join(part for part in parts if isinstance(part, str)) or None
+    return template if isinstance(template, str) else None
+
+
+def reads(template: str, variable: str) -> bool:
+    """Whether a template makes use of a variable; false for one that cannot be parsed."""
+    environment = jinja2.Environment(
+        extensions=["jinja2.ext.loopcontrols", _Generation],
+        autoescape=False,
+    )
+    try:
+        return variable in meta.find_undeclared_variables(environment.parse(template))
+    except jinja2.TemplateError:
+        return False
+
+
+VideoAs = Literal["video", "images"]
+
+# Processors work times out as frame number / frames per second; ours are not evenly spread, so
+# frames are numbered by the millisecond.
+_PER_SECOND = 1000.0
+
+
+def video_as(processor: Any) -> VideoAs:
+    """Whether a processor and its own chat template take a clip as a video."""
+    if getattr(processor, "video_processor", None) is None:
+        return "images"
+    token = getattr(processor, "video_token", None)
+    probe = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
+    try:
+        shown = processor.apply_chat_template(probe, tokenize=False, **own_template(processor))
+    except Exception:  # templates refuse what they do not know, each in its own way
+        return "images"
+    return "video" if isinstance(token, str) and token in str(shown) else "images"
+
+
+def own_template(processor: Any) -> dict[str, str]:
+    """The option that keeps a processor from putting another template in place for videos."""
+    template = getattr(processor, "chat_template", None)
+    return {"chat_template": template} if isinstance(template, str) else {}
+
+
+def shown_clip(processor: Any, clip: Clip) -> Clip:
+    """The clip with its last frame again, as often as the processor asks for a shortest video.
+
+    Processors that put two frames in one patch fill an odd number up like this by themselves, but
+    some of them refuse a single one.
+    """
+    least = getattr(processor.video_processor, "temporal_patch_size", None) or 1
+    again = max(least - len(clip.frames), 0)
+    if not again:
+        return clip
+    return Clip(clip.frames + clip.frames[-1:] * again, clip.times + clip.times[-1:] * again)
+
+
+def clip_options(clips: list[Clip]) -> dict[str, Any]:
+    """What the processor must know of the videos of a batch, in order: no frame is left out."""
+    return {"do_sample_frames": False, "video_metadata": [_metadata(clip) for clip in clips]}
+
+
+def video_turn_part(clip: Clip) -> dict[str, Any]:
+    """A clip as the part of a chat that templates and processors read.
+
+    Raises:
+        UnsupportedContentError: its frames differ in size.
+    """
+    sizes = {frame.size for frame in clip.frames}
+    if len(sizes) > 1:
+        raise UnsupportedContentError(
+            f"the frames of a video must be of one size; these are {sorted(sizes)}: resize them"
+        )
+    return {"type": "video", "video": list(clip.frames)}
+
+
+def _metadata(clip: Clip) -> dict[str, Any]:
+    """A clip in the words of transformers' `VideoMetadata`.
+
+    Some processors write the frames' times into the prompt, others reckon with the mean rate,
+    `len(frames_indices) / total_num_frames * fps`; both come out right.
+    """
+    count, span = len(clip.times), clip.times[-1] - clip.times[0]
+    every = span / (count - 1) if span > 0 else 1.0
+    width, height = clip.frames[0].size
+    return {
+        "total_num_frames": max(round(count * every * _PER_SECOND), 1),
+        "fps": _PER_SECOND,
+        "frames_indices": [round(time * _PER_SECOND) for time in clip.times],
+        "width": width,
+        "height": height,
+    }
+
+
+# What templates and processors raise about what they are given; anything else is no refusal.
+REFUSALS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
+
+# How transformers' models say it (5.20 to 5.24: ", tokens: 6, features: 4" follows).
+_MISCOUNTED = re.compile(r"features? and \w+ tokens? do not match", re.IGNORECASE)
+
+_HARMLESS = (224, 224)  # pixels: what every image processor takes
+
+
+def refusal(processor: Any, requests: Sequence[Request], error: Exception) -> Exception:
+    """The error to raise in place of `error`, which a template or processor raised.
+
+    A picture that the image processor refuses on its own is named: which one it is, its size, and
+    what the processor said.
+    """
+    if isinstance(error, jinja2.TemplateError):
+        return UnsupportedContentError(f"the model's chat template refuses this chat: {error}")
+    for where, picture in _pictures(requests):
+        said = _said_about(processor, picture)
+        if said is not None and _said_about(processor, Image.new("RGB", _HARMLESS)) is None:
+            width, height = picture.size
+            return UnsupportedContentError(
+                f"{where} is {width} x {height} pixels, which the model's image processor refuses: "
+                f"{said}; crop, resize or cut it up"
+            )
+    return UnsupportedContentError(
+        "the model's chat template or processor cannot take this chat: "
+        f"{type(error).__name__}: {error}"
+    )
+
+
+@contextmanager
+def media_as_counted() -> Iterator[None]:
+    """Turn a model's complaint that pictures do not fill their places into one of ours.
+
+    Some models that take pictures and take videos cannot take both in one prompt.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if _MISCOUNTED.search(str(error)) is None:
+            raise
+        raise UnsupportedContentError(
+            f"the model cannot be shown this request's pictures and videos together ({error}); "
+            "ask about them one by one"
+        ) from error
+
+
+def _pictures(requests: Sequence[Request]) -> Iterator[tuple[str, Image.Image]]:
+    for request in requests:
+        for turn, message in enumerate(request.messages):
+            pictures = [part.image for part in message.parts if isinstance(part, ImagePart)]
+            for number, picture in enumerate(pictures, start=1):
+                yield f"messages[{turn}]: picture {number} of {len(pictures)}", picture
+
+
+def _said_about(processor: Any, picture: Image.Image) -> str | None:
+    """What the image processor says against one picture; None when it takes it."""
+    try:
+        processor.image_processor(images=[picture], return_tensors="pt")
+    except REFUSALS as error:
+        return str(error) or type(error).__name__
+    return None
+
 
 TEXT_ONLY = "this model reads text only; remove the pictures and videos, or load a vision model"
 

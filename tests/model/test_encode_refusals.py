@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.model.refusals import refusal
+from guardrail.model.encode import refusal
 from guardrail.types import ImagePart, Message, Request, TextPart
 
 

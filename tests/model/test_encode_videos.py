@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import last_residuals
-from guardrail.model.inputs import Encoder
 from guardrail.testing import IMAGE_FAMILIES, VIDEO_FAMILIES, family
 from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart, VideoStream
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from guardrail.model.rulings import RowRulings
+from guardrail.model.prefill import RowRulings
 from guardrail.policy import Policy
 from guardrail.types import Action
 
