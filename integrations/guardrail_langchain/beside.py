@@ -31,9 +31,8 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from guardrail.front.chats import result_chat
-from guardrail_langchain.blocks import legible_beside
-from guardrail_langchain.messages import to_judged_chat
-from guardrail_langchain.rules import outcome
+from guardrail_langchain.judging import outcome
+from guardrail_langchain.messages import legible_beside, to_judged_chat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,9 +41,8 @@ if TYPE_CHECKING:
 
     from guardrail import Verdict
     from guardrail.front.consequences import Reaction
-    from guardrail_langchain.judging import Judging
+    from guardrail_langchain.judging import Judging, Outcome, Put
     from guardrail_langchain.messages import Chat
-    from guardrail_langchain.rules import Outcome, Put
 
 _TOOLS = ("tools", "functions")
 _MOST_KNOWN = 4096

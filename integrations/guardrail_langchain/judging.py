@@ -2,22 +2,179 @@
 
 A step yields `(chat, settle)`; it is sent what `settle` makes of the chat's verdict. `settle` gives
 an `Outcome`, whose verdict listeners are told of before anything else happens.
+
+What becomes of an input whose model the guard does not run: pass, caution or stop.
+
+Every verdict as a custom event, and in a graph's custom stream; where a run carries them.
+
+A violation on its way through LangChain, which in places knows no error but an `Exception`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
+from langchain_core.messages import SystemMessage
+from langchain_core.prompt_values import ChatPromptValue, PromptValue, StringPromptValue
+from langchain_core.runnables import Runnable
+from langgraph.config import get_stream_writer
+from typing_extensions import override
+
+from guardrail.errors import GuardrailViolation
+from guardrail.front.chats import with_caution
 from guardrail.inputs.limits import read_apart
-from guardrail_langchain.rules import Outcome
+from guardrail_langchain.messages import to_messages
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from langchain_core.messages import BaseMessage
+    from langchain_core.runnables import RunnableConfig
+
     from guardrail import Verdict
+    from guardrail.front.consequences import Reaction
+
+    Put = Callable[[Any, str], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A verdict after all; `value` is what goes on, and `stops` that nothing does."""
+
+    verdict: Verdict
+    value: Any
+    stops: bool
+
+
+def outcome(reaction: Reaction, value: Any, put: Put, verdict: Verdict) -> Outcome:
+    """Settle a verdict; `put(value, words)` is `value` with the policy's words of caution in it.
+
+    It is None where there is no place for them; then what would be cautioned counts as flagged.
+    """
+    after = reaction.settle(verdict, partial(put, value))
+    sent = value if after.cautioned is None else after.cautioned
+    return Outcome(after.verdict, sent, after.done == "flag")
+
+
+def no_place(value: Any, words: str) -> None:
+    """For values that take no word of caution."""
+
+
+def cautioned_input(value: Any, words: str) -> Any | None:
+    """A chain's input with words of caution before it; None where there is no place for them."""
+    if isinstance(value, StringPromptValue):
+        return StringPromptValue(text=cast("str", with_caution(value.text, words)))
+    if isinstance(value, PromptValue):
+        return ChatPromptValue(messages=cautioned_messages(value.to_messages(), words))
+    if isinstance(value, str) or not value:
+        return with_caution(value, words)
+    return cautioned_messages(to_messages(value), words)
+
+
+def cautioned_messages(messages: list[BaseMessage], words: str) -> list[Any]:
+    """Messages with the words in their system message, which is made if there is none."""
+    first = messages[0]
+    if isinstance(first, SystemMessage):
+        return [cautioned_system(first, words), *messages[1:]]
+    return [SystemMessage(words), *messages]
+
+
+def cautioned_system(message: SystemMessage | None, words: str) -> SystemMessage:
+    """A system message that begins with words of caution; the given one stays as it is."""
+    if message is None:
+        return SystemMessage(words)
+    content = message.content
+    if isinstance(content, str):
+        return message.model_copy(update={"content": f"{words}\n\n{content}"})
+    part = {"type": "text", "text": f"{words}\n\n"}
+    return message.model_copy(update={"content": [part, *content]})
+
+
+EVENT = "guardrail_verdict"
+
+
+def tell(verdict: Verdict, config: RunnableConfig | None = None) -> None:
+    """Send the verdict; outside a run nobody listens, and LangChain says so with an error."""
+    _stream(verdict)
+    try:
+        dispatch_custom_event(EVENT, verdict.to_dict(), config=config)
+    except RuntimeError:
+        return
+
+
+async def atell(verdict: Verdict, config: RunnableConfig | None = None) -> None:
+    """`tell` for event loops."""
+    _stream(verdict)
+    try:
+        await adispatch_custom_event(EVENT, verdict.to_dict(), config=config)
+    except RuntimeError:
+        return
+
+
+def _stream(verdict: Verdict) -> None:
+    try:
+        write = get_stream_writer()
+    except (RuntimeError, KeyError):  # no run, or one of no graph
+        return
+    write({EVENT: verdict.to_dict()})
+
+
+class _Carried(GuardrailViolation, Exception):
+    """A violation where LangChain tells callbacks of an error only if it is an `Exception`."""
+
+    def __init__(self, violation: GuardrailViolation) -> None:
+        super().__init__(violation.verdict)
+        self.violation = violation
+
+
+@contextmanager
+def as_exception() -> Iterator[None]:
+    """Let a violation be an `Exception` from here to the next `as_itself`, which must be ours."""
+    try:
+        yield
+    except GuardrailViolation as violation:
+        raise _Carried(violation) from violation
+
+
+@contextmanager
+def as_itself() -> Iterator[None]:
+    """Let no violation leave as an `Exception`, which a fallback would take for a failure."""
+    try:
+        yield
+    except _Carried as carried:
+        raise carried.violation from None
+
+
+class InPlace(Runnable[Any, Any]):
+    """A step whose violations are results among others, as `return_exceptions` asks for."""
+
+    def __init__(self, step: Runnable[Any, Any]) -> None:
+        self._step = step
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        try:
+            return self._step.invoke(input, config, **kwargs)
+        except GuardrailViolation as violation:
+            return violation
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        try:
+            return await self._step.ainvoke(input, config, **kwargs)
+        except GuardrailViolation as violation:
+            return violation
+
 
 T = TypeVar("T")
+
 Question = tuple[Any, "Callable[[Verdict], Outcome]"]
+
 Judging = Generator[Question, Outcome, T]
 
 

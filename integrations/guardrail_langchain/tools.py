@@ -14,10 +14,8 @@ from langgraph.errors import GraphBubbleUp
 
 from guardrail.errors import GuardrailError
 from guardrail.front.consequences import Reaction
-from guardrail_langchain.events import atell, tell
-from guardrail_langchain.judging import ajudged, judged
+from guardrail_langchain.judging import ajudged, as_exception, as_itself, atell, judged, tell
 from guardrail_langchain.tool_rules import ToolRules
-from guardrail_langchain.violations import as_exception, as_itself
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
