@@ -20,11 +20,11 @@ except ModuleNotFoundError as error:
         raise
     raise MissingExtraError("llama_index.core", extra="llamaindex") from error
 
-from guardrail_llamaindex.endings import end_streams
 from guardrail_llamaindex.guarded import GuardedLLM
 from guardrail_llamaindex.llm import GuardedVLM
 from guardrail_llamaindex.messages import to_messages
 from guardrail_llamaindex.postprocessor import GuardrailNodePostprocessor
+from guardrail_llamaindex.replies import end_streams
 from guardrail_llamaindex.tools import guard_tool
 
 end_streams()

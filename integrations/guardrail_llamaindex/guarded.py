@@ -26,10 +26,9 @@ from guardrail.front.consequences import Checker, OnFlag, Reaction, Settled
 from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import stopped
 from guardrail.types import Verdict
-from guardrail_llamaindex.calling import is_refusal, raise_refusal
 from guardrail_llamaindex.judging import Judge, Request
-from guardrail_llamaindex.replies import as_completion, refusal, told
-from guardrail_llamaindex.structured import RaisingLLM
+from guardrail_llamaindex.llm import RaisingLLM
+from guardrail_llamaindex.replies import as_completion, is_refusal, raise_refusal, refusal, told
 
 R = TypeVar("R", ChatResponse, CompletionResponse)
 

@@ -25,8 +25,13 @@ from guardrail.inputs.canonical import canonical_chat
 from guardrail.inputs.folding import shown_labels
 from guardrail.policy.acting import is_refused_outage
 from guardrail.types import Action
-from guardrail_llamaindex.messages import to_messages, words_of
-from guardrail_llamaindex.pictures import document_parts, picture_block, with_pictures
+from guardrail_llamaindex.messages import (
+    document_parts,
+    picture_block,
+    to_messages,
+    with_pictures,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

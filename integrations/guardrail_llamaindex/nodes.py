@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.schema import ImageDocument, ImageNode, MetadataMode, Node, TextNode
 
 from guardrail.errors import UnsupportedContentError
-from guardrail_llamaindex.pictures import node_pictures, node_videos
+from guardrail_llamaindex.messages import node_pictures, node_videos
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

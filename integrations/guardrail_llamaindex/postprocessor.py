@@ -17,9 +17,9 @@ from guardrail.front.consequences import Checker, OnFlag, Reaction
 from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import enforces, is_refused_outage
 from guardrail.types import Verdict
+from guardrail_llamaindex.llm import refuse_unknown
+from guardrail_llamaindex.messages import canonical_node
 from guardrail_llamaindex.nodes import node_message, shows, with_metadata
-from guardrail_llamaindex.pictures import canonical_node
-from guardrail_llamaindex.structured import refuse_unknown
 
 _CAUTION = "guardrail_caution"
 _ON_FLAG: dict[str, OnFlag] = {"drop": "refuse", "mark": "annotate", "raise": "raise"}

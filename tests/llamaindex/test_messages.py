@@ -1,4 +1,7 @@
-"""LlamaIndex's messages as a guard reads them."""
+"""LlamaIndex's messages as a guard reads them.
+
+Pictures of nodes and documents.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,14 @@ import json
 
 import pytest
 from guardrail_llamaindex import to_messages
-from guardrail_llamaindex.messages import to_parts, to_tools, tool_calls
+from guardrail_llamaindex.messages import (
+    document_parts,
+    node_pictures,
+    node_videos,
+    to_parts,
+    to_tools,
+    tool_calls,
+)
 from llama_index.core.base.llms import types
 from llama_index.core.llms import (
     AudioBlock,
@@ -18,7 +28,7 @@ from llama_index.core.llms import (
     MessageRole,
     TextBlock,
 )
-from llama_index.core.schema import ImageDocument
+from llama_index.core.schema import ImageDocument, ImageNode, MediaResource, Node, TextNode
 from llama_index.core.tools import FunctionTool
 from PIL import Image
 from pydantic import BaseModel
@@ -32,6 +42,7 @@ CALL = {
     "id": "c1",
     "function": {"name": "look", "arguments": '{"where": "here"}'},
 }
+
 needs_call_blocks = pytest.mark.skipif(
     not hasattr(types, "ToolCallBlock"), reason="this LlamaIndex has no tool call blocks"
 )
@@ -240,3 +251,54 @@ def test_a_tool_becomes_a_function_schema_under_its_own_name():
     assert first["function"]["description"] == "x" * 2000
     assert first["function"]["parameters"]["properties"]["where"]["type"] == "string"
     json.dumps(first)
+
+
+def test_every_place_of_a_nodes_picture_is_named():
+    node = ImageNode(
+        image="aaaa", image_path="b.png", image_url="https://c.invalid", image_mimetype="image/png"
+    )
+    assert node_pictures(node, "it") == [
+        {"type": "image", "base64": "aaaa", "mime_type": "image/png"},
+        {"type": "image", "path": "b.png"},
+        {"type": "image_url", "image_url": "https://c.invalid"},
+    ]
+
+
+def test_a_text_node_has_no_picture():
+    assert node_pictures(TextNode(text="a"), "it") == []
+    assert node_pictures(Node(text_resource=MediaResource(text="a")), "it") == []
+
+
+def test_an_image_resource_without_a_picture_is_an_error():
+    with pytest.raises(UnsupportedContentError, match="it holds no picture"):
+        node_pictures(Node(image_resource=MediaResource()), "it")
+
+
+def test_every_place_of_a_nodes_video_is_named(tmp_path):
+    (path := tmp_path / "b.mp4").touch()
+    resource = MediaResource(data=b"\0\0\0\x1cftyp", path=path, url="https://c.invalid/d.mp4")
+    found = node_videos(Node(video_resource=resource), "it")
+    assert [{k: str(v) for k, v in part.items() if k != "mime_type"} for part in found] == [
+        {"type": "video", "base64": base64.b64encode(b"\0\0\0\x1cftyp").decode()},
+        {"type": "video", "path": str(path)},
+        {"type": "video_url", "video_url": "https://c.invalid/d.mp4"},
+    ]
+    assert node_videos(TextNode(text="a"), "it") == []
+    with pytest.raises(UnsupportedContentError, match="it holds no video"):
+        node_videos(Node(video_resource=MediaResource()), "it")
+
+
+def test_image_documents_may_be_blocks_nodes_or_documents(png):
+    encoded = base64.b64encode(png()).decode()
+    documents = [
+        ImageBlock(image=png()),
+        ImageNode(image=encoded, text="left out"),
+        ImageDocument(image=encoded),
+        Node(image_resource=MediaResource(data=png())),
+    ]
+    assert [part["base64"] for part in document_parts(documents)] == [encoded] * 4
+
+
+def test_an_image_document_without_a_picture_is_an_error():
+    with pytest.raises(UnsupportedContentError, match=r"image_documents\[0\] is a TextNode"):
+        document_parts([TextNode(text="a")])

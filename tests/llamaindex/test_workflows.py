@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from guardrail_llamaindex import GuardedLLM, guard_tool
-from guardrail_llamaindex.endings import end_streams
+from guardrail_llamaindex.replies import end_streams
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.tools import FunctionTool
