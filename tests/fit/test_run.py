@@ -461,15 +461,15 @@ def test_layers_before_the_readout_are_edited_only_if_no_later_one_will_do(
         rates=rates,
         prefixes=prefixes,
     )
-    steering, rows = artefact.header.steering, artefact.header.layers
-    assert steering is not None
+    found, rows = artefact.header.steering, artefact.header.layers
+    assert found is not None
     if shift is None:
-        assert (asked, steering.layer) == ([[2]], 2)
+        assert (asked, found.layer) == ([[2]], 2)
         return
-    assert (asked, steering.layer) == ([[2], [1]], 1)
+    assert (asked, found.layer) == ([[2], [1]], 1)
     assert (rows[2].causal, (rows[1].causal or 0.0) > 0) == (-1.0, True)
-    assert steering.induced_refusal is not None
-    assert steering.induced_refusal.hits > 0
+    assert found.induced_refusal is not None
+    assert found.induced_refusal.hits > 0
     policy = Policy(thresholds={Modality.TEXT: Thresholds(steer=0.5, flag=50.0)})
     with Guard(text_fit.loaded, artefact, policy=policy) as guard:
         dirty, clean = (guard.generate(text, max_new_tokens=4) for text in (DIRTY, CLEAN))
@@ -486,8 +486,8 @@ def test_a_model_with_cross_attention_is_fitted_on_its_other_layers(
     header = fitted.artefact.header
     assert [row.usable for row in header.layers] == [True, False, True, True]
     assert header.readout.layers == (2,)
-    assert header.steering is not None
-    assert header.steering.layer != 1
+    assert header.found is not None
+    assert header.found.layer != 1
     assert header.readout.figures["auroc"] > 0.95
     assert {"text", "image"} <= {str(m.value) for m in header.calibration}
     assert set(header.readout.figures["auroc_by_form"]) == {"plain", "carried", "pictured"}
