@@ -24,9 +24,9 @@ def explained_mistakes(
 
     One that cannot be explained is named on stderr and left out: the report must not be lost.
     """
-    from guardrail.evaluation.explain import explain
     from guardrail.evaluation.inputs import INPUT_ERRORS
-    from guardrail.report.explain_page import explanation_html
+    from guardrail.explain.page import explanation_html
+    from guardrail.explain.run import explain
     from guardrail.report.ranking import false_positives, misses
 
     found = report.model_dump(mode="json")

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from guardrail.explain.page import explanation_page
 from guardrail.report import evaluation_page
 from guardrail.report.drift_page import drift_page
-from guardrail.report.explain_page import explanation_page
 from guardrail.report.page import write_page
+from tests.explain.made import explanation
 from tests.in_browser import CONTRAST, CUT_OFF, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def test_nothing_of_the_other_pages_is_cut_on_a_phone(browser, tmp_path, kind):
         made = _beside("../cli/test_drift.py").report("refit", transport=True)
         html = drift_page(made.model_dump(mode="json"))
     else:
-        html = explanation_page(_beside("test_explain_page.py").explanation())
+        html = explanation_page(explanation())
     write_page(tmp_path / "page.html", html)
     with pages(browser, (tmp_path / "page.html").as_uri()) as open_page:
         assert open_page(390).evaluate(CUT_OFF) == []

@@ -9,14 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guardrail.evaluation.frames import (
-    BESIDE,
-    FrameSlots,
-    shown_as_pictures,
-    slots_of_pictures,
-    slots_of_videos,
-)
-from guardrail.evaluation.patches import Span
+from guardrail.explain.patches import BESIDE, Span, shown_as_pictures, told_apart, video_spans
 from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart
 
 PICTURE = Image.new("RGB", (8, 8))
@@ -38,37 +31,35 @@ def test_frames_and_pictures_are_told_apart_in_the_order_of_the_prompt() -> None
     request = Request((Message(role="user", parts=(*parts, ImagePart(PICTURE))),))
     assert shown_as_pictures(request) == [(None, 0), (0, 0), (0, 1), (1, 0), (None, 1)]
     spans = [Span(n, (10 * n, 10 * n + 1), (1, 2), "") for n in range(5)]
-    pictures, frames = slots_of_pictures(request, spans)
+    pictures, frames = told_apart(request, spans)
     assert [(p.number, p.positions, p.grid, p.note) for p in pictures] == [
         (0, (0, 1), None, BESIDE),
         (1, (40, 41), None, BESIDE),
     ]
     assert frames == [
-        [FrameSlots(0, (10, 11)), FrameSlots(1, (20, 21))],
-        [FrameSlots(0, (30, 31))],
+        [Span(0, (10, 11)), Span(1, (20, 21))],
+        [Span(0, (30, 31))],
     ]
 
 
 def test_slots_that_are_tied_to_no_picture_are_tied_to_no_frame() -> None:
     request = Request((Message(role="user", parts=(VideoPart(clip(2)),)),))
-    assert slots_of_pictures(request, [Span(None, (1, 2, 3), None, "unknown")]) == ([], [[]])
+    assert told_apart(request, [Span(None, (1, 2, 3), None, "unknown")]) == ([], [[]])
 
 
 def test_slots_for_videos_are_shared_out_by_the_processors_grid() -> None:
     ids = [1, *[SLOT] * 8, 2, *[SLOT] * 4, 3]
     grids = torch.tensor([[2, 4, 4], [1, 4, 4]])  # patches before four of them are merged
-    frames = slots_of_videos(loaded(merge=2), {"video_grid_thw": grids}, ids, [clip(3), clip(2)])
+    frames = video_spans(loaded(merge=2), {"video_grid_thw": grids}, ids, [clip(3), clip(2)])
     assert frames == [
-        [FrameSlots(1, (1, 2, 3, 4)), FrameSlots(2, (5, 6, 7, 8))],
-        [FrameSlots(1, (10, 11, 12, 13))],
+        [Span(1, (1, 2, 3, 4)), Span(2, (5, 6, 7, 8))],
+        [Span(1, (10, 11, 12, 13))],
     ]
 
 
 def test_without_a_grid_each_frame_has_as_many_slots() -> None:
     ids = [1, SLOT, SLOT, 5, SLOT, SLOT, 2]  # with a time between them
-    assert slots_of_videos(loaded(), {}, ids, [clip(2)]) == [
-        [FrameSlots(0, (1, 2)), FrameSlots(1, (4, 5))]
-    ]
+    assert video_spans(loaded(), {}, ids, [clip(2)]) == [[Span(0, (1, 2)), Span(1, (4, 5))]]
 
 
 @pytest.mark.parametrize(
@@ -81,5 +72,5 @@ def test_without_a_grid_each_frame_has_as_many_slots() -> None:
     ],
 )
 def test_what_does_not_add_up_is_not_claimed(ids: Any, inputs: Any, clips: Any) -> None:
-    found = slots_of_videos(loaded(), inputs, ids, [clip(n) for n in clips])
+    found = video_spans(loaded(), inputs, ids, [clip(n) for n in clips])
     assert found == [[] for _ in clips]
