@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -121,47 +122,57 @@ def _write(found: Explanation, png: Path | None, html: Path | None) -> None:
 def show_explanation(stdout: TextIO, explanation: Explanation) -> None:
     """The prompt, its pictures and the highest positions; colours only where there are any."""
     console = Console(file=stdout, highlight=False)
-    scale = scale_for(explanation.verdict)
-    console.print(Text.assemble(*(_token(mark, scale) for mark in marks(explanation))))
+    paint = _Paint(scale_for(explanation.verdict), coarse=console.color_system == "standard")
+    console.print(Text.assemble(*(_token(mark, paint) for mark in marks(explanation))))
     for number, picture in enumerate(explanation.pictures, 1):
         name = (picture_name(number, picture), "bold")
         console.print("", Text.assemble(name, "  ", picture.note), sep="\n")
         if console.color_system is not None:
-            console.print(_cells(picture, scale, console.width))
+            console.print(_cells(picture, paint, console.width))
     for number, video in enumerate(explanation.videos, 1):
         name = (video_name(number, video), "bold")
         console.print("", Text.assemble(name, "\n", video.note or _frames(video)), sep="\n")
     if explanation.windows:
         console.print("", _windows(explanation), sep="\n")
     table = Table("position", "token", "in", "score", box=None, pad_edge=False)
-    for row in highest_rows(explanation):
-        table.add_row(str(row.index), Text(row.text), row.source, f"{row.score:.2f}")
+    for found, text, source in highest_rows(explanation):
+        table.add_row(str(found.index), Text(text), source, f"{found.score:.2f}")
     console.print("", table, sep="\n")
     for note in explanation.notes:
         console.print(Text(f"note: {note}", style="dim"))
 
 
-def _style(score: float, scale: Scale, strength: float = 0.62) -> str:
-    """Black on the score's colour; rich takes the nearest one where there are few."""
-    return "#000000 on #{:02x}{:02x}{:02x}".format(*scale.rgb(score, strength))
+@dataclass(frozen=True, slots=True)
+class _Paint:
+    """Styles of scores; `coarse` is for terminals with 16 colours, which have too few between."""
+
+    scale: Scale
+    coarse: bool
+
+    def style(self, score: float, strength: float = 0.62) -> str:
+        """Black on the score's colour; a `strength` below 1 keeps words on it readable."""
+        if not self.coarse:
+            return "#000000 on #{:02x}{:02x}{:02x}".format(*self.scale.rgb(score, strength))
+        share = self.scale.share(score)
+        return "black on " + ("cyan" if share < -0.25 else "yellow" if share > 0.25 else "white")
 
 
-def _token(mark: Mark, scale: Scale) -> tuple[str, str]:
+def _token(mark: Mark, paint: _Paint) -> tuple[str, str]:
     """A run and its style: grey words are the template's, the last position is underlined."""
-    ground = "" if mark.score is None else _style(mark.score, scale)
+    ground = "" if mark.score is None else paint.style(mark.score)
     if mark.decides:
         return mark.text, f"bold underline {ground}"
     other = "dim" if mark.kind == "template" and ground else "italic dim"
     return mark.text + mark.after, ground if mark.kind == "text" and ground else other
 
 
-def _cells(picture: Picture, scale: Scale, width: int) -> Text:
+def _cells(picture: Picture, paint: _Paint, width: int) -> Text:
     """One cell per position: the picture's grid where it is known and fits, else a sequence."""
     columns = max(width // 2, 1)
     if picture.grid is not None and picture.grid[1] <= columns:
         columns = picture.grid[1]
     cells = [
-        (_UNREAD, "dim") if score is None else ("  ", _style(score, scale, 1.0))
+        (_UNREAD, "dim") if score is None else ("  ", paint.style(score, 1.0))
         for score in picture.scores
     ]
     rows = [Text.assemble(*cells[at : at + columns]) for at in range(0, len(cells), columns)]

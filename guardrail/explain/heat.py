@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from guardrail.explain.explanation import Explanation, Picture, Video
+    from guardrail.explain.explanation import Explanation, Picture, Position, Video
     from guardrail.types import Verdict
 
     RGB = tuple[int, int, int]
@@ -177,18 +177,11 @@ def _glyph(character: str) -> str:
     return "\N{REPLACEMENT CHARACTER}" if hidden else character
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HighRow:
-    """One of the highest positions: its token or its place in a picture, and where it is from."""
+def highest_rows(explanation: Explanation, count: int = 10) -> list[tuple[Position, str, str]]:
+    """The positions outside the chat template with the highest scores, highest first.
 
-    index: int
-    text: str
-    source: str
-    score: float
-
-
-def highest_rows(explanation: Explanation, count: int = 10) -> list[HighRow]:
-    """The positions outside the chat template with the highest scores, highest first."""
+    Each with its token or its place in a picture, and where it is from.
+    """
     media = [(f"picture {n}", p.positions) for n, p in enumerate(explanation.pictures, 1)]
     media += [(f"video {n}", v.positions) for n, v in enumerate(explanation.videos, 1)]
     places = {
@@ -199,7 +192,5 @@ def highest_rows(explanation: Explanation, count: int = 10) -> list[HighRow]:
     rows = []
     for found in explanation.highest(count):
         word = shown(found.text).replace("\n", "").strip() or "(part of a character)"
-        text, source = places.get(found.index, (word, found.role or "text"))
-        score = found.score or 0.0
-        rows.append(HighRow(index=found.index, text=text, source=source, score=score))
+        rows.append((found, *places.get(found.index, (word, found.role or "text"))))
     return rows

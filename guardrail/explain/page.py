@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _DPI = 150  # of the PNG
 _WIDTH, _HALF, _LINE = 640, 300, 15  # CSS pixels: the figure, a picture in it, a caption's line
 _COLUMNS = 105  # characters of a caption's line
-_SHARP = 2  # pixels of a picture for each CSS pixel
+_SIDE = 448  # pixels of a picture's longer side
 _GROUND = 0.45  # opacity of the scale behind a curve, at its ends
 _FRAME, _FRAMES = 112, 8  # pixels of a frame's small copy, and how many are shown; all are drawn
 _WORDS = 11  # font size
@@ -111,11 +111,6 @@ class _Panel:
     height: float
     draw: Callable[[SubFigure], None]
 
-    @property
-    def lines(self) -> list[str]:
-        """The caption, to be put under one another."""
-        return textwrap.wrap(self.caption, _COLUMNS)
-
 
 def explanation_figure(explanation: Explanation) -> tuple[Figure, str]:
     """The score along the prompt, by window, of pictures and frames; and what all of it says.
@@ -124,12 +119,12 @@ def explanation_figure(explanation: Explanation) -> tuple[Figure, str]:
         MissingExtraError: matplotlib is not installed.
     """
     panels = list(_panels(explanation, scale_for(explanation.verdict)))
-    heights = [panel.height + _LINE * (len(panel.lines) + 1) for panel in panels]
+    captions = [textwrap.wrap(panel.caption, _COLUMNS) for panel in panels]
+    heights = [p.height + _LINE * (len(c) + 1) for p, c in zip(panels, captions, strict=True)]
     drawn = figure(_WIDTH, sum(heights))
     parts = drawn.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
-    for panel, part in zip(panels, parts.flat, strict=True):
-        caption = "\n".join(panel.lines)
-        part.suptitle(caption, x=0.01, ha="left", fontsize=_WORDS, parse_math=False)
+    for panel, lines, part in zip(panels, captions, parts.flat, strict=True):
+        part.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=_WORDS, parse_math=False)
         panel.draw(part)
     return drawn, " ".join(f"{panel.caption}." for panel in panels)
 
@@ -155,7 +150,7 @@ def _panels(explanation: Explanation, scale: Scale) -> Iterator[_Panel]:
 def _along_prompt(part: SubFigure, explanation: Explanation, scale: Scale) -> None:
     scores = [position.score for position in explanation.positions]
     axes = part.add_subplot()
-    _chart(axes, scale, scores, (-0.5, len(scores) - 0.5))
+    _chart(axes, scale, scores, (-0.5, len(scores) - 0.5), "position (pictures, videos on grey)")
     pictured = [picture.positions for picture in explanation.pictures]
     for found in [*pictured, *(video.positions for video in explanation.videos)]:
         if found:
@@ -164,7 +159,6 @@ def _along_prompt(part: SubFigure, explanation: Explanation, scale: Scale) -> No
     if scores and scores[-1] is not None:
         ring = axes.plot(len(scores) - 1, scores[-1], "o", mfc="none", mec="black", ms=9)[0]
         ring.set_label("the last position, which decides")
-    axes.set_xlabel("position (pictures and videos on grey)", fontsize=_WORDS)
     _thresholds(axes, explanation.verdict)
 
 
@@ -174,24 +168,27 @@ def _by_window(
     """A level line from each window's first frame to its last."""
     axes = part.add_subplot()
     end = max(max(window.end_s for window in windows), 1)
-    _chart(axes, scale, [window.score for window in windows], (0, end))
+    _chart(axes, scale, [window.score for window in windows], (0, end), "s in the video")
     for number in sorted({window.video for window in windows if window.video is not None}):
         mine = [window for window in windows if window.video == number]
         times = [time for window in mine for time in (window.start_s, window.end_s)]
         levels = [window.score for window in mine for _ in range(2)]
         style = ("-", "--", "-.", ":")[number % 4]
         axes.plot(times, levels, style, color="black", linewidth=1.6, label=f"video {number + 1}")
-    axes.set_xlabel("s in the video", fontsize=_WORDS)
     _thresholds(axes, explanation.verdict)
 
 
 def _picture_panel(number: int, picture: Picture, scale: Scale) -> _Panel:
     """The picture as given, beside its heat map or the bars of its positions."""
-    over = heat_map(picture, scale, _HALF * _SHARP)
-    images = [image for image in (picture.original, over) if image is not None]
+    over = heat_map(picture, scale, _SIDE)
+    images = [] if over is None else [over]
+    if picture.original is not None:
+        small = picture.original.convert("RGB")
+        small.thumbnail((_SIDE, _SIDE))
+        images.insert(0, small)
     tall = max((image.height / image.width for image in images), default=0.0)
     told = f"Scores of picture {number}, position by position"
-    if picture.grid is not None:
+    if picture.grid is not None and over is not None:
         rows, columns = picture.grid
         told += f", {rows} \N{MULTIPLICATION SIGN} {columns} positions as the model got it"
     told += f"; {picture.note}" if picture.note else ""
@@ -204,29 +201,27 @@ def _picture_panel(number: int, picture: Picture, scale: Scale) -> _Panel:
         for place, image in enumerate(images, 1):
             _show(part.add_subplot(1, columns, place), image)
         if over is None:
-            _bars(part.add_subplot(1, columns, columns), picture, scale)
+            _bars(part.add_subplot(1, columns, columns), picture.scores, scale)
 
     return _Panel(told, _HALF * min(max(tall, 0.55 if over is None else 0.25), 1), draw)
 
 
-def _bars(axes: Axes, picture: Picture, scale: Scale) -> None:
-    _chart(axes, scale, picture.scores, (0.4, len(picture.scores) + 0.6))
-    for at, score in enumerate(picture.scores, 1):
+def _bars(axes: Axes, scores: Sequence[float | None], scale: Scale) -> None:
+    _chart(axes, scale, scores, (0.4, len(scores) + 0.6), "slot of the picture")
+    for at, score in enumerate(scores, 1):
         if score is not None:
             colour = tuple(part / 255 for part in (SAFE if score < MIDDLE_SCORE else UNSAFE))
             axes.bar(at, score - MIDDLE_SCORE, bottom=MIDDLE_SCORE, width=0.8, color=colour)
-    axes.set_xlabel("slot of the picture", fontsize=_WORDS)
 
 
 def _video_panel(number: int, video: Video, scale: Scale) -> _Panel:
     """The score after each frame against its time, above some of the frames."""
     frames = video.frames
     told = f"Scores of video {number}, frame by frame"
-    known = [frame for frame in frames if frame.score is not None]
+    known = [(frame.score, frame.time_s) for frame in frames if frame.score is not None]
     if known:
-        best = max(known, key=lambda frame: frame.score or 0.0)
-        told += f": {len(known)} frames; the highest score is {best.score:.2f}"
-        told += f", at {best.time_s:.1f} s"
+        score, time_s = max(known)
+        told += f": {len(known)} frames; the highest score is {score:.2f}, at {time_s:.1f} s"
     if not frames:
         return _Panel(f"{told}: {video.note}", 0, lambda _part: None)
 
@@ -234,9 +229,8 @@ def _video_panel(number: int, video: Video, scale: Scale) -> _Panel:
         above, below = part.subplots(2, 1, height_ratios=(3, 2))
         times, scores = [frame.time_s for frame in frames], [frame.score for frame in frames]
         room = 0.02 * (times[-1] - times[0]) or 0.5
-        _chart(above, scale, scores, (times[0] - room, times[-1] + room))
+        _chart(above, scale, scores, (times[0] - room, times[-1] + room), "s in the video")
         _line(above, times, scores)
-        above.set_xlabel("s in the video; the score is that after the frame", fontsize=_WORDS)
         _strip(below, frames[:: math.ceil(len(frames) / _FRAMES)])
 
     return _Panel(told, 290, draw)
@@ -260,7 +254,11 @@ def _strip(axes: Axes, frames: Sequence[Frame]) -> None:
 
 
 def _chart(
-    axes: Axes, scale: Scale, scores: Sequence[float | None], across: tuple[float, float]
+    axes: Axes,
+    scale: Scale,
+    scores: Sequence[float | None],
+    across: tuple[float, float],
+    name: str,
 ) -> None:
     """Make axes for scores on the colours of the scale; scores far outside of it are cut off."""
     low, high = scale.span_of(scores)
@@ -273,6 +271,7 @@ def _chart(
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_WORDS - 1)
+    axes.set_xlabel(name, fontsize=_WORDS)
     axes.set_ylabel("score (0 safe, 1 unsafe)", fontsize=_WORDS)
 
 
@@ -290,9 +289,6 @@ def _thresholds(axes: Axes, verdict: Verdict) -> None:
 
 
 def _show(axes: Axes, image: Image) -> None:
-    """A picture as it is, of no more pixels than are seen."""
-    small = image.convert("RGB")
-    small.thumbnail((_WIDTH * _SHARP, _HALF * _SHARP))
-    axes.imshow(small, interpolation="none")
+    axes.imshow(image, interpolation="none")
     axes.set_xticks([])
     axes.set_yticks([])

@@ -76,7 +76,7 @@ def test_marks_leave_nothing_out_and_take_a_picture_together():
 
 def test_the_highest_positions_say_where_they_are():
     rows = highest_rows(explanation(), 3)
-    assert [(row.index, row.text, row.source) for row in rows] == [
+    assert [(found.index, text, source) for found, text, source in rows] == [
         (6, "slot 5 of 6", "picture 1"),
         (9, "is\u21b5\u21b5", "user"),
         (8, f"what {SCRIPT}", "user"),
@@ -89,5 +89,5 @@ def test_a_video_is_one_mark_in_the_prompt_and_its_slots_are_named():
         "[video 1: 8 positions, 0.0 to 1.5 s]",
         "w9",
     ]
-    best = highest_rows(filmed())[0]
-    assert (best.text, best.source, best.score) == ("slot 3 of 8", "video 1", 0.9)
+    found, text, source = highest_rows(filmed())[0]
+    assert (text, source, found.score) == ("slot 3 of 8", "video 1", 0.9)

@@ -117,7 +117,7 @@ def test_pictures_in_a_page_are_data_of_the_map_and_the_original():
         Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in images
     )
     assert first.convert("RGB").getpixel((0, 0)) == (0, 128, 0)
-    assert second.size == (600, 400)
+    assert second.size == (448, 299)
 
 
 def test_the_score_stands_at_every_position_with_the_thresholds_and_the_last_one():
