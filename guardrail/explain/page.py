@@ -173,8 +173,8 @@ def _by_window(
         mine = [window for window in windows if window.video == number]
         times = [time for window in mine for time in (window.start_s, window.end_s)]
         levels = [window.score for window in mine for _ in range(2)]
-        style = ("-", "--", "-.", ":")[number % 4]
-        axes.plot(times, levels, style, color="black", linewidth=1.6, label=f"video {number + 1}")
+        style = ("-", "-.", ":")[number % 3]
+        axes.plot(times, levels, style, color="black", linewidth=2, label=f"video {number + 1}")
     _thresholds(axes, explanation.verdict)
 
 
@@ -284,7 +284,7 @@ def _line(axes: Axes, places: Sequence[float], scores: Sequence[float | None]) -
 def _thresholds(axes: Axes, verdict: Verdict) -> None:
     for name, value, line in (("steer", verdict.tau_steer, "--"), ("flag", verdict.tau_flag, "-")):
         label = f"{name} at {value:.2f}"
-        axes.axhline(value, color="black", linewidth=1.2, linestyle=line, label=label)
+        axes.axhline(value, color="black", alpha=0.7, linestyle=line, linewidth=1, label=label)
     legend(axes, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
 
 

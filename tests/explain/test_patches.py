@@ -1,4 +1,4 @@
-"""Grids only where the model's own numbers prove them, and pictures as the model got them."""
+"""Positions of pictures and frames: grids only where the model's own numbers prove them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from PIL import Image
 from guardrail.errors import ConfigurationError
 from guardrail.explain.patches import (
     ASSUMED,
+    BESIDE,
     UNKNOWN,
     UNTIED,
+    Span,
     picture_spans,
     seen_picture,
+    shown_as_pictures,
     token_of,
+    told_apart,
+    video_spans,
 )
 from guardrail.model.inputs import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import Policy
 from guardrail.requests.messages import to_request
+from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart
 
 TOKEN = 9
 
@@ -195,3 +201,67 @@ def test_padding_of_pictures_of_free_size_is_cut_off():
     tall, wide = (seen_picture(loaded, inputs, request, number) for number in (0, 1))
     assert (tall.size, wide.size) == ((5, 6), (8, 4))
     assert wide.getcolors() == [(32, (255, 0, 0))]
+
+
+PICTURE = Image.new("RGB", (8, 8))
+SLOT = 7
+
+
+def clip(frames: int) -> Clip:
+    return Clip((PICTURE,) * frames, tuple(map(float, range(frames))))
+
+
+def video_model(merge: int = 1) -> Any:
+    vision = SimpleNamespace(spatial_merge_size=merge)
+    config = SimpleNamespace(video_token_id=SLOT, vision_config=vision)
+    return SimpleNamespace(model=SimpleNamespace(config=config), processor=SimpleNamespace())
+
+
+def test_frames_and_pictures_are_told_apart_in_the_order_of_the_prompt():
+    parts = (ImagePart(PICTURE), VideoPart(clip(2)), TextPart("a"), VideoPart(clip(1)))
+    request = Request((Message(role="user", parts=(*parts, ImagePart(PICTURE))),))
+    assert shown_as_pictures(request) == [(None, 0), (0, 0), (0, 1), (1, 0), (None, 1)]
+    spans = [Span(n, (10 * n, 10 * n + 1), (1, 2), "") for n in range(5)]
+    pictures, frames = told_apart(request, spans)
+    assert [(p.number, p.positions, p.grid, p.note) for p in pictures] == [
+        (0, (0, 1), None, BESIDE),
+        (1, (40, 41), None, BESIDE),
+    ]
+    assert frames == [
+        [Span(0, (10, 11)), Span(1, (20, 21))],
+        [Span(0, (30, 31))],
+    ]
+
+
+def test_slots_that_are_tied_to_no_picture_are_tied_to_no_frame():
+    request = Request((Message(role="user", parts=(VideoPart(clip(2)),)),))
+    assert told_apart(request, [Span(None, (1, 2, 3), None, "unknown")]) == ([], [[]])
+
+
+def test_slots_for_videos_are_shared_out_by_the_processors_grid():
+    ids = [1, *[SLOT] * 8, 2, *[SLOT] * 4, 3]
+    grids = torch.tensor([[2, 4, 4], [1, 4, 4]])  # patches before four of them are merged
+    frames = video_spans(video_model(merge=2), {"video_grid_thw": grids}, ids, [clip(3), clip(2)])
+    assert frames == [
+        [Span(1, (1, 2, 3, 4)), Span(2, (5, 6, 7, 8))],
+        [Span(1, (10, 11, 12, 13))],
+    ]
+
+
+def test_without_a_grid_each_frame_has_as_many_slots():
+    ids = [1, SLOT, SLOT, 5, SLOT, SLOT, 2]  # with a time between them
+    assert video_spans(video_model(), {}, ids, [clip(2)]) == [[Span(0, (1, 2)), Span(1, (4, 5))]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "inputs", "clips"),
+    [
+        ([1, 2], {}, [2]),  # no slots
+        ([SLOT] * 5, {}, [2]),  # no equal shares
+        ([SLOT] * 4, {"video_grid_thw": torch.tensor([[2, 2, 2]])}, [2]),  # more than there are
+        ([SLOT] * 8, {"video_grid_thw": torch.tensor([[2, 2, 2]])}, [1, 1]),  # another number
+    ],
+)
+def test_what_does_not_add_up_is_not_claimed(ids: Any, inputs: Any, clips: Any):
+    found = video_spans(video_model(), inputs, ids, [clip(n) for n in clips])
+    assert found == [[] for _ in clips]
