@@ -188,10 +188,10 @@ def explained_mistakes(
 
     One that cannot be explained is named on stderr and left out: the report must not be lost.
     """
-    from guardrail.evaluation.explain import explain
     from guardrail.evaluation.inputs import INPUT_ERRORS
+    from guardrail.explain.page import explanation_html
+    from guardrail.explain.run import explain
     from guardrail.report.evaluation import false_positives, misses
-    from guardrail.report.explain_page import explanation_html
 
     worst = {row.id for row in [*false_positives(report, most), *misses(report, most)]}
     parts = {}

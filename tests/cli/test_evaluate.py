@@ -107,7 +107,7 @@ def test_a_mistake_that_cannot_be_explained_costs_no_report(evaluate, tmp_path, 
     def fail(*_args):
         raise UnsupportedModelError("no positions here")
 
-    monkeypatch.setattr("guardrail.evaluation.explain.explain", fail)
+    monkeypatch.setattr("guardrail.explain.run.explain", fail)
     page, out = tmp_path / "page.html", tmp_path / "report.json"
     words = ("--no-answers", "--html", str(page), "--out", str(out), "--explain", "1")
     done = evaluate(*words, action="flag")

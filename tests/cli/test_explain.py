@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from dataclasses import replace
 from io import StringIO
 
 import pytest
 from PIL import Image
 
-from guardrail.cli.heat_text import show_explanation
-from guardrail.evaluation.explain import explain
+from guardrail.cli.explain import show_explanation
+from guardrail.explain import explain
+from guardrail.explain.explanation import Video
 from guardrail.guard import Guard
+from tests.explain.made import filmed, scanned
 
 
 @pytest.mark.parametrize(("action", "code"), [("pass", 0), ("steer", 0), ("flag", 1)])
@@ -93,7 +97,7 @@ def test_a_video_is_explained_frame_by_frame(run, saved, tmp_path):
     assert "score after the frame at  0.0 s" in done.stdout
     assert done.stdout.count(" s ") >= 6
     html = page.read_text("utf-8")
-    assert html.count('alt="Frame at') == 6
+    assert len(re.findall(r">\d\.\d s</text>", html)) == 6
     assert "Scores of video 1, frame by frame" in html
     assert "window by window" not in html
 
@@ -113,3 +117,29 @@ def test_a_long_video_is_explained_window_by_window(run, saved, tmp_path):
     assert f"{max(scores):.2f}" in rows[0]
     assert "answer frames" in done.stdout
     assert "Scores along the video, window by window" in page.read_text("utf-8")
+
+
+def text_of(explanation):
+    out = StringIO()
+    show_explanation(out, explanation)
+    return out.getvalue()
+
+
+def test_a_terminal_shows_the_score_after_each_frame_and_of_each_window():
+    shown = text_of(filmed())
+    assert "0.0 s 0.10  0.5 s 0.90  1.0 s none  1.5 s 0.40" in shown
+    assert "answer frames" not in shown
+    lines = text_of(scanned()).splitlines()
+    (highest,) = [line for line in lines if line.rstrip().endswith("highest")]
+    assert highest.split()[:2] == ["2", "4.0"]
+    assert any(line.startswith("answer frames") for line in lines)
+    untied = replace(filmed(), videos=(Video(positions=(), frames=(), note="not known"),))
+    assert "not known" in text_of(untied)
+
+
+def test_windows_that_tie_have_one_highest_and_name_their_video():
+    rows = [(0, 0.0, 3.5, 0.8), (1, 0.0, 3.5, 0.8), (None, 0.0, 3.5, 0.8)]
+    lines = text_of(scanned(rows)).splitlines()
+    (highest,) = [line for line in lines if line.rstrip().endswith(" highest")]
+    assert highest.startswith("1 (video 1) ")  # the one that a verdict names
+    assert any(line.startswith("2 (video 2) ") for line in lines)

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from guardrail.evaluation.schema import Report
+from guardrail.explain.page import explanation_page
 from guardrail.report import evaluation_page
 from guardrail.report.drift import drift_page
-from guardrail.report.explain_page import explanation_page
 from guardrail.report.page import write_page
+from tests.explain.made import explanation
 from tests.in_browser import CONTRAST, CUT_OFF, OVERFLOWING_TEXT, OVERLAPPING_TEXT, pages
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def test_nothing_of_the_other_pages_is_cut_on_a_phone(browser, tmp_path, kind):
         made = _beside("../cli/test_drift.py").report("refit", transport=True)
         html = drift_page(made)
     else:
-        html = explanation_page(_beside("test_explain_page.py").explanation())
+        html = explanation_page(explanation())
     write_page(tmp_path / "page.html", html)
     with pages(browser, (tmp_path / "page.html").as_uri()) as open_page:
         assert open_page(390).evaluate(CUT_OFF) == []

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guardrail.model.control_tokens import BREAK
-from guardrail.types import Request, TextPart
+from guardrail.types import TextPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from guardrail.model.encode import Encoder
+    from guardrail.types import Part, Request
 
     Span = tuple[int, int, str]  # first character, end, role
 
@@ -72,13 +73,8 @@ def written_spans(
 
     The request is encoded once more with a mark in each text's place, which shows what the chat
     template writes around them. None where the template writes something else around the marks:
-    then nobody can tell its words from a user's.
-
-    Args:
-        request: what was encoded.
-        prompt: its decoded prompt, with control tokens.
-        encoder: what encoded it.
-        decode: token ids to text, with control tokens.
+    then nobody can tell its words from a user's. `prompt` is what `decode` makes of the encoded
+    request, control tokens and all.
     """
     texts = [
         (part.text, message.role)
@@ -90,34 +86,25 @@ def written_spans(
     if any(mark in prompt for mark in marks):
         return None
     ids = encoder.encode([_marked(request, iter(marks))]).inputs["input_ids"][0].tolist()
-    around = _split(decode(ids), marks)
-    return None if around is None else _located(prompt, texts, around)
+    text, around = decode(ids), []
+    if any(text.count(mark) != 1 for mark in marks):
+        return None
+    for mark in marks:
+        before, found, text = text.partition(mark)
+        if not found:  # the template turned their order round
+            return None
+        around.append(before)
+    return _located(prompt, texts, [*around, text])
 
 
 def _marked(request: Request, marks: Iterator[str]) -> Request:
     """The request with its texts replaced, pictures and all else as they are."""
-    messages = tuple(
-        replace(
-            message,
-            parts=tuple(
-                TextPart(next(marks)) if isinstance(part, TextPart) else part
-                for part in message.parts
-            ),
-        )
-        for message in request.messages
-    )
-    return replace(request, messages=messages)
 
+    def marked(part: Part) -> Part:
+        return TextPart(next(marks)) if isinstance(part, TextPart) else part
 
-def _split(text: str, marks: Sequence[str]) -> list[str] | None:
-    """What stands before, between and after the marks; None unless each is there once."""
-    around = []
-    for mark in marks:
-        before, found, text = text.partition(mark)
-        if not found:
-            return None
-        around.append(before)
-    return None if any(mark in text for mark in marks) else [*around, text]
+    told = (replace(m, parts=tuple(map(marked, m.parts))) for m in request.messages)
+    return replace(request, messages=tuple(told))
 
 
 def _located(

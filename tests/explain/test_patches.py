@@ -1,19 +1,34 @@
-"""Grids only where the model's own numbers prove them."""
+"""Positions of pictures and frames: grids only where the model's own numbers prove them."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from guardrail.errors import ConfigurationError
-from guardrail.evaluation.patches import ASSUMED, UNKNOWN, UNTIED, image_token, picture_spans
+from guardrail.explain.patches import (
+    ASSUMED,
+    BESIDE,
+    UNKNOWN,
+    UNTIED,
+    Span,
+    picture_spans,
+    seen_picture,
+    shown_as_pictures,
+    token_of,
+    told_apart,
+    video_spans,
+)
 from guardrail.inputs.messages import to_request
 from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import Policy
+from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart
 
 TOKEN = 9
 
@@ -55,7 +70,7 @@ def test_each_family_says_where_its_positions_are(tiny_of, picture, family, grid
     assert [span.grid for span in found] == grids
     assert [span.number for span in found] == [0, 1]
     told = [at for span in found for at in span.positions]
-    assert told == [at for at, token in enumerate(ids) if token == image_token(loaded)]
+    assert told == [at for at, token in enumerate(ids) if token == token_of(loaded, "image")]
     assert tiny.tokenizer.decode([ids[told[0]]]) in (
         "<image>",
         "<|image_pad|>",
@@ -142,3 +157,111 @@ def test_a_grid_asked_for_is_marked_as_assumed():
 def test_a_prompt_without_pictures_has_no_spans():
     assert spans(model_with(), {}, 3, pictures=0) == []
     assert picture_spans(model_with(image_token_id=None), {}, [1, 2], 1) == []
+
+
+def noise(seed: int, width: int, height: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def seen(tiny, *images):
+    loaded = wrap_model(tiny.model, tiny.processor)
+    parts = [{"type": "image", "image": image} for image in images]
+    request = to_request([{"role": "user", "content": parts}], policy=Policy())
+    inputs = Encoder(loaded).encode([request]).inputs
+    return [seen_picture(loaded, inputs, request, number) for number in range(len(images))]
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_a_picture_of_the_towers_size_comes_back_as_it_was(tiny_of, family):
+    given = [noise(seed, 28, 28) for seed in (1, 2)]
+    for before, after in zip(given, seen(tiny_of(family), *given), strict=True):
+        assert np.abs(np.asarray(before, int) - np.asarray(after, int)).max() <= 1
+
+
+def test_what_was_cropped_off_is_not_there(llava):
+    wide = Image.new("RGB", (84, 28), "red")
+    wide.paste(Image.new("RGB", (28, 28), "blue"), (28, 0))
+    (middle,) = seen(llava, wide)
+    assert middle.size == (28, 28)
+    assert middle.getpixel((14, 14)) == (0, 0, 255)
+
+
+def test_patches_alone_stand_for_the_whole_picture(qwen2_5_vl):
+    given = noise(3, 60, 40)
+    assert seen(qwen2_5_vl, given)[0].tobytes() == given.tobytes()
+
+
+def test_padding_of_pictures_of_free_size_is_cut_off():
+    pixels = torch.zeros(2, 3, 6, 8)
+    pixels[1, 0, :4, :] = 1.0  # a red picture of 8 by 4, padded below
+    inputs = {"pixel_values": pixels, "image_sizes": torch.tensor([[6, 5], [4, 8]])}
+    loaded = SimpleNamespace(processor=SimpleNamespace())
+    request = SimpleNamespace(images=(None, None))
+    tall, wide = (seen_picture(loaded, inputs, request, number) for number in (0, 1))
+    assert (tall.size, wide.size) == ((5, 6), (8, 4))
+    assert wide.getcolors() == [(32, (255, 0, 0))]
+
+
+PICTURE = Image.new("RGB", (8, 8))
+SLOT = 7
+
+
+def clip(frames: int) -> Clip:
+    return Clip((PICTURE,) * frames, tuple(map(float, range(frames))))
+
+
+def video_model(merge: int = 1) -> Any:
+    vision = SimpleNamespace(spatial_merge_size=merge)
+    config = SimpleNamespace(video_token_id=SLOT, vision_config=vision)
+    return SimpleNamespace(model=SimpleNamespace(config=config), processor=SimpleNamespace())
+
+
+def test_frames_and_pictures_are_told_apart_in_the_order_of_the_prompt():
+    parts = (ImagePart(PICTURE), VideoPart(clip(2)), TextPart("a"), VideoPart(clip(1)))
+    request = Request((Message(role="user", parts=(*parts, ImagePart(PICTURE))),))
+    assert shown_as_pictures(request) == [(None, 0), (0, 0), (0, 1), (1, 0), (None, 1)]
+    spans = [Span(n, (10 * n, 10 * n + 1), (1, 2), "") for n in range(5)]
+    pictures, frames = told_apart(request, spans)
+    assert [(p.number, p.positions, p.grid, p.note) for p in pictures] == [
+        (0, (0, 1), None, BESIDE),
+        (1, (40, 41), None, BESIDE),
+    ]
+    assert frames == [
+        [Span(0, (10, 11)), Span(1, (20, 21))],
+        [Span(0, (30, 31))],
+    ]
+
+
+def test_slots_that_are_tied_to_no_picture_are_tied_to_no_frame():
+    request = Request((Message(role="user", parts=(VideoPart(clip(2)),)),))
+    assert told_apart(request, [Span(None, (1, 2, 3), None, "unknown")]) == ([], [[]])
+
+
+def test_slots_for_videos_are_shared_out_by_the_processors_grid():
+    ids = [1, *[SLOT] * 8, 2, *[SLOT] * 4, 3]
+    grids = torch.tensor([[2, 4, 4], [1, 4, 4]])  # patches before four of them are merged
+    frames = video_spans(video_model(merge=2), {"video_grid_thw": grids}, ids, [clip(3), clip(2)])
+    assert frames == [
+        [Span(1, (1, 2, 3, 4)), Span(2, (5, 6, 7, 8))],
+        [Span(1, (10, 11, 12, 13))],
+    ]
+
+
+def test_without_a_grid_each_frame_has_as_many_slots():
+    ids = [1, SLOT, SLOT, 5, SLOT, SLOT, 2]  # with a time between them
+    assert video_spans(video_model(), {}, ids, [clip(2)]) == [[Span(0, (1, 2)), Span(1, (4, 5))]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "inputs", "clips"),
+    [
+        ([1, 2], {}, [2]),  # no slots
+        ([SLOT] * 5, {}, [2]),  # no equal shares
+        ([SLOT] * 4, {"video_grid_thw": torch.tensor([[2, 2, 2]])}, [2]),  # more than there are
+        ([SLOT] * 8, {"video_grid_thw": torch.tensor([[2, 2, 2]])}, [1, 1]),  # another number
+    ],
+)
+def test_what_does_not_add_up_is_not_claimed(ids: Any, inputs: Any, clips: Any):
+    found = video_spans(video_model(), inputs, ids, [clip(n) for n in clips])
+    assert found == [[] for _ in clips]

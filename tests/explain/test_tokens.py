@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from guardrail.evaluation.pieces import token_texts, written_spans
+from guardrail.explain.tokens import token_texts, written_spans
 from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.testing import tiny_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from guardrail.types import Verdict
 
 Kind = Literal["template", "text", "image", "video"]
+_PIXELS = {"original", "seen", "image"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,33 +116,15 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; pictures without their pixels."""
-        return {
-            "model": self.model,
-            "verdict": self.verdict.to_dict(),
-            "positions": [
-                {"index": p.index, "text": p.text, "kind": p.kind, "role": p.role, "score": p.score}
-                for p in self.positions
-            ],
-            "pictures": [
-                {
-                    "positions": list(picture.positions),
-                    "grid": None if picture.grid is None else list(picture.grid),
-                    "scores": list(picture.scores),
-                    "note": picture.note,
-                }
-                for picture in self.pictures
-            ],
-            "videos": [
-                {
-                    "positions": list(video.positions),
-                    "frames": [
-                        {"time_s": f.time_s, "position": f.position, "score": f.score}
-                        for f in video.frames
-                    ],
-                    "note": video.note,
-                }
-                for video in self.videos
-            ],
-            "windows": [asdict(window) for window in self.windows],
-            "notes": list(self.notes),
-        }
+        plain: dict[str, Any] = _plain(self)
+        return plain | {"verdict": self.verdict.to_dict()}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if not is_dataclass(value):
+        return value
+    names = [found.name for found in fields(value) if found.name not in _PIXELS]
+    return {name: _plain(getattr(value, name)) for name in names}

@@ -20,7 +20,7 @@ from guardrail.errors import (
     LimitExceededError,
     UnsupportedContentError,
 )
-from guardrail.evaluation.explain import explain
+from guardrail.explain import explain
 from guardrail.guard import Guard
 from guardrail.inputs.messages import to_request
 from guardrail.model.decoder import decoder_layers, decoder_module
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from guardrail.artefact import Artefact
-    from guardrail.evaluation.explanation import Explanation
+    from guardrail.explain import Explanation
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def _scores(found: Explanation) -> list[float]:
 
 def _grid_of_a_model_without_numbers(guard: Guard, picture: Any) -> None:
     """The session's model under a config whose tower says nothing, with three slots a picture."""
-    from guardrail.evaluation.patches import picture_spans
+    from guardrail.explain.patches import picture_spans
 
     token = guard.loaded.model.config.image_token_id
     picture_spans(guard.loaded, {}, [1, token, token, token], 1, "grid")
