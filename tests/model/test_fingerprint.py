@@ -16,7 +16,8 @@ from guardrail.errors import UnsupportedModelError
 from guardrail.model.fingerprint import _code_digest, fingerprint
 from guardrail.model.load import load_model, wrap_model
 from guardrail.model.weights import weights_digest
-from guardrail.testing import FAMILIES, IMAGE_FAMILIES, tiny_model
+from guardrail.testing import tiny_model
+from tests.families.catalogue import FAMILIES, IMAGE_FAMILIES
 
 if TYPE_CHECKING:
     from guardrail.artefact.header import Fingerprint

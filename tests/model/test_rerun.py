@@ -19,8 +19,9 @@ from guardrail.model.inputs import Encoder
 from guardrail.model.positions import check_positions
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
-from guardrail.testing import FAMILIES, family, tiny_model
+from guardrail.testing import family, tiny_model
 from guardrail.types import Action, Message, Request, TextPart
+from tests.families.catalogue import FAMILIES
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 SIX = Settings(max_new_tokens=6)
