@@ -28,8 +28,8 @@ def conform(
 ) -> None:
     """Check the guard against slow references on a model; exits with 1 when it does not work.
 
-    A `no` is the guard's own clear refusal, and a finding unless a guard can do without (compiled
-    decoding, beams, videos, ...); `n/a` is what the model itself cannot do.
+    A `no` is the guard's own clear refusal, and a finding unless a guard can do without (videos);
+    `n/a` is what the model itself cannot do.
     """
     loading = o.Loading(
         device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from guardrail.conformance import reference
-from guardrail.conformance.reference import WrongResultError, expect, first_line, placed, traced
+from guardrail.conformance.reference import expect, placed, traced
 from guardrail.conformance.subject import (
     TEXTS,
     TOKENS,
@@ -17,9 +17,8 @@ from guardrail.conformance.subject import (
     score_of,
     video_request,
 )
-from guardrail.errors import GuardrailError
 from guardrail.guard import Guard
-from guardrail.types import Action, Message, Modality, Request, TextPart
+from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +92,6 @@ def score(subject: Subject) -> Figures:
         figures["note"] = (
             f"not for text alone, which its own processor refuses: {subject.text_trouble}"
         )
-        _expect_text_refused(subject)
     if subject.loaded.is_multimodal:
         for name, ask in zip(("image", "images"), subject.pictures, strict=False):
             figures[name] = _apart(subject, artefact, ask)
@@ -105,17 +103,6 @@ def score(subject: Subject) -> Figures:
         if subject.one_picture_only is not None:
             figures["note"] = f"not for two pictures: {subject.one_picture_only}"
     return figures
-
-
-def _expect_text_refused(subject: Subject) -> None:
-    """What the model's own processor does not take is refused by the guard, clearly."""
-    try:
-        subject.encoder.encode([Request((Message(role="user", parts=(TextPart(TEXTS[0]),)),))])
-    except GuardrailError:
-        return
-    except Exception as error:
-        raise WrongResultError(f"text alone is no clear error: {first_line(error)}") from error
-    raise WrongResultError("the guard takes text alone, the model's own processor does not")
 
 
 def _apart(subject: Subject, artefact: Artefact, ask: Ask) -> float:

@@ -167,7 +167,7 @@ _KNOWN: dict[str, Family] = {}
 
 
 def register(*families: Family) -> None:
-    """Let `tiny_model` build these as well."""
+    """Let `tiny_model` build these as well, such as an architecture of your own."""
     _KNOWN.update((one.name, one) for one in families)
 
 

@@ -1,6 +1,6 @@
 """All that is asked of a guard in each family: what `guardrail conform` asks, and much beyond.
 
-Three of the user's checks stand here under their own name in a version that looks closer.
+Four of the user's checks stand here under their own name in a version that looks closer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.conformance import editing_checks, generation_checks, prefill_checks
 USERS = {definition.name: definition for definition in CHECKS}
 EVERY_CHECK = (
     Definition("layers", "decoder layers found", prefill_checks.layers),
-    USERS["score"],
+    replace(USERS["score"], run=prefill_checks.score),
     USERS["unsteered"],
     replace(USERS["steering"], run=editing_checks.steering),
     USERS["batch"],

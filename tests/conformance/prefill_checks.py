@@ -1,4 +1,4 @@
-"""Layers are the right ones and run once; a verdict costs no pass beyond those it needs."""
+"""Layers are the right ones and run once; text alone is read or refused; a verdict is one pass."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from guardrail.conformance import reference
-from guardrail.conformance.reference import expect
+from guardrail.conformance import checks, reference
+from guardrail.conformance.reference import WrongResultError, expect, first_line
 from guardrail.conformance.subject import rules
+from guardrail.errors import GuardrailError
 from guardrail.model.decoder import decoder_layers, self_attention_layers
 from guardrail.model.generate import last_residuals
+from guardrail.requests.messages import to_request
 from tests.conformance.counting import counted, seen_at
 
 if TYPE_CHECKING:
@@ -55,6 +57,20 @@ def _each_once(subject: Subject, ask: Ask, expected: set[int]) -> None:
         torch.equal(outputs[0], states[number + 1]),
         "the layers found are not those that `hidden_states` lists",
     )
+
+
+def score(subject: Subject) -> Figures:
+    """What the model's own processor does not take is refused by the guard, clearly."""
+    figures = checks.score(subject)
+    if subject.text_trouble is not None:
+        try:
+            subject.encoder.encode([to_request("Hello", policy=rules())])
+        except GuardrailError:
+            return figures
+        except Exception as error:
+            raise WrongResultError(f"text alone is no clear error: {first_line(error)}") from error
+        raise WrongResultError("the guard takes text alone, the model's own processor does not")
+    return figures
 
 
 def prefill(subject: Subject) -> Figures:
