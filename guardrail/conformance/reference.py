@@ -160,7 +160,7 @@ def score(artefact: Artefact, states: Tensor, kind: str) -> float:
 
 
 def edit(artefact: Artefact, value: float, gate: float) -> Tensor:
-    """What steering should add for a score of `value` within the trust region: (d_model,) float64.
+    """What steering should add for a score of `value`: (d_model,) float64; no region ends it.
 
     Its length is counted in gaps between the two means of texts at the steering layer.
     """

@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import ValidationError
 
 from guardrail.artefact.artefact import Artefact, Calibration, Header, LayerRow, Readout, Steering
-from guardrail.artefact.header import first_problem
 from guardrail.conformance import reference
 from guardrail.conformance.reference import DoesNotApplyError, WrongResultError, first_line
 from guardrail.decide.detector import Detector
-from guardrail.errors import (
-    ArtefactFormatError,
-    DetectorError,
-    GuardrailError,
-    UnsupportedModelError,
-)
+from guardrail.errors import DetectorError, GuardrailError, UnsupportedModelError
 from guardrail.model.decoder import decoder_layers, self_attention_layers
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import check_rows, generate_rows, last_residuals
@@ -224,10 +217,7 @@ class Subject:
     ) -> Artefact:
         """One whose scores of the texts have mean 0 and spread 1 (or less) at each readout layer.
 
-        It reads `self.read` by default, and steers with a `steer` layer alone.
-
-        Raises:
-            ArtefactFormatError: the guard takes no artefact with these layers.
+        It reads `self.read` by default, and steers where a layer for that is given.
         """
         rows = list(self.read if read is None else read)
         along = torch.einsum("nkd,kd->nk", self._states[:, rows], self._direction[rows])
@@ -247,25 +237,18 @@ class Subject:
             tensors[f"readout_offset_{kind}"] = 0.1 * number * tensors["readout_gap"]
             if steer is not None:
                 tensors[f"steer_offset_{kind}"] = 0.1 * number * gaps[steer]
-        edits = None if steer is None else {"gain": 1.0, "region_max": FAR, **steering}
-        header = self._header(tuple(rows), edits and {**edits, "layer": steer})
-        return Artefact(header, {name: value.float() for name, value in tensors.items()})
-
-    def _header(self, read: tuple[int, ...], steering: dict[str, Any] | None) -> Header:
+        edits = {"gain": 1.0, "a_max": 2.0, "region_max": FAR, **steering}
         never = Thresholds(steer=NEVER, flag=NEVER)
         made_up = Calibration(scores=(), thresholds=never, source="made up for checks", n=0)
-        count = self.loaded.layer_count
-        try:
-            return Header(
-                fingerprint=self._print,
-                readout=Readout(estimator="random", layers=read),
-                steering=None if steering is None else Steering(a_max=2.0, **steering),
-                layers=tuple(LayerRow(layer=i, usable=True) for i in range(count)),
-                calibration={Modality.TEXT: made_up},
-                warnings=("random directions: for conformance checks only",),
-            )
-        except ValidationError as error:
-            raise ArtefactFormatError(first_problem(error, "such an artefact")) from error
+        header = Header(
+            fingerprint=self._print,
+            readout=Readout(estimator="random", layers=tuple(rows)),
+            steering=None if steer is None else Steering(layer=steer, **edits),
+            layers=tuple(LayerRow(layer=i, usable=True) for i in range(self.loaded.layer_count)),
+            calibration={Modality.TEXT: made_up},
+            warnings=("random directions: for conformance checks only",),
+        )
+        return Artefact(header, {name: value.float() for name, value in tensors.items()})
 
     def steered(
         self, read: Sequence[int] | None = None, steer: int | None = None, **steering: Any
