@@ -18,7 +18,7 @@ from guardrail.conformance.subject import (
     video_request,
 )
 from guardrail.guard import Guard
-from guardrail.types import Action, Modality
+from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -251,12 +251,7 @@ def video(subject: Subject) -> Figures:
         for s in (0, 100)
     )
     _expect_inputs(subject, encoded.inputs, ask.inputs)
-    (wanted,), bound = subject.scores(artefact, [ask]), subject.tolerance(artefact, [ask])
-    policy = rules(flag=wanted - 2 * bound, only=Modality.VIDEO)
-    (ruling,) = subject.rulings(encoded, artefact, policy)
-    apart = abs(score_of(ruling) - wanted)
-    expect(apart <= bound, f"the score is {apart:.2e} from the reference (bound {bound:.2e})")
-    expect(ruling.action is Action.FLAG, "a video is not held against the thresholds of videos")
+    apart = _apart(subject, artefact, ask)
     (row,) = subject.answers(encoded, artefact, rules())
     plain = reference.generate(subject.model, ask.inputs, TOKENS)[0]
     expect(list(row.token_ids) == plain, f"it gives {list(row.token_ids)}, plainly {plain}")
