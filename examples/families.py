@@ -1,4 +1,4 @@
-"""Run every check of the tests on a tiny model of every family and write the README's table.
+"""Run the conformance checks on a tiny model of every family and write the README's table.
 
 python examples/families.py [--readme README.md] [--only FAMILY ...]
 """

@@ -1,4 +1,4 @@
-"""Every family of the catalogue: nothing fails, and the README's table says what is found."""
+"""Every family of `guardrail.testing`: nothing fails, and the README's table says what is found."""
 
 from __future__ import annotations
 
