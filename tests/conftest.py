@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 
 from guardrail.testing import tiny_model
+from tests.families import catalogue  # noqa: F401 - registers every family
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

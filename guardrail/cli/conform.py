@@ -27,8 +27,8 @@ def conform(
 ) -> None:
     """Check the guard against slow references on a model; exits with 1 when it does not work.
 
-    A `no` is the guard's own clear refusal, and a finding unless a guard can do without (compiled
-    decoding, beams, videos, ...); `n/a` is what the model itself cannot do.
+    A `no` is the guard's own clear refusal, and a finding unless a guard can do without (videos);
+    `n/a` is what the model itself cannot do.
     """
     with session(debug=debug) as stdout:
         from guardrail.conformance import check_model

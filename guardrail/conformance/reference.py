@@ -1,20 +1,20 @@
-"""The slow reference: the model and the formulas, without the guard's hooks or detector.
+"""The slow reference: transformers by itself and the formulas, without the guard's code.
 
-Its inputs come from `plain`; the guard is only asked which layers the decoder has.
+The guard is only asked where the decoder and its layers are.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from guardrail.conformance.outcomes import DoesNotApplyError, WrongResultError, first_line
-from guardrail.conformance.trace import hidden_of, traced
-from guardrail.model.decoder import decoder_layers, self_attention_layers
+from guardrail.model.decoder import decoder_layers, decoder_module, self_attention_layers
+from guardrail.types import ImagePart, TextPart, VideoPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from guardrail.artefact import Artefact
-    from guardrail.artefact.artefact import Steering
+    from guardrail.model.load import LoadedModel
+    from guardrail.types import Clip, Request
 
 _GREEDY: dict[str, Any] = {
     "do_sample": False,
@@ -39,6 +40,86 @@ _GREEDY: dict[str, Any] = {
     "output_attentions": False,
     "disable_compile": True,
 }
+
+
+class WrongResultError(Exception):
+    """The guard did something else than the slow reference; never reaches a caller."""
+
+
+class DoesNotApplyError(Exception):
+    """The model itself lacks what is checked, as it was seen to; never reaches a caller."""
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Go on, or end the check as failed with what was seen."""
+    if not holds:
+        raise WrongResultError(otherwise)
+
+
+def plain_inputs(loaded: LoadedModel, *requests: Request) -> dict[str, Any]:
+    """Inputs as a user of transformers makes them: of a request, or of a batch padded on the left.
+
+    They are on the model's device, floating ones in its dtype.
+    """
+    processor: Any = loaded.processor
+    texts_only = isinstance(processor, PreTrainedTokenizerBase)
+    chats = [[_turn(message, texts_only) for message in r.messages] for r in requests]
+    clips = [video.clip for r in requests for video in r.videos if isinstance(video, VideoPart)]
+    options: dict[str, Any] = {}
+    if len(requests) > 1 and texts_only:
+        options = {"padding": True, "tokenizer_kwargs": {"padding_side": "left"}}
+    elif len(requests) > 1:
+        options = {"processor_kwargs": {"padding": True, "padding_side": "left"}}
+    if clips:
+        options.setdefault("processor_kwargs", {}).update(
+            do_sample_frames=False, video_metadata=[_metadata(clip) for clip in clips]
+        )
+        # SmolVLM's class would put another template in place of the one that was loaded
+        options["chat_template"] = processor.chat_template
+    batch = processor.apply_chat_template(
+        chats,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        **options,
+    )
+    return {name: placed(loaded, value) for name, value in batch.items()}
+
+
+def placed(loaded: LoadedModel, value: Any) -> Any:
+    """A tensor, or several of them in a list, where the model wants them."""
+    if isinstance(value, torch.Tensor):
+        return value.to(loaded.device, loaded.dtype if value.is_floating_point() else None)
+    if isinstance(value, list | tuple):
+        return type(value)(placed(loaded, one) for one in value)
+    return value
+
+
+def _turn(message: Any, texts_only: bool) -> dict[str, Any]:
+    content: Any = [_part(part) for part in message.parts]
+    if texts_only:
+        content = "\n".join(part["text"] for part in content)
+    return {"role": message.role, "content": content}
+
+
+def _part(part: object) -> dict[str, Any]:
+    match part:
+        case TextPart(text=text):
+            return {"type": "text", "text": text}
+        case ImagePart(image=image):
+            return {"type": "image", "image": image}
+        case VideoPart(clip=clip):
+            return {"type": "video", "video": list(clip.frames)}
+        case _:
+            raise TypeError(f"the reference makes no input of a {type(part).__name__}")
+
+
+def _metadata(clip: Clip) -> dict[str, Any]:
+    """Of frames that are evenly spread over time, numbered one by one."""
+    count = len(clip.frames)
+    rate = 1 / (clip.times[1] - clip.times[0])
+    return {"total_num_frames": count, "fps": rate, "frames_indices": list(range(count))}
 
 
 @torch.no_grad()
@@ -78,35 +159,19 @@ def score(artefact: Artefact, states: Tensor, kind: str) -> float:
     return total / len(layers)
 
 
-def edit(artefact: Artefact, states: Tensor, value: float, gate: float, kind: str) -> Tensor:
-    """What steering should add for a score of `value`: (d_model,) float64."""
-    steering = _steering(artefact)
-    wanted = min(max(steering.gain * (value - gate), 0.0), steering.a_max)
-    move = min(wanted, max(steering.region_max - place(artefact, states, kind), 0.0))
-    direction = artefact.tensors["direction"][steering.layer].double()
-    return move * text_gap(artefact) * direction
+def edit(artefact: Artefact, value: float, gate: float) -> Tensor:
+    """What steering should add for a score of `value`: (d_model,) float64; no region ends it.
 
-
-def place(artefact: Artefact, states: Tensor, kind: str) -> float:
-    """Where a request lies at the steering layer: 0 at safe texts, 1 at unsafe ones."""
-    tensors, layer = artefact.tensors, _steering(artefact).layer
-    direction = tensors["direction"][layer].double()
-    here = float(states[layer] @ direction) - float(tensors["mu_safe"][layer].double() @ direction)
-    if kind != "text":
-        here -= float(tensors[f"steer_offset_{kind}"])
-    return here / text_gap(artefact)
-
-
-def text_gap(artefact: Artefact) -> float:
-    """The length between the two means of texts at the steering layer."""
-    tensors, layer = artefact.tensors, _steering(artefact).layer
-    return float((tensors["mu_unsafe"][layer].double() - tensors["mu_safe"][layer].double()).norm())
-
-
-def _steering(artefact: Artefact) -> Steering:
-    if artefact.header.steering is None:
+    Its length is counted in gaps between the two means of texts at the steering layer.
+    """
+    steering = artefact.header.steering
+    if steering is None:
         raise ValueError("this artefact does not steer")
-    return artefact.header.steering
+    tensors, layer = artefact.tensors, steering.layer
+    gap = (tensors["mu_unsafe"][layer].double() - tensors["mu_safe"][layer].double()).norm()
+    move = min(max(steering.gain * (value - gate), 0.0), steering.a_max)
+    vector: Tensor = move * gap * tensors["direction"][layer].double()
+    return vector
 
 
 @torch.no_grad()
@@ -122,46 +187,17 @@ def generate(
     return [_ended(row, model) for row in rows]
 
 
-def generate_if_possible(
-    model: PreTrainedModel, inputs: Mapping[str, Any], tokens: int, **config: Any
-) -> list[list[int]]:
-    """`generate` in a way that not every model has: where plain transformers fails, so be it."""
-    try:
-        return generate(model, inputs, tokens, **config)
-    except Exception as error:  # a border: any failure of the unguarded model means the same
-        raise DoesNotApplyError(
-            f"without a guard, plain transformers fails here as well ({first_line(error)})"
-        ) from error
-
-
-@contextmanager
-def adding(layer: Any, rows: Tensor, first: int, last: int) -> Iterator[list[int]]:
-    """Add `rows` (rows, d_model) behind a layer at positions first..last of cacheless passes.
-
-    Yields the lengths of the passes. A pass with more rows than `rows` has that many beams of each.
-    """
-    lengths: list[int] = []
-
-    def hook(_module: Any, _args: Any, output: Any) -> Any:
-        hidden = hidden_of(output).clone()
-        lengths.append(hidden.shape[1])
-        vectors = rows.repeat_interleave(hidden.shape[0] // len(rows), dim=0)
-        end = min(last + 1, hidden.shape[1])
-        moved = hidden[:, first:end].double() + vectors[:, None].to(hidden.device)
-        hidden[:, first:end] = moved.to(hidden.dtype)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield lengths
-    finally:
-        handle.remove()
+def _ended(row: list[int], model: PreTrainedModel) -> list[int]:
+    ends = model.generation_config.eos_token_id
+    ids = set(ends if isinstance(ends, list | tuple) else [ends])
+    end = next((place for place, token in enumerate(row) if token in ids), len(row))
+    return row[: end + 1]
 
 
 def steered_logits(
     model: PreTrainedModel, inputs: Mapping[str, Any], layer: int, rows: Tensor
 ) -> Tensor:
-    """The head's last-position output in a prefill with `rows` added there.
+    """The head's last-position output in a prefill with `rows` (rows, d_model) added there.
 
     By `generate`, which counts the positions of padded rows as an answer does: a forward pass alone
     may count the padding, and models with learned positions do not overlook that.
@@ -169,54 +205,58 @@ def steered_logits(
     Raises:
         DoesNotApplyError: the model names no head.
     """
-    last = inputs["input_ids"].shape[1] - 1
-    with adding(decoder_layers(model)[layer], rows, last, last), traced(model) as trace:
-        generate(model, _at_every_position(model, inputs), 1)
+
+    def add(_module: Any, _args: Any, output: Any) -> Any:
+        hidden = hidden_of(output).clone()
+        hidden[:, -1] = (hidden[:, -1].double() + rows.to(hidden.device)).to(hidden.dtype)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = decoder_layers(model)[layer].register_forward_hook(add)
+    try:
+        with traced(model) as trace:
+            generate(model, inputs, 1)
+    finally:
+        handle.remove()
     if not trace.logits:
         raise DoesNotApplyError("the model names no head whose logits could be compared")
     return trace.logits[-1]
 
 
-def steered_tokens(
-    model: PreTrainedModel,
-    inputs: Mapping[str, Any],
-    layer: int,
-    rows: Tensor,
-    tokens: int,
-    *,
-    steer_tokens: int = 0,
-    **config: Any,
-) -> list[list[int]] | None:
-    """Greedy tokens without a cache, edited at the last prompt position in every pass.
+@dataclass
+class Trace:
+    """Passes of the decoder, and the head's last positions in each: (rows, vocab)."""
 
-    None where the model cannot go without its cache, so that there is nothing to compare with.
-    """
-    last = inputs["input_ids"].shape[1] - 1
-    stack = decoder_layers(model)
-    with adding(stack[layer], rows, last, last + steer_tokens) as lengths:
-        try:
-            every = _at_every_position(model, inputs)
-            answers = generate(model, every, tokens, use_cache=False, **config)
-        except Exception:  # a border: the reference is at the end of its wits, not the guard
-            return None
-    grown = list(range(last + 1, last + 1 + len(lengths)))
-    return answers if lengths == grown else None
+    passes: int = 0
+    logits: list[Tensor] = field(default_factory=list)
 
 
-def _at_every_position(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`inputs` with which every layer runs at every position.
+@contextmanager
+def traced(model: PreTrainedModel) -> Iterator[Trace]:
+    """Watch the decoder and the head within the block, by hooks that know nothing of a guard's."""
+    trace = Trace()
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
 
-    Some models run their last layers on the positions alone whose logits are wanted; 0 means all.
-    """
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {**inputs, "logits_to_keep": 0} if keeps else inputs
+    def passed(*_: Any) -> None:
+        trace.passes += 1
+
+    def headed(_module: Any, _args: Any, output: Any) -> None:
+        trace.logits.append(output[:, -1].detach().clone())
+
+    with ExitStack() as hooks:
+        hooks.callback(decoder_module(model).register_forward_pre_hook(passed).remove)
+        if head is not None:
+            hooks.callback(head.register_forward_hook(headed).remove)
+        yield trace
 
 
-def _ended(row: list[int], model: PreTrainedModel) -> list[int]:
-    """The tokens up to and with the first end token."""
-    ends = model.generation_config.eos_token_id
-    ids = set(ends if isinstance(ends, list | tuple) else [ends])
-    for number, token in enumerate(row):
-        if token in ids:
-            return row[: number + 1]
-    return row
+def hidden_of(output: Any) -> Tensor:
+    """The residual stream in a layer's output."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line of at most 160 characters, for a table's footnote."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from guardrail.testing.fake import FakeGuard
+    from guardrail.testing.families import FAMILIES, IMAGE_FAMILIES, VIDEO_FAMILIES, Family, family
     from guardrail.testing.script import scripted
     from guardrail.testing.tiny import tiny_artefact, tiny_model, tiny_processor
-    from guardrail.testing_families import FAMILIES, IMAGE_FAMILIES, VIDEO_FAMILIES, family
-    from guardrail.testing_families.parts import Family
 
 __all__ = [
     "FAMILIES",
@@ -32,7 +31,6 @@ __all__ = [
 
 _HOME = {
     "FakeGuard": "guardrail.testing.fake",
-    "Family": "guardrail.testing_families.parts",
     "scripted": "guardrail.testing.script",
     **dict.fromkeys(("tiny_artefact", "tiny_model", "tiny_processor"), "guardrail.testing.tiny"),
 }
@@ -42,4 +40,4 @@ def __getattr__(name: str) -> object:
     """Import a name's module on first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME.get(name, "guardrail.testing_families")), name)
+    return getattr(import_module(_HOME.get(name, "guardrail.testing.families")), name)

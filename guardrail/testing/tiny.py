@@ -17,8 +17,7 @@ from guardrail.model.decoder import self_attention_layers
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import wrap_model
 from guardrail.policy import Thresholds
-from guardrail.testing_families import family
-from guardrail.testing_families.weights import randomise
+from guardrail.testing.families import family
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
 
 _kind = family  # parameters are named like it
+_SWITCHES = ("gate", "lambda_", "layer_scale")
+"""Vectors that scale a whole branch, and start at (or near) nought in untrained models."""
 
 
 def tiny_processor(family: str = "llava") -> ProcessorMixin | PreTrainedTokenizerFast:
@@ -40,8 +41,7 @@ def tiny_model(
 ) -> tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerFast]:
     """A random model of `family` (see `FAMILIES`) and the processor that feeds it.
 
-    `family(name)` of this module says whether it takes pictures, videos, and both together.
-    SmolVLM's processor needs the package num2words; BLIP's models are there to be refused.
+    `family(name)` of `guardrail.testing` says whether it takes pictures, videos, and both together.
     Four decoder layers of width 32, float32, eval mode, on the CPU. The same family and seed give
     the same weights bit for bit, and the caller's random state is left alone. The end-of-turn
     token is never the likeliest, so greedy answers run to `max_new_tokens`.
@@ -59,6 +59,23 @@ def tiny_model(
     generation.eos_token_id = tokenizer.eos_token_id
     generation.do_sample = False
     return model, processor
+
+
+def randomise(model: PreTrainedModel, special_ids: list[int], seed: int) -> None:
+    """Draw all matrices anew, wide enough that the last position depends on the whole prompt.
+
+    The special tokens get the logit 0, which is never the largest of several hundred random ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2:
+            parameter.data.normal_(0.0, 0.25, generator=generator)
+        elif any(switch in name for switch in _SWITCHES) and not name.endswith(".bias"):
+            parameter.data.fill_(0.5)
+        elif name.endswith(".A_log"):
+            parameter.data.fill_(-4.0)  # a recurrent state that forgets slowly, not at once
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head.weight.data[special_ids] = 0.0
 
 
 def tiny_artefact(

@@ -4,23 +4,33 @@ import json
 
 from guardrail.conformance import Report
 from guardrail.decide.detector import Detector
+from guardrail.errors import UnsupportedModelError
+from guardrail.model.encode import Encoder
 
 
-def test_each_check_has_a_line_and_a_reason(run, saved):
-    done = run("conform", saved.model, "--only", "score", "--only", "assisted")
+def test_each_check_has_a_line_and_a_reason(run, saved, monkeypatch):
+    real = Encoder.encode
+
+    def encode(self, requests):
+        if any(request.videos for request in requests):
+            raise UnsupportedModelError("no videos here")
+        return real(self, requests)
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    done = run("conform", saved.model, "--only", "score", "--only", "video")
     assert done.exit_code == 0
     head, *lines, last = done.stdout.splitlines()
     assert head.startswith("LlavaForConditionalGeneration: 4 layers, float32 (guardrail-vlm ")
-    assert [line.split()[:2] for line in lines] == [["score", "yes"], ["assisted", "no"]]
-    assert "assisted decoding" in lines[1]
+    assert [line.split()[:2] for line in lines] == [["score", "yes"], ["video", "no"]]
+    assert "no videos here" in lines[1]
     assert last == "a guard works inside this model, as far as these checks say"
 
 
 def test_the_document_is_the_report(run, saved):
-    done = run("conform", saved.model, "--only", "check", "--json")
+    done = run("conform", saved.model, "--only", "flag", "--json")
     report = Report.model_validate(json.loads(done.stdout))
     assert report.source == saved.model
-    assert report["check"].outcome == "yes"
+    assert report["flag"].outcome == "yes"
 
 
 def test_a_wrong_result_is_a_finding(run, saved, monkeypatch):

@@ -1,4 +1,4 @@
-"""Every family of `guardrail.testing`: nothing fails, and the table says what is found."""
+"""Every family of the catalogue: nothing fails, and the table says what is found."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from guardrail.conformance import CHECKS, Outcome, check_model
-from guardrail.testing import FAMILIES, IMAGE_FAMILIES, family, tiny_model
+from guardrail.conformance import Outcome
+from guardrail.testing import family, tiny_model
+from tests.conformance.every_check import EVERY_CHECK, check_everything
+from tests.families.catalogue import FAMILIES, IMAGE_FAMILIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.fixture(scope="module", params=EVERY)
 def found(request: pytest.FixtureRequest) -> tuple[str, Report]:
     """A family and its whole report."""
-    return request.param, check_model(*tiny_model(request.param))
+    return request.param, check_everything(*tiny_model(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,9 @@ def reasons(place: list[str]) -> dict[int, str]:
 
 def test_no_check_fails(found: tuple[str, Report]) -> None:
     assert found[1].failed == ()
-    assert [check.name for check in found[1].checks] == [definition.name for definition in CHECKS]
+    assert [check.name for check in found[1].checks] == [
+        definition.name for definition in EVERY_CHECK
+    ]
 
 
 def test_what_a_guard_is_for_works_wherever_generation_is_transformers_own(
@@ -121,7 +125,7 @@ def test_the_families_checked_by_default_are_there() -> None:
 def test_the_readme_has_a_row_for_every_family(rows: dict[str, list[str]]) -> None:
     assert tuple(rows) == FAMILIES
     assert len(set(rows) & set(IMAGE_FAMILIES)) >= 20
-    assert all(len(cells) == 1 + len(CHECKS) for cells in rows.values())
+    assert all(len(cells) == 1 + len(EVERY_CHECK) for cells in rows.values())
 
 
 def test_all_but_a_plain_yes_has_a_reason_in_the_readme(

@@ -10,6 +10,7 @@ import torch
 from guardrail.conformance import Outcome, check_model
 from guardrail.model import encode
 from guardrail.testing import tiny_model
+from tests.conformance.every_check import check_everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,7 @@ def test_other_inputs_fail_the_checks_that_look_there_and_no_others(
     patch: Patch, wrong: set[str], llava: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch(monkeypatch)
-    assert {check.name for check in check_model(*llava, names=CHECKS).failed} == wrong
+    assert {check.name for check in check_everything(*llava, names=CHECKS).failed} == wrong
 
 
 def frames_backwards(monkeypatch: pytest.MonkeyPatch) -> None:

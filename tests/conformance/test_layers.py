@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from guardrail.conformance.layers import choose_layers
+from guardrail.conformance.subject import choose_layers
 from guardrail.errors import UnsupportedModelError
 from guardrail.testing import tiny_model
+from tests.conformance.editing_checks import early_and_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,26 +33,24 @@ def of_depth() -> Callable[[int], Any]:
 def test_layers_are_chosen_at_any_depth_and_never_the_last(
     count: int, of_depth: Callable[[int], Any]
 ) -> None:
-    chosen = choose_layers(of_depth(count))
-    assert chosen.count == count
-    assert list(chosen.read) == sorted(set(chosen.read))
-    assert chosen.read[-1] <= chosen.steer < count - 1
-    if chosen.early_steer is not None and chosen.late_read is not None:
-        assert chosen.early_steer < chosen.late_read < count - 1
+    read, steer = choose_layers(of_depth(count))
+    assert list(read) == sorted(set(read))
+    assert read[-1] <= steer < count - 1
+    if (layers := early_and_late(read, steer)) is not None:
+        assert layers[0] < layers[1] < count - 1
     else:
         assert count == 2
 
 
 def test_layers_that_run_for_pictures_only_are_left_out() -> None:
-    chosen = choose_layers(tiny_model("mllama")[0])
-    assert 1 not in {*chosen.read, chosen.steer, chosen.early_steer, chosen.late_read}
+    read, steer = choose_layers(tiny_model("mllama")[0])
+    assert 1 not in {*read, steer, *(early_and_late(read, steer) or ())}
 
 
 def test_pictures_have_come_in_where_the_checks_read() -> None:
-    chosen = choose_layers(tiny_model("mllama")[0])
-    assert chosen.read[-1] > 1
-    assert chosen.early_steer is not None
-    assert chosen.late_read is not None
+    read, steer = choose_layers(tiny_model("mllama")[0])
+    assert read[-1] > 1
+    assert early_and_late(read, steer) is not None
 
 
 def test_a_single_layer_is_too_few(of_depth: Callable[[int], Any]) -> None:

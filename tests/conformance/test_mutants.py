@@ -15,6 +15,7 @@ from guardrail.model import generate, hooks, prefill, settings
 from guardrail.online import answering
 from guardrail.online.answering import Answering
 from guardrail.testing import tiny_model
+from tests.conformance.every_check import EVERY_CHECK, check_everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,7 @@ def llava() -> Any:
 
 
 def failing(model: Any, names: set[str] = BASE) -> set[str]:
-    return {check.name for check in check_model(*model, names=names).failed}
+    return {check.name for check in check_everything(*model, names=names).failed}
 
 
 def one_position_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,10 +230,37 @@ def test_a_way_of_asking_that_is_broken_fails_its_check(
     patch: Patch, name: str, llava: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patch(monkeypatch)
-    (check,) = check_model(*llava, names=[name]).checks
+    (check,) = check_everything(*llava, names=[name]).checks
     assert check.outcome is Outcome.FAILED, check
 
 
 def test_each_check_has_a_mutant() -> None:
     seen = set[str]().union(*(wrong for _, wrong in MUTANTS)) | {name for _, name in OTHERS}
-    assert seen == {definition.name for definition in CHECKS}
+    assert seen == {definition.name for definition in EVERY_CHECK}
+
+
+USERS: list[tuple[Patch, str]] = [
+    (a_second_prefill, "unsteered"),
+    (the_offset_is_left_out, "score"),
+    (one_position_early, "batch"),
+    (the_verdict_is_not_told, "stream"),
+    (another_length_of_edit, "steering"),
+    (edit_on_all_rows, "steering"),
+    (no_early_exit, "flag"),
+    (videos_are_scored_as_texts, "video"),
+]
+
+
+@pytest.mark.parametrize(("patch", "name"), USERS, ids=lambda v: getattr(v, "__name__", v))
+def test_of_a_broken_guard_a_user_is_told_what_that_means(
+    patch: Patch, name: str, llava: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch(monkeypatch)
+    (check,) = check_model(*llava, names=[name]).checks
+    (definition,) = (one for one in CHECKS if one.name == name)
+    assert check.outcome is Outcome.FAILED, check
+    assert (check.reason or "").startswith(f"{definition.wrong}: ")
+
+
+def test_each_check_of_the_user_has_a_mutant() -> None:
+    assert {name for _, name in USERS} == {definition.name for definition in CHECKS}

@@ -9,6 +9,7 @@ import torch
 
 from guardrail.conformance import reference
 from guardrail.testing import tiny_model
+from tests.conformance.slow import steered_tokens
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,5 @@ def test_an_edit_is_made_where_layers_run_for_the_last_position_alone(trimmed):
     moved, unmoved = (reference.steered_logits(trimmed, inputs, 3, r) for r in (rows, nothing))
     assert (moved - unmoved).abs().max() > 0.1
     first = moved.argmax(-1).tolist()
-    assert reference.steered_tokens(trimmed, inputs, 3, rows, 3)[0][:1] == first
-    assert (
-        reference.steered_tokens(trimmed, inputs, 3, nothing, 3)[0][:1]
-        == unmoved.argmax(-1).tolist()
-    )
+    assert steered_tokens(trimmed, inputs, 3, rows, 3)[0][:1] == first
+    assert steered_tokens(trimmed, inputs, 3, nothing, 3)[0][:1] == unmoved.argmax(-1).tolist()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guardrail.conformance import CHECKS, Check, Outcome, Report
+from guardrail.conformance import Check, Outcome, Report
+from tests.conformance.every_check import EVERY_CHECK
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -34,7 +35,7 @@ def families() -> ModuleType:
 
 def report(architecture: str, **outcomes: tuple[Outcome, str]) -> Report:
     checks = []
-    for definition in CHECKS:
+    for definition in EVERY_CHECK:
         outcome, reason = outcomes.get(definition.name, (Outcome.YES, None))
         shown = {"shown": "frames"} if definition.name == "video" else {}
         checks.append(
@@ -80,7 +81,7 @@ def test_the_versions_stand_below_the_table(families: ModuleType) -> None:
 
 
 def test_every_check_has_a_heading(families: ModuleType) -> None:
-    assert list(families.HEADS) == [definition.name for definition in CHECKS]
+    assert list(families.HEADS) == [definition.name for definition in EVERY_CHECK]
 
 
 @pytest.mark.parametrize(("outcome", "code"), [(Outcome.NO, 0), (Outcome.FAILED, 1)])
@@ -95,7 +96,7 @@ def test_a_wrong_result_is_told_and_ends_with_1(
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- table: families -->\nold\n<!-- end -->\nz\n", "utf-8")
     made = report("One", beams=(outcome, "it is so"))
-    monkeypatch.setattr(families, "check_model", lambda *_: made)
+    monkeypatch.setattr(families, "check_everything", lambda *_: made)
     monkeypatch.setattr(families, "tiny_model", lambda _: ())
     monkeypatch.setattr(families, "FAMILIES", ("one", "two"))
     monkeypatch.setattr(sys, "argv", ["families.py", "--readme", str(readme)])

@@ -15,8 +15,9 @@ from guardrail.model.encode import Encoder
 from guardrail.model.generate import check_rows, generate_rows, last_residuals
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
-from guardrail.testing import FAMILIES, family, tiny_model
+from guardrail.testing import family, tiny_model
 from guardrail.types import Action, ImagePart, Message, Request, TextPart
+from tests.families.catalogue import FAMILIES
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 FOUR = Settings(max_new_tokens=4)

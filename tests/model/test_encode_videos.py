@@ -12,8 +12,9 @@ import torch
 from guardrail.errors import UnsupportedContentError
 from guardrail.model.encode import Encoder
 from guardrail.model.generate import last_residuals
-from guardrail.testing import IMAGE_FAMILIES, VIDEO_FAMILIES, family
+from guardrail.testing import family
 from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart, VideoStream
+from tests.families.catalogue import IMAGE_FAMILIES, VIDEO_FAMILIES
 
 SHOWN_PICTURES = [
     name for name in IMAGE_FAMILIES if name not in VIDEO_FAMILIES and not family(name).own_generate

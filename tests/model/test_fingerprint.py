@@ -26,7 +26,8 @@ from guardrail.model.fingerprint import (
     weights_digest,
 )
 from guardrail.model.load import load_model, wrap_model
-from guardrail.testing import FAMILIES, IMAGE_FAMILIES, tiny_model
+from guardrail.testing import tiny_model
+from tests.families.catalogue import FAMILIES, IMAGE_FAMILIES
 
 if TYPE_CHECKING:
     from guardrail.artefact.header import Fingerprint

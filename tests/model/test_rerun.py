@@ -21,8 +21,9 @@ from guardrail.model.prefill import PromptCall
 from guardrail.model.rerun import LayerState
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
-from guardrail.testing import FAMILIES, family, tiny_model
+from guardrail.testing import family, tiny_model
 from guardrail.types import Action, Message, Request, TextPart
+from tests.families.catalogue import FAMILIES
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 

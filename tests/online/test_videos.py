@@ -10,7 +10,7 @@ from guardrail.model.decoder import decoder_layers
 from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import REFUSAL, Limits
-from guardrail.testing import VIDEO_FAMILIES, family
+from guardrail.testing import family
 from guardrail.types import (
     Action,
     Clip,
@@ -22,6 +22,7 @@ from guardrail.types import (
     VideoPart,
     Window,
 )
+from tests.families.catalogue import VIDEO_FAMILIES
 
 PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 

@@ -11,15 +11,9 @@ import torch
 from guardrail.errors import ArtefactFormatError, UnsupportedContentError
 from guardrail.guard import Guard
 from guardrail.model.decoder import self_attention_layers
-from guardrail.testing import (
-    FAMILIES,
-    FakeGuard,
-    scripted,
-    tiny_artefact,
-    tiny_model,
-    tiny_processor,
-)
+from guardrail.testing import FakeGuard, scripted, tiny_artefact, tiny_model, tiny_processor
 from guardrail.types import Modality
+from tests.families.catalogue import FAMILIES
 
 ASK = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
 

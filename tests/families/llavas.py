@@ -1,4 +1,4 @@
-"""LLaVA and what follows its layout: a CLIP-like tower, a projector, a plain decoder."""
+"""What follows LLaVA's layout: a CLIP-like tower, a projector, a plain decoder."""
 
 from __future__ import annotations
 
@@ -6,33 +6,12 @@ from typing import Any
 
 import transformers
 
-from guardrail.testing_families.parts import CELL, HIDDEN, Family, ids, square, text, vision
-from guardrail.testing_families.tokens import tokenizer
+from guardrail.testing.families import CELL, HIDDEN, Family, family, ids, square, text, vision
+from guardrail.testing.tokens import tokenizer
 
 _hf: Any = transformers
 _GRID = [[CELL, 2 * CELL], [2 * CELL, CELL], [2 * CELL, 2 * CELL]]
 _CROPPED = {"size": {"shortest_edge": CELL}, "crop_size": square(), "do_center_crop": True}
-
-
-def _llava() -> tuple[Any, Any]:
-    words = tokenizer({"image_token": "<image>"}, "<image>\\n")
-    config = _hf.LlavaConfig(
-        vision_config=vision("clip_vision_model", projection_dim=HIDDEN),
-        text_config=text(words, model_type="llama"),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
-        vision_feature_layer=-2,
-        tie_word_embeddings=False,
-    )
-    processor = _hf.LlavaProcessor(
-        image_processor=_hf.CLIPImageProcessor(**_CROPPED),
-        tokenizer=words,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # CLIP's class token, dropped again by "default"
-        chat_template=words.chat_template,
-    )
-    return config, processor
 
 
 def _llava_next() -> tuple[Any, Any]:
@@ -149,7 +128,7 @@ def pixtral_processor(words: Any, *, longest: int, merge: int) -> Any:
 
 
 FAMILIES = (
-    Family("llava", _llava),
+    family("llava"),
     Family("llava_next", _llava_next),
     Family("llava_onevision", _llava_onevision, video=True),
     Family("llava_next_video", _llava_next_video, video=True),

@@ -6,8 +6,8 @@ from typing import Any
 
 import transformers
 
-from guardrail.testing_families.parts import HIDDEN, Family, square, text, vision
-from guardrail.testing_families.tokens import CONTEXT, tokenizer
+from guardrail.testing.families import HIDDEN, Family, square, text, vision
+from guardrail.testing.tokens import CONTEXT, tokenizer
 
 _hf: Any = transformers
 _QUERIES = 4

@@ -6,9 +6,9 @@ from typing import Any
 
 import transformers
 
-from guardrail.testing_families.gemmas import SLIDING
-from guardrail.testing_families.parts import CELL, HIDDEN, Family, ids, square, text, vision
-from guardrail.testing_families.tokens import tokenizer
+from guardrail.testing.families import CELL, HIDDEN, Family, ids, square, text, vision
+from guardrail.testing.tokens import tokenizer
+from tests.families.gemmas import SLIDING
 
 _hf: Any = transformers
 _TILES = 4

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from guardrail.testing import VIDEO_FAMILIES, family
+from guardrail.testing import family
+from tests.families.catalogue import VIDEO_FAMILIES
 
 
 def timed(frames: int) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import transformers
 
-from guardrail.testing_families.parts import CELL, HIDDEN, Family, ids, square, text, vision
-from guardrail.testing_families.tokens import tokenizer
+from guardrail.testing.families import CELL, HIDDEN, Family, ids, square, text, vision
+from guardrail.testing.tokens import tokenizer
 
 _hf: Any = transformers
 _TILES = 4

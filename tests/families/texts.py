@@ -6,17 +6,12 @@ from typing import Any
 
 import transformers
 
-from guardrail.testing_families.gemmas import SLIDING
-from guardrail.testing_families.parts import HIDDEN, Family, text
-from guardrail.testing_families.qwens import linear_attention
-from guardrail.testing_families.tokens import tokenizer
+from guardrail.testing.families import HIDDEN, Family, family, text
+from guardrail.testing.tokens import tokenizer
+from tests.families.gemmas import SLIDING
+from tests.families.qwens import linear_attention
 
 _hf: Any = transformers
-
-
-def _llama() -> tuple[Any, Any]:
-    words = tokenizer()
-    return _hf.LlamaConfig(**text(words)), words
 
 
 def _qwen3() -> tuple[Any, Any]:
@@ -69,7 +64,9 @@ def _granitemoehybrid() -> tuple[Any, Any]:
     return _hf.GraniteMoeHybridConfig(**text(words, **mixed)), words
 
 
-FAMILIES = tuple(
+_BUILDS = (_qwen3, _gemma2, _mixtral, _gpt_oss, _qwen3_next, _granitemoehybrid)
+_OTHERS = (
     Family(build.__name__.removeprefix("_"), build, pictures=False, mixed_batch=False)
-    for build in (_llama, _qwen3, _gemma2, _mixtral, _gpt_oss, _qwen3_next, _granitemoehybrid)
+    for build in _BUILDS
 )
+FAMILIES = (family("llama"), *_OTHERS)

@@ -11,15 +11,8 @@ from transformers import AutoProcessor, AutoTokenizer
 from guardrail.errors import UnsupportedModelError
 from guardrail.guard import Guard
 from guardrail.model.decoder import decoder_layers
-from guardrail.testing import (
-    FAMILIES,
-    IMAGE_FAMILIES,
-    VIDEO_FAMILIES,
-    family,
-    tiny_artefact,
-    tiny_model,
-    tiny_processor,
-)
+from guardrail.testing import family, tiny_artefact, tiny_model, tiny_processor
+from tests.families.catalogue import FAMILIES, IMAGE_FAMILIES, VIDEO_FAMILIES
 
 GUARDED = [name for name in FAMILIES if not family(name).own_generate]
 GUARDED_IMAGE = [name for name in GUARDED if family(name).pictures]

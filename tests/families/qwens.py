@@ -6,8 +6,8 @@ from typing import Any
 
 import transformers
 
-from guardrail.testing_families.parts import CELL, HIDDEN, MROPE, Family, ids, text, vision
-from guardrail.testing_families.tokens import tokenizer
+from guardrail.testing.families import CELL, HIDDEN, MROPE, Family, family, ids, text, vision
+from guardrail.testing.tokens import tokenizer
 
 _hf: Any = transformers
 _NAMES = {
@@ -74,13 +74,6 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
     tower = {**_TOWER, "fullatt_block_indexes": [1], "window_size": 56}
     config = _config("Qwen2_5_VL", words, text(words, rope_parameters=MROPE), tower)
     return config, _processor("Qwen2_5_VL", "Qwen2VL", words)
-
-
-def _qwen3_vl() -> tuple[Any, Any]:
-    words = _words()
-    tower = {**_TOWER_3, "deepstack_visual_indexes": [0, 1]}
-    config = _config("Qwen3VL", words, text(words, rope_parameters=_INTERLEAVED), tower)
-    return config, _processor("Qwen3VL", "Qwen3VL", words)
 
 
 def _qwen3_vl_moe() -> tuple[Any, Any]:
@@ -173,7 +166,7 @@ def _glm_processor(words: Any) -> Any:
 FAMILIES = (
     Family("qwen2_vl", _qwen2_vl, video=True),
     Family("qwen2_5_vl", _qwen2_5_vl, video=True),
-    Family("qwen3_vl", _qwen3_vl, video=True),
+    family("qwen3_vl"),
     Family("qwen3_vl_moe", _qwen3_vl_moe, video=True),
     Family("qwen3_5", _qwen3_5, video=True),
     Family("glm4v", _glm4v, video=True, mixed_media=False),

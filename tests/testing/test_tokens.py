@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from guardrail.testing_families.tokens import tokenizer
+from guardrail.testing.tokens import tokenizer
 
 SAID = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "hi"}]}]
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from guardrail.testing import FAMILIES, family, tiny_model
+from guardrail.testing import family, tiny_model
+from tests.families.catalogue import FAMILIES
 
 _BEHIND = r"vision_tower\.(encoder\.layers\.1|post_layernorm)\."  # what is read lies before them
 UNREAD = {

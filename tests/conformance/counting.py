@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from guardrail.conformance.reference import Trace, hidden_of, traced
 from guardrail.model.decoder import decoder_layers, decoder_module
 
 if TYPE_CHECKING:
@@ -17,45 +18,34 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Trace:
-    """How often what ran. `logits` are the head's last positions, each (rows, vocab)."""
+class Counts:
+    """How often what ran; `trace` has the passes of the decoder and what the head gave."""
 
-    passes: int = 0
+    trace: Trace
     layers: Counter[int] = field(default_factory=Counter)
     outside: Counter[str] = field(default_factory=Counter)
-    logits: list[Tensor] = field(default_factory=list)
+
+    @property
+    def passes(self) -> int:
+        return self.trace.passes
 
     @property
     def heads(self) -> int:
-        """Runs of the head that turns residuals into logits."""
-        return len(self.logits)
+        return len(self.trace.logits)
 
 
 @contextmanager
-def traced(model: PreTrainedModel) -> Iterator[Trace]:
+def counted(model: PreTrainedModel) -> Iterator[Counts]:
     """Count within the block: decoder passes, layers, the head, modules outside the decoder."""
-    trace = Trace()
-    untyped: Any = model
-    decoder, head = decoder_module(model), untyped.get_output_embeddings()
-
-    def passed(*_: Any) -> None:
-        trace.passes += 1
-
-    def headed(_module: Any, _args: Any, output: Any) -> None:
-        trace.logits.append(output[:, -1].detach().clone())
-
-    handles = [decoder.register_forward_pre_hook(passed)]
-    for number, layer in enumerate(decoder_layers(model)):
-        handles.append(layer.register_forward_hook(_counter(trace.layers, number)))
-    for name, module in _outside(model, decoder, head):
-        handles.append(module.register_forward_hook(_counter(trace.outside, name)))
-    if head is not None:
-        handles.append(head.register_forward_hook(headed))
-    try:
-        yield trace
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        counts = Counts(hooks.enter_context(traced(model)))
+        for number, layer in enumerate(decoder_layers(model)):
+            count = _counter(counts.layers, number)
+            hooks.callback(layer.register_forward_hook(count).remove)
+        for name, module in _outside(model):
+            count = _counter(counts.outside, name)
+            hooks.callback(module.register_forward_hook(count).remove)
+        yield counts
 
 
 @contextmanager
@@ -77,12 +67,6 @@ def seen_at(layer: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def hidden_of(output: Any) -> Tensor:
-    """The residual stream in a layer's output."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
-
-
 def _counter(counts: Counter[Any], key: Any) -> Callable[..., None]:
     def count(*_: Any) -> None:
         counts[key] += 1
@@ -90,10 +74,9 @@ def _counter(counts: Counter[Any], key: Any) -> Callable[..., None]:
     return count
 
 
-def _outside(
-    model: PreTrainedModel, decoder: nn.Module, head: nn.Module | None
-) -> Iterator[tuple[str, nn.Module]]:
+def _outside(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """Modules that are neither part of the decoder nor around it: the vision side, if any."""
+    decoder, head = decoder_module(model), model.get_output_embeddings()
     inside = set(decoder.modules()) | ({head} if head is not None else set())
     for name, module in model.named_modules():
         if module not in inside and decoder not in set(module.modules()):

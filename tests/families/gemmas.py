@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from guardrail.testing_families.parts import (
+from guardrail.testing.families import (
     HIDDEN,
     LAYERS,
     Family,
@@ -15,7 +15,7 @@ from guardrail.testing_families.parts import (
     text,
     vision,
 )
-from guardrail.testing_families.tokens import tokenizer
+from guardrail.testing.tokens import tokenizer
 
 _hf: Any = transformers
 SLIDING = {

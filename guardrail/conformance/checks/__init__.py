@@ -1,1 +1,0 @@
-"""The checks, one function each: a subject in, figures out, or an error that says how it ended."""
