@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from PIL.Image import Image as PILImage
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.inputs.images import orientation_of
-from guardrail.inputs.limits import Budget
-from guardrail.inputs.media import loaded_picture, sniffed_format
+from guardrail.inputs.images import loaded_picture, orientation_of
+from guardrail.inputs.limits import DECODERS, Budget
+from guardrail.inputs.media import sniffed_format
 from guardrail.inputs.parts import PictureSource, picture_in
-from guardrail.inputs.structure import DECODERS, JPEG_MARKER
+from guardrail.inputs.structure import JPEG_MARKER
 from guardrail.policy.acting import enforces, one_reading
 from guardrail.types import ImagePart, Message, Request
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import httpx
 
     from guardrail.inputs.media import Medium
-    from guardrail.policy import Limits
+    from guardrail.policy import Limits, Policy
 
 _REDIRECTS = 3
 _OPERATION_S = 5.0
@@ -45,44 +45,7 @@ _NOT_PUBLIC = (ipaddress.IPv6Network("3fff::/20"), ipaddress.IPv4Network("192.88
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    scheme: str
-    host: str  # normalised; an IPv6 literal without brackets
-    port: int
-    path: str
-
-    @property
-    def url(self) -> str:
-        return self.at(self.host)
-
-    def at(self, host: str) -> str:
-        return f"{self.scheme}://{_bracketed(host)}:{self.port}{self.path}"
-
-    @property
-    def authority(self) -> str:
-        default = {"http": 80, "https": 443}[self.scheme]
-        port = "" if self.port == default else f":{self.port}"
-        return _bracketed(self.host) + port
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    medium: Medium
-    limits: Limits
-    deadline: float
-    what: str
-
-    def failed(self, reason: str) -> Exception:
-        return self.medium.error(f"{self.what}: {reason}")
-
-    def check_bytes(self, size: int) -> None:
-        self.medium.check_bytes(size, self.limits, what=self.what)
-
-
-def fetched_bytes(
-    url: str, *, allowed_hosts: Collection[str], medium: Medium, limits: Limits, what: str
-) -> bytes:
+def fetched_bytes(url: str, medium: Medium, policy: Policy, what: str) -> bytes:
     """The body behind an http(s) URL of an allowed host, at most as long as its medium may be.
 
     Raises:
@@ -91,17 +54,17 @@ def fetched_bytes(
         InputError: nothing could be fetched (the medium's own kind).
         MissingExtraError: the extra `http` is not installed.
     """
-    target = _allowed_target(url, allowed_hosts, what)
+    target = _allowed_target(url, policy.allowed_hosts, what)
     require("httpx")
     import httpx
 
-    order = _Order(medium, limits, time.monotonic() + medium.fetch_s, what)
+    order = _Order(medium, policy.limits, time.monotonic() + medium.fetch_s, what)
     try:
         for _ in range(_REDIRECTS + 1):
             reply = _answer(target, order)
             if isinstance(reply, bytes):
                 return reply
-            target = _redirected(target, reply, allowed_hosts, what)
+            target = _redirected(target, reply, policy.allowed_hosts, what)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as exc:
         reason = str(exc) or type(exc).__name__
         raise order.failed(f"{target.host} could not be reached: {reason}") from exc
@@ -135,8 +98,29 @@ def _allowed_host(entry: str) -> str:
         raise ConfigurationError(str(exc)) from exc
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _answer(target: _Target, order: _Order) -> bytes | str:
+    """The body, or the location the host redirects to, from the first address that connects."""
+    import httpx
+
+    refused: Exception = OSError("the name has no address")
+    with httpx.Client(trust_env=False, timeout=_OPERATION_S, follow_redirects=False) as client:
+        for address in _addresses(target, order.what):
+            request = client.build_request(
+                "GET",
+                target.at(address),
+                headers={"Host": target.authority, "Accept-Encoding": "identity"},
+                extensions={"sni_hostname": target.host},
+            )
+            try:
+                response = client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+                refused = exc
+                continue
+            try:
+                return _body_or_location(response, order)
+            finally:
+                response.close()
+    raise refused
 
 
 def _addresses(target: _Target, what: str) -> list[str]:
@@ -165,31 +149,6 @@ def _is_public(address: str) -> bool:
     if ip is None or any(ip in network for network in _NOT_PUBLIC):
         return False
     return ip.is_global and not ip.is_multicast
-
-
-def _answer(target: _Target, order: _Order) -> bytes | str:
-    """The body, or the location the host redirects to, from the first address that connects."""
-    import httpx
-
-    refused: Exception = OSError("the name has no address")
-    with httpx.Client(trust_env=False, timeout=_OPERATION_S, follow_redirects=False) as client:
-        for address in _addresses(target, order.what):
-            request = client.build_request(
-                "GET",
-                target.at(address),
-                headers={"Host": target.authority, "Accept-Encoding": "identity"},
-                extensions={"sni_hostname": target.host},
-            )
-            try:
-                response = client.send(request, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-                refused = exc
-                continue
-            try:
-                return _body_or_location(response, order)
-            finally:
-                response.close()
-    raise refused
 
 
 def _body_or_location(response: httpx.Response, order: _Order) -> bytes | str:
@@ -227,3 +186,42 @@ def _redirected(
             "redirects must stay on the host and must not leave https"
         )
     return following
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    scheme: str
+    host: str  # normalised; an IPv6 literal without brackets
+    port: int
+    path: str
+
+    @property
+    def url(self) -> str:
+        return self.at(self.host)
+
+    def at(self, host: str) -> str:
+        return f"{self.scheme}://{_bracketed(host)}:{self.port}{self.path}"
+
+    @property
+    def authority(self) -> str:
+        default = {"http": 80, "https": 443}[self.scheme]
+        port = "" if self.port == default else f":{self.port}"
+        return _bracketed(self.host) + port
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    medium: Medium
+    limits: Limits
+    deadline: float
+    what: str
+
+    def failed(self, reason: str) -> Exception:
+        return self.medium.error(f"{self.what}: {reason}")
+
+    def check_bytes(self, size: int) -> None:
+        self.medium.check_bytes(size, self.limits, what=self.what)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

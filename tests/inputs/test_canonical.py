@@ -88,7 +88,7 @@ def test_the_examples_of_two_readings_do_differ():
     ]
     for name in names:
         data = TWO_WAYS[name]()
-        ours = np.asarray(decode_image(data, limits=Limits(), allowed_hosts=(), local_files=False))
+        ours = np.asarray(decode_image(data, Policy()))
         others = [by_convert(data), by_vllm(data)]
         assert any(o.shape != ours.shape or (o != ours).any() for o in others), name
 

@@ -14,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guardrail.errors import LimitExceededError, VideoDecodeError
-from guardrail.inputs.images import SIDE, Shot
-from guardrail.inputs.video_footage import Encoded, Frames
+from guardrail.inputs.video_files import SIDE, Shot
 from guardrail.inputs.video_windows import SampledVideo, Tally, read_video, sampled, windows
+from guardrail.inputs.videos import Frames, VideoBytes
 from guardrail.policy import Limits, VideoSampling
 from guardrail.types import VideoPart, VideoStream
 
@@ -25,7 +25,7 @@ EVERY = VideoSampling(fps=8, max_fps=8, scenes=False, window=4)
 
 def video(data: bytes, sampling: VideoSampling = EVERY, **limits: Any) -> SampledVideo:
     bounds = Limits(**limits)
-    return SampledVideo(Encoded(data), sampling, bounds, Tally(bounds), 0, "it")
+    return SampledVideo(VideoBytes(data), sampling, bounds, Tally(bounds), 0, "it")
 
 
 def numbers(clip: Any, number_of: Any) -> list[int]:
@@ -132,7 +132,7 @@ def test_frames_are_counted_as_they_are_judged(film):
 
 def test_the_frames_of_several_videos_are_summed_and_going_through_again_is_free(film):
     limits = Limits(video_frames=25)
-    tally, data = Tally(limits), Encoded(film(12))
+    tally, data = Tally(limits), VideoBytes(film(12))
     one, two, three = (SampledVideo(data, EVERY, limits, tally, i, "it") for i in range(3))
     for _ in range(3):
         assert len(list(one)) == len(list(two)) == 3
