@@ -19,10 +19,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.front.chats import add_part
 from guardrail.inputs.canonical import canonical_chat, canonical_image, canonical_picture
 from guardrail.inputs.limits import Budget
 from guardrail.inputs.media import PICTURE, sniffed_format
-from guardrail.inputs.parts import MEDIA_KEYS
+from guardrail.inputs.parts import MEDIA, MEDIA_KEYS
 from guardrail.inputs.sources import decoded_base64, names_a_file
 from guardrail.policy.acting import enforces
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from guardrail.policy import Policy
 
-_PICTURES = frozenset({"image", "image_url", "input_image"})
-_VIDEOS = frozenset({"video", "video_url", "input_video"})
 _UNREAD = frozenset({"audio", "input_audio", "file", "input_file", "image_file", "document"})
 _UNREAD_KEYS = frozenset(
     {"data", "base64", "audio", "input_audio", "file", "file_data", "file_id", "file_url"}
@@ -254,7 +253,7 @@ def _kind(block: Any) -> object:
 
 def _is_media(kind: object, named: Mapping[Any, Any]) -> bool:
     """Whether a block is a picture or a video, and not only tells of one."""
-    of_kind = isinstance(kind, str) and kind in _PICTURES | _VIDEOS
+    of_kind = isinstance(kind, str) and kind in MEDIA
     return of_kind and not MEDIA_KEYS.isdisjoint(named)
 
 
@@ -266,7 +265,7 @@ def _is_unread(kind: object, named: Mapping[Any, Any]) -> bool:
         return not _UNREAD_KEYS.isdisjoint(named)
     named_by_id = named.get("file_id") is not None
     elsewhere = named_by_id or _kind(named.get("source")) not in (None, "base64")
-    return kind in _PICTURES | _VIDEOS and elsewhere
+    return kind in MEDIA and elsewhere
 
 
 def _is_content(item: object) -> bool:
@@ -318,9 +317,5 @@ def _has_words(said: object) -> bool:
 
 
 def _add_text(parts: list[dict[str, Any]], text: str) -> None:
-    if not text:
-        return
-    if parts and parts[-1]["type"] == "text":
-        parts[-1] = {"type": "text", "text": f"{parts[-1]['text']}\n\n{text}"}
-    else:
-        parts.append({"type": "text", "text": text})
+    if text:
+        add_part(parts, {"type": "text", "text": text})
