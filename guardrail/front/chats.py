@@ -23,7 +23,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.inputs.canonical import canonical_chat, canonical_image, canonical_picture
+from guardrail.inputs.canonical import canonical_chat, canonical_picture
+from guardrail.inputs.images import upright_picture
 from guardrail.inputs.sources import names_a_file
 from guardrail.inputs.tools import call_text
 from guardrail.policy.acting import one_reading
@@ -104,7 +105,7 @@ def canonical_argument(name: str, value: object, policy: Policy) -> object:
         return tuple(items) if isinstance(value, tuple) else items
     what = f"the argument {name!r}"
     if isinstance(value, Image.Image):
-        return canonical_image(value, policy, what=what)
+        return upright_picture(value, policy.limits, what)
     if name not in IMAGE_NAMES or not isinstance(value, bytes | bytearray | str | Path):
         return value
     if isinstance(value, Path) or (isinstance(value, str) and _is_name(value)):

@@ -20,7 +20,8 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import add_part
-from guardrail.inputs.canonical import canonical_chat, canonical_image, canonical_picture
+from guardrail.inputs.canonical import Encoded, canonical_chat, canonical_picture
+from guardrail.inputs.images import upright_picture
 from guardrail.inputs.limits import Budget
 from guardrail.inputs.media import PICTURE, sniffed_format
 from guardrail.inputs.parts import MEDIA, MEDIA_KEYS
@@ -121,8 +122,9 @@ class _Walk:
             case str():
                 return self._string(value)
             case PILImage():
-                kept = canonical_image(value, self._policy, what=self._what)
-                return self._picture(kept, kept)
+                kept = upright_picture(value, self._policy.limits, self._what)
+                self._add_picture(kept)
+                return kept, _TAKEN
             case bytes() | bytearray() | memoryview():
                 return self._bytes(bytes(value))
             case list() | tuple() | set() | frozenset():
@@ -138,23 +140,21 @@ class _Walk:
         if (url := _DATA_URL.match(text)) is not None:
             match url[1].lower():
                 case "image":
-                    encoded = canonical_picture(text, self._policy, what=self._what)
-                    return self._picture(encoded.data, encoded.data_url)
+                    return self._encoded(text).data_url, _TAKEN
                 case "video":
-                    return self._video({"type": "video", "video": text}, text)
+                    self.parts.append({"type": "video", "video": text})
+                    return text, _TAKEN
             raise self._unread(f"a data: URL of the type {url[0][5:-1][:80]}")
         if ":" in text or names_a_file(text):
             return text, text
         # It begins as a picture does in base64, and somebody may show it as one.
         data = decoded_base64(text, PICTURE, self._policy.limits, what=self._what)
-        encoded = canonical_picture(data, self._policy, what=self._what)
-        return self._picture(encoded.data, encoded.base64)
+        return self._encoded(data).base64, _TAKEN
 
     def _bytes(self, data: bytes) -> tuple[bytes, Any]:
         if sniffed_format(data) is None:
             raise self._unread("bytes that are no picture")
-        encoded = canonical_picture(data, self._policy, what=self._what)
-        return self._picture(encoded.data, encoded.data)
+        return self._encoded(data).data, _TAKEN
 
     def _items(self, value: Any) -> tuple[Any, Any]:
         """A list; the texts between blocks of content are such blocks, too."""
@@ -211,8 +211,7 @@ class _Walk:
         data = decoded_base64(named[key], PICTURE, self._policy.limits, what=self._what)
         if sniffed_format(data) is None:
             raise self._unread(f"content whose {key} is no picture")
-        encoded = canonical_picture(data, self._policy, what=self._what)
-        self._picture(encoded.data, None)
+        encoded = self._encoded(data)
         media = {name: encoded.media_type for name in _MEDIA_TYPES if named.get(name) is not None}
         return {key: encoded.base64, **media}
 
@@ -222,14 +221,15 @@ class _Walk:
         self.parts.append(message["content"][0])
         return message["content"][0], _TAKEN
 
-    def _video(self, part: dict[str, Any], kept: Any) -> tuple[Any, Any]:
-        self.parts.append(part)
-        return kept, _TAKEN
+    def _encoded(self, source: bytes | str) -> Encoded:
+        """A picture in the form that goes on; it is a part of its own."""
+        encoded = canonical_picture(source, self._policy, what=self._what)
+        self._add_picture(encoded.data)
+        return encoded
 
-    def _picture(self, judged: PILImage | bytes, kept: Any) -> tuple[Any, Any]:
+    def _add_picture(self, judged: PILImage | bytes) -> None:
         self._budget.image()
         self.parts.append({"type": "image", "image": judged})
-        return kept, _TAKEN
 
     def _scalar(self, value: Any) -> tuple[Any, Any]:
         """A date, an enum, an address and the like, by its text."""
@@ -253,8 +253,7 @@ def _kind(block: Any) -> object:
 
 def _is_media(kind: object, named: Mapping[Any, Any]) -> bool:
     """Whether a block is a picture or a video, and not only tells of one."""
-    of_kind = isinstance(kind, str) and kind in MEDIA
-    return of_kind and not MEDIA_KEYS.isdisjoint(named)
+    return isinstance(kind, str) and kind in MEDIA and not MEDIA_KEYS.isdisjoint(named)
 
 
 def _is_unread(kind: object, named: Mapping[Any, Any]) -> bool:

@@ -88,15 +88,6 @@ def canonical_picture(
     return _Canonical(policy).encoded(PictureSource(source, what))
 
 
-def canonical_image(picture: PILImage, policy: Policy, *, what: str = "picture") -> PILImage:
-    """A decoded picture that stays one: a copy in RGB, upright, without what stood beside it.
-
-    Raises:
-        InputError: it cannot be read, or is too large.
-    """
-    return PictureSource(picture, what).decoded(policy)
-
-
 def canonical_chat(value: Any, policy: Policy) -> Any:
     """A prompt, a picture or a chat in any form that a guard takes, its pictures canonical.
 

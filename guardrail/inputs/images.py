@@ -215,15 +215,9 @@ def check_size(size: tuple[int, int], limits: Limits, *, what: str) -> None:
     width, height = size
     if width < 1 or height < 1:
         raise ImageDecodeError(f"{what} is {width} x {height}: it has no pixels")
-    if width * height > limits.image_pixels:
-        raise LimitExceededError(
-            limit="image_pixels", allowed=limits.image_pixels, found=width * height, what=what
-        )
+    limits.check("image_pixels", width * height, what=what)
     # A processor that scales the shorter side up makes gigabytes of a long strip.
-    if (aspect := -(-max(size) // min(size))) > limits.image_aspect:
-        raise LimitExceededError(
-            limit="image_aspect", allowed=limits.image_aspect, found=aspect, what=what
-        )
+    limits.check("image_aspect", -(-max(size) // min(size)), what=what)
 
 
 def _upright(picture: Image.Image, *, limits: Limits, what: str) -> Image.Image:
@@ -261,13 +255,13 @@ def _opened(data: bytes, limits: Limits, what: str) -> ImageFile:
             f"accepted: {', '.join(FORMATS)}"
         )
     with pillow_errors(what, limits):
-        _check_frames(counted_frames(name, data, limits, what=what), limits, what)
+        limits.check("frames", counted_frames(name, data, limits, what=what), what=what)
         if name == "WEBP":  # Pillow makes the canvas while it reads the header
             check_size(_webp_size(data), limits, what=what)
         picture = _OPENERS[name](BytesIO(data))
         check_size(picture.size, limits, what=what)
         if name not in ("GIF", "TIFF"):  # whose frames Pillow counts without a bound
-            _check_frames(int(getattr(picture, "n_frames", 1)), limits, what)
+            limits.check("frames", int(getattr(picture, "n_frames", 1)), what=what)
         runs = name == "BMP" and picture.info.get("compression") in (1, 2)
         if runs and max(picture.width * picture.height, len(data)) > _RUN_LENGTH:
             raise ImageDecodeError(
@@ -275,11 +269,6 @@ def _opened(data: bytes, limits: Limits, what: str) -> ImageFile:
                 "save it again without compression, or as PNG"
             )
     return picture
-
-
-def _check_frames(found: int, limits: Limits, what: str) -> None:
-    if found > limits.frames:
-        raise LimitExceededError(limit="frames", allowed=limits.frames, found=found, what=what)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from guardrail.errors import (
     InputError,
-    LimitExceededError,
     RequestCancelledError,
     UnsupportedContentError,
 )
@@ -54,7 +53,7 @@ class Budget:
         if not isinstance(value, str):
             raise UnsupportedContentError(f"{what} must be a str, not {type(value).__name__}")
         self.text_chars += len(value)
-        self._check("text_chars", self.text_chars, self.limits.text_chars)
+        self._check("text_chars", self.text_chars)
         try:
             value.encode()
         except UnicodeEncodeError as exc:
@@ -67,18 +66,18 @@ class Budget:
     def image(self) -> None:
         """Count one picture."""
         self.images += 1
-        self._check("images", self.images, self.limits.images)
+        self._check("images", self.images)
 
     def video(self) -> int:
         """Count one video; its number in the request, from 0."""
         self.videos += 1
-        self._check("videos", self.videos, self.limits.videos)
+        self._check("videos", self.videos)
         return self.videos - 1
 
     def pixel_count(self, size: tuple[int, int]) -> None:
         """Count the pixels of one picture, or of one frame of a clip."""
         self.pixels += size[0] * size[1]
-        self._check("total_pixels", self.pixels, self.limits.total_pixels)
+        self._check("total_pixels", self.pixels)
 
     def json(self, value: object, what: str) -> str:
         """Uncounted JSON of plain values, bounded as it is written: shared or cyclic ones too."""
@@ -86,7 +85,7 @@ class Budget:
         try:
             for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
                 left -= len(piece)
-                self._check("text_chars", self.limits.text_chars - left, self.limits.text_chars)
+                self._check("text_chars", self.limits.text_chars - left)
                 pieces.append(piece)
         except InputError:
             raise
@@ -94,11 +93,8 @@ class Budget:
             raise UnsupportedContentError(f"{what} cannot be written as JSON: {exc}") from exc
         return "".join(pieces)
 
-    def _check(self, limit: str, found: int, allowed: int) -> None:
-        if found > allowed:
-            raise LimitExceededError(
-                limit=limit, allowed=allowed, found=found, what="the request, read this far,"
-            )
+    def _check(self, limit: str, found: int) -> None:
+        self.limits.check(limit, found, what="the request, read this far,")
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from guardrail.errors import (
     ImageDecodeError,
     InputError,
-    LimitExceededError,
     UnsupportedContentError,
     VideoDecodeError,
 )
@@ -81,8 +80,7 @@ class Medium:
         Raises:
             LimitExceededError: it is.
         """
-        if size > (allowed := self.max_bytes(limits)):
-            raise LimitExceededError(limit=self.limit, allowed=allowed, found=size, what=what)
+        limits.check(self.limit, size, what=what)
 
     def check_media_type(self, data: bytes, declared: str, *, what: str) -> None:
         """Refuse a declared media type that is not accepted or that the content contradicts."""

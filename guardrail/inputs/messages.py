@@ -299,8 +299,7 @@ def _check_count(count: int, policy: Policy) -> None:
     """Refuse a chat without messages or with more than the policy allows."""
     if count == 0:
         raise UnsupportedContentError("there are no messages; send at least one")
-    if count > (allowed := policy.limits.messages):
-        raise LimitExceededError(limit="messages", allowed=allowed, found=count, what="the request")
+    policy.limits.check("messages", count, what="the request")
 
 
 def _with_parts(message: Message, parts: Iterable[Part]) -> Message:
@@ -353,10 +352,7 @@ def _check_clip(clip: Clip, policy: Policy, what: str) -> None:
     first, last = clip.times[0], clip.times[-1]
     if not all(map(math.isfinite, clip.times)) or any(b < a for a, b in pairwise(clip.times)):
         raise VideoDecodeError(f"{what} has times that do not ascend")
-    if last - first > (allowed := policy.limits.video_seconds):
-        raise LimitExceededError(
-            limit="video_seconds", allowed=allowed, found=round(last - first, 1), what=what
-        )
+    policy.limits.check("video_seconds", last - first, what=what)
 
 
 def _checked(part: Part, policy: Policy, tally: Tally, numbers: Iterator[int]) -> Part:
@@ -368,13 +364,7 @@ def _checked(part: Part, policy: Policy, tally: Tally, numbers: Iterator[int]) -
         case VideoPart():
             return _video(part, policy, tally, next(numbers))
         case VideoStream(SampledVideo() as video):
-            under = replace(
-                video,
-                sampling=policy.video,
-                limits=policy.limits,
-                tally=tally,
-                number=next(numbers),
-            )
+            under = replace(video, sampling=policy.video, tally=tally, number=next(numbers))
             return VideoStream(under) if video.sampling == policy.video else read_video(under)
         case VideoStream(windows):
             return VideoStream(_Bounded(windows, policy, tally, next(numbers)))
@@ -397,7 +387,7 @@ def _video(part: VideoPart, policy: Policy, tally: Tally, number: int) -> VideoP
     tally.count(number, len(clip.frames))
     if len(clip.frames) > policy.video.window:
         footage, what = Frames(clip.frames, clip.times), f"video {number + 1}"
-        return read_video(SampledVideo(footage, policy.video, policy.limits, tally, number, what))
+        return read_video(SampledVideo(footage, policy.video, tally, number, what))
     plain = _plain_clip(clip, policy)
     return part if plain is clip else VideoPart(plain)
 

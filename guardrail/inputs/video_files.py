@@ -26,7 +26,6 @@ from PIL import Image
 
 from guardrail.errors import (
     InputError,
-    LimitExceededError,
     UnsupportedContentError,
     VideoDecodeError,
 )
@@ -184,9 +183,7 @@ def _check_stated(container: InputContainer, limits: Limits, what: str) -> None:
 
     stated = (container.duration or 0) / av.time_base
     if stated > limits.video_seconds + 1:  # sound may end a little later
-        raise LimitExceededError(
-            limit="video_seconds", allowed=limits.video_seconds, found=round(stated, 1), what=what
-        )
+        limits.check("video_seconds", stated, what=what)
 
 
 class _Clock:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from guardrail.errors import LimitExceededError, VideoDecodeError
+from guardrail.errors import VideoDecodeError
 from guardrail.inputs.images import check_size
 from guardrail.inputs.limits import still_wanted
 from guardrail.types import Clip, VideoPart, VideoStream
@@ -45,7 +45,6 @@ class SampledVideo:
 
     footage: Footage
     sampling: VideoSampling
-    limits: Limits
     tally: Tally
     number: int  # of the video in its request
     what: str  # how error messages call it
@@ -62,44 +61,36 @@ class SampledVideo:
     @property
     def digest(self) -> str:
         """SHA-256 over the video's content and how it is sampled."""
-        content = self.footage.digest(self.limits, self.what)
+        content = self.footage.digest(self.tally.limits, self.what)
         return hashlib.sha256(f"{content} {self.sampling.model_dump_json()}".encode()).hexdigest()
 
     def frames(self) -> Generator[Timed, None, None]:
         """The sampled frames; each is counted before its colours are made."""
-        shots = self._within(self.footage.shots(self.limits, self.what))
+        limits = self.tally.limits
+        shots = self._within(self.footage.shots(limits, self.what))
         chosen = shots if self.footage.whole else sampled(shots, self.sampling)
         count, held = 0, deque[int](maxlen=self.sampling.window)
         try:
             for count, shot in enumerate(chosen, start=1):
                 self.tally.count(self.number, count)
                 picture = shot.picture()
-                check_size(picture.size, self.limits, what=self.what)  # turning may enlarge it
+                check_size(picture.size, limits, what=self.what)  # turning may enlarge it
                 held.append(picture.width * picture.height)
-                self._check_window(sum(held))
+                # No more together in memory than a request's pictures may have.
+                limits.check("total_pixels", sum(held), what=f"a window of {self.what}")
                 yield picture, shot.time
         finally:
             shots.close()
         if not count:
             raise VideoDecodeError(f"{self.what} has no frame that can be shown")
 
-    def _check_window(self, pixels: int) -> None:
-        """Refuse more pixels together in memory than a request's pictures may have."""
-        if pixels > (allowed := self.limits.total_pixels):
-            what = f"a window of {self.what}"
-            raise LimitExceededError(limit="total_pixels", allowed=allowed, found=pixels, what=what)
-
     def _within(self, shots: Generator[Shot, None, None]) -> Generator[Shot, None, None]:
-        allowed, start = self.limits.video_seconds, None
+        start = None
         try:
             for shot in shots:
                 still_wanted()
                 start = shot.time if start is None else start
-                if shot.time - start > allowed:
-                    found = round(shot.time - start, 1)
-                    raise LimitExceededError(
-                        limit="video_seconds", allowed=allowed, found=found, what=self.what
-                    )
+                self.tally.limits.check("video_seconds", shot.time - start, what=self.what)
                 yield shot
         finally:
             shots.close()
@@ -182,11 +173,8 @@ class Tally:
             LimitExceededError: all videos together have more than the policy allows.
         """
         self.seen[video] = max(frames, self.seen.get(video, 0))
-        found, allowed = sum(self.seen.values()), self.limits.video_frames
-        if found > allowed:
-            raise LimitExceededError(
-                limit="video_frames", allowed=allowed, found=found, what="the request, so far,"
-            )
+        found = sum(self.seen.values())
+        self.limits.check("video_frames", found, what="the request, so far,")
 
 
 class _Scenes:

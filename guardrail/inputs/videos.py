@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from guardrail.errors import LimitExceededError, UnsupportedContentError, VideoDecodeError
+from guardrail.errors import UnsupportedContentError, VideoDecodeError
 from guardrail.inputs.images import (
     check_size,
     loaded_picture,
@@ -76,9 +76,7 @@ class VideoSource:
                 behind its first window is found when it is judged.
         """
         footage = self._frames(policy) if _is_frames(self.source) else self._file(policy)
-        return read_video(
-            SampledVideo(footage, policy.video, policy.limits, tally, self.number, self.what)
-        )
+        return read_video(SampledVideo(footage, policy.video, tally, self.number, self.what))
 
     def _file(self, policy: Policy) -> Footage:
         if self.fps is not None:
@@ -119,10 +117,7 @@ class VideoSource:
         limits, found = policy.limits, len(self.source)
         if self.media_type is not None:
             raise UnsupportedContentError(f"{self.what}: a list of frames has no media type")
-        if found > limits.video_frames:
-            raise LimitExceededError(
-                limit="video_frames", allowed=limits.video_frames, found=found, what=self.what
-            )
+        limits.check("video_frames", found, what=self.what)
         fps, size, frames = _rate(self.fps, self.what), 0, list[Frame]()
         for i, frame in enumerate(self.source):
             still_wanted()  # each may be a URL
