@@ -18,6 +18,7 @@ import ipaddress
 import re
 import socket
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -27,12 +28,10 @@ from guardrail.extras import require
 from guardrail.policy.policy import allowed_host, ip_literal, normal_host
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import httpx
 
     from guardrail.inputs.media import Medium
-    from guardrail.policy import Limits, Policy
+    from guardrail.policy import Policy
 
 _REDIRECTS = 3
 _OPERATION_S = 5.0
@@ -54,24 +53,25 @@ def fetched_bytes(url: str, medium: Medium, policy: Policy, what: str) -> bytes:
         InputError: nothing could be fetched (the medium's own kind).
         MissingExtraError: the extra `http` is not installed.
     """
-    target = _allowed_target(url, policy.allowed_hosts, what)
+    order = _Order(medium, policy, time.monotonic() + medium.fetch_s, what)
+    target = _allowed_target(url, order)
     require("httpx")
     import httpx
 
-    order = _Order(medium, policy.limits, time.monotonic() + medium.fetch_s, what)
     try:
         for _ in range(_REDIRECTS + 1):
             reply = _answer(target, order)
             if isinstance(reply, bytes):
                 return reply
-            target = _redirected(target, reply, policy.allowed_hosts, what)
+            target = _redirected(target, reply, order)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as exc:
         reason = str(exc) or type(exc).__name__
         raise order.failed(f"{target.host} could not be reached: {reason}") from exc
     raise UrlNotAllowedError(f"{what}: {target.host} redirects more than {_REDIRECTS} times")
 
 
-def _allowed_target(url: str, allowed_hosts: Collection[str], what: str) -> _Target:
+def _allowed_target(url: str, order: _Order) -> _Target:
+    what = order.what
     try:
         if _NOT_IN_URLS.search(url):
             raise ValueError("it holds spaces, backslashes or control characters")
@@ -82,7 +82,7 @@ def _allowed_target(url: str, allowed_hosts: Collection[str], what: str) -> _Tar
         raise UrlNotAllowedError(f"{what} is no http(s) URL that can be used: {exc}") from exc
     if "@" in parts.netloc:
         raise UrlNotAllowedError(f"{what}: a URL with a user name or password is not fetched")
-    if host not in {_allowed_host(entry) for entry in allowed_hosts}:
+    if host not in {_allowed_host(entry) for entry in order.policy.allowed_hosts}:
         raise UrlNotAllowedError(
             f"{what}: the host {host!r} is not allowed; add it to `allowed_hosts` in the policy, "
             "or send the bytes"
@@ -116,10 +116,8 @@ def _answer(target: _Target, order: _Order) -> bytes | str:
             except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
                 refused = exc
                 continue
-            try:
+            with closing(response):
                 return _body_or_location(response, order)
-            finally:
-                response.close()
     raise refused
 
 
@@ -172,14 +170,13 @@ def _body_or_location(response: httpx.Response, order: _Order) -> bytes | str:
         order.check_bytes(len(body))
 
 
-def _redirected(
-    target: _Target, location: str, allowed_hosts: Collection[str], what: str
-) -> _Target:
+def _redirected(target: _Target, location: str, order: _Order) -> _Target:
+    what = order.what
     try:
         joined = urljoin(target.url, location)
     except ValueError as exc:
         raise UrlNotAllowedError(f"{what}: {target.host} redirects to no URL: {exc}") from exc
-    following = _allowed_target(joined, allowed_hosts, what)
+    following = _allowed_target(joined, order)
     if following.host != target.host or (target.scheme, following.scheme) == ("https", "http"):
         raise UrlNotAllowedError(
             f"{what}: {target.host} redirects to {following.scheme}://{following.host}; "
@@ -211,8 +208,10 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
+    """What one fetch is held to, and what messages call it."""
+
     medium: Medium
-    limits: Limits
+    policy: Policy
     deadline: float
     what: str
 
@@ -220,7 +219,7 @@ class _Order:
         return self.medium.error(f"{self.what}: {reason}")
 
     def check_bytes(self, size: int) -> None:
-        self.medium.check_bytes(size, self.limits, what=self.what)
+        self.medium.check_bytes(size, self.policy.limits, what=self.what)
 
 
 def _bracketed(host: str) -> str:

@@ -19,11 +19,7 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from guardrail.errors import (
-    InputError,
-    RequestCancelledError,
-    UnsupportedContentError,
-)
+from guardrail.errors import InputError, RequestCancelledError, UnsupportedContentError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

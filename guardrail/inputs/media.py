@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from guardrail.errors import (
-    ImageDecodeError,
-    InputError,
-    UnsupportedContentError,
-    VideoDecodeError,
-)
+from guardrail.errors import ImageDecodeError, InputError, UnsupportedContentError, VideoDecodeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -24,11 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 from PIL import Image
 
-from guardrail.errors import (
-    InputError,
-    UnsupportedContentError,
-    VideoDecodeError,
-)
+from guardrail.errors import InputError, UnsupportedContentError, VideoDecodeError
 from guardrail.extras import require
 from guardrail.inputs.images import check_size
 from guardrail.inputs.limits import still_wanted
