@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from guardrail.testing import tiny_model
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")  # how fast a machine is says nothing about a test
 
 CORE_FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "llama")
 """Three ways of placing pictures and a text-only model: what most tests run over."""

@@ -21,12 +21,6 @@ PAGES = sorted(
 MAIN = ROOT / "README.md"
 PACKAGE = ROOT / "guardrail"
 BENCHMARKS = ROOT / "examples" / "benchmarks" / "README.md"
-MOVING = {"requests": "inputs", "testing_families": "testing"}  # rooms by their former names
-
-
-def moving() -> bool:
-    """Whether some room still stands under its former name; then not all that is told is there."""
-    return any((PACKAGE / room / "__init__.py").exists() for room in MOVING)
 
 
 def name(page: Path) -> str:
@@ -138,8 +132,8 @@ def test_every_room_of_the_code_is_told_to_contributors() -> None:
     assert all(len(cells) == 3 and all(cells) for cells in rows)
     told = {room for cells in rows for room in re.findall(r"`guardrail/(\w+)/`", cells[0])}
     code = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert {MOVING.get(room, room) for room in code} <= told
-    assert moving() or all((PACKAGE / room).is_dir() for room in told)
+    assert code <= told
+    assert all((PACKAGE / room).is_dir() for room in told)
 
 
 def test_every_name_and_file_of_the_code_that_a_page_names_is_there() -> None:
@@ -150,7 +144,7 @@ def test_every_name_and_file_of_the_code_that_a_page_names_is_there() -> None:
     assert len(names) > 10
     lost = {file for file in files if not (ROOT / file).exists()}
     lost |= {name for name in names if not resolves(name)}
-    assert moving() or not lost, lost
+    assert not lost
 
 
 def resolves(name: str) -> bool:

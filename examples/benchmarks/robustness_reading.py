@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from guardrail.artefact.file import write_atomically
-from guardrail.inputs.messages import to_request
-from guardrail.inputs.tools import request_digest
+from guardrail.inputs.messages import request_digest, to_request
 from guardrail.model.encode import Encoder
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import LoadedModel

@@ -10,8 +10,8 @@ from typing import Any
 from guardrail.asgi.chat_settings import refuse_others
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import with_caution
-from guardrail.inputs.folding import shown_labels
 from guardrail.inputs.parts import as_mapping, refuse_unknown
+from guardrail.inputs.tools import shown_labels
 
 _SOURCES = ("messages", "input", "prompt")
 _TOOLS = frozenset({"tools", "functions"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guardrail.errors import DatasetError, GuardrailError
-from guardrail.inputs.tools import request_digest
+from guardrail.inputs.messages import request_digest
 from guardrail.online.engine import require_readable
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from guardrail.artefact.file import write_atomically
-from guardrail.inputs.tools import request_digest
+from guardrail.inputs.messages import request_digest
 from guardrail.model.encode import Encoder
 from guardrail.model.prefix import SharedPrefix
 from guardrail.types import ImagePart, Message, Request, TextPart

@@ -1,16 +1,16 @@
-"""What a verdict means for a call to a model that cannot be steered."""
+"""What a verdict means for a call to a model that cannot be steered, and for a tool's.
+
+`settled` is the rule itself, for all adapters; `Reaction` is a guard with what its flags lead to.
+"""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 from guardrail.errors import ConfigurationError
-from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import (
     enforced,
     is_refused_outage,
@@ -24,13 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from guardrail.audit import Audit
-    from guardrail.front.arguments import Call, Selector
     from guardrail.policy import Policy
     from guardrail.types import Verdict
 
 OnFlag = Literal["refuse", "raise", "annotate"]
-
-LAST: ContextVar[Verdict | None] = ContextVar("guardrail_last_verdict", default=None)
 
 _log = logging.getLogger(__name__)
 
@@ -87,21 +84,6 @@ def settled(
     if stops(enforced(verdict.action, verdict), on_flag or policy.on_flag, outage=outage):
         return Settled(verdict, "flag")
     return Settled(verdict, "pass" if cautioned is None else "caution", cautioned)
-
-
-async def resolved(value: Any) -> Any:
-    """What somebody's function gave, awaited where it is awaitable: plain and async may serve."""
-    return await value if inspect.isawaitable(value) else value
-
-
-def record(audit: Audit | None, verdict: Verdict | None, done: str) -> None:
-    """Tell the audit sink what was done; its troubles never change a call."""
-    if audit is None:
-        return
-    try:
-        audit(verdict, {"event": "call", "done": done})
-    except Exception:  # a border: the sink is the user's code
-        _log.exception("the audit sink failed; the call is not affected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,39 +155,16 @@ class Reaction:
             raise stopped(verdict)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One guarded callable: its checked argument, and what a flag leads to."""
+async def resolved(value: Any) -> Any:
+    """What somebody's function gave, awaited where it is awaitable: plain and async may serve."""
+    return await value if inspect.isawaitable(value) else value
 
-    reaction: Reaction
-    selector: Selector
-    fallback: Callable[..., Any] | None
 
-    def checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict]:
-        """One call's arguments as they would be sent, and the verdict on them."""
-        call, guard = self._call(args, kwargs), self.reaction.guard
-        call.make_canonical(guard.policy)
-        return call, guard.check(call.value)
-
-    async def achecked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict]:
-        """`checked` without blocking the event loop."""
-        call, guard = self._call(args, kwargs), self.reaction.guard
-        await read_apart(partial(call.make_canonical, guard.policy))
-        return call, await guard.acheck(call.value)
-
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        LAST.set(None)  # a check that raises must not leave the verdict before it standing
-        return self.selector.call(args, kwargs)
-
-    def settle(self, call: Call, verdict: Verdict) -> Verdict | None:
-        """None when the call is to be made, else the verdict that forbids it."""
-        after = self.reaction.settle(verdict, lambda words: call.caution(words) or None)
-        LAST.set(after.verdict)
-        return after.verdict if after.done == "flag" else None
-
-    def answer(self, call: Call, verdict: Verdict) -> Any:
-        """What a call that is not made gives back."""
-        if self.fallback is not None:
-            return self.fallback(verdict, *call.bound.args, **call.bound.kwargs)
-        self.reaction.stop(verdict)
-        return self.reaction.guard.policy.refusal_message
+def record(audit: Audit | None, verdict: Verdict | None, done: str) -> None:
+    """Tell the audit sink what was done; its troubles never change a call."""
+    if audit is None:
+        return
+    try:
+        audit(verdict, {"event": "call", "done": done})
+    except Exception:  # a border: the sink is the user's code
+        _log.exception("the audit sink failed; the call is not affected")

@@ -19,10 +19,12 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.inputs.canonical import canonical_chat, canonical_image, canonical_picture
+from guardrail.front.chats import add_part
+from guardrail.inputs.canonical import Encoded, canonical_chat, canonical_picture
+from guardrail.inputs.images import upright_picture
 from guardrail.inputs.limits import Budget
 from guardrail.inputs.media import PICTURE, sniffed_format
-from guardrail.inputs.parts import MEDIA_KEYS
+from guardrail.inputs.parts import MEDIA, MEDIA_KEYS
 from guardrail.inputs.sources import decoded_base64, names_a_file
 from guardrail.policy.acting import enforces
 
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
     from guardrail.policy import Policy
 
-_PICTURES = frozenset({"image", "image_url", "input_image"})
-_VIDEOS = frozenset({"video", "video_url", "input_video"})
 _UNREAD = frozenset({"audio", "input_audio", "file", "input_file", "image_file", "document"})
 _UNREAD_KEYS = frozenset(
     {"data", "base64", "audio", "input_audio", "file", "file_data", "file_id", "file_url"}
@@ -122,8 +122,9 @@ class _Walk:
             case str():
                 return self._string(value)
             case PILImage():
-                kept = canonical_image(value, self._policy, what=self._what)
-                return self._picture(kept, kept)
+                kept = upright_picture(value, self._policy.limits, self._what)
+                self._add_picture(kept)
+                return kept, _TAKEN
             case bytes() | bytearray() | memoryview():
                 return self._bytes(bytes(value))
             case list() | tuple() | set() | frozenset():
@@ -139,23 +140,21 @@ class _Walk:
         if (url := _DATA_URL.match(text)) is not None:
             match url[1].lower():
                 case "image":
-                    encoded = canonical_picture(text, self._policy, what=self._what)
-                    return self._picture(encoded.data, encoded.data_url)
+                    return self._encoded(text).data_url, _TAKEN
                 case "video":
-                    return self._video({"type": "video", "video": text}, text)
+                    self.parts.append({"type": "video", "video": text})
+                    return text, _TAKEN
             raise self._unread(f"a data: URL of the type {url[0][5:-1][:80]}")
         if ":" in text or names_a_file(text):
             return text, text
         # It begins as a picture does in base64, and somebody may show it as one.
         data = decoded_base64(text, PICTURE, self._policy.limits, what=self._what)
-        encoded = canonical_picture(data, self._policy, what=self._what)
-        return self._picture(encoded.data, encoded.base64)
+        return self._encoded(data).base64, _TAKEN
 
     def _bytes(self, data: bytes) -> tuple[bytes, Any]:
         if sniffed_format(data) is None:
             raise self._unread("bytes that are no picture")
-        encoded = canonical_picture(data, self._policy, what=self._what)
-        return self._picture(encoded.data, encoded.data)
+        return self._encoded(data).data, _TAKEN
 
     def _items(self, value: Any) -> tuple[Any, Any]:
         """A list; the texts between blocks of content are such blocks, too."""
@@ -212,8 +211,7 @@ class _Walk:
         data = decoded_base64(named[key], PICTURE, self._policy.limits, what=self._what)
         if sniffed_format(data) is None:
             raise self._unread(f"content whose {key} is no picture")
-        encoded = canonical_picture(data, self._policy, what=self._what)
-        self._picture(encoded.data, None)
+        encoded = self._encoded(data)
         media = {name: encoded.media_type for name in _MEDIA_TYPES if named.get(name) is not None}
         return {key: encoded.base64, **media}
 
@@ -223,14 +221,15 @@ class _Walk:
         self.parts.append(message["content"][0])
         return message["content"][0], _TAKEN
 
-    def _video(self, part: dict[str, Any], kept: Any) -> tuple[Any, Any]:
-        self.parts.append(part)
-        return kept, _TAKEN
+    def _encoded(self, source: bytes | str) -> Encoded:
+        """A picture in the form that goes on; it is a part of its own."""
+        encoded = canonical_picture(source, self._policy, what=self._what)
+        self._add_picture(encoded.data)
+        return encoded
 
-    def _picture(self, judged: PILImage | bytes, kept: Any) -> tuple[Any, Any]:
+    def _add_picture(self, judged: PILImage | bytes) -> None:
         self._budget.image()
         self.parts.append({"type": "image", "image": judged})
-        return kept, _TAKEN
 
     def _scalar(self, value: Any) -> tuple[Any, Any]:
         """A date, an enum, an address and the like, by its text."""
@@ -254,8 +253,7 @@ def _kind(block: Any) -> object:
 
 def _is_media(kind: object, named: Mapping[Any, Any]) -> bool:
     """Whether a block is a picture or a video, and not only tells of one."""
-    of_kind = isinstance(kind, str) and kind in _PICTURES | _VIDEOS
-    return of_kind and not MEDIA_KEYS.isdisjoint(named)
+    return isinstance(kind, str) and kind in MEDIA and not MEDIA_KEYS.isdisjoint(named)
 
 
 def _is_unread(kind: object, named: Mapping[Any, Any]) -> bool:
@@ -266,7 +264,7 @@ def _is_unread(kind: object, named: Mapping[Any, Any]) -> bool:
         return not _UNREAD_KEYS.isdisjoint(named)
     named_by_id = named.get("file_id") is not None
     elsewhere = named_by_id or _kind(named.get("source")) not in (None, "base64")
-    return kind in _PICTURES | _VIDEOS and elsewhere
+    return kind in MEDIA and elsewhere
 
 
 def _is_content(item: object) -> bool:
@@ -318,9 +316,5 @@ def _has_words(said: object) -> bool:
 
 
 def _add_text(parts: list[dict[str, Any]], text: str) -> None:
-    if not text:
-        return
-    if parts and parts[-1]["type"] == "text":
-        parts[-1] = {"type": "text", "text": f"{parts[-1]['text']}\n\n{text}"}
-    else:
-        parts.append({"type": "text", "text": text})
+    if text:
+        add_part(parts, {"type": "text", "text": text})

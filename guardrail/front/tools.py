@@ -13,10 +13,10 @@ import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from inspect import BoundArguments, Parameter, Signature
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args, overload
 
 from guardrail.errors import ConfigurationError
-from guardrail.front.arguments import OWNERS, kind_of, signature_of, snapshot
+from guardrail.front.arguments import OWNERS, decorated, kind_of, signature_of, snapshot
 from guardrail.front.chats import (
     CALL_WITHHELD,
     RESULT_CAUTION,
@@ -25,8 +25,9 @@ from guardrail.front.chats import (
     error_words,
     result_chat,
 )
-from guardrail.front.consequences import LAST, Reaction, resolved
+from guardrail.front.consequences import Reaction, resolved
 from guardrail.front.tool_values import cautioned_result, read_value
+from guardrail.front.wrap import LAST
 from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import one_reading
 
@@ -40,70 +41,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 Side = Literal["arguments", "result"]
 Chat = list[dict[str, Any]]
-
 SIDES: tuple[Side, ...] = get_args(Side)
 WITHHELD: Mapping[Side, str] = {"arguments": CALL_WITHHELD, "result": RESULT_WITHHELD}
-
-
-@dataclass(frozen=True, slots=True)
-class ToolRules:
-    """A guard, what a flag leads to, and which sides of a call the guard reads."""
-
-    reaction: Reaction
-    sides: frozenset[str]
-
-    def __post_init__(self) -> None:
-        """Refuse sides that a call does not have."""
-        if not self.sides <= {*SIDES}:
-            raise ConfigurationError(
-                f"check={sorted(self.sides)} may hold only arguments, result or both"
-            )
-
-    @classmethod
-    def of(
-        cls,
-        guard: Checker,
-        check: Collection[str] | str,
-        *,
-        policy: Policy | None = None,
-        on_flag: OnFlag | None = None,
-        fallback: Callable[..., Any] | None = None,
-        audit: Audit | None = None,
-    ) -> Self:
-        """Rules as they are given to a `guard_tool`.
-
-        Raises:
-            ConfigurationError: there are no such sides, or flags lead to nothing or to two things.
-        """
-        sides = frozenset((check,) if isinstance(check, str) else check)
-        if not sides:
-            raise ConfigurationError(f"check={check!r} must name arguments, result or both")
-        reaction = Reaction.of(guard, on_flag, fallback=fallback, policy=policy, audit=audit)
-        return cls(reaction, sides)
-
-    @property
-    def guard(self) -> Checker:
-        """The guard that reads them."""
-        return self.reaction.guard
-
-    def settle(
-        self, verdict: Verdict, caution: Callable[[str], Any | None] = lambda words: None
-    ) -> Settled:
-        """What becomes of a call or a result; "flag" means that it is withheld.
-
-        Args:
-            verdict: what the guard found.
-            caution: a result with a caution before it; None where there is no place for one.
-                Arguments have none: a function reads no caution.
-
-        Raises:
-            GuardrailViolation, DetectorError: it is withheld under `on_flag="raise"`.
-        """
-        # The policy's own words are about requests.
-        after = self.reaction.settle(verdict, lambda _words: caution(RESULT_CAUTION))
-        if after.done == "flag":
-            self.reaction.stop(after.verdict)
-        return after
 
 
 @overload
@@ -192,12 +131,7 @@ def guard_tool(
         guard, check, policy=policy, on_flag=on_flag, fallback=fallback, audit=audit
     )
 
-    def decorate(target: F) -> F:
-        if isinstance(target, classmethod | staticmethod):
-            inner: Any = target.__func__
-            return cast("F", type(target)(decorate(inner)))
-        if not callable(target):
-            raise ConfigurationError(f"{target!r} cannot be called; put @guard_tool below it")
+    def wrapped(target: Callable[..., Any]) -> Callable[..., Any]:
         kind = kind_of(target, asynchronous)
         if "generator" in kind:
             raise ConfigurationError(
@@ -214,9 +148,73 @@ def guard_tool(
         )
         tool.refuse_unknown_names()
         form = _coroutine if kind == "coroutine" else _function
-        return cast("F", form(target, tool))
+        return form(target, tool)
+
+    def decorate(target: F) -> F:
+        return decorated(wrapped, "guard_tool", target)
 
     return decorate if fn is None else decorate(fn)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRules:
+    """A guard, what a flag leads to, and which sides of a call the guard reads."""
+
+    reaction: Reaction
+    sides: frozenset[str]
+
+    def __post_init__(self) -> None:
+        """Refuse sides that a call does not have."""
+        if not self.sides <= {*SIDES}:
+            raise ConfigurationError(
+                f"check={sorted(self.sides)} may hold only arguments, result or both"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        guard: Checker,
+        check: Collection[str] | str,
+        *,
+        policy: Policy | None = None,
+        on_flag: OnFlag | None = None,
+        fallback: Callable[..., Any] | None = None,
+        audit: Audit | None = None,
+    ) -> Self:
+        """Rules as they are given to a `guard_tool`.
+
+        Raises:
+            ConfigurationError: there are no such sides, or flags lead to nothing or to two things.
+        """
+        sides = frozenset((check,) if isinstance(check, str) else check)
+        if not sides:
+            raise ConfigurationError(f"check={check!r} must name arguments, result or both")
+        reaction = Reaction.of(guard, on_flag, fallback=fallback, policy=policy, audit=audit)
+        return cls(reaction, sides)
+
+    @property
+    def guard(self) -> Checker:
+        """The guard that reads them."""
+        return self.reaction.guard
+
+    def settle(
+        self, verdict: Verdict, caution: Callable[[str], Any | None] = lambda words: None
+    ) -> Settled:
+        """What becomes of a call or a result; "flag" means that it is withheld.
+
+        Args:
+            verdict: what the guard found.
+            caution: a result with a caution before it; None where there is no place for one.
+                Arguments have none: a function reads no caution.
+
+        Raises:
+            GuardrailViolation, DetectorError: it is withheld under `on_flag="raise"`.
+        """
+        # The policy's own words are about requests.
+        after = self.reaction.settle(verdict, lambda _words: caution(RESULT_CAUTION))
+        if after.done == "flag":
+            self.reaction.stop(after.verdict)
+        return after
 
 
 def _function(fn: Callable[..., Any], tool: _Tool) -> Callable[..., Any]:

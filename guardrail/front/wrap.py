@@ -25,36 +25,27 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from guardrail.errors import ConfigurationError
-from guardrail.front.arguments import Selector, kind_of
-from guardrail.front.consequences import LAST, Plan, Reaction, resolved
+from guardrail.front.arguments import Selector, decorated, kind_of
+from guardrail.front.consequences import Reaction, resolved
+from guardrail.inputs.limits import read_apart
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from guardrail.audit import Audit
-    from guardrail.front.arguments import Kind, Wanted
+    from guardrail.front.arguments import Call, Kind, Wanted
     from guardrail.front.consequences import Checker, OnFlag
     from guardrail.policy import Policy
     from guardrail.types import Verdict
 
 F = TypeVar("F", bound=Callable[..., Any])
-
+LAST: ContextVar[Verdict | None] = ContextVar("guardrail_last_verdict", default=None)
 _END = object()  # of an asynchronous generator
-
-
-def last_verdict() -> Verdict | None:
-    """The verdict of this thread's or task's latest guarded call.
-
-    None before the first one, and when the latest one's check raised: an older verdict never stands
-    in for it. A generator is checked at its first step, so its verdict is there from then on. It is
-    kept in the context: a call in a thread or task of its own (`asyncio.create_task`, `gather`, an
-    executor) shows its verdict there, inside the guarded callable too, and not to whoever started
-    it.
-    """
-    return LAST.get()
 
 
 @overload
@@ -139,23 +130,71 @@ def guarded(
     """
     reaction = Reaction.of(guard, on_flag, fallback=fallback, policy=policy, audit=audit)
 
+    def wrapped(target: Callable[..., Any]) -> Callable[..., Any]:
+        plan = _Plan(reaction, Selector(target, messages), fallback)
+        return _FORMS[kind_of(target, asynchronous)](target, plan)
+
     def decorate(target: F) -> F:
-        if isinstance(target, classmethod | staticmethod):
-            inner: Any = target.__func__
-            return cast("F", type(target)(decorate(inner)))
-        if not callable(target):
-            raise ConfigurationError(f"{target!r} cannot be called; put @guarded below its wrapper")
-        plan = Plan(reaction, Selector(target, messages), fallback)
-        return cast("F", _FORMS[kind_of(target, asynchronous)](target, plan))
+        return decorated(wrapped, "guarded", target)
 
     return decorate if fn is None else decorate(fn)
 
 
-def _function(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+def last_verdict() -> Verdict | None:
+    """The verdict of this thread's or task's latest guarded call.
+
+    None before the first one, and when the latest one's check raised: an older verdict never stands
+    in for it. A generator is checked at its first step, so its verdict is there from then on. It is
+    kept in the context: a call in a thread or task of its own (`asyncio.create_task`, `gather`, an
+    executor) shows its verdict there, inside the guarded callable too, and not to whoever started
+    it.
+    """
+    return LAST.get()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One guarded callable: its checked argument, and what a flag leads to."""
+
+    reaction: Reaction
+    selector: Selector
+    fallback: Callable[..., Any] | None
+
+    def checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, Verdict | None]:
+        """A call's arguments as they would be sent, and the verdict that forbids it, if any."""
+        call, guard = self._call(args, kwargs), self.reaction.guard
+        call.make_canonical(guard.policy)
+        return call, self._settled(call, guard.check(call.value))
+
+    async def achecked(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Call, Verdict | None]:
+        """`checked` without blocking the event loop."""
+        call, guard = self._call(args, kwargs), self.reaction.guard
+        await read_apart(partial(call.make_canonical, guard.policy))
+        return call, self._settled(call, await guard.acheck(call.value))
+
+    def answer(self, call: Call, verdict: Verdict) -> Any:
+        """What a call that is not made gives back."""
+        if self.fallback is not None:
+            return self.fallback(verdict, *call.bound.args, **call.bound.kwargs)
+        self.reaction.stop(verdict)
+        return self.reaction.guard.policy.refusal_message
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        LAST.set(None)  # a check that raises must not leave the verdict before it standing
+        return self.selector.call(args, kwargs)
+
+    def _settled(self, call: Call, verdict: Verdict) -> Verdict | None:
+        after = self.reaction.settle(verdict, lambda words: call.caution(words) or None)
+        LAST.set(after.verdict)
+        return after.verdict if after.done == "flag" else None
+
+
+def _function(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
-        made, verdict = plan.checked(args, kwargs)
-        stopped = plan.settle(made, verdict)
+        made, stopped = plan.checked(args, kwargs)
         if stopped is None:
             return fn(*made.bound.args, **made.bound.kwargs)
         return plan.answer(made, stopped)
@@ -163,11 +202,10 @@ def _function(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     return call
 
 
-def _coroutine(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+def _coroutine(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> Any:
-        made, verdict = await plan.achecked(args, kwargs)
-        stopped = plan.settle(made, verdict)
+        made, stopped = await plan.achecked(args, kwargs)
         if stopped is None:
             return await fn(*made.bound.args, **made.bound.kwargs)
         return await resolved(plan.answer(made, stopped))
@@ -175,11 +213,10 @@ def _coroutine(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     return call
 
 
-def _generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+def _generator(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-        made, verdict = plan.checked(args, kwargs)
-        stopped = plan.settle(made, verdict)
+        made, stopped = plan.checked(args, kwargs)
         if stopped is None:
             return (yield from fn(*made.bound.args, **made.bound.kwargs))
         yield from _chunks(plan.answer(made, stopped))
@@ -187,11 +224,10 @@ def _generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
     return call
 
 
-def _async_generator(fn: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+def _async_generator(fn: Callable[..., Any], plan: _Plan) -> Callable[..., Any]:
     @functools.wraps(fn)
     async def call(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-        made, verdict = await plan.achecked(args, kwargs)
-        stopped = plan.settle(made, verdict)
+        made, stopped = await plan.achecked(args, kwargs)
         if stopped is None:
             answer = fn(*made.bound.args, **made.bound.kwargs)
         else:
@@ -226,7 +262,7 @@ def _chunks(answer: Any) -> Iterable[Any]:
     return (answer,) if whole else answer
 
 
-_FORMS: dict[Kind, Callable[[Callable[..., Any], Plan], Callable[..., Any]]] = {
+_FORMS: dict[Kind, Callable[[Callable[..., Any], _Plan], Callable[..., Any]]] = {
     "function": _function,
     "coroutine": _coroutine,
     "generator": _generator,

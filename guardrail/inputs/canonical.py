@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 from PIL.Image import Image as PILImage
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.inputs.images import orientation_of
-from guardrail.inputs.limits import Budget
-from guardrail.inputs.media import loaded_picture, sniffed_format
+from guardrail.inputs.images import loaded_picture, orientation_of
+from guardrail.inputs.limits import DECODERS, Budget
+from guardrail.inputs.media import sniffed_format
 from guardrail.inputs.parts import PictureSource, picture_in
-from guardrail.inputs.structure import DECODERS, JPEG_MARKER
+from guardrail.inputs.structure import JPEG_MARKER
 from guardrail.policy.acting import enforces, one_reading
 from guardrail.types import ImagePart, Message, Request
 
@@ -86,15 +86,6 @@ def canonical_picture(
         InputError: it cannot be read, or has two readings under `pictures = "refuse"`.
     """
     return _Canonical(policy).encoded(PictureSource(source, what))
-
-
-def canonical_image(picture: PILImage, policy: Policy, *, what: str = "picture") -> PILImage:
-    """A decoded picture that stays one: a copy in RGB, upright, without what stood beside it.
-
-    Raises:
-        InputError: it cannot be read, or is too large.
-    """
-    return PictureSource(picture, what).decoded(policy)
 
 
 def canonical_chat(value: Any, policy: Policy) -> Any:

@@ -18,6 +18,7 @@ import ipaddress
 import re
 import socket
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
@@ -27,12 +28,10 @@ from guardrail.extras import require
 from guardrail.policy.policy import allowed_host, ip_literal, normal_host
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     import httpx
 
     from guardrail.inputs.media import Medium
-    from guardrail.policy import Limits
+    from guardrail.policy import Policy
 
 _REDIRECTS = 3
 _OPERATION_S = 5.0
@@ -45,44 +44,7 @@ _NOT_PUBLIC = (ipaddress.IPv6Network("3fff::/20"), ipaddress.IPv4Network("192.88
 _NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f\\\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    scheme: str
-    host: str  # normalised; an IPv6 literal without brackets
-    port: int
-    path: str
-
-    @property
-    def url(self) -> str:
-        return self.at(self.host)
-
-    def at(self, host: str) -> str:
-        return f"{self.scheme}://{_bracketed(host)}:{self.port}{self.path}"
-
-    @property
-    def authority(self) -> str:
-        default = {"http": 80, "https": 443}[self.scheme]
-        port = "" if self.port == default else f":{self.port}"
-        return _bracketed(self.host) + port
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    medium: Medium
-    limits: Limits
-    deadline: float
-    what: str
-
-    def failed(self, reason: str) -> Exception:
-        return self.medium.error(f"{self.what}: {reason}")
-
-    def check_bytes(self, size: int) -> None:
-        self.medium.check_bytes(size, self.limits, what=self.what)
-
-
-def fetched_bytes(
-    url: str, *, allowed_hosts: Collection[str], medium: Medium, limits: Limits, what: str
-) -> bytes:
+def fetched_bytes(url: str, medium: Medium, policy: Policy, what: str) -> bytes:
     """The body behind an http(s) URL of an allowed host, at most as long as its medium may be.
 
     Raises:
@@ -91,24 +53,25 @@ def fetched_bytes(
         InputError: nothing could be fetched (the medium's own kind).
         MissingExtraError: the extra `http` is not installed.
     """
-    target = _allowed_target(url, allowed_hosts, what)
+    order = _Order(medium, policy, time.monotonic() + medium.fetch_s, what)
+    target = _allowed_target(url, order)
     require("httpx")
     import httpx
 
-    order = _Order(medium, limits, time.monotonic() + medium.fetch_s, what)
     try:
         for _ in range(_REDIRECTS + 1):
             reply = _answer(target, order)
             if isinstance(reply, bytes):
                 return reply
-            target = _redirected(target, reply, allowed_hosts, what)
+            target = _redirected(target, reply, order)
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError) as exc:
         reason = str(exc) or type(exc).__name__
         raise order.failed(f"{target.host} could not be reached: {reason}") from exc
     raise UrlNotAllowedError(f"{what}: {target.host} redirects more than {_REDIRECTS} times")
 
 
-def _allowed_target(url: str, allowed_hosts: Collection[str], what: str) -> _Target:
+def _allowed_target(url: str, order: _Order) -> _Target:
+    what = order.what
     try:
         if _NOT_IN_URLS.search(url):
             raise ValueError("it holds spaces, backslashes or control characters")
@@ -119,7 +82,7 @@ def _allowed_target(url: str, allowed_hosts: Collection[str], what: str) -> _Tar
         raise UrlNotAllowedError(f"{what} is no http(s) URL that can be used: {exc}") from exc
     if "@" in parts.netloc:
         raise UrlNotAllowedError(f"{what}: a URL with a user name or password is not fetched")
-    if host not in {_allowed_host(entry) for entry in allowed_hosts}:
+    if host not in {_allowed_host(entry) for entry in order.policy.allowed_hosts}:
         raise UrlNotAllowedError(
             f"{what}: the host {host!r} is not allowed; add it to `allowed_hosts` in the policy, "
             "or send the bytes"
@@ -135,8 +98,27 @@ def _allowed_host(entry: str) -> str:
         raise ConfigurationError(str(exc)) from exc
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _answer(target: _Target, order: _Order) -> bytes | str:
+    """The body, or the location the host redirects to, from the first address that connects."""
+    import httpx
+
+    refused: Exception = OSError("the name has no address")
+    with httpx.Client(trust_env=False, timeout=_OPERATION_S, follow_redirects=False) as client:
+        for address in _addresses(target, order.what):
+            request = client.build_request(
+                "GET",
+                target.at(address),
+                headers={"Host": target.authority, "Accept-Encoding": "identity"},
+                extensions={"sni_hostname": target.host},
+            )
+            try:
+                response = client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+                refused = exc
+                continue
+            with closing(response):
+                return _body_or_location(response, order)
+    raise refused
 
 
 def _addresses(target: _Target, what: str) -> list[str]:
@@ -167,31 +149,6 @@ def _is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def _answer(target: _Target, order: _Order) -> bytes | str:
-    """The body, or the location the host redirects to, from the first address that connects."""
-    import httpx
-
-    refused: Exception = OSError("the name has no address")
-    with httpx.Client(trust_env=False, timeout=_OPERATION_S, follow_redirects=False) as client:
-        for address in _addresses(target, order.what):
-            request = client.build_request(
-                "GET",
-                target.at(address),
-                headers={"Host": target.authority, "Accept-Encoding": "identity"},
-                extensions={"sni_hostname": target.host},
-            )
-            try:
-                response = client.send(request, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-                refused = exc
-                continue
-            try:
-                return _body_or_location(response, order)
-            finally:
-                response.close()
-    raise refused
-
-
 def _body_or_location(response: httpx.Response, order: _Order) -> bytes | str:
     location = response.headers.get("location")
     if response.status_code in (301, 302, 303, 307, 308) and location:
@@ -213,17 +170,57 @@ def _body_or_location(response: httpx.Response, order: _Order) -> bytes | str:
         order.check_bytes(len(body))
 
 
-def _redirected(
-    target: _Target, location: str, allowed_hosts: Collection[str], what: str
-) -> _Target:
+def _redirected(target: _Target, location: str, order: _Order) -> _Target:
+    what = order.what
     try:
         joined = urljoin(target.url, location)
     except ValueError as exc:
         raise UrlNotAllowedError(f"{what}: {target.host} redirects to no URL: {exc}") from exc
-    following = _allowed_target(joined, allowed_hosts, what)
+    following = _allowed_target(joined, order)
     if following.host != target.host or (target.scheme, following.scheme) == ("https", "http"):
         raise UrlNotAllowedError(
             f"{what}: {target.host} redirects to {following.scheme}://{following.host}; "
             "redirects must stay on the host and must not leave https"
         )
     return following
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    scheme: str
+    host: str  # normalised; an IPv6 literal without brackets
+    port: int
+    path: str
+
+    @property
+    def url(self) -> str:
+        return self.at(self.host)
+
+    def at(self, host: str) -> str:
+        return f"{self.scheme}://{_bracketed(host)}:{self.port}{self.path}"
+
+    @property
+    def authority(self) -> str:
+        default = {"http": 80, "https": 443}[self.scheme]
+        port = "" if self.port == default else f":{self.port}"
+        return _bracketed(self.host) + port
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What one fetch is held to, and what messages call it."""
+
+    medium: Medium
+    policy: Policy
+    deadline: float
+    what: str
+
+    def failed(self, reason: str) -> Exception:
+        return self.medium.error(f"{self.what}: {reason}")
+
+    def check_bytes(self, size: int) -> None:
+        self.medium.check_bytes(size, self.policy.limits, what=self.what)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -18,8 +18,6 @@ A folded copy says the same in the letters of an ordinary text:
 
 What has no such rule stays: 3, 4, 5, 7, @ and $ for letters, letters in emoji, words that are
 reversed, encoded or cut. It is a copy for scores: nobody answers or shows it.
-
-Names and ids in chats. Some models' templates show them, the guard's own perhaps does not.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -40,60 +38,17 @@ if TYPE_CHECKING:
 
     from guardrail.types import Message, Request
 
-_ID = re.compile(r"[\w.:|+/=-]{0,64}", re.ASCII)
-
-
-def shown_labels(chat: object, tools: Sequence[Mapping[str, object]]) -> list[str]:
-    """Texts in the place of labels, each once: the names of speakers, and ids that are none.
-
-    Names of tools that are offered or called are not among them: the guard reads them there.
-    """
-    messages = _mappings(chat if isinstance(chat, list) else [chat])
-    calls = [call for each in messages for call in _mappings(each.get("tool_calls"))]
-    known = {_function_name(each) for each in (*tools, *calls)}
-    names = [each.get("name") for each in messages]
-    ids = [each.get("tool_call_id") for each in messages] + [call.get("id") for call in calls]
-    found = [each for each in names if isinstance(each, str) and each and each not in known]
-    found += [each for each in ids if isinstance(each, str) and not is_label(each)]
-    return [*dict.fromkeys(found)]
-
-
-def is_label(text: str) -> bool:
-    """Whether a text can be an id and no more: short, and without a space."""
-    return _ID.fullmatch(text) is not None
-
-
-def _mappings(value: object) -> list[Mapping[str, object]]:
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
-
-
-def _function_name(owner: Mapping[str, object]) -> str | None:
-    function = owner.get("function")
-    name = function.get("name") if isinstance(function, Mapping) else None
-    return name if isinstance(name, str) else None
-
-
 _USUAL = frozenset(string.printable)
-
 _TAGS = range(0xE0020, 0xE007F)
-
 _EUROPEAN = "\u024f"  # the last letter of Latin Extended-B
-
 _LONGEST_LETTER = 4  # a base and its marks, as far as any alphabet has a letter of them
-
 _LONGEST_SIGN = 4  # letters in it, as in "(10)"; some signs stand for whole sentences of Arabic
-
 _HIDDEN_NAMES = ("VARIATION SELECTOR", "FILLER", "GRAPHEME JOINER")
-
 # Possessive where they repeat, and every alternative ends at once: linear in any text.
 _WORD = re.compile(r"[^\W_]++")
-
 _WITH_DIGITS = re.compile(r"(?<!\w)[A-Za-z]++(?:[01]++[A-Za-z]++)++(?!\w)")
-
 _LONE = r"[^\W\d_](?![^\W_])"
-
 _SPACED = re.compile(rf"(?<![^\W_]){_LONE}(?=([\W_]))(?:(?:\1{{1,3}}| {{1,3}}){_LONE}){{3,}}+")
-
 _GAP = re.compile(r"[\W_]++")
 
 

@@ -1,28 +1,25 @@
-"""What the parts of one request have used so far of the policy's limits.
+"""What reading one request may cost: counts, threads, and patience.
 
-Whether somebody still waits for what is being read, and threads to read in.
-
-Videos are read frame by frame, which may take minutes, and pictures wait for those who decode them:
-whoever asked says here how a reader finds out that it may stop.
+Counts are held against the policy's limits as the parts come. Videos are read frame by frame, which
+may take minutes, and pictures wait for those who decode them: whoever asked says by `patience` how
+a reader finds out that it may stop. Decoding one picture cannot be interrupted, so no more are
+decoded at once than `DECODERS` has threads, whoever sends them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
+from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from guardrail.errors import (
-    InputError,
-    LimitExceededError,
-    RequestCancelledError,
-    UnsupportedContentError,
-)
+from guardrail.errors import InputError, RequestCancelledError, UnsupportedContentError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -31,7 +28,69 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LARGE = 4_000_000  # pixels
+_LARGE_AT_ONCE = min(4, os.cpu_count() or 1)
+_LOOK_S = 0.05  # how often a caller that waits looks whether it still should
 _ask: ContextVar[Callable[[], None] | None] = ContextVar("guardrail_patience", default=None)
+
+
+@dataclass(slots=True)
+class Budget:
+    """Counts, checked one by one, so that nothing is decoded that could not be accepted."""
+
+    limits: Limits
+    text_chars: int = 0
+    images: int = 0
+    videos: int = 0
+    pixels: int = 0
+
+    def text(self, value: object, what: str) -> str:
+        """The checked text: a str without lone surrogates; other control characters are kept."""
+        if not isinstance(value, str):
+            raise UnsupportedContentError(f"{what} must be a str, not {type(value).__name__}")
+        self.text_chars += len(value)
+        self._check("text_chars", self.text_chars)
+        try:
+            value.encode()
+        except UnicodeEncodeError as exc:
+            raise UnsupportedContentError(
+                f"{what} holds a lone surrogate at character {exc.start}, which no tokenizer can "
+                "read; decode the text with errors='replace'"
+            ) from exc
+        return str(value)
+
+    def image(self) -> None:
+        """Count one picture."""
+        self.images += 1
+        self._check("images", self.images)
+
+    def video(self) -> int:
+        """Count one video; its number in the request, from 0."""
+        self.videos += 1
+        self._check("videos", self.videos)
+        return self.videos - 1
+
+    def pixel_count(self, size: tuple[int, int]) -> None:
+        """Count the pixels of one picture, or of one frame of a clip."""
+        self.pixels += size[0] * size[1]
+        self._check("total_pixels", self.pixels)
+
+    def json(self, value: object, what: str) -> str:
+        """Uncounted JSON of plain values, bounded as it is written: shared or cyclic ones too."""
+        left, pieces = self.limits.text_chars - self.text_chars, list[str]()
+        try:
+            for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+                left -= len(piece)
+                self._check("text_chars", self.limits.text_chars - left)
+                pieces.append(piece)
+        except InputError:
+            raise
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise UnsupportedContentError(f"{what} cannot be written as JSON: {exc}") from exc
+        return "".join(pieces)
+
+    def _check(self, limit: str, found: int) -> None:
+        self.limits.check(limit, found, what="the request, read this far,")
 
 
 @contextmanager
@@ -87,63 +146,93 @@ async def read_apart(read: Callable[[], T]) -> T:
         raise
 
 
-@dataclass(slots=True)
-class Budget:
-    """Counts, checked one by one, so that nothing is decoded that could not be accepted."""
+@dataclass(eq=False, repr=False, slots=True)  # a picture's bytes are long to show
+class _Work:
+    run: Callable[[], Any]
+    large: bool
+    context: Context = field(default_factory=copy_context)
+    future: Future[Any] = field(default_factory=Future)
 
-    limits: Limits
-    text_chars: int = 0
-    images: int = 0
-    videos: int = 0
-    pixels: int = 0
 
-    def text(self, value: object, what: str) -> str:
-        """The checked text: a str without lone surrogates; other control characters are kept."""
-        if not isinstance(value, str):
-            raise UnsupportedContentError(f"{what} must be a str, not {type(value).__name__}")
-        self.text_chars += len(value)
-        self._check("text_chars", self.text_chars, self.limits.text_chars)
+class Decoders:
+    """The few threads of a process that decode pictures; the interpreter's end waits for none.
+
+    There is one more than may decode large pictures, so that no small one waits behind those. A
+    caller waits as long as its patience lasts; then its picture is not begun any more.
+    """
+
+    def __init__(self, large_at_once: int) -> None:
+        self._most = large_at_once
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with no work and no thread; those that a forked child sees are its parent's."""
+        self._changed = threading.Condition()
+        self._waiting: deque[_Work] = deque()
+        self._threads = self._large = 0
+
+    def result(self, run: Callable[[], T], *, pixels: int = 0) -> T:
+        """What `run` returns or raises, called by one of the threads in the caller's context.
+
+        It is not called at all when the caller's `patience` ends before, which is raised here.
+        """
+        still_wanted()
+        work = _Work(run, large=pixels > _LARGE)
+        with self._changed:
+            if self._threads <= self._most:
+                threading.Thread(target=self._serve, name="guardrail-decoder", daemon=True).start()
+                self._threads += 1
+            self._waiting.append(work)
+            self._changed.notify_all()
         try:
-            value.encode()
-        except UnicodeEncodeError as exc:
-            raise UnsupportedContentError(
-                f"{what} holds a lone surrogate at character {exc.start}, which no tokenizer can "
-                "read; decode the text with errors='replace'"
-            ) from exc
-        return str(value)
-
-    def image(self) -> None:
-        """Count one picture."""
-        self.images += 1
-        self._check("images", self.images, self.limits.images)
-
-    def video(self) -> int:
-        """Count one video; its number in the request, from 0."""
-        self.videos += 1
-        self._check("videos", self.videos, self.limits.videos)
-        return self.videos - 1
-
-    def pixel_count(self, size: tuple[int, int]) -> None:
-        """Count the pixels of one picture, or of one frame of a clip."""
-        self.pixels += size[0] * size[1]
-        self._check("total_pixels", self.pixels, self.limits.total_pixels)
-
-    def json(self, value: object, what: str) -> str:
-        """Uncounted JSON of plain values, bounded as it is written: shared or cyclic ones too."""
-        left, pieces = self.limits.text_chars - self.text_chars, list[str]()
-        try:
-            for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
-                left -= len(piece)
-                self._check("text_chars", self.limits.text_chars - left, self.limits.text_chars)
-                pieces.append(piece)
-        except InputError:
+            found: T = self._awaited(work.future)
+        except BaseException:  # Ctrl-C among them
+            with self._changed:
+                if work in self._waiting:  # it has not begun
+                    self._waiting.remove(work)
             raise
-        except (TypeError, ValueError, RecursionError) as exc:
-            raise UnsupportedContentError(f"{what} cannot be written as JSON: {exc}") from exc
-        return "".join(pieces)
+        finally:
+            del work  # an error's traceback must not keep the picture
+        return found
 
-    def _check(self, limit: str, found: int, allowed: int) -> None:
-        if found > allowed:
-            raise LimitExceededError(
-                limit=limit, allowed=allowed, found=found, what="the request, read this far,"
-            )
+    def _awaited(self, future: Future[T]) -> T:
+        while True:
+            try:
+                return future.result(_LOOK_S)
+            except TimeoutError:
+                if future.done():  # just now, or with such an error of its own
+                    return future.result()
+                still_wanted()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while (work := self._next()) is None:
+                    self._changed.wait()
+            try:
+                work.future.set_result(work.context.run(_wanted, work.run))
+            except BaseException as error:  # the border of the thread; the caller gets it
+                work.future.set_exception(error)
+            with self._changed:
+                self._large -= work.large
+                self._changed.notify_all()
+            del work  # the picture must not stay while this waits
+
+    def _next(self) -> _Work | None:
+        for work in self._waiting:
+            if not work.large or self._large < self._most:
+                self._waiting.remove(work)
+                self._large += work.large
+                return work
+        return None
+
+
+def _wanted(run: Callable[[], T]) -> T:
+    still_wanted()
+    return run()
+
+
+DECODERS = Decoders(_LARGE_AT_ONCE)
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=DECODERS.forget)

@@ -1,11 +1,16 @@
 """Whatever people send -> a `Request`: decoded, within the policy's limits, nothing dropped.
 
-A request that was read before, under this policy: its limits, its windows.
+`to_request` reads in two steps: a `Draft`, in which parts are counted, and the whole, for which
+pictures and videos are decoded. A request that was read before is held to the policy at hand, its
+limits and its windows (`_rechecked`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +20,12 @@ from typing import TYPE_CHECKING
 from PIL.Image import Image as PILImage
 
 from guardrail.errors import LimitExceededError, UnsupportedContentError, VideoDecodeError
-from guardrail.inputs.images import decode_image
+from guardrail.inputs.images import check_size, upright_picture
 from guardrail.inputs.limits import Budget
-from guardrail.inputs.media import check_size
 from guardrail.inputs.parts import PictureSource, as_mapping, read_part, refuse_unknown
 from guardrail.inputs.tools import read_tool_call, read_tools, recheck_call
-from guardrail.inputs.video_footage import Frames
 from guardrail.inputs.video_windows import SampledVideo, Tally, read_video
+from guardrail.inputs.videos import Frames
 from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart, VideoStream
 
 if TYPE_CHECKING:
@@ -31,178 +35,7 @@ if TYPE_CHECKING:
     from guardrail.policy import Policy
     from guardrail.types import Part, ToolCall, Windows
 
-_ROLE_TYPES = ("system", "user", "assistant", "tool")
-
-
-def rechecked(request: Request, policy: Policy, budget: Budget) -> tuple[Message, ...]:
-    """The messages under this policy; pictures that are RGB and upright stay the same objects.
-
-    A clip of more frames than the policy's window, and a video that was sampled by other rules,
-    is divided anew.
-
-    Raises:
-        InputError: as `to_request`.
-    """
-    check_count(len(request.messages), policy)
-    for i, message in enumerate(request.messages):
-        _count(message, f"messages[{i}]", policy, budget)
-    tally, numbers = Tally(policy.limits), iter(range(budget.videos))
-    return tuple(
-        with_parts(message, [_checked(p, policy, tally, numbers) for p in message.parts])
-        for message in request.messages
-    )
-
-
-def check_count(count: int, policy: Policy) -> None:
-    """Refuse a chat without messages or with more than the policy allows."""
-    if count == 0:
-        raise UnsupportedContentError("there are no messages; send at least one")
-    if count > (allowed := policy.limits.messages):
-        raise LimitExceededError(limit="messages", allowed=allowed, found=count, what="the request")
-
-
-def with_parts(message: Message, parts: Iterable[Part]) -> Message:
-    """The message with these parts, neighbouring texts joined."""
-    joined: list[Part] = []
-    for is_text, run in groupby(parts, key=lambda part: isinstance(part, TextPart)):
-        if is_text:
-            joined.append(TextPart("".join(p.text for p in run if isinstance(p, TextPart))))
-        else:
-            joined.extend(run)
-    return replace(message, parts=tuple(joined))
-
-
-def _count(message: Message, what: str, policy: Policy, budget: Budget) -> None:
-    if message.role not in _ROLE_TYPES or not (message.parts or message.tool_calls):
-        raise UnsupportedContentError(
-            f"{what} has the role {str(message.role)[:80]!r} and {len(message.parts)} parts; it "
-            f"needs parts and one of {', '.join(_ROLES)}"
-        )
-    for call in message.tool_calls:
-        recheck_call(call, what, budget)
-    for label in (message.name, message.tool_call_id):
-        if label is not None:
-            budget.text(label, f"{what}: a name or id")
-    for part in message.parts:
-        _count_part(part, what, policy, budget)
-
-
-def _count_part(part: Part, what: str, policy: Policy, budget: Budget) -> None:
-    match part:
-        case TextPart(text):
-            budget.text(text, what)
-        case ImagePart(image):
-            budget.image()
-            check_size(image.size, policy.limits, what="picture")
-            budget.pixel_count(image.size)
-        case VideoPart(clip):
-            budget.video()
-            _check_clip(clip, policy, f"{what}: a video")
-            if len(clip.frames) <= policy.video.window:  # else it is judged piece by piece
-                for frame in clip.frames:
-                    budget.pixel_count(frame.size)
-        case VideoStream():
-            budget.video()
-
-
-def _check_clip(clip: Clip, policy: Policy, what: str) -> None:
-    for frame in clip.frames:
-        check_size(frame.size, policy.limits, what=f"a frame of {what}")
-    first, last = clip.times[0], clip.times[-1]
-    if not all(map(math.isfinite, clip.times)) or any(b < a for a, b in pairwise(clip.times)):
-        raise VideoDecodeError(f"{what} has times that do not ascend")
-    if last - first > (allowed := policy.limits.video_seconds):
-        raise LimitExceededError(
-            limit="video_seconds", allowed=allowed, found=round(last - first, 1), what=what
-        )
-
-
-def _checked(part: Part, policy: Policy, tally: Tally, numbers: Iterator[int]) -> Part:
-    match part:
-        case TextPart():
-            return part
-        case ImagePart(image):
-            return part if _is_plain(image) else ImagePart(_plain(image, policy))
-        case VideoPart(clip):
-            return _video(part, clip, policy, tally, next(numbers))
-        case VideoStream(SampledVideo() as windows):
-            return _resampled(part, windows, policy, tally, next(numbers))
-        case VideoStream(windows):
-            return VideoStream(_Bounded(windows, policy, tally, next(numbers)))
-
-
-def _is_plain(image: PILImage) -> bool:
-    return type(image) is PILImage and image.mode == "RGB" and not image.info
-
-
-def _plain(image: PILImage, policy: Policy) -> PILImage:
-    return decode_image(
-        image,
-        limits=policy.limits,
-        allowed_hosts=policy.allowed_hosts,
-        local_files=policy.local_files,
-    )
-
-
-def _video(
-    part: VideoPart, clip: Clip, policy: Policy, tally: Tally, number: int
-) -> VideoPart | VideoStream:
-    tally.count(number, len(clip.frames))
-    if len(clip.frames) > policy.video.window:
-        footage = Frames(clip.frames, clip.times)
-        what = f"video {number + 1}"
-        return read_video(SampledVideo(footage, policy.video, policy.limits, tally, number, what))
-    if all(map(_is_plain, clip.frames)):
-        return part
-    return VideoPart(Clip(tuple(_plain(frame, policy) for frame in clip.frames), clip.times))
-
-
-def _resampled(
-    part: VideoStream, video: SampledVideo, policy: Policy, tally: Tally, number: int
-) -> VideoPart | VideoStream:
-    under = replace(video, sampling=policy.video, limits=policy.limits, tally=tally, number=number)
-    if video.sampling == policy.video:
-        return VideoStream(under)
-    return read_video(under)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bounded:
-    """Windows that somebody else made, held to this policy while they are gone through."""
-
-    windows: Windows
-    policy: Policy
-    tally: Tally
-    number: int
-
-    def __iter__(self) -> Iterator[Clip]:
-        most, seen, start = self.policy.video.window, 0, None
-        for clip in self.windows:
-            found = len(clip.frames)
-            if found > most:
-                raise LimitExceededError(
-                    limit="video.window", allowed=most, found=found, what="a window of a video"
-                )
-            start = clip.times[0] if start is None else start
-            whole = Clip(clip.frames[:1] + clip.frames, (start, *clip.times))
-            _check_clip(whole, self.policy, "a video")
-            seen += found
-            self.tally.count(self.number, seen)
-            if all(map(_is_plain, clip.frames)):
-                yield clip
-            else:
-                frames = tuple(_plain(frame, self.policy) for frame in clip.frames)
-                yield Clip(frames, clip.times)
-        if start is None:
-            raise VideoDecodeError("a video has no frame that can be shown")
-
-    @property
-    def digest(self) -> str:
-        return self.windows.digest
-
-
 Tools = Sequence[Mapping[str, object]]
-
 _ROLES = {
     "system": "system",
     "developer": "system",
@@ -210,11 +43,9 @@ _ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
-
 _READ = frozenset(
     {"role", "content", "name", "tool_call_id", "tool_calls", "function_call", "refusal"}
 )
-
 _ABOUT = frozenset({"type", "id", "status", "cache_control"})  # say nothing to the model
 
 
@@ -292,31 +123,65 @@ def drafted(value: object, *, policy: Policy, tools: Tools | None = None) -> Dra
     if isinstance(value, Chat):
         value = value.messages
     offered = read_tools(tools, budget) if tools else ()
+    drafts: list[tuple[Message, list[Piece]]]
     match value:
         case Request(messages):
             parts = (part for message in messages for part in message.parts)
             media = not all(isinstance(part, TextPart) for part in parts)
-            return Draft(media, partial(rechecked, value, policy, budget), offered)
+            return Draft(media, partial(_rechecked, value, policy, budget), offered)
         case str():
-            text = Message(role="user", parts=(TextPart(budget.text(value, "text")),))
-            return Draft(False, lambda: (text,), offered)
+            drafts = [(Message(role="user", parts=()), [budget.text(value, "text")])]
         case PILImage():
             budget.image()
-            alone = (Message(role="user", parts=()), [PictureSource(value, "picture")])
-            return Draft(True, partial(_all_finished, [alone], policy, budget), offered)
-        case Mapping():
-            chat: Sequence[object] = [value]
-        case list() | tuple():
-            chat = value
+            drafts = [(Message(role="user", parts=()), [PictureSource(value, "picture")])]
+        case Mapping() | list() | tuple():
+            chat = [value] if isinstance(value, Mapping) else value
+            _check_count(len(chat), policy)
+            drafts = [_draft(each, f"messages[{i}]", budget) for i, each in enumerate(chat)]
         case _:
             raise UnsupportedContentError(
                 f"a {type(value).__name__} is no request; send a str, a Pillow image, a message "
                 "or a list of messages"
             )
-    check_count(len(chat), policy)
-    drafts = [_draft(each, f"messages[{i}]", budget) for i, each in enumerate(chat)]
     media = any(not isinstance(piece, str) for _, pieces in drafts for piece in pieces)
-    return Draft(media, partial(_all_finished, drafts, policy, budget), offered)
+    return Draft(media, partial(_decoded, drafts, policy, budget), offered)
+
+
+def request_digest(request: Request) -> str:
+    """SHA-256 over all that a model sees of a request: roles, texts, names, calls, tools, pixels.
+
+    A long video stands there as its content and how it is sampled, so it is read but not decoded.
+    Each piece is written with its length before it, so that no two requests read alike. Keys keep
+    their order: a chat template writes them as they come.
+    """
+    digest = hashlib.sha256()
+
+    def feed(kind: str, data: bytes) -> None:
+        digest.update(f"{kind}{len(data)}:".encode())
+        digest.update(data)
+
+    def feed_picture(image: PILImage) -> None:
+        feed("size", f"{image.mode}{image.size}".encode())
+        feed("image", image.tobytes())
+
+    feed("tools", json.dumps(request.tools).encode())
+    for message in request.messages:
+        calls = [[call.name, call.arguments, call.id] for call in message.tool_calls]
+        about = [message.role, message.name, message.tool_call_id, calls]
+        feed("message", json.dumps(about).encode())
+        for part in message.parts:
+            match part:
+                case TextPart(text):
+                    feed("text", text.encode())
+                case ImagePart(image):
+                    feed_picture(image)
+                case VideoPart(clip):
+                    feed("clip", json.dumps(clip.times).encode())
+                    for frame in clip.frames:
+                        feed_picture(frame)
+                case VideoStream(windows):
+                    feed("stream", windows.digest.encode())
+    return digest.hexdigest()
 
 
 def _draft(value: object, what: str, budget: Budget) -> tuple[Message, list[Piece]]:
@@ -328,7 +193,9 @@ def _draft(value: object, what: str, budget: Budget) -> tuple[Message, list[Piec
             f"{what} has the type {str(message['type'])[:80]!r}; only messages are read"
         )
     refuse_unknown(message, _READ | _ABOUT, what)
-    refusal, calls = _refusal(message, what, budget), _calls(message, what, budget)
+    refused = message.get("refusal")
+    refusal = budget.text(refused, f"{what}.refusal") if refused else None
+    calls = _calls(message, what, budget)
     if role != "assistant" and (refusal or calls):
         raise UnsupportedContentError(
             f"{what}: only an assistant refuses or calls tools, not the role {role!r}"
@@ -373,11 +240,6 @@ def _content(content: object, optional: bool, what: str, budget: Budget) -> list
             )
 
 
-def _refusal(message: Mapping[object, object], what: str, budget: Budget) -> str | None:
-    refusal = message.get("refusal")
-    return budget.text(refusal, f"{what}.refusal") if refusal else None
-
-
 def _calls(message: Mapping[object, object], what: str, budget: Budget) -> tuple[ToolCall, ...]:
     """What an assistant's message calls, the older single form last."""
     calls, older = message.get("tool_calls"), message.get("function_call")
@@ -392,28 +254,170 @@ def _calls(message: Mapping[object, object], what: str, budget: Budget) -> tuple
     return tuple(read)
 
 
-def _all_finished(
+def _decoded(
     drafts: Sequence[tuple[Message, Sequence[Piece]]], policy: Policy, budget: Budget
 ) -> tuple[Message, ...]:
+    """The messages with their pictures and videos decoded."""
     tally = Tally(policy.limits)
-    return tuple(_finished(*draft, policy, budget, tally) for draft in drafts)
 
-
-def _finished(
-    draft: Message, pieces: Sequence[Piece], policy: Policy, budget: Budget, tally: Tally
-) -> Message:
-    parts: list[Part] = []
-    for piece in pieces:
+    def part_of(piece: Piece) -> Part:
         if isinstance(piece, str):
-            parts.append(TextPart(piece))
-        elif isinstance(piece, PictureSource):
+            return TextPart(piece)
+        if isinstance(piece, PictureSource):
             picture = piece.decoded(policy)
             budget.pixel_count(picture.size)  # so that the next one is not decoded
-            parts.append(ImagePart(picture))
+            return ImagePart(picture)
+        video = piece.read(policy, tally)
+        if isinstance(video, VideoPart):
+            for frame in video.clip.frames:
+                budget.pixel_count(frame.size)
+        return video
+
+    return tuple(_with_parts(message, map(part_of, pieces)) for message, pieces in drafts)
+
+
+def _rechecked(request: Request, policy: Policy, budget: Budget) -> tuple[Message, ...]:
+    """The messages under this policy; pictures that are RGB and upright stay the same objects.
+
+    A clip of more frames than the policy's window, and a video that was sampled by other rules,
+    is divided anew.
+
+    Raises:
+        InputError: as `to_request`.
+    """
+    _check_count(len(request.messages), policy)
+    for i, message in enumerate(request.messages):
+        _count(message, f"messages[{i}]", policy, budget)
+    tally, numbers = Tally(policy.limits), iter(range(budget.videos))
+    return tuple(
+        _with_parts(message, [_checked(p, policy, tally, numbers) for p in message.parts])
+        for message in request.messages
+    )
+
+
+def _check_count(count: int, policy: Policy) -> None:
+    """Refuse a chat without messages or with more than the policy allows."""
+    if count == 0:
+        raise UnsupportedContentError("there are no messages; send at least one")
+    policy.limits.check("messages", count, what="the request")
+
+
+def _with_parts(message: Message, parts: Iterable[Part]) -> Message:
+    """The message with these parts, neighbouring texts joined."""
+    joined: list[Part] = []
+    for is_text, run in groupby(parts, key=lambda part: isinstance(part, TextPart)):
+        if is_text:
+            joined.append(TextPart("".join(p.text for p in run if isinstance(p, TextPart))))
         else:
-            video = piece.read(policy, tally)
-            if isinstance(video, VideoPart):
-                for frame in video.clip.frames:
+            joined.extend(run)
+    return replace(message, parts=tuple(joined))
+
+
+def _count(message: Message, what: str, policy: Policy, budget: Budget) -> None:
+    if message.role not in _ROLES.values() or not (message.parts or message.tool_calls):
+        raise UnsupportedContentError(
+            f"{what} has the role {str(message.role)[:80]!r} and {len(message.parts)} parts; it "
+            f"needs parts and one of {', '.join(_ROLES)}"
+        )
+    for call in message.tool_calls:
+        recheck_call(call, what, budget)
+    for label in (message.name, message.tool_call_id):
+        if label is not None:
+            budget.text(label, f"{what}: a name or id")
+    for part in message.parts:
+        _count_part(part, what, policy, budget)
+
+
+def _count_part(part: Part, what: str, policy: Policy, budget: Budget) -> None:
+    match part:
+        case TextPart(text):
+            budget.text(text, what)
+        case ImagePart(image):
+            budget.image()
+            check_size(image.size, policy.limits, what="picture")
+            budget.pixel_count(image.size)
+        case VideoPart(clip):
+            budget.video()
+            _check_clip(clip, policy, f"{what}: a video")
+            if len(clip.frames) <= policy.video.window:  # else it is judged piece by piece
+                for frame in clip.frames:
                     budget.pixel_count(frame.size)
-            parts.append(video)
-    return with_parts(draft, parts)
+        case VideoStream():
+            budget.video()
+
+
+def _check_clip(clip: Clip, policy: Policy, what: str) -> None:
+    for frame in clip.frames:
+        check_size(frame.size, policy.limits, what=f"a frame of {what}")
+    first, last = clip.times[0], clip.times[-1]
+    if not all(map(math.isfinite, clip.times)) or any(b < a for a, b in pairwise(clip.times)):
+        raise VideoDecodeError(f"{what} has times that do not ascend")
+    policy.limits.check("video_seconds", last - first, what=what)
+
+
+def _checked(part: Part, policy: Policy, tally: Tally, numbers: Iterator[int]) -> Part:
+    match part:
+        case TextPart():
+            return part
+        case ImagePart(image):
+            return ImagePart(_plain(image, policy))
+        case VideoPart():
+            return _video(part, policy, tally, next(numbers))
+        case VideoStream(SampledVideo() as video):
+            under = replace(video, sampling=policy.video, tally=tally, number=next(numbers))
+            return VideoStream(under) if video.sampling == policy.video else read_video(under)
+        case VideoStream(windows):
+            return VideoStream(_Bounded(windows, policy, tally, next(numbers)))
+
+
+def _plain(image: PILImage, policy: Policy) -> PILImage:
+    """The picture itself where it is RGB and upright, else a copy that is."""
+    if type(image) is PILImage and image.mode == "RGB" and not image.info:
+        return image
+    return upright_picture(image, policy.limits, "picture")
+
+
+def _plain_clip(clip: Clip, policy: Policy) -> Clip:
+    frames = tuple(_plain(frame, policy) for frame in clip.frames)
+    return clip if all(map(operator.is_, frames, clip.frames)) else Clip(frames, clip.times)
+
+
+def _video(part: VideoPart, policy: Policy, tally: Tally, number: int) -> VideoPart | VideoStream:
+    clip = part.clip
+    tally.count(number, len(clip.frames))
+    if len(clip.frames) > policy.video.window:
+        footage, what = Frames(clip.frames, clip.times), f"video {number + 1}"
+        return read_video(SampledVideo(footage, policy.video, tally, number, what))
+    plain = _plain_clip(clip, policy)
+    return part if plain is clip else VideoPart(plain)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounded:
+    """Windows that somebody else made, held to this policy while they are gone through."""
+
+    windows: Windows
+    policy: Policy
+    tally: Tally
+    number: int
+
+    def __iter__(self) -> Iterator[Clip]:
+        most, seen, start = self.policy.video.window, 0, None
+        for clip in self.windows:
+            found = len(clip.frames)
+            if found > most:
+                raise LimitExceededError(
+                    limit="video.window", allowed=most, found=found, what="a window of a video"
+                )
+            start = clip.times[0] if start is None else start
+            whole = Clip(clip.frames[:1] + clip.frames, (start, *clip.times))
+            _check_clip(whole, self.policy, "a video")
+            seen += found
+            self.tally.count(self.number, seen)
+            yield _plain_clip(clip, self.policy)
+        if start is None:
+            raise VideoDecodeError("a video has no frame that can be shown")
+
+    @property
+    def digest(self) -> str:
+        return self.windows.digest

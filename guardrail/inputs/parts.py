@@ -1,4 +1,8 @@
-"""Content parts of the usual message forms -> text, picture and video sources, bounded."""
+"""Content parts of the usual message forms -> text, picture and video sources, bounded.
+
+A new modality begins here. `MEDIA` says which parts hold it and under which keys, `read_part` makes
+a source of such a part, and `messages` reads the source once all parts of a request are counted.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +14,30 @@ from typing import TYPE_CHECKING
 from PIL.Image import Image as PILImage
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.inputs.images import decode_image
-from guardrail.inputs.media import PICTURE
-from guardrail.inputs.sources import Access, decoded_base64, picture_bytes
+from guardrail.inputs.images import upright_picture
+from guardrail.inputs.media import PICTURE, VIDEO
+from guardrail.inputs.sources import decoded_base64, picture_bytes
 from guardrail.inputs.videos import VideoSource
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from guardrail.inputs.limits import Budget
+    from guardrail.inputs.media import Medium
     from guardrail.policy import Policy
 
 _TEXT_KEYS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-_IMAGE_KEYS = {
-    "image": ("image", "url", "path", "base64", "data"),
-    "image_url": ("image_url",),
-    "input_image": ("image_url",),
+# By a part's type: what it holds, and the keys that may name it.
+MEDIA: Mapping[str, tuple[Medium, tuple[str, ...]]] = {
+    "image": (PICTURE, ("image", "url", "path", "base64", "data")),
+    "image_url": (PICTURE, ("image_url",)),
+    "input_image": (PICTURE, ("image_url",)),
+    "video": (VIDEO, ("video", "url", "path", "base64", "data")),
+    "video_url": (VIDEO, ("video_url",)),
+    "input_video": (VIDEO, ("video_url",)),
 }
-_VIDEO_KEYS = {
-    "video": ("video", "url", "path", "base64", "data"),
-    "video_url": ("video_url",),
-    "input_video": ("video_url",),
-}
-MEDIA_KEYS = frozenset(
-    key for keys in (*_IMAGE_KEYS.values(), *_VIDEO_KEYS.values()) for key in keys
-)
-_ACCEPTED = ", ".join((*_TEXT_KEYS, *_IMAGE_KEYS, *_VIDEO_KEYS))
+MEDIA_KEYS = frozenset(key for _, keys in MEDIA.values() for key in keys)
+_ACCEPTED = ", ".join((*_TEXT_KEYS, *MEDIA))
 # Say how to handle a part, never what is in it; `source_type` is LangChain's older form.
 _ABOUT_PARTS = frozenset({"type", "id", "index", "cache_control", "detail"})
 _ABOUT_MEDIA = _ABOUT_PARTS | {"mime_type", "media_type", "source_type"}
@@ -43,39 +45,29 @@ _ABOUT_MEDIA = _ABOUT_PARTS | {"mime_type", "media_type", "source_type"}
 
 @dataclass(frozen=True, slots=True)
 class PictureSource:
-    """A picture that is not decoded yet: pictures are counted before the first is read."""
+    """A picture that is not decoded yet: pictures are counted before the first is read.
+
+    `is_bare` says that a str is base64, whatever it begins with.
+    """
 
     source: PILImage | bytes | bytearray | memoryview | str | Path
     what: str
     media_type: str | None = None
-    base64_only: bool = False
+    is_bare: bool = False
 
     def decoded(self, policy: Policy) -> PILImage:
-        """The upright RGB picture; see `decode_image`."""
-        whole = isinstance(self.source, PILImage)
-        return decode_image(
-            self.source if whole else self.encoded(policy),
-            limits=policy.limits,
-            allowed_hosts=policy.allowed_hosts,
-            local_files=policy.local_files,
-            what=self.what,
-        )
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether the source is base64 without the head of a `data:` URL, under a key for that."""
-        source = self.source
-        return self.base64_only and isinstance(source, str) and source[:5].lower() != "data:"
+        """The upright RGB picture; see `guardrail.inputs.images.decode_image`."""
+        picture = self.source if isinstance(self.source, PILImage) else self.encoded(policy)
+        return upright_picture(picture, policy.limits, self.what)
 
     def encoded(self, policy: Policy) -> bytes:
         """The encoded picture that the source is or names; a Pillow picture has none."""
-        source, limits = self.source, policy.limits
+        source = self.source
         if self.is_bare and isinstance(source, str):
-            source = decoded_base64(source, PICTURE, limits, what=self.what)
+            source = decoded_base64(source, PICTURE, policy.limits, what=self.what)
         if self.media_type is not None and isinstance(source, bytes):
             PICTURE.check_media_type(source, self.media_type, what=self.what)
-        access = Access(limits, policy.allowed_hosts, policy.local_files)
-        return picture_bytes(source, access, self.what)
+        return picture_bytes(source, policy, self.what)
 
 
 Piece = str | PictureSource | VideoSource
@@ -99,8 +91,8 @@ def read_part(part: object, what: str, budget: Budget) -> Piece:
     if (picture := picture_in(part, what)) is not None:
         budget.image()
         return picture[1]
-    if kind in _VIDEO_KEYS:
-        return _video(part, _VIDEO_KEYS[kind], what, budget.video())
+    if kind in MEDIA:
+        return _video(part, what, budget.video())
     raise UnsupportedContentError(
         f"{what} has the type {kind[:80]!r}, which is not read; accepted are {_ACCEPTED}"
     )
@@ -127,46 +119,41 @@ def refuse_unknown(value: Mapping[object, object], known: Collection[str], what:
             )
 
 
+def medium_of(part: Mapping[object, object]) -> Medium | None:
+    """What a part holds by its type; None for texts, and for types that nobody here reads."""
+    kind = part.get("type")
+    return MEDIA[kind][0] if isinstance(kind, str) and kind in MEDIA else None
+
+
 def picture_in(part: Mapping[object, object], what: str) -> tuple[str, PictureSource] | None:
     """The key that holds a part's picture, and the picture; None for other parts.
 
     Raises:
         UnsupportedContentError: a picture in no form that is read, or beside keys that are not.
     """
-    kind = part.get("type")
-    if not isinstance(kind, str) or kind not in _IMAGE_KEYS:
+    if medium_of(part) is not PICTURE:
         return None
-    keys = _IMAGE_KEYS[kind]
-    refuse_unknown(part, _ABOUT_MEDIA | set(keys), what)
-    key, source, where = _source(part, keys, what)
+    key, source, where = _source(part, _ABOUT_MEDIA, what)
     if not isinstance(source, PILImage | bytes | str | Path):
         raise UnsupportedContentError(
             f"{where} is a {type(source).__name__}; accepted: a Pillow image, bytes, a path, a "
             "URL, a data URL or base64"
         )
-    media_type = _media_type(part, what)
-    return key, PictureSource(source, where, media_type, base64_only=key in ("base64", "data"))
+    return key, PictureSource(source, where, _media_type(part, what), _is_bare(key, source))
 
 
-def _video(
-    part: Mapping[object, object], keys: tuple[str, ...], what: str, number: int
-) -> VideoSource:
-    refuse_unknown(part, _ABOUT_MEDIA | {"fps", *keys}, what)
-    key, source, where = _source(part, keys, what)
-    return VideoSource(
-        source,
-        where,
-        number,
-        media_type=_media_type(part, what),
-        base64_only=key in ("base64", "data"),
-        fps=part.get("fps"),
-    )
+def _video(part: Mapping[object, object], what: str, number: int) -> VideoSource:
+    key, source, where = _source(part, _ABOUT_MEDIA | {"fps"}, what)
+    media_type, fps = _media_type(part, what), part.get("fps")
+    return VideoSource(source, where, number, media_type, _is_bare(key, source), fps)
 
 
 def _source(
-    part: Mapping[object, object], keys: tuple[str, ...], what: str
+    part: Mapping[object, object], about: Collection[str], what: str
 ) -> tuple[str, object, str]:
     """The one key that names the content, what it holds, and how messages call it."""
+    keys = MEDIA[str(part["type"])][1]
+    refuse_unknown(part, {*about, *keys}, what)
     given = [key for key in keys if part.get(key) is not None]
     if len(given) != 1:
         raise UnsupportedContentError(
@@ -182,6 +169,12 @@ def _source(
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)
     return key, source, where
+
+
+def _is_bare(key: str, source: object) -> bool:
+    """Whether a source is base64 without the head of a `data:` URL, under a key for that."""
+    bare = isinstance(source, str) and source[:5].lower() != "data:"
+    return bare and key in ("base64", "data")
 
 
 def _media_type(part: Mapping[object, object], what: str) -> str | None:

@@ -8,18 +8,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from guardrail.errors import DatasetError, UnsupportedContentError
 from guardrail.inputs.media import PICTURE, VIDEO
 from guardrail.inputs.messages import Chat
+from guardrail.inputs.parts import medium_of
 from guardrail.inputs.sources import names_a_file
 from guardrail.inputs.strict_json import strict_json
 
@@ -34,7 +28,6 @@ VIDEOS = frozenset(
     {".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".ogv"}
 )
 _NOTES = frozenset({"readme", "license", "licence"})
-
 LABELS: dict[str, Literal["harmful", "harmless"]] = {
     "harmful": "harmful",
     "unsafe": "harmful",
@@ -49,14 +42,7 @@ _ABOUT = frozenset(
     "metadata".split()
 )
 _KNOWN = "id, label, category, source, statement and labels such as licence, language, note, tags"
-
-# By a part's type: how its content is told from a name, and the type it has with a path.
-_KINDS: Mapping[str, tuple[Medium, str]] = {
-    **dict.fromkeys(("image", "image_url", "input_image"), (PICTURE, "image")),
-    **dict.fromkeys(("video", "video_url", "input_video"), (VIDEO, "video")),
-}
 _KEYS = ("image", "video", "url", "path", "image_url", "video_url")
-
 AnyRow = TypeVar("AnyRow", bound="Row")
 
 
@@ -144,30 +130,6 @@ def turn(text: str | None, images: Sequence[Path], videos: Sequence[Path] = ()) 
     return [{"role": "user", "content": content}]
 
 
-def parsed(line: bytes) -> Any:
-    """The JSON value of a line in UTF-8.
-
-    Raises:
-        UnsupportedContentError: it is none, or one that readers could take differently.
-    """
-    try:
-        return strict_json(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UnsupportedContentError(f"not JSON ({error})") from error
-
-
-def read_row(value: object, kind: type[AnyRow]) -> AnyRow:
-    """The row that a JSON value is.
-
-    Raises:
-        UnsupportedContentError: it is none, or has a key that would be lost.
-    """
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise UnsupportedContentError(_problem(error)) from error
-
-
 def read_rows(path: Path, kind: type[AnyRow]) -> Iterator[tuple[int, AnyRow]]:
     """The rows of a JSONL file and their lines' numbers, one after another; blank ones are none.
 
@@ -187,33 +149,28 @@ def read_rows(path: Path, kind: type[AnyRow]) -> Iterator[tuple[int, AnyRow]]:
         raise DatasetError(f"{path}: cannot be read ({error})") from error
 
 
-def _problem(error: ValidationError) -> str:
-    found = error.errors(include_url=False)
-    if lost := [str(each["loc"][0]) for each in found if each["type"] == "extra_forbidden"]:
-        return (
-            f"{', '.join(map(repr, lost))} would be lost: a row has `text`, `image` or `video`, or "
-            f"`messages`, it may have `tools`, and {_KNOWN}"
-        )
-    said = found[0]["msg"].removeprefix("Value error, ")
-    name = ".".join(map(str, found[0]["loc"]))
-    return f"`{name}`: {said}" if name else said
+def read_row(value: object, kind: type[AnyRow]) -> AnyRow:
+    """The row that a JSON value is.
+
+    Raises:
+        UnsupportedContentError: it is none, or has a key that would be lost.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise UnsupportedContentError(_problem(error)) from error
 
 
-def is_note(name: str) -> bool:
-    """Whether a file's name says that it is about the data; what is shown never is."""
-    stem, dot, ending = name.lower().rpartition(".")
-    if dot + ending in PICTURES | VIDEOS:
-        return False
-    return (stem or ending) in _NOTES or name.lower() == "thumbs.db"
+def parsed(line: bytes) -> Any:
+    """The JSON value of a line in UTF-8.
 
-
-def missing_file(messages: Sequence[Any]) -> str | None:
-    """What a chat shows and is not there, in words; None if all is."""
-    for what, names in (("picture", picture_files(messages)), ("video", video_files(messages))):
-        for name in names:
-            if not os.path.isfile(name):  # unlike Path.is_file, it bears any string
-                return f"there is no {what} file {name[:80]!r}"
-    return None
+    Raises:
+        UnsupportedContentError: it is none, or one that readers could take differently.
+    """
+    try:
+        return strict_json(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedContentError(f"not JSON ({error})") from error
 
 
 def placed(messages: Sequence[Any], folder: Path) -> list[Any]:
@@ -248,10 +205,38 @@ def words(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def missing_file(messages: Sequence[Any]) -> str | None:
+    """What a chat shows and is not there, in words; None if all is."""
+    for what, names in (("picture", picture_files(messages)), ("video", video_files(messages))):
+        for name in names:
+            if not os.path.isfile(name):  # unlike Path.is_file, it bears any string
+                return f"there is no {what} file {name[:80]!r}"
+    return None
+
+
+def is_note(name: str) -> bool:
+    """Whether a file's name says that it is about the data; what is shown never is."""
+    stem, dot, ending = name.lower().rpartition(".")
+    if dot + ending in PICTURES | VIDEOS:
+        return False
+    return (stem or ending) in _NOTES or name.lower() == "thumbs.db"
+
+
+def _problem(error: ValidationError) -> str:
+    found = error.errors(include_url=False)
+    if lost := [str(each["loc"][0]) for each in found if each["type"] == "extra_forbidden"]:
+        return (
+            f"{', '.join(map(repr, lost))} would be lost: a row has `text`, `image` or `video`, or "
+            f"`messages`, it may have `tools`, and {_KNOWN}"
+        )
+    said = found[0]["msg"].removeprefix("Value error, ")
+    name = ".".join(map(str, found[0]["loc"]))
+    return f"`{name}`: {said}" if name else said
+
+
 def _placed(part: object, folder: Path) -> object:
-    if not isinstance(part, dict) or (found := _kind(part)) is None:
+    if not isinstance(part, dict) or (medium := medium_of(part)) is None:
         return part
-    medium, kind = found
     given = [key for key in _KEYS if part.get(key) is not None]
     if len(given) != 1:
         return part  # the reader of requests says what is wrong with it
@@ -266,12 +251,8 @@ def _placed(part: object, folder: Path) -> object:
             return part
     # As a `path`, so that no file name is taken for base64 or an address.
     kept = {key: value for key, value in part.items() if key not in _KEYS}
+    kind = "image" if medium is PICTURE else "video"
     return {**kept, "type": kind, "path": str(folder / name)}
-
-
-def _kind(part: Mapping[str, Any]) -> tuple[Medium, str] | None:
-    kind = part.get("type")
-    return _KINDS.get(kind) if isinstance(kind, str) else None
 
 
 def _placed_frame(frame: object, folder: Path) -> object:
@@ -282,7 +263,7 @@ def _parts(messages: Sequence[Any], medium: Medium) -> Iterator[dict[str, Any]]:
     for message in messages:
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
-            if isinstance(part, dict) and (_kind(part) or (None,))[0] is medium:
+            if isinstance(part, dict) and medium_of(part) is medium:
                 yield part
 
 

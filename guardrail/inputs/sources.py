@@ -1,6 +1,6 @@
 """A path, a URL or base64 -> the bytes of a picture or video, bounded before they are read.
 
-Local files: regular ones only, bounded before they are read.
+Of local files only regular ones are read. What may be named at all is the policy's to say.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import re
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -21,11 +20,62 @@ from guardrail.inputs.fetch import fetched_bytes
 from guardrail.inputs.media import PICTURE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
     from io import BufferedReader
 
     from guardrail.inputs.media import Medium
-    from guardrail.policy import Limits
+    from guardrail.policy import Limits, Policy
+
+
+_SCHEME = re.compile(r"(data|file):|([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_WHITESPACE = dict.fromkeys(map(ord, " \t\r\n\f\v"))
+
+
+def decoded_base64(text: str, medium: Medium, limits: Limits, *, what: str) -> bytes:
+    """Bytes of strict base64, ASCII whitespace ignored, bounded before decoding."""
+    compact = text.translate(_WHITESPACE)
+    medium.check_bytes(len(compact.rstrip("=")) * 3 // 4, limits, what=what)
+    try:
+        return base64.b64decode(compact, validate=True)
+    except ValueError as exc:
+        raise medium.error(f"{what} is no valid base64: {exc}") from exc
+
+
+def picture_bytes(source: object, policy: Policy, what: str) -> bytes:
+    """The encoded picture that `source` is or names; the order is that of `decode_image`."""
+    found, limits = named_content(source, PICTURE, policy, what), policy.limits
+    if not isinstance(found, Path):
+        return found
+    with opened(found, PICTURE, limits, what) as file:
+        data = file.read(PICTURE.max_bytes(limits) + 1)  # it may have grown since
+    PICTURE.check_bytes(len(data), limits, what=what)
+    return data
+
+
+def named_content(source: object, medium: Medium, policy: Policy, what: str) -> bytes | Path:
+    """The content that `source` is or names; a local file that may be read stays a path.
+
+    Raises:
+        InputError: one of its kinds.
+    """
+    match source:
+        case bytes() | bytearray() | memoryview():
+            medium.check_bytes(memoryview(source).nbytes, policy.limits, what=what)
+            return bytes(source)
+        case Path():
+            return _allowed_path(source, medium, policy, what)
+        case str():
+            return _named_by(source, medium, policy, what)
+        case _:
+            raise UnsupportedContentError(
+                f"{what} is a {type(source).__name__}; accepted: a Pillow image, bytes, a path, "
+                "a URL, a data URL or base64"
+            )
+
+
+def names_a_file(text: str, medium: Medium = PICTURE) -> bool:
+    """Whether a string is read as a path: no URL, and no base64 of a known format."""
+    return _SCHEME.match(text) is None and not _is_base64(text, medium)
 
 
 @contextmanager
@@ -56,90 +106,19 @@ def opened(path: Path, medium: Medium, limits: Limits, what: str) -> Iterator[Bu
         os.close(descriptor)
 
 
-def file_bytes(path: Path, medium: Medium, limits: Limits, what: str) -> bytes:
-    """All of a file.
-
-    Raises:
-        InputError: as `opened`.
-    """
-    with opened(path, medium, limits, what) as file:
-        data = file.read(medium.max_bytes(limits) + 1)  # it may have grown since
-    medium.check_bytes(len(data), limits, what=what)
-    return data
-
-
-_SCHEME = re.compile(r"(data|file):|([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
-
-_WHITESPACE = dict.fromkeys(map(ord, " \t\r\n\f\v"))
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What a source may name, and how large it may be: the policy's rules."""
-
-    limits: Limits
-    allowed_hosts: Collection[str]
-    local_files: bool
-
-
-def decoded_base64(text: str, medium: Medium, limits: Limits, *, what: str) -> bytes:
-    """Bytes of strict base64, ASCII whitespace ignored, bounded before decoding."""
-    compact = text.translate(_WHITESPACE)
-    medium.check_bytes(len(compact.rstrip("=")) * 3 // 4, limits, what=what)
-    try:
-        return base64.b64decode(compact, validate=True)
-    except ValueError as exc:
-        raise medium.error(f"{what} is no valid base64: {exc}") from exc
-
-
-def picture_bytes(source: object, access: Access, what: str) -> bytes:
-    """The encoded picture that `source` is or names; the order is that of `decode_image`."""
-    found = named_content(source, PICTURE, access, what)
-    if isinstance(found, Path):
-        return file_bytes(found, PICTURE, access.limits, what)
-    return found
-
-
-def named_content(source: object, medium: Medium, access: Access, what: str) -> bytes | Path:
-    """The content that `source` is or names; a local file that may be read stays a path.
-
-    Raises:
-        InputError: one of its kinds.
-    """
-    match source:
-        case bytes() | bytearray() | memoryview():
-            medium.check_bytes(memoryview(source).nbytes, access.limits, what=what)
-            return bytes(source)
-        case Path():
-            return _allowed_path(source, medium, access, what)
-        case str():
-            return _named_by(source, medium, access, what)
-        case _:
-            raise UnsupportedContentError(
-                f"{what} is a {type(source).__name__}; accepted: a Pillow image, bytes, a path, "
-                "a URL, a data URL or base64"
-            )
-
-
-def names_a_file(text: str, medium: Medium = PICTURE) -> bool:
-    """Whether a string is read as a path: no URL, and no base64 of a known format."""
-    return _SCHEME.match(text) is None and not _is_base64(text, medium)
-
-
-def _named_by(text: str, medium: Medium, access: Access, what: str) -> bytes | Path:
+def _named_by(text: str, medium: Medium, policy: Policy, what: str) -> bytes | Path:
     scheme = _SCHEME.match(text)
     match (scheme[1] or scheme[2]).lower() if scheme else None:
         case "data":
-            return _data_url_bytes(text, medium, access.limits, what)
+            return _data_url_bytes(text, medium, policy.limits, what)
         case "http" | "https":
-            hosts, limits = access.allowed_hosts, access.limits
-            return fetched_bytes(text, allowed_hosts=hosts, medium=medium, limits=limits, what=what)
+            return fetched_bytes(text, medium, policy, what)
         case "file":
-            return _allowed_path(_file_url_path(text, medium, what), medium, access, what)
+            return _allowed_path(_file_url_path(text, medium, what), medium, policy, what)
         case None if _is_base64(text, medium):
-            return decoded_base64(text, medium, access.limits, what=what)
+            return decoded_base64(text, medium, policy.limits, what=what)
         case None:
-            return _allowed_path(Path(text), medium, access, what)
+            return _allowed_path(Path(text), medium, policy, what)
         case other:
             raise UrlNotAllowedError(
                 f"{what} has the URL scheme {other!r}; use https, data or file"
@@ -180,8 +159,8 @@ def _file_url_path(url: str, medium: Medium, what: str) -> Path:
     return Path(url2pathname(parts.path))
 
 
-def _allowed_path(path: Path, medium: Medium, access: Access, what: str) -> Path:
-    if access.local_files:
+def _allowed_path(path: Path, medium: Medium, policy: Policy, what: str) -> Path:
+    if policy.local_files:
         return path
     raise UnsupportedContentError(
         f"{what} is {str(path)[:80]!r}, neither base64 of a known format nor a URL, and the policy "

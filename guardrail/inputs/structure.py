@@ -4,165 +4,38 @@ Pillow's parsers take microseconds for each segment, chunk, block or entry, in P
 of them: a file of millions, with eight pixels, costs as much as a thousand pictures. Here a file is
 stepped through by its lengths alone, and no further than to the bound. The steps are those that
 Pillow takes, in damaged files too.
-
-The few threads of a process that decode pictures, and what waits for one of them.
-
-Decoding one picture cannot be interrupted. So no more are decoded at once than there are threads
-here, whoever sends them. A caller waits as long as its patience lasts; then its picture is not
-begun any more. One thread takes no large picture, so that no small one waits behind those.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-import threading
-from collections import deque
-from concurrent.futures import Future
-from contextvars import Context, copy_context
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from guardrail.errors import ImageDecodeError
-from guardrail.inputs.limits import still_wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from guardrail.policy import Limits
 
-T = TypeVar("T")
-
-_LARGE = 4_000_000  # pixels
-
-_LARGE_AT_ONCE = min(4, os.cpu_count() or 1)
-
-_LOOK_S = 0.05  # how often a caller that waits looks whether it still should
-
-
-@dataclass(eq=False, repr=False, slots=True)  # a picture's bytes are long to show
-class _Work:
-    run: Callable[[], Any]
-    large: bool
-    context: Context = field(default_factory=copy_context)
-    future: Future[Any] = field(default_factory=Future)
-
-
-class Decoders:
-    """One more thread than may decode large pictures; the interpreter's end waits for none."""
-
-    def __init__(self, large_at_once: int) -> None:
-        self._most = large_at_once
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin with no work and no thread; those that a forked child sees are its parent's."""
-        self._changed = threading.Condition()
-        self._waiting: deque[_Work] = deque()
-        self._threads = self._large = 0
-
-    def result(self, run: Callable[[], T], *, pixels: int = 0) -> T:
-        """What `run` returns or raises, called by one of the threads in the caller's context.
-
-        It is not called at all when the caller's `patience` ends before, which is raised here.
-        """
-        still_wanted()
-        work = _Work(run, large=pixels > _LARGE)
-        with self._changed:
-            if self._threads <= self._most:
-                threading.Thread(target=self._serve, name="guardrail-decoder", daemon=True).start()
-                self._threads += 1
-            self._waiting.append(work)
-            self._changed.notify_all()
-        try:
-            found: T = self._awaited(work.future)
-        except BaseException:  # Ctrl-C among them
-            with self._changed:
-                if work in self._waiting:  # it has not begun
-                    self._waiting.remove(work)
-            raise
-        finally:
-            del work  # an error's traceback must not keep the picture
-        return found
-
-    def _awaited(self, future: Future[T]) -> T:
-        while True:
-            try:
-                return future.result(_LOOK_S)
-            except TimeoutError:
-                if future.done():  # just now, or with such an error of its own
-                    return future.result()
-                still_wanted()
-
-    def _serve(self) -> None:
-        while True:
-            with self._changed:
-                while (work := self._next()) is None:
-                    self._changed.wait()
-            try:
-                work.future.set_result(work.context.run(_wanted, work.run))
-            except BaseException as error:  # the border of the thread; the caller gets it
-                work.future.set_exception(error)
-            with self._changed:
-                self._large -= work.large
-                self._changed.notify_all()
-            del work  # the picture must not stay while this waits
-
-    def _next(self) -> _Work | None:
-        for work in self._waiting:
-            if not work.large or self._large < self._most:
-                self._waiting.remove(work)
-                self._large += work.large
-                return work
-        return None
-
-
-def _wanted(run: Callable[[], T]) -> T:
-    still_wanted()
-    return run()
-
-
-DECODERS = Decoders(_LARGE_AT_ONCE)
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=DECODERS.forget)
-
 _PIECES = 2_000  # cameras and editors write tens
-
 _PIECES_OF_FRAME = 4  # and as many more for each frame of an animation
-
 _JUNK = 65_536  # bytes that belong to no piece: each is a step of its own
-
 # Pixels come in pieces, too: encoders write kilobytes at once, in GIF at most 255 bytes.
 _PNG_DATA = 1_024
-
 _GIF_DATA = 64
-
 _COMPRESSED = 100  # texts and profiles of a PNG, which may unfold to a megabyte each
-
 _VALUES = 100_000  # numbers in a directory of a TIFF: two for each strip of its rows
-
 EXIF_BYTES = 262_144  # a segment of a JPEG holds 65,533
-
 # Each scan of a progressive JPEG costs a pass over all pixels and may be 50 bytes short; encoders
 # write about ten. A hundred passes over a picture of the largest size take a few seconds.
 _SCANS = 100
-
 _TABLES = 2 + 4 * 129  # bytes of four quantization tables, which is all that a JPEG can use
-
 JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")  # of a segment, also among data
-
 _MARKER_AT_HEAD = re.compile(rb"\xff([^\x00\xff])")
-
 _BARE = frozenset((*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)))  # without a length
-
 _FRAME_HEADERS = frozenset((*range(0xC0, 0xD0), 0xDE)) - {0xC4, 0xC8, 0xCC}
-
 _GIF_BLOCK = re.compile(rb"[!,;]")
-
 _LINKS = frozenset({34665, 34853, 40965})  # tags of TIFF that lead to directories: EXIF, GPS, ...
-
 _READ_WHOLE = frozenset({1, 2, 7})  # types of TIFF: bytes and text
 
 

@@ -1,67 +1,28 @@
 """Tools and tool calls: what a model may call, what it called, bounded and in one form.
 
-A request by its content, for what is kept of it.
+Also the names and ids that chats with tools have: some models' templates show them, the guard's own
+perhaps does not.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.inputs.parts import as_mapping, refuse_unknown
 from guardrail.inputs.strict_json import strict_json
-from guardrail.types import ImagePart, TextPart, ToolCall, VideoPart, VideoStream
+from guardrail.types import ToolCall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from PIL.Image import Image
-
     from guardrail.inputs.limits import Budget
-    from guardrail.types import Request
-
-
-def request_digest(request: Request) -> str:
-    """SHA-256 over all that a model sees of a request: roles, texts, names, calls, tools, pixels.
-
-    A long video stands there as its content and how it is sampled, so it is read but not decoded.
-    Each piece is written with its length before it, so that no two requests read alike. Keys keep
-    their order: a chat template writes them as they come.
-    """
-    digest = hashlib.sha256()
-
-    def feed(kind: str, data: bytes) -> None:
-        digest.update(f"{kind}{len(data)}:".encode())
-        digest.update(data)
-
-    def feed_picture(image: Image) -> None:
-        feed("size", f"{image.mode}{image.size}".encode())
-        feed("image", image.tobytes())
-
-    feed("tools", json.dumps(request.tools).encode())
-    for message in request.messages:
-        calls = [[call.name, call.arguments, call.id] for call in message.tool_calls]
-        about = [message.role, message.name, message.tool_call_id, calls]
-        feed("message", json.dumps(about).encode())
-        for part in message.parts:
-            match part:
-                case TextPart(text):
-                    feed("text", text.encode())
-                case ImagePart(image):
-                    feed_picture(image)
-                case VideoPart(clip):
-                    feed("clip", json.dumps(clip.times).encode())
-                    for frame in clip.frames:
-                        feed_picture(frame)
-                case VideoStream(windows):
-                    feed("stream", windows.digest.encode())
-    return digest.hexdigest()
-
 
 _ABOUT_TOOLS = {"name", "description", "parameters", "strict"}
+_ID = re.compile(r"[\w.:|+/=-]{0,64}", re.ASCII)
 
 
 def read_tools(tools: Sequence[object], budget: Budget) -> tuple[Mapping[str, Any], ...]:
@@ -75,23 +36,6 @@ def read_tools(tools: Sequence[object], budget: Budget) -> tuple[Mapping[str, An
             f"tools must be a list of function schemas, not a {type(tools).__name__}"
         )
     return tuple(_read_tool(tool, f"tools[{i}]", budget) for i, tool in enumerate(tools))
-
-
-def _read_tool(value: object, what: str, budget: Budget) -> Mapping[str, Any]:
-    tool = as_mapping(value, what)
-    if tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
-        raise UnsupportedContentError(
-            f'{what} is no function schema; write {{"type": "function", "function": '
-            '{"name": ..., "description": ..., "parameters": {...}}}'
-        )
-    refuse_unknown(tool, {"type", "function"}, what)
-    function = as_mapping(tool["function"], f"{what}.function")
-    refuse_unknown(function, _ABOUT_TOOLS, f"{what}.function")
-    if not isinstance(function.get("name"), str) or not function["name"]:
-        raise UnsupportedContentError(f"{what}.function needs a name")
-    text = budget.json({"type": "function", "function": dict(function)}, what)
-    copied: dict[str, Any] = json.loads(budget.text(text, what))
-    return copied
 
 
 def read_tool_call(call: object, what: str, budget: Budget) -> ToolCall:
@@ -139,6 +83,43 @@ def call_text(call: ToolCall) -> str:
     return f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {value}}}'
 
 
+def shown_labels(chat: object, tools: Sequence[Mapping[str, object]]) -> list[str]:
+    """Texts in the place of labels, each once: the names of speakers, and ids that are none.
+
+    Names of tools that are offered or called are not among them: the guard reads them there.
+    """
+    messages = _mappings(chat if isinstance(chat, list) else [chat])
+    calls = [call for each in messages for call in _mappings(each.get("tool_calls"))]
+    known = {_function_name(each) for each in (*tools, *calls)}
+    names = [each.get("name") for each in messages]
+    ids = [each.get("tool_call_id") for each in messages] + [call.get("id") for call in calls]
+    found = [each for each in names if isinstance(each, str) and each and each not in known]
+    found += [each for each in ids if isinstance(each, str) and not is_label(each)]
+    return [*dict.fromkeys(found)]
+
+
+def is_label(text: str) -> bool:
+    """Whether a text can be an id and no more: short, and without a space."""
+    return _ID.fullmatch(text) is not None
+
+
+def _read_tool(value: object, what: str, budget: Budget) -> Mapping[str, Any]:
+    tool = as_mapping(value, what)
+    if tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
+        raise UnsupportedContentError(
+            f'{what} is no function schema; write {{"type": "function", "function": '
+            '{"name": ..., "description": ..., "parameters": {...}}}'
+        )
+    refuse_unknown(tool, {"type", "function"}, what)
+    function = as_mapping(tool["function"], f"{what}.function")
+    refuse_unknown(function, _ABOUT_TOOLS, f"{what}.function")
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        raise UnsupportedContentError(f"{what}.function needs a name")
+    text = budget.json({"type": "function", "function": dict(function)}, what)
+    copied: dict[str, Any] = json.loads(budget.text(text, what))
+    return copied
+
+
 def _parsed(text: str) -> Mapping[str, Any] | str:
     """The object that `text` writes down, or `text` where parsing would change what it says."""
     try:
@@ -146,3 +127,13 @@ def _parsed(text: str) -> Mapping[str, Any] | str:
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
+
+
+def _mappings(value: object) -> list[Mapping[str, object]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+
+
+def _function_name(owner: Mapping[str, object]) -> str | None:
+    function = owner.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    return name if isinstance(name, str) else None

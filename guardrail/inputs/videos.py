@@ -1,35 +1,54 @@
-"""A video part's source -> a clip, or a stream of windows, within the policy's limits."""
+"""A video part's source -> a clip, or a stream of windows, within the policy's limits.
+
+`VideoSource` is what a part names. Footage is where its frames come from, once nothing more is
+needed from outside: bytes, a local file or a list of pictures. Each kind can be gone through again
+and has a digest.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from io import IOBase
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from guardrail.errors import (
-    LimitExceededError,
-    UnsupportedContentError,
-    VideoDecodeError,
+from guardrail.errors import UnsupportedContentError, VideoDecodeError
+from guardrail.inputs.images import (
+    check_size,
+    loaded_picture,
+    pillow_errors,
+    rgb_of,
+    upright_picture,
 )
 from guardrail.inputs.limits import still_wanted
-from guardrail.inputs.media import HEAD_BYTES, VIDEO, check_size, sniffed_video
-from guardrail.inputs.sources import Access, decoded_base64, named_content, picture_bytes
-from guardrail.inputs.video_footage import Encoded, Frames, LocalFile
+from guardrail.inputs.media import ANIMATIONS, HEAD_BYTES, VIDEO, sniffed_video
+from guardrail.inputs.sources import decoded_base64, named_content, opened, picture_bytes
+from guardrail.inputs.video_files import Shot, decoded, small
 from guardrail.inputs.video_windows import SampledVideo, read_video
 
 if TYPE_CHECKING:
-    from guardrail.inputs.video_footage import Footage, Frame
+    from collections.abc import Generator, Iterator
+    from typing import BinaryIO
+
     from guardrail.inputs.video_windows import Tally
     from guardrail.policy import Limits, Policy
     from guardrail.types import VideoPart, VideoStream
 
+    Shots = Generator[Shot, None, None]
+
+Frame = bytes | Image.Image | np.ndarray
 _MAX_FPS = 1000.0
+_USUAL_S = 0.1  # how long browsers show a frame of an animation that states no time
+_SHORTEST_S = 0.011
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +59,7 @@ class VideoSource:
     what: str
     number: int  # among the request's videos, from 0
     media_type: str | None = None
-    base64_only: bool = False
+    is_bare: bool = False  # a str that is base64, whatever it begins with
     fps: object = None
 
     def read(self, policy: Policy, tally: Tally) -> VideoPart | VideoStream:
@@ -57,9 +76,7 @@ class VideoSource:
                 behind its first window is found when it is judged.
         """
         footage = self._frames(policy) if _is_frames(self.source) else self._file(policy)
-        what = self.what
-        video = SampledVideo(footage, policy.video, policy.limits, tally, self.number, what)
-        return read_video(video)
+        return read_video(SampledVideo(footage, policy.video, tally, self.number, self.what))
 
     def _file(self, policy: Policy) -> Footage:
         if self.fps is not None:
@@ -68,12 +85,12 @@ class VideoSource:
                 "policy's `video.fps` says, so leave it out"
             )
         limits, found = policy.limits, self._content(policy)
-        footage: Encoded | LocalFile
+        footage: VideoBytes | LocalFile
         if isinstance(found, Path):
             footage = LocalFile.at(found, limits, self.what)
             head = footage.head(limits, self.what)
         else:
-            footage, head = Encoded(found), found[:HEAD_BYTES]
+            footage, head = VideoBytes(found), found[:HEAD_BYTES]
         if sniffed_video(head) is None:
             raise VideoDecodeError(
                 f"{self.what} is no video of a known format; accepted: MP4 or QuickTime, Matroska "
@@ -85,27 +102,23 @@ class VideoSource:
 
     def _content(self, policy: Policy) -> bytes | Path:
         source, limits = self.source, policy.limits
-        if isinstance(source, IOBase):
+        if isinstance(source, io.IOBase):
             return _file_object_bytes(source, limits, self.what)
         if not isinstance(source, bytes | bytearray | memoryview | str | Path):
             raise UnsupportedContentError(
                 f"{self.what} is a {type(source).__name__}; accepted: bytes, a path, a binary file "
                 "object, a URL, a data URL, base64, or a list of frames"
             )
-        if self.base64_only and isinstance(source, str) and source[:5].lower() != "data:":
+        if self.is_bare and isinstance(source, str):
             return decoded_base64(source, VIDEO, limits, what=self.what)
-        return named_content(source, VIDEO, _access(policy), self.what)
+        return named_content(source, VIDEO, policy, self.what)
 
     def _frames(self, policy: Policy) -> Frames:
         limits, found = policy.limits, len(self.source)
         if self.media_type is not None:
             raise UnsupportedContentError(f"{self.what}: a list of frames has no media type")
-        if found > limits.video_frames:
-            raise LimitExceededError(
-                limit="video_frames", allowed=limits.video_frames, found=found, what=self.what
-            )
-        fps, size = _rate(self.fps, self.what), 0
-        frames: list[Frame] = []
+        limits.check("video_frames", found, what=self.what)
+        fps, size, frames = _rate(self.fps, self.what), 0, list[Frame]()
         for i, frame in enumerate(self.source):
             still_wanted()  # each may be a URL
             read = _frame(frame, policy, f"{self.what}[{i}]")
@@ -114,6 +127,102 @@ class VideoSource:
                 VIDEO.check_bytes(size, limits, what=self.what)
             frames.append(read)
         return Frames(tuple(frames), tuple(i / fps for i in range(found)))
+
+
+@dataclass(frozen=True, slots=True)
+class VideoBytes:
+    """A video file that is held in memory."""
+
+    data: bytes = field(repr=False)  # a log must not hold the video
+    whole: ClassVar[bool] = False
+
+    def shots(self, limits: Limits, what: str) -> Shots:
+        """Its frames in order.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return _shots(io.BytesIO(self.data), limits, what)
+
+    def digest(self, limits: Limits, what: str) -> str:
+        """SHA-256 of its content."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A video file on disk, opened anew each time; `stamp` tells whether it still is the same."""
+
+    path: Path
+    stamp: tuple[int, ...]
+    whole: ClassVar[bool] = False
+
+    @classmethod
+    def at(cls, path: Path, limits: Limits, what: str) -> LocalFile:
+        """The file as it is now.
+
+        Raises:
+            InputError: it cannot be opened, is no regular file, or is too large.
+        """
+        with opened(path, VIDEO, limits, what) as file:
+            return cls(path, _stamp(file))
+
+    def head(self, limits: Limits, what: str) -> bytes:
+        """The bytes that tell its format."""
+        with self._opened(limits, what) as file:
+            return file.read(HEAD_BYTES)
+
+    def shots(self, limits: Limits, what: str) -> Shots:
+        """Its frames in order.
+
+        Raises:
+            InputError: it cannot be read, or is not what it was.
+        """
+        with self._opened(limits, what) as file, closing(_shots(file, limits, what)) as shots:
+            yield from shots
+
+    def digest(self, limits: Limits, what: str) -> str:
+        """SHA-256 of its content."""
+        with self._opened(limits, what) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @contextmanager
+    def _opened(self, limits: Limits, what: str) -> Iterator[io.BufferedReader]:
+        with opened(self.path, VIDEO, limits, what) as file:
+            if _stamp(file) != self.stamp:
+                raise VideoDecodeError(f"{what}: the file has changed since it was first read")
+            yield file
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frames:
+    """Pictures that somebody took from a video, and when each is shown, in s."""
+
+    frames: tuple[Frame, ...] = field(repr=False)
+    times: tuple[float, ...] = field(repr=False)
+    whole: ClassVar[bool] = True  # somebody chose these frames already
+
+    def shots(self, limits: Limits, what: str) -> Shots:
+        """Its frames in order.
+
+        Raises:
+            InputError: one of them cannot be read.
+        """
+        for i, (frame, time) in enumerate(zip(self.frames, self.times, strict=True)):
+            picture = Image.fromarray(frame) if isinstance(frame, np.ndarray) else frame
+            yield _shot(time, upright_picture(picture, limits, f"{what}[{i}]"))
+
+    def digest(self, limits: Limits, what: str) -> str:
+        """SHA-256 of its content."""
+        digest = hashlib.sha256(repr(self.times).encode())
+        for shot in self.shots(limits, what):
+            picture = shot.picture()
+            digest.update(f"{picture.size}".encode())
+            digest.update(picture.tobytes())
+        return digest.hexdigest()
+
+
+Footage = VideoBytes | LocalFile | Frames
 
 
 def _is_frames(source: object) -> bool:
@@ -135,7 +244,7 @@ def _frame(frame: object, policy: Policy, what: str) -> Frame:
             )
         check_size((frame.shape[1], frame.shape[0]), policy.limits, what=what)  # a view costs none
         return frame
-    return picture_bytes(frame, _access(policy), what)
+    return picture_bytes(frame, policy, what)
 
 
 def _rate(fps: object, what: str) -> float:
@@ -147,7 +256,7 @@ def _rate(fps: object, what: str) -> float:
     raise UnsupportedContentError(f"{what}: fps must be a number above 0, at most {_MAX_FPS:.0f}")
 
 
-def _file_object_bytes(file: IOBase, limits: Limits, what: str) -> bytes:
+def _file_object_bytes(file: io.IOBase, limits: Limits, what: str) -> bytes:
     """All that follows in a file object, which then stands where it stood."""
     try:
         position = file.tell()
@@ -165,5 +274,34 @@ def _file_object_bytes(file: IOBase, limits: Limits, what: str) -> bytes:
     return data
 
 
-def _access(policy: Policy) -> Access:
-    return Access(policy.limits, policy.allowed_hosts, policy.local_files)
+def _shots(file: BinaryIO, limits: Limits, what: str) -> Shots:
+    name = sniffed_video(file.read(HEAD_BYTES))
+    if name is None:
+        raise VideoDecodeError(f"{what} is no video of a known format")
+    file.seek(0)
+    if name in ANIMATIONS:
+        return _animated(file.read(), limits, what)
+    return decoded(file, name, limits, what)
+
+
+def _animated(data: bytes, limits: Limits, what: str) -> Shots:
+    """The frames of an animated picture as browsers show them, alpha on white."""
+    animation, time = loaded_picture(data, limits, what=what), 0.0
+    for i in range(int(getattr(animation, "n_frames", 1))):
+        with pillow_errors(what, limits):
+            animation.seek(i)
+            animation.load()
+            picture = rgb_of(animation, what)
+        shown = float(animation.info.get("duration") or 0) / 1000
+        shown = shown if shown >= _SHORTEST_S else _USUAL_S
+        yield _shot(time, picture, shown)
+        time += shown
+
+
+def _shot(time: float, picture: Image.Image, lasts: float = 0.0) -> Shot:
+    return Shot(time, lambda: picture, partial(small, picture), lasts)
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from guardrail.errors import LimitExceededError
 from guardrail.types import Action, Modality
 
 MAX_BODY_BYTES = 32_000_000  # of one HTTP request, wherever a guard reads one
@@ -58,6 +59,16 @@ class Limits(_Frozen):
         default=0.004, ge=0, description="how long to wait for company, in s"
     )
     timeout_s: float | None = Field(default=300.0, gt=0, description="from asking to answer, in s")
+
+    def check(self, limit: str, found: float, *, what: str) -> None:
+        """Refuse what exceeds the limit of that name; `what` is how the message calls it.
+
+        Raises:
+            LimitExceededError: it does; of seconds it tells tenths.
+        """
+        if found > (allowed := getattr(self, limit)):
+            told = round(found, 1) if isinstance(found, float) else found
+            raise LimitExceededError(limit=limit, allowed=allowed, found=told, what=what)
 
 
 class Thresholds(_Frozen):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardrail.errors import InputError
-from guardrail.policy import Limits
+from guardrail.policy import Limits, Policy
 from guardrail.report import evaluation_figures as draw
 from guardrail.report.controls import control_rows, summary
 from guardrail.report.figures import png_data
@@ -225,7 +225,7 @@ def thumbnail(base: Path | None, name: str | None, size: int = 176) -> str | Non
         return None
     try:
         path = (base or Path()) / name
-        picture = decode_image(path, limits=_LIMITS, allowed_hosts=(), local_files=True)
+        picture = decode_image(path, Policy(limits=_LIMITS))
     except InputError:
         return None
     return png_data(picture, size)

@@ -20,9 +20,9 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 
 from guardrail.front.arguments import snapshot
 from guardrail.front.chats import with_caution
-from guardrail.front.consequences import LAST
+from guardrail.front.wrap import LAST
 from guardrail.inputs.canonical import canonical_chat
-from guardrail.inputs.folding import shown_labels
+from guardrail.inputs.tools import shown_labels
 from guardrail.policy.acting import is_refused_outage
 from guardrail.types import Action
 from guardrail_llamaindex.messages import (

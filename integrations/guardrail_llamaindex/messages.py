@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.inputs.canonical import canonical_chat
-from guardrail.inputs.folding import is_label
+from guardrail.inputs.tools import is_label
 from guardrail.policy.acting import enforces
 
 if TYPE_CHECKING:

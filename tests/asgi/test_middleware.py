@@ -30,7 +30,7 @@ from guardrail.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from guardrail.inputs import media
+from guardrail.inputs import images
 from guardrail.policy import CAUTION, REFUSAL, Limits, Policy
 from guardrail.types import Action
 
@@ -464,7 +464,7 @@ def test_a_picture_with_two_readings_is_refused_since_the_app_gets_the_same_byte
 async def test_pictures_that_wait_for_a_decoder_leave_the_loops_threads_to_others(
     echo, word_guard, asking, png_of, monkeypatch
 ):
-    leave, waiting, real = threading.Event(), [], media._opened
+    leave, waiting, real = threading.Event(), [], images._opened
 
     def opened(*args):
         waiting.append(1)
@@ -472,7 +472,7 @@ async def test_pictures_that_wait_for_a_decoder_leave_the_loops_threads_to_other
         return real(*args)
 
     app, picture = echo(word_guard()), _in_json(png_of(Image.new("RGB", (4, 4))))["json"]
-    monkeypatch.setattr(media, "_opened", opened)
+    monkeypatch.setattr(images, "_opened", opened)
     async with asyncio.timeout(60):
         asks = [asking(app.app, "POST", "/chat", json=picture) for _ in range(40)]
         tasks = [asyncio.create_task(ask) for ask in asks]

@@ -19,9 +19,8 @@ from guardrail.errors import (
     UnsupportedContentError,
 )
 from guardrail.front.chats import CALL_WITHHELD, RESULT_CAUTION, RESULT_WITHHELD
-from guardrail.front.consequences import LAST
 from guardrail.front.tools import ToolRules, guard_tool
-from guardrail.front.wrap import last_verdict
+from guardrail.front.wrap import LAST, last_verdict
 from guardrail.policy import Policy
 from guardrail.testing import FakeGuard
 from guardrail.types import Action

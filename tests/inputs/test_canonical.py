@@ -12,12 +12,7 @@ import pytest
 from PIL import Image
 
 from guardrail.errors import InputError, LimitExceededError, UnsupportedContentError
-from guardrail.inputs.canonical import (
-    canonical_chat,
-    canonical_image,
-    canonical_picture,
-    require_one_reading,
-)
+from guardrail.inputs.canonical import canonical_chat, canonical_picture, require_one_reading
 from guardrail.inputs.images import decode_image
 from guardrail.inputs.messages import to_request
 from guardrail.policy import Limits, Policy
@@ -88,7 +83,7 @@ def test_the_examples_of_two_readings_do_differ():
     ]
     for name in names:
         data = TWO_WAYS[name]()
-        ours = np.asarray(decode_image(data, limits=Limits(), allowed_hosts=(), local_files=False))
+        ours = np.asarray(decode_image(data, Policy()))
         others = [by_convert(data), by_vllm(data)]
         assert any(o.shape != ours.shape or (o != ours).any() for o in others), name
 
@@ -204,7 +199,7 @@ def test_texts_and_unknown_values_pass_as_they_are():
 
 def test_a_decoded_request_is_made_plain():
     turned = Image.open(io.BytesIO(TWO_WAYS["jpeg turned by exif 6"]()))
-    handed = canonical_image(turned, POLICY)
+    handed = canonical_chat(turned, POLICY)
     assert handed.mode == "RGB"
     assert handed.size == (turned.height, turned.width)
     assert handed.info == {}

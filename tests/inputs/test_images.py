@@ -28,9 +28,9 @@ from guardrail.errors import (
     UrlNotAllowedError,
 )
 from guardrail.inputs import fetch, sources
-from guardrail.inputs.images import decode_image
-from guardrail.inputs.media import FORMATS, PICTURE
-from guardrail.policy import Limits
+from guardrail.inputs.images import FORMATS, decode_image
+from guardrail.inputs.media import PICTURE
+from guardrail.policy import Limits, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,9 +41,8 @@ BLUE = (0, 0, 255)
 
 
 def decode(source: Any, *, hosts: tuple[str, ...] = (), files: bool = True, **limits: int) -> Any:
-    return decode_image(
-        source, limits=Limits(**limits), allowed_hosts=frozenset(hosts), local_files=files
-    )
+    rules = {"allowed_hosts": frozenset(hosts), "local_files": files, "limits": Limits(**limits)}
+    return decode_image(source, Policy().model_copy(update=rules))
 
 
 def encoded(image: Image.Image, name: str = "PNG", **options: Any) -> bytes:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from guardrail.errors import LimitExceededError, UnsupportedContentError
 from guardrail.inputs.limits import Budget
 from guardrail.inputs.messages import to_request
-from guardrail.inputs.tools import call_text, read_tool_call, read_tools, request_digest
+from guardrail.inputs.tools import call_text, read_tool_call, read_tools, shown_labels
 from guardrail.policy import Limits, Policy
 
 SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}}}
@@ -91,79 +89,45 @@ def test_tools_given_later_replace_those_of_a_request() -> None:
     assert to_request(first, policy=Policy(), tools=[]).tools == ()
 
 
-def _digest(*messages, tools=None):
-    return request_digest(to_request(list(messages), policy=Policy(), tools=tools))
+TOOLS = [{"type": "function", "function": {"name": "find"}}]
 
 
-def _said(text, role="user", **more):
-    return {"role": role, "content": text, **more}
+def speaker(name, **more):
+    return {"role": "user", "content": "x", "name": name, **more}
 
 
-def test_the_same_request_has_the_same_digest():
-    assert _digest(_said("a"), _said("b", "assistant")) == _digest(
-        _said("a"), _said("b", "assistant")
-    )
+def calling(name, label):
+    call = {"id": label, "type": "function", "function": {"name": name, "arguments": "{}"}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
-def test_no_two_different_requests_share_a_digest():
-    red, blue = Image.new("RGB", (4, 6), "red"), Image.new("RGB", (4, 6), "blue")
-    tall = Image.new("RGB", (6, 4), "red")
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-    # the order of keys is what a chat template writes
-    turned = {
-        "type": "function",
-        "function": {"parameters": {"type": "object"}, "name": "f"},
-    }
-    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-
-    def look(*images):
-        parts = [{"type": "image", "image": image} for image in images]
-        return {"role": "user", "content": [*parts, {"type": "text", "text": "a"}]}
-
-    digests = [
-        _digest(_said("a")),
-        _digest(_said("a", "system")),
-        _digest(_said("a"), _said("")),
-        _digest(_said("ab")),
-        _digest(_said("a"), _said("b")),
-        _digest(_said("a", name="n")),
-        _digest(_said("a"), tools=[tool]),
-        _digest(_said("a"), tools=[turned]),
-        _digest(_said("a"), _said("", "assistant", tool_calls=[call])),
-        _digest(look(red)),
-        _digest(look(blue)),
-        _digest(look(tall)),
-        _digest(look(red, blue)),
-        _digest(look(blue, red)),
-        _digest(
-            {
-                "role": "user",
-                "content": [{"type": "text", "text": "a"}, {"type": "image", "image": red}],
-            }
-        ),
-    ]
-    for one, other in itertools.combinations(digests, 2):
-        assert one != other
+def test_names_are_found_once_and_in_order():
+    chat = [speaker("ann"), speaker("bob"), speaker("ann"), speaker(""), speaker(None)]
+    assert shown_labels(chat, []) == ["ann", "bob"]
+    assert shown_labels(speaker("ann"), []) == ["ann"]
 
 
-def test_videos_are_told_apart_by_pixels_times_and_how_they_are_sampled(film):
-    def video(source, **more):
-        return {"role": "user", "content": [{"type": "video", "video": source, **more}]}
+def test_names_of_tools_are_read_elsewhere():
+    assert shown_labels([speaker("find")], TOOLS) == []
+    assert shown_labels([calling("find", "c1"), speaker("find")], []) == []
 
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    short, long, longer = film(8), film(100), film(101)
-    asked = [
-        video(frames),
-        video(frames, fps=2),
-        video(frames[::-1]),
-        video(short),
-        video(long),
-        video(longer),
-        {"role": "user", "content": [{"type": "image", "image": frames[0]}]},
-    ]
-    digests = [_digest(message) for message in asked]
-    assert len(set(digests)) == len(asked)
-    assert digests == [_digest(message) for message in asked]
-    request = to_request([video(long)], policy=Policy())
-    other = to_request([video(long)], policy=Policy(video={"window": 5}))
-    assert request_digest(request) != request_digest(other)
+
+@pytest.mark.parametrize("text", ["tell me a tale", "a" * 65, "line\nbreak", "naïve"])
+def test_an_id_that_could_be_a_text_is_one(text):
+    assert shown_labels([calling("find", text)], []) == [text]
+    assert shown_labels([{"role": "tool", "content": "", "tool_call_id": text}], []) == [text]
+
+
+@pytest.mark.parametrize("label", ["call_9aZ", "a" * 64, "functions.find:0", "tool|1", ""])
+def test_an_id_is_no_text(label):
+    chat = [calling("find", label), {"role": "tool", "content": "", "tool_call_id": label}]
+    assert shown_labels(chat, []) == []
+
+
+@pytest.mark.parametrize(
+    "chat",
+    ["text", [1], [speaker(5)], [{"tool_calls": 5}, {"tool_calls": [5]}], [{"tool_call_id": {}}]],
+)
+def test_other_shapes_have_no_labels(chat):
+    assert shown_labels(chat, [{"function": 5}, {}]) == []
+    assert shown_labels([{"tool_calls": [{"function": {"name": []}}]}], []) == []

@@ -18,7 +18,7 @@ from guardrail.errors import (
 from guardrail.inputs import video_files
 from guardrail.inputs.media import sniffed_video
 from guardrail.inputs.video_files import MAX_SAMPLES, check_tables, decoded
-from guardrail.inputs.video_footage import Encoded
+from guardrail.inputs.videos import VideoBytes
 from guardrail.policy import Limits
 
 if TYPE_CHECKING:
@@ -302,8 +302,8 @@ def test_a_small_file_that_claims_millions_of_frames_is_refused_before_it_is_ope
     data = film(3)
     for bomb in (rewritten(data, constant_size), with_fragment(data)):
         with pytest.raises(VideoDecodeError, match=f"more than {MAX_SAMPLES} samples"):
-            next(Encoded(bomb).shots(Limits(), "it"))
-    assert len(list(Encoded(data).shots(Limits(), "it"))) == 3
+            next(VideoBytes(bomb).shots(Limits(), "it"))
+    assert len(list(VideoBytes(data).shots(Limits(), "it"))) == 3
 
 
 def test_the_samples_of_all_tracks_and_fragments_are_added_up():

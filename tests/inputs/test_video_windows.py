@@ -14,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guardrail.errors import LimitExceededError, VideoDecodeError
-from guardrail.inputs.images import SIDE, Shot
-from guardrail.inputs.video_footage import Encoded, Frames
+from guardrail.inputs.video_files import SIDE, Shot
 from guardrail.inputs.video_windows import SampledVideo, Tally, read_video, sampled, windows
+from guardrail.inputs.videos import Frames, VideoBytes
 from guardrail.policy import Limits, VideoSampling
 from guardrail.types import VideoPart, VideoStream
 
@@ -25,7 +25,7 @@ EVERY = VideoSampling(fps=8, max_fps=8, scenes=False, window=4)
 
 def video(data: bytes, sampling: VideoSampling = EVERY, **limits: Any) -> SampledVideo:
     bounds = Limits(**limits)
-    return SampledVideo(Encoded(data), sampling, bounds, Tally(bounds), 0, "it")
+    return SampledVideo(VideoBytes(data), sampling, Tally(bounds), 0, "it")
 
 
 def numbers(clip: Any, number_of: Any) -> list[int]:
@@ -132,8 +132,8 @@ def test_frames_are_counted_as_they_are_judged(film):
 
 def test_the_frames_of_several_videos_are_summed_and_going_through_again_is_free(film):
     limits = Limits(video_frames=25)
-    tally, data = Tally(limits), Encoded(film(12))
-    one, two, three = (SampledVideo(data, EVERY, limits, tally, i, "it") for i in range(3))
+    tally, data = Tally(limits), VideoBytes(film(12))
+    one, two, three = (SampledVideo(data, EVERY, tally, i, "it") for i in range(3))
     for _ in range(3):
         assert len(list(one)) == len(list(two)) == 3
     with pytest.raises(LimitExceededError, match="video_frames"):
@@ -166,7 +166,7 @@ def test_a_video_without_a_frame_is_an_error():
 
     limits = Limits()
     with pytest.raises(VideoDecodeError, match="no frame"):
-        read_video(SampledVideo(Empty(), EVERY, limits, Tally(limits), 0, "it"))  # type: ignore[arg-type]
+        read_video(SampledVideo(Empty(), EVERY, Tally(limits), 0, "it"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("large", [3, 9])
@@ -174,10 +174,10 @@ def test_a_window_may_not_have_more_pixels_than_a_request(large, numbered):
     frames = [numbered(i) for i in range(12)]
     frames[large] = np.zeros((400, 400, 3), np.uint8)
     footage, bounds = Frames(tuple(frames), tuple(map(float, range(12)))), 64 * 48 * 4
-    whole = SampledVideo(footage, EVERY, Limits(), Tally(Limits()), 0, "it")
+    whole = SampledVideo(footage, EVERY, Tally(Limits()), 0, "it")
     assert len(list(whole)) == 3
     limits = Limits(total_pixels=bounds)
-    held = SampledVideo(footage, EVERY, limits, Tally(limits), 0, "it")
+    held = SampledVideo(footage, EVERY, Tally(limits), 0, "it")
     with pytest.raises(LimitExceededError, match="a window of it has total_pixels"):
         list(held)
 

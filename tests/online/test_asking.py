@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 
 from guardrail.errors import QueueFullError, RequestCancelledError, RequestTimeoutError
-from guardrail.inputs import media, structure
-from guardrail.inputs.images import Shot
-from guardrail.inputs.video_footage import Encoded
+from guardrail.inputs import images, limits
+from guardrail.inputs.video_files import Shot
+from guardrail.inputs.videos import VideoBytes
 from guardrail.online.asking import Places
 from guardrail.policy import Limits
 from guardrail.types import Action
 from tests.waiting import LONG_S, auntil, until
 
-DECODERS = structure._LARGE_AT_ONCE + 1
+DECODERS = limits._LARGE_AT_ONCE + 1
 
 
 def endless(self, limits, what):
@@ -31,7 +31,7 @@ def endless(self, limits, what):
 
 
 def test_the_time_of_a_request_covers_the_reading_of_its_video(llava, guard_on, monkeypatch):
-    monkeypatch.setattr(Encoded, "shots", endless)
+    monkeypatch.setattr(VideoBytes, "shots", endless)
     data = io.BytesIO()
     Image.new("RGB", (8, 8)).save(data, "GIF")
     chat = [{"role": "user", "content": [{"type": "video", "video": data.getvalue()}]}]
@@ -59,9 +59,9 @@ def opening(monkeypatch):
             assert self.leave.wait(LONG_S)
             return real(*args, **options)
 
-    real = media._opened
+    real = images._opened
     held = Opening()
-    monkeypatch.setattr(media, "_opened", held)
+    monkeypatch.setattr(images, "_opened", held)
     yield held
     held.leave.set()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.inputs import media
+from guardrail.inputs import images
 from guardrail.inputs.images import decode_image
 from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
@@ -173,7 +173,7 @@ async def test_a_picture_behind_the_checked_one_does_not_get_through(
     else:  # a reader that looks for ";base64," finds another picture
         url = f"data:image/png,{''.join(f'%{byte:02x}' for byte in raw)};base64,{encoded}"
     policy = Policy()
-    decode_image(url, limits=policy.limits, allowed_hosts=(), local_files=False)  # the guard can
+    decode_image(url, policy)  # the guard can
     answer = await proxy_of().post(PATH, json=chat(parts(url)[0]))
     assert answer.status_code == 422
     assert upstream.seen == []
@@ -182,14 +182,14 @@ async def test_a_picture_behind_the_checked_one_does_not_get_through(
 async def test_text_is_sent_on_while_pictures_wait_for_a_decoder(
     proxy_of, upstream, encoded, monkeypatch
 ):
-    leave, waiting, real = threading.Event(), [], media._opened
+    leave, waiting, real = threading.Event(), [], images._opened
 
     def opened(*args):
         waiting.append(1)
         assert leave.wait(60)
         return real(*args)
 
-    monkeypatch.setattr(media, "_opened", opened)
+    monkeypatch.setattr(images, "_opened", opened)
     pictures = chat({"type": "image_url", "image_url": f"data:image/png;base64,{encoded}"})
     words = chat({"type": "text", "text": "tell me"})
     async with asyncio.timeout(60), proxy_of() as client:
