@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from guardrail.asgi.chat_settings import refuse_others
-from guardrail.errors import UnsupportedContentError
+from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
 from guardrail.front.chats import with_caution
+from guardrail.inputs.canonical import require_one_reading
 from guardrail.inputs.folding import shown_labels
+from guardrail.inputs.limits import read_apart
 from guardrail.inputs.parts import as_mapping, refuse_unknown
+
+if TYPE_CHECKING:
+    from guardrail.front.consequences import Checker
+    from guardrail.policy import Policy
+    from guardrail.types import Verdict
 
 _SOURCES = ("messages", "input", "prompt")
 _TOOLS = frozenset({"tools", "functions"})
 _FORMATS = ("response_format", "text")  # a schema in them is shown to the model
-
-
 _FREE_FORMATS: tuple[object, ...] = (
     None,
     {},
@@ -43,8 +49,32 @@ class Content:
     beside: Sequence[str] = ()
     cautioned: Callable[[str], bytes | None] = lambda words: None
 
-    def asked(self, *, with_tools: bool) -> tuple[Any, dict[str, Any]]:
-        """What the guard is asked; tools are text for a guard whose model knows none."""
+    async def judged(
+        self, guard: Checker, *, one_reading: Policy | None = None, **options: Any
+    ) -> Verdict:
+        """The verdict; a flag is no error.
+
+        Tools are judged as the model would read them, or as text if its template knows none.
+
+        Args:
+            guard: who judges.
+            one_reading: the rules under which pictures must be the same to all decoders.
+            options: those of the guard's `acheck`.
+
+        Raises:
+            GuardrailError: it cannot be read or judged, or there is no room or time for it.
+        """
+        value, tools = self._asked(with_tools=getattr(guard, "supports_tools", False))
+        try:
+            if one_reading is not None:
+                await read_apart(partial(require_one_reading, value, one_reading))
+            return await guard.acheck(value, **tools, **options)
+        except GuardrailError:
+            raise
+        except Exception as error:  # a border: whatever breaks inside the guard is an outage
+            raise DetectorError("the check failed") from error
+
+    def _asked(self, *, with_tools: bool) -> tuple[Any, dict[str, Any]]:
         value, beside = self.value, list(self.beside)
         if self.tools and not with_tools:
             beside.append(json.dumps(self.tools, ensure_ascii=False))

@@ -139,11 +139,10 @@ class ServerSettings(_Settings):
             ConfigurationError: it would answer everybody who can reach this machine.
         """
         require_safe_bind(host, keys, insecure=insecure)
-        follows = {
-            "keys": keys,
-            "hostnames": self.hostnames or hostnames(host, keys, insecure=insecure),
-            "expose_scores": shown_scores(self.expose_scores, keys, insecure=insecure),
-        }
+        names = self.hostnames or hostnames(host, keys, insecure=insecure)
+        follows: dict[str, Any] = {"keys": keys, "hostnames": names}
+        if self.expose_scores is None and insecure and not keys:
+            follows["expose_scores"] = False  # everybody seems to come from this machine then
         return self.model_copy(update=follows)
 
     def shows_scores(self, keys: Collection[ApiKey], key: ApiKey | None, peer: str) -> bool:
@@ -366,14 +365,6 @@ def require_safe_bind(host: str, keys: Sized, *, insecure: bool = False) -> None
         "FILE or GUARDRAIL_API_KEYS, or listen on 127.0.0.1; only where something in front asks "
         "for keys, say --insecure-no-keys"
     )
-
-
-def shown_scores(asked: bool | None, keys: Sized, *, insecure: bool = False) -> bool | None:
-    """`ServerSettings.expose_scores` of a server that may have something before it.
-
-    Behind something that asks for keys in its place everybody seems to come from this machine.
-    """
-    return False if asked is None and insecure and not keys else asked
 
 
 def hostnames(host: str, keys: Sized, *, insecure: bool = False) -> frozenset[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from guardrail.guard import Guard
     from guardrail.monitor.comparing import Comparison, ModalityComparison
     from guardrail.monitor.snapshot import ModalityCounts
-    from guardrail.observe.recent import Counts
     from guardrail.policy import Thresholds
     from guardrail.server.service import Service
 
@@ -37,6 +37,28 @@ _UNTOLD: dict[str, Any] = {
     "reasons": [],
 }
 _WINDOWS = (("last 5 minutes", 300), ("last hour", 3600))
+_LEAST_S = 5
+_DRIFT = {
+    "alarm": "Scores no longer look like the calibration's.",
+    "no alarm": "Scores look like the calibration's.",
+    "not judged": "Scores are not held against a calibration yet.",
+}
+TERMS = (
+    ("Score", "Projection of the last prompt position's residual on the readout, in text gaps: 0 "
+              "is the centroid of safe, 1 that of unsafe prompts at the fit."),
+    ("Steered, flagged", "Scores above the first and the second threshold. In shadow mode nothing "
+                         "is done; what would have been is counted beside."),
+    ("Outage", "The detector failed; never a finding about the request."),
+    ("Calibration", "The benign requests on whose scores the thresholds were set."),
+)  # fmt: skip
+
+# the figures
+_MOST = 32  # bins
+_WIDTHS = (5, 10, 20, 25, 50, 100, 200)  # in cells of the monitor's grid
+WIDE, HIGH = 440, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 404, 46, 214
+_TICKS = 5
+_LINES = {"steer": "6 3", "flag": "none"}  # told apart without colours
 
 
 def status_of(service: Service, *, scores: bool) -> dict[str, Any]:
@@ -46,8 +68,8 @@ def status_of(service: Service, *, scores: bool) -> dict[str, Any]:
     """
     guard, observation = service.guard, service.observation
     recent, drift, load = observation.recent, observation.drift.of(guard), guard.load
-    rows = [{"name": name, **_counts(recent.last(seconds))} for name, seconds in _WINDOWS]
-    rows.append({"name": "since the start", **_counts(recent.since_start())})
+    rows = [{"name": name, **asdict(recent.last(seconds))} for name, seconds in _WINDOWS]
+    rows.append({"name": "since the start", **asdict(recent.since_start())})
     return {
         "version": __version__,
         "model": service.settings.model_name,
@@ -68,16 +90,6 @@ def status_of(service: Service, *, scores: bool) -> dict[str, Any]:
         "scores": scores,
         "modalities": [row if scores else row | _UNTOLD for row in _modalities(guard, drift)],
         "audit_dropped": observation.audit_dropped,
-    }
-
-
-def _counts(counts: Counts) -> dict[str, Any]:
-    return {
-        "n": counts.n,
-        "actions": {str(action): count for action, count in counts.actions.items()},
-        "would_be": {str(action): count for action, count in counts.would_be.items()},
-        "modalities": {str(modality): count for modality, count in counts.modalities.items()},
-        "outages": counts.outages,
     }
 
 
@@ -136,22 +148,6 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-_LEAST_S = 5
-_DRIFT = {
-    "alarm": "Scores no longer look like the calibration's.",
-    "no alarm": "Scores look like the calibration's.",
-    "not judged": "Scores are not held against a calibration yet.",
-}
-TERMS = (
-    ("Score", "Projection of the last prompt position's residual on the readout, in text gaps: 0 "
-              "is the centroid of safe, 1 that of unsafe prompts at the fit."),
-    ("Steered, flagged", "Scores above the first and the second threshold. In shadow mode nothing "
-                         "is done; what would have been is counted beside."),
-    ("Outage", "The detector failed; never a finding about the request."),
-    ("Calibration", "The benign requests on whose scores the thresholds were set."),
-)  # fmt: skip
-
-
 def status_page(status: Mapping[str, Any], *, refresh: int) -> str:
     """A self-contained HTML page of `status_of`, asked for again after `refresh` s unless 0."""
     return render(
@@ -176,10 +172,6 @@ def _figure(row: Mapping[str, Any]) -> Markup | None:
         title=f"Scores, {row['modality']}",
         counts={"now": row["n"], "calibration": source["n"] if source else 0},
     )
-
-
-_MOST = 32  # bins
-_WIDTHS = (5, 10, 20, 25, 50, 100, 200)  # in cells of the monitor's grid
 
 
 def binned(counts: ModalityCounts, calibration: Sequence[float]) -> dict[str, Any] | None:
@@ -207,12 +199,6 @@ def _shares(cells: Iterable[tuple[int, int]], wide: int, first: int, last: int) 
         found[max(-LAST, cell) // wide - first] += count
     total = sum(found)
     return [count / total for count in found]
-
-
-WIDE, HIGH = 440, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 404, 46, 214
-_TICKS = 5
-_LINES = {"steer": "6 3", "flag": "none"}  # told apart without colours
 
 
 def score_bars(
