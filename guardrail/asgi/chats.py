@@ -49,6 +49,19 @@ class Content:
     beside: Sequence[str] = ()
     cautioned: Callable[[str], bytes | None] = lambda words: None
 
+    def asked(self, *, with_tools: bool) -> tuple[Any, dict[str, Any]]:
+        """What the guard is asked; tools are text for a guard whose model knows none."""
+        value, beside = self.value, list(self.beside)
+        if self.tools and not with_tools:
+            beside.append(json.dumps(self.tools, ensure_ascii=False))
+        if beside:
+            value = with_caution(value, "\n\n".join(beside))
+            if value is None:
+                raise UnsupportedContentError(
+                    "tools, response formats and names need a list of messages to go with"
+                )
+        return value, {"tools": self.tools} if self.tools and with_tools else {}
+
     async def judged(
         self, guard: Checker, *, one_reading: Policy | None = None, **options: Any
     ) -> Verdict:
@@ -64,7 +77,7 @@ class Content:
         Raises:
             GuardrailError: it cannot be read or judged, or there is no room or time for it.
         """
-        value, tools = self._asked(with_tools=getattr(guard, "supports_tools", False))
+        value, tools = self.asked(with_tools=getattr(guard, "supports_tools", False))
         try:
             if one_reading is not None:
                 await read_apart(partial(require_one_reading, value, one_reading))
@@ -73,18 +86,6 @@ class Content:
             raise
         except Exception as error:  # a border: whatever breaks inside the guard is an outage
             raise DetectorError("the check failed") from error
-
-    def _asked(self, *, with_tools: bool) -> tuple[Any, dict[str, Any]]:
-        value, beside = self.value, list(self.beside)
-        if self.tools and not with_tools:
-            beside.append(json.dumps(self.tools, ensure_ascii=False))
-        if beside:
-            value = with_caution(value, "\n\n".join(beside))
-            if value is None:
-                raise UnsupportedContentError(
-                    "tools, response formats and names need a list of messages to go with"
-                )
-        return value, {"tools": self.tools} if self.tools and with_tools else {}
 
 
 def read_chat(body: object, unchecked: Collection[str]) -> Content:

@@ -190,7 +190,7 @@ class _Answerer(LocalAnswerer):
         self, service: Service, *, expositions: Callable[[], Awaitable[Mapping[str, str]]]
     ) -> None:
         super().__init__(service)
-        self.routers = (metrics_router(expositions), *self.routers)
+        self.routers = (metrics_router(expositions),)
 
 
 def metrics_router(expositions: Callable[[], Awaitable[Mapping[str, str]]]) -> APIRouter:

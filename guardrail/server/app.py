@@ -57,7 +57,7 @@ def create_app(
     )
     app.state.service = service
     errors.install(app)
-    # the answerer's come before those they stand in for
-    for router in (*service.answerer.routers, routes.openai, litellm.router, routes.operations):
+    chosen, own = service.answerer, (routes.openai, litellm.router, routes.operations)
+    for router in (*chosen.routers, chosen.chats, *own):
         app.include_router(router)
     return app

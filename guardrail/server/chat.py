@@ -82,7 +82,7 @@ class LocalAnswerer:
 
     def __init__(self, service: Service) -> None:
         self._service, self._created = service, int(time.time())
-        self.routers: tuple[APIRouter, ...] = (router,)
+        self.chats, self.routers = router, tuple[APIRouter, ...]()
 
     async def models(self) -> list[dict[str, object]]:
         """See `Answerer`."""

@@ -35,8 +35,12 @@ class Answerer(Protocol):
     """Answers chats: with the guarded model itself, or by another server once it was checked."""
 
     @property
+    def chats(self) -> APIRouter:
+        """The routes of chats."""
+
+    @property
     def routers(self) -> Sequence[APIRouter]:
-        """The routes of chats, and those that come before others of the app's."""
+        """Routes that stand before others of the app's."""
 
     async def models(self) -> list[dict[str, object]]:
         """What `/v1/models` lists, in the OpenAI form."""

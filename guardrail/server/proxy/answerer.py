@@ -81,12 +81,13 @@ class ProxyAnswerer:
         self._trouble = Kept(self._upstream.trouble, _TROUBLE_KEPT_S)
         self._models = Kept(self._upstream.models, _MODELS_KEPT_S)
         self._created = int(time.time())
+        self.routers: tuple[APIRouter, ...] = ()
         _log.info("forwarding", extra={"upstream": settings.url, "key": settings.key is not None})
         if settings.key_in_clear:
             _log.warning("the upstream's key goes over the network without TLS; use https://")
 
     @property
-    def routers(self) -> tuple[APIRouter, ...]:
+    def chats(self) -> APIRouter:
         """The routes of the three forms; their bodies have more keys than a local model's."""
         router = APIRouter(prefix="/v1", responses=ERRORS)
         for form in (CHAT, COMPLETION, RESPONSE):
@@ -98,7 +99,7 @@ class ProxyAnswerer:
                 response_model=None,
                 openapi_extra={"requestBody": {"content": {_JSON: {"schema": schema}}}},
             )
-        return (router,)
+        return router
 
     def _route(self, form: Form) -> Callable[[Request], Awaitable[Response]]:
         async def forward(request: Request) -> Response:
