@@ -1,15 +1,17 @@
 """A server's state: as plain values, and as a page that asks for no script, picture or font.
 
-Its figures are SVG by hand: quick, and without matplotlib.
+Its figures are SVG from a template: quick, and without matplotlib.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from guardrail import __version__
 from guardrail.errors import CalibrationError
@@ -17,9 +19,7 @@ from guardrail.monitor.snapshot import LAST, WIDTH, cell_of
 from guardrail.report.page import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from markupsafe import Markup
+    from collections.abc import Iterable, Mapping, Sequence
 
     from guardrail.guard import Guard
     from guardrail.monitor.comparing import Comparison, ModalityComparison
@@ -56,9 +56,6 @@ TERMS = (
 _MOST = 32  # bins
 _WIDTHS = (5, 10, 20, 25, 50, 100, 200)  # in cells of the monitor's grid
 WIDE, HIGH = 440, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 404, 46, 214
-_TICKS = 5
-_LINES = {"steer": "6 3", "flag": "none"}  # told apart without colours
 
 
 def status_of(service: Service, *, scores: bool) -> dict[str, Any]:
@@ -218,103 +215,44 @@ def score_bars(
         title: a few words, read out by screen readers.
         counts: how many scores the shares are of.
     """
-    from markupsafe import Markup, escape
-
-    most = max(max(found) for found in shares.values() if found)
     wide = edges[-1] - edges[0]
     reached = [t for t in thresholds.values()
                if t is not None and edges[0] - wide <= t <= edges[-1] + wide]  # fmt: skip
-    scale = _Scale(min(edges[0], *reached, edges[-1]), max(edges[0], *reached, edges[-1]), most)
     told = [f"{name} at {value:.2f}" for name, value in thresholds.items() if value is not None]
-    counted = ", ".join(f"{name} n = {count}" for name, count in counts.items() if count)
-    parts = [
-        *_axes(scale),
-        *_bars(scale, edges, shares["now"] or ()),
-        *_outline(scale, edges, shares.get("calibration") or ()),
-        *_levels(scale, thresholds),
-        *_legend(counts),
-    ]
-    name = "s" + "".join(c for c in title.lower() if c.isalnum())
-    return Markup(
-        f'<svg class="drawn" role="img" aria-labelledby="{name}-t {name}-d"'
-        f' viewBox="0 0 {WIDE} {HIGH}" width="{WIDE}" height="{HIGH}" font-size="12">'
-        f'<title id="{name}-t">{escape(title)}</title>'
-        f'<desc id="{name}-d">Histograms of scores ({escape(counted)}). '
-        f"Thresholds: {escape(', '.join(told) or 'none')}.</desc>{''.join(parts)}</svg>"
+    page = render(
+        "scores.svg.j2",
+        name="s" + "".join(c for c in title.lower() if c.isalnum()),
+        title=title,
+        counted=", ".join(f"{name} n = {count}" for name, count in counts.items() if count),
+        told=", ".join(told) or "none",
+        scale=_Scale(
+            low=min(edges[0], *reached, edges[-1]),
+            high=max(edges[0], *reached, edges[-1]),
+            most=max(max(found) for found in shares.values() if found),
+        ),
+        edges=edges,
+        now=shares["now"] or (),
+        before=shares.get("calibration") or (),
+        thresholds=thresholds,
+        counts=counts,
     )
+    return Markup(page)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Scale:
-    """From scores and shares to places in the figure."""
+    """From scores and shares to places in the figure and its frame."""
 
-    def __init__(self, low: float, high: float, most: float) -> None:
-        self.low, self.high, self.most = low, high, most
+    low: float
+    high: float
+    most: float
+
+    size = WIDE, HIGH
+    left, right, top, bottom = 48, 404, 46, 214
 
     def x(self, score: float) -> float:
         part = (score - self.low) / (self.high - self.low)
-        return round(_LEFT + part * (_RIGHT - _LEFT), 1)
+        return round(self.left + part * (self.right - self.left), 1)
 
     def y(self, share: float) -> float:
-        return round(_BOTTOM - share / self.most * (_BOTTOM - _TOP), 1)
-
-
-def _axes(scale: _Scale) -> Iterator[str]:
-    for step in (0.5, 1.0):
-        y = scale.y(scale.most * step)
-        yield f'<path d="M{_LEFT} {y}H{_RIGHT}" stroke="var(--grid)"/>'
-        yield _text(_LEFT - 6, y + 4, f"{100 * scale.most * step:.3g} %", "end")
-    yield f'<path d="M{_LEFT} {_BOTTOM}H{_RIGHT}" stroke="var(--muted)"/>'
-    for step in range(_TICKS):
-        score = scale.low + (scale.high - scale.low) * step / (_TICKS - 1)
-        told = f"{score:.2f}".replace("-", "\N{MINUS SIGN}")
-        yield _text(scale.x(score), _BOTTOM + 17, told, "middle")
-    yield _text((_LEFT + _RIGHT) / 2, HIGH - 8, "score (0 = text-safe, 1 = text-unsafe)", "middle")
-
-
-def _bars(scale: _Scale, edges: Sequence[float], shares: Sequence[float]) -> Iterator[str]:
-    for share, low, high in zip(shares, edges, edges[1:], strict=False):
-        if share > 0:
-            x, y = scale.x(low), scale.y(share)
-            wide, tall = round(scale.x(high) - x, 1), round(_BOTTOM - y, 1)
-            yield (
-                f'<rect x="{x}" y="{y}" width="{wide}" height="{tall}" fill="var(--accent)"'
-                ' fill-opacity=".35" stroke="var(--accent)" stroke-width=".8"/>'
-            )
-
-
-def _outline(scale: _Scale, edges: Sequence[float], shares: Sequence[float]) -> Iterator[str]:
-    if shares:
-        steps = [
-            f"V{scale.y(share)}H{scale.x(high)}"
-            for share, high in zip(shares, edges[1:], strict=True)
-        ]
-        path = f"M{scale.x(edges[0])} {_BOTTOM}{''.join(steps)}V{_BOTTOM}"
-        yield f'<path d="{path}" fill="none" stroke="var(--series-2)" stroke-width="1.6"/>'
-
-
-def _levels(scale: _Scale, thresholds: Mapping[str, float | None]) -> Iterator[str]:
-    for name, value in thresholds.items():
-        if value is None or not scale.low <= value <= scale.high:
-            continue
-        x = scale.x(value)
-        yield (
-            f'<path d="M{x} {_TOP - 4}V{_BOTTOM}" stroke="var(--ink)" stroke-width="1.2"'
-            f' stroke-dasharray="{_LINES[name]}"/>'
-        )
-        yield _text(x + (-3 if name == "steer" else 3), _TOP - 8, name,
-                    "end" if name == "steer" else "start")  # fmt: skip
-
-
-def _legend(counts: Mapping[str, int]) -> Iterator[str]:
-    yield (
-        f'<rect x="{_LEFT}" y="8" width="14" height="10" fill="var(--accent)" fill-opacity=".35"'
-        ' stroke="var(--accent)"/>'
-    )
-    yield _text(_LEFT + 20, 17, f"now, n = {counts['now']}", "start")
-    if counts.get("calibration"):
-        yield '<path d="M236 13H252" stroke="var(--series-2)" stroke-width="1.6"/>'
-        yield _text(258, 17, f"calibration, n = {counts['calibration']}", "start")
-
-
-def _text(x: float, y: float, words: str, anchor: str) -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{words}</text>'
+        return round(self.bottom - share / self.most * (self.bottom - self.top), 1)
