@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from guardrail.asgi.answers import answer_to, problem_of
 from guardrail.asgi.content import Body, media_type, read_content
+from guardrail.asgi.problems import answer_to, problem_of
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, GuardrailError
 from guardrail.front.consequences import record, resolved, settled

@@ -20,8 +20,8 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from guardrail.asgi.answers import Problem
 from guardrail.asgi.content import JSON, Body, media_type, parsed_json
+from guardrail.asgi.problems import Problem
 from guardrail.inputs.parts import MEDIA_KEYS
 from guardrail.server.errors import RefusedError, busy
 

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from guardrail.asgi.answers import Problem, problem_of
+from guardrail.asgi.problems import Problem, problem_of
 from guardrail.errors import (
     ConfigurationError,
     GuardrailError,

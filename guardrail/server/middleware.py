@@ -18,8 +18,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 
-from guardrail.asgi.answers import Problem
 from guardrail.asgi.content import raced
+from guardrail.asgi.problems import Problem
 from guardrail.errors import GuardrailError
 from guardrail.server.access import DRAINING, HEALTH, METRICS, Access, Places
 from guardrail.server.bodies import Bodies

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from starlette.exceptions import HTTPException
 
-from guardrail.asgi.answers import Problem
+from guardrail.asgi.problems import Problem
 
 _KEPT = frozenset(range(400, 500)) - {401, 403, 407, 408, 429}
 _TEXT_CHARS = 2_000
