@@ -105,25 +105,19 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
     source = sources[0]
     read_here = {source, *_TOOLS, *(["instructions"] if source == "input" else ())}
     refuse_others(body, read_here | {*unchecked})
-    read, change = _FORMS[source]
-    value, tools = read(body), _tools(body)
+    value, tools = _READ[source](body), _tools(body)
     beside = [text for key in _FORMATS if (text := _schema(key, body.get(key)))]
     beside += shown_labels(value, tools)
 
     def cautioned(words: str) -> bytes | None:
-        changed = change(body, words)
-        return None if changed is None else json.dumps({**body, **changed}).encode()
+        if source == "input":
+            head = body.get("instructions")
+            changed: dict[str, object] = {"instructions": f"{words}\n\n{head}" if head else words}
+        else:
+            changed = {source: with_caution(body[source], words)}
+        return None if None in changed.values() else json.dumps({**body, **changed}).encode()
 
     return Content(value, tools, beside, cautioned)
-
-
-def _messages(body: Body) -> Any:
-    return body["messages"]
-
-
-def _cautioned_messages(body: Body, words: str) -> dict[str, object] | None:
-    changed = with_caution(body["messages"], words)
-    return None if changed is None else {"messages": changed}
 
 
 def _prompt(body: Body) -> str:
@@ -131,10 +125,6 @@ def _prompt(body: Body) -> str:
     if not isinstance(prompt, str):
         raise UnsupportedContentError("prompt must be a str; send one prompt per request")
     return prompt
-
-
-def _cautioned_prompt(body: Body, words: str) -> dict[str, object]:
-    return {"prompt": with_caution(body["prompt"], words)}
 
 
 def _input(body: Body) -> Any:
@@ -149,11 +139,6 @@ def _input(body: Body) -> Any:
         raise UnsupportedContentError("instructions must be a str")
     chat = [{"role": "user", "content": value}] if isinstance(value, str) else value
     return with_caution(chat, head) or chat
-
-
-def _cautioned_input(body: Body, words: str) -> dict[str, object]:
-    head = body.get("instructions")
-    return {"instructions": f"{words}\n\n{head}" if head else words}
 
 
 def _item(item: object, what: str) -> Mapping[object, object]:
@@ -212,8 +197,8 @@ def _schema(key: str, value: object) -> str:
     return "" if value in _FREE_FORMATS else json.dumps(value, ensure_ascii=False)
 
 
-_FORMS: Mapping[str, tuple[Callable[[Body], Any], Callable[[Body, str], Body | None]]] = {
-    "messages": (_messages, _cautioned_messages),
-    "input": (_input, _cautioned_input),
-    "prompt": (_prompt, _cautioned_prompt),
+_READ: Mapping[str, Callable[[Body], Any]] = {
+    "messages": lambda body: body["messages"],
+    "input": _input,
+    "prompt": _prompt,
 }

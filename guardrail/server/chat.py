@@ -80,9 +80,11 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
 class LocalAnswerer:
     """Asks the service's guard for an answer and a verdict in one prefill."""
 
+    chats = router
+    routers: tuple[APIRouter, ...] = ()
+
     def __init__(self, service: Service) -> None:
         self._service, self._created = service, int(time.time())
-        self.chats, self.routers = router, tuple[APIRouter, ...]()
 
     async def models(self) -> list[dict[str, object]]:
         """See `Answerer`."""

@@ -75,13 +75,14 @@ class ProxyAnswerer:
     One that would be steered goes on with a caution in it, or as `policy.unsteerable` says.
     """
 
+    routers: tuple[APIRouter, ...] = ()
+
     def __init__(self, service: Service, settings: UpstreamSettings) -> None:
         self._service, self._settings = service, settings
         self._upstream = Upstream(settings)
         self._trouble = Kept(self._upstream.trouble, _TROUBLE_KEPT_S)
         self._models = Kept(self._upstream.models, _MODELS_KEPT_S)
         self._created = int(time.time())
-        self.routers: tuple[APIRouter, ...] = ()
         _log.info("forwarding", extra={"upstream": settings.url, "key": settings.key is not None})
         if settings.key_in_clear:
             _log.warning("the upstream's key goes over the network without TLS; use https://")
