@@ -402,6 +402,14 @@ async def test_deep_bodies_are_refused_or_forwarded_whole(proxy_of, upstream, ke
         assert len(upstream.seen) == (answer.status_code == 200)
 
 
+def test_its_routes_are_described_with_what_they_need(app_of):
+    paths = app_of().openapi()["paths"]
+    for path, source in [("chat/completions", "messages"), ("completions", "prompt"),
+                         ("responses", "input")]:  # fmt: skip
+        body = paths[f"/v1/{path}"]["post"]["requestBody"]["content"]["application/json"]
+        assert body["schema"]["required"] == ["model", source]
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
