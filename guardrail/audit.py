@@ -26,62 +26,15 @@ from guardrail.errors import ConfigurationError
 from guardrail.types import Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
+
 Audit = Callable[[Verdict | None, Mapping[str, object]], None]
 """A sink of what a guard found: the verdict (None: there was no decision), and facts about it."""
 
 _log = logging.getLogger(__name__)
 _MODE = 0o600  # who judged whom, and when, is nobody else's business
-
 TEXT_KEYS = frozenset({"answer", "content", "input", "messages", "prompt", "query", "text"})
-
-
-def plain(value: object) -> object:
-    """The same facts as values JSON has: infinities and NaN become strings, objects type names."""
-    if isinstance(value, bool | int | str) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence | frozenset | set) and not isinstance(value, bytes | bytearray):
-        return [plain(item) for item in value]
-    # The words of an unknown object may quote the request: its type is all that is told.
-    return f"<{type(value).__name__}>"
-
-
-class _CountsDropped(logging.Handler):
-    """A handler that counts the records it could not write and never raises."""
-
-    dropped = 0
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Called inside the handler's lock and its `except`; the traceback names the cause."""
-        self.dropped += 1
-        if self.dropped.bit_count() == 1:  # 1, 2, 4, ...: a full disk must not fill another
-            _log.error("an audit line was not written; %d lost so far", self.dropped, exc_info=True)
-
-
-class _RotatingSink(_CountsDropped, RotatingFileHandler):
-    def _open(self) -> Any:
-        return LineFile(self.baseFilename)
-
-
-class _WatchedSink(_CountsDropped, WatchedFileHandler):
-    """Goes on in a new file when another program has moved the old one away."""
-
-    def _open(self) -> Any:
-        return LineFile(self.baseFilename)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            super().emit(record)
-        except Exception:  # a new file that cannot be opened
-            self.handleError(record)
-
-
-class _StreamSink(_CountsDropped, logging.StreamHandler[TextIO]):
-    pass
 
 
 class AuditLog:
@@ -123,7 +76,7 @@ class AuditLog:
 
     def __call__(self, verdict: Verdict | None, extra: Mapping[str, object]) -> None:
         """Write one line; the form in which a guard calls its `audit`."""
-        facts = extra if self.include_text else _without_text(extra)
+        facts: Any = plain(extra, leave_out=() if self.include_text else TEXT_KEYS)
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "event": extra.get("event", "verdict"),
@@ -131,7 +84,8 @@ class AuditLog:
             **(verdict.to_dict() if verdict is not None else {}),
         }
         # What we know ourselves wins over what came along under the same name.
-        text = json.dumps(plain({**line, **facts, **line}))
+        known: Any = plain(line)
+        text = json.dumps({**known, **facts, **known})
         self._sink.handle(logging.makeLogRecord({"msg": "%s", "args": (text,)}))
 
     def write(
@@ -163,30 +117,10 @@ class AuditLog:
         self.close()
 
 
-def _open(path: Path, max_bytes: int, backups: int) -> _RotatingSink | _WatchedSink:
-    try:
-        if max_bytes:
-            return _RotatingSink(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
-        return _WatchedSink(path, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot open the audit log {path}: {error.strerror}; "
-            "make its folder and allow this user to write there"
-        ) from error
-
-
-def _without_text(facts: Mapping[str, object]) -> dict[str, object]:
-    return {
-        str(key): _pruned(item) for key, item in facts.items() if str(key).lower() not in TEXT_KEYS
-    }
-
-
-def _pruned(value: object) -> object:
-    if isinstance(value, Mapping):
-        return _without_text(value)
-    if isinstance(value, list | tuple):
-        return [_pruned(item) for item in value]
-    return value
+def fan_out(*sinks: Audit | None) -> Audit | None:
+    """Several sinks as one; None among them are left out, and None is all that is left of none."""
+    given = tuple(sink for sink in sinks if sink is not None)
+    return FanOut(given) if len(given) > 1 else given[0] if given else None
 
 
 class FanOut:
@@ -219,10 +153,26 @@ class FanOut:
             _log.exception("the sink %s failed, %d times so far", name, count)
 
 
-def fan_out(*sinks: Audit | None) -> Audit | None:
-    """Several sinks as one; None among them are left out, and None is all that is left of none."""
-    given = tuple(sink for sink in sinks if sink is not None)
-    return FanOut(given) if len(given) > 1 else given[0] if given else None
+def plain(value: object, *, leave_out: Collection[str] = ()) -> object:
+    """The same facts as values JSON has: infinities and NaN become strings, objects type names.
+
+    What stands under a key of `leave_out`, in whatever case, is left out at every depth.
+    """
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        told = {str(key): item for key, item in value.items()}
+        return {
+            key: plain(item, leave_out=leave_out)
+            for key, item in told.items()
+            if key.lower() not in leave_out
+        }
+    if isinstance(value, Sequence | frozenset | set) and not isinstance(value, bytes | bytearray):
+        return [plain(item, leave_out=leave_out) for item in value]
+    # The words of an unknown object may quote the request: its type is all that is told.
+    return f"<{type(value).__name__}>"
 
 
 class LineFile:
@@ -273,3 +223,49 @@ class LineFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class _CountsDropped(logging.Handler):
+    """A handler that counts the records it could not write and never raises."""
+
+    dropped = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called inside the handler's lock and its `except`; the traceback names the cause."""
+        self.dropped += 1
+        if self.dropped.bit_count() == 1:  # 1, 2, 4, ...: a full disk must not fill another
+            _log.error("an audit line was not written; %d lost so far", self.dropped, exc_info=True)
+
+
+class _RotatingSink(_CountsDropped, RotatingFileHandler):
+    def _open(self) -> Any:
+        return LineFile(self.baseFilename)
+
+
+class _WatchedSink(_CountsDropped, WatchedFileHandler):
+    """Goes on in a new file when another program has moved the old one away."""
+
+    def _open(self) -> Any:
+        return LineFile(self.baseFilename)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except Exception:  # a new file that cannot be opened
+            self.handleError(record)
+
+
+class _StreamSink(_CountsDropped, logging.StreamHandler[TextIO]):
+    pass
+
+
+def _open(path: Path, max_bytes: int, backups: int) -> _RotatingSink | _WatchedSink:
+    try:
+        if max_bytes:
+            return _RotatingSink(path, maxBytes=max_bytes, backupCount=backups, encoding="utf-8")
+        return _WatchedSink(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot open the audit log {path}: {error.strerror}; "
+            "make its folder and allow this user to write there"
+        ) from error

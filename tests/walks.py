@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from pathlib import Path
@@ -37,6 +38,32 @@ def files_walked(call: Callable[[], object]) -> set[str]:
         sys.setprofile(None)
         threading.setprofile(None)
     return {str(Path(name).relative_to(ROOT)) for name in walked}
+
+
+def chat_walk() -> set[str]:
+    """The files of a chat over HTTP, from the request to the guard and back to the answer.
+
+    Without those of `Guard.generate`, which has a walk of its own.
+    """
+    import httpx
+
+    from guardrail.guard import Guard
+    from guardrail.server import create_app
+    from guardrail.testing import tiny_artefact, tiny_model
+
+    pair = tiny_model()
+    artefact = tiny_artefact(*pair)
+    chat = [{"role": "user", "content": "Name a fruit"}]
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        body = {"model": "guarded", "messages": chat, "max_tokens": 1}
+        (await client.post("/v1/chat/completions", json=body)).raise_for_status()
+
+    with Guard(pair, artefact) as alone, Guard(pair, artefact) as served:
+        transport = httpx.ASGITransport(create_app(served))
+        client = httpx.AsyncClient(transport=transport, base_url="http://server")
+        generated = files_walked(lambda: alone.generate(chat, max_new_tokens=1))
+        return files_walked(lambda: asyncio.run(ask(client))) - generated
 
 
 def _is_importing(frame: FrameType | None) -> bool:

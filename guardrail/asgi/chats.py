@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from guardrail.asgi.chat_settings import refuse_others
-from guardrail.errors import UnsupportedContentError
+from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
 from guardrail.front.chats import with_caution
+from guardrail.inputs.canonical import require_one_reading
+from guardrail.inputs.limits import read_apart
 from guardrail.inputs.parts import as_mapping, refuse_unknown
 from guardrail.inputs.tools import shown_labels
+
+if TYPE_CHECKING:
+    from guardrail.front.consequences import Checker
+    from guardrail.policy import Policy
+    from guardrail.types import Verdict
 
 _SOURCES = ("messages", "input", "prompt")
 _TOOLS = frozenset({"tools", "functions"})
 _FORMATS = ("response_format", "text")  # a schema in them is shown to the model
-
-
 _FREE_FORMATS: tuple[object, ...] = (
     None,
     {},
@@ -56,6 +62,31 @@ class Content:
                 )
         return value, {"tools": self.tools} if self.tools and with_tools else {}
 
+    async def judged(
+        self, guard: Checker, *, one_reading: Policy | None = None, **options: Any
+    ) -> Verdict:
+        """The verdict; a flag is no error.
+
+        Tools are judged as the model would read them, or as text if its template knows none.
+
+        Args:
+            guard: who judges.
+            one_reading: the rules under which pictures must be the same to all decoders.
+            options: those of the guard's `acheck`.
+
+        Raises:
+            GuardrailError: it cannot be read or judged, or there is no room or time for it.
+        """
+        value, tools = self.asked(with_tools=getattr(guard, "supports_tools", False))
+        try:
+            if one_reading is not None:
+                await read_apart(partial(require_one_reading, value, one_reading))
+            return await guard.acheck(value, **tools, **options)
+        except GuardrailError:
+            raise
+        except Exception as error:  # a border: whatever breaks inside the guard is an outage
+            raise DetectorError("the check failed") from error
+
 
 def read_chat(body: object, unchecked: Collection[str]) -> Content:
     """The messages, input or prompt of a request to a model.
@@ -74,25 +105,19 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
     source = sources[0]
     read_here = {source, *_TOOLS, *(["instructions"] if source == "input" else ())}
     refuse_others(body, read_here | {*unchecked})
-    read, change = _FORMS[source]
-    value, tools = read(body), _tools(body)
+    value, tools = _READ[source](body), _tools(body)
     beside = [text for key in _FORMATS if (text := _schema(key, body.get(key)))]
     beside += shown_labels(value, tools)
 
     def cautioned(words: str) -> bytes | None:
-        changed = change(body, words)
-        return None if changed is None else json.dumps({**body, **changed}).encode()
+        if source == "input":
+            head = body.get("instructions")
+            changed: dict[str, object] = {"instructions": f"{words}\n\n{head}" if head else words}
+        else:
+            changed = {source: with_caution(body[source], words)}
+        return None if None in changed.values() else json.dumps({**body, **changed}).encode()
 
     return Content(value, tools, beside, cautioned)
-
-
-def _messages(body: Body) -> Any:
-    return body["messages"]
-
-
-def _cautioned_messages(body: Body, words: str) -> dict[str, object] | None:
-    changed = with_caution(body["messages"], words)
-    return None if changed is None else {"messages": changed}
 
 
 def _prompt(body: Body) -> str:
@@ -100,10 +125,6 @@ def _prompt(body: Body) -> str:
     if not isinstance(prompt, str):
         raise UnsupportedContentError("prompt must be a str; send one prompt per request")
     return prompt
-
-
-def _cautioned_prompt(body: Body, words: str) -> dict[str, object]:
-    return {"prompt": with_caution(body["prompt"], words)}
 
 
 def _input(body: Body) -> Any:
@@ -118,11 +139,6 @@ def _input(body: Body) -> Any:
         raise UnsupportedContentError("instructions must be a str")
     chat = [{"role": "user", "content": value}] if isinstance(value, str) else value
     return with_caution(chat, head) or chat
-
-
-def _cautioned_input(body: Body, words: str) -> dict[str, object]:
-    head = body.get("instructions")
-    return {"instructions": f"{words}\n\n{head}" if head else words}
 
 
 def _item(item: object, what: str) -> Mapping[object, object]:
@@ -181,8 +197,8 @@ def _schema(key: str, value: object) -> str:
     return "" if value in _FREE_FORMATS else json.dumps(value, ensure_ascii=False)
 
 
-_FORMS: Mapping[str, tuple[Callable[[Body], Any], Callable[[Body, str], Body | None]]] = {
-    "messages": (_messages, _cautioned_messages),
-    "input": (_input, _cautioned_input),
-    "prompt": (_prompt, _cautioned_prompt),
+_READ: Mapping[str, Callable[[Body], Any]] = {
+    "messages": lambda body: body["messages"],
+    "input": _input,
+    "prompt": _prompt,
 }

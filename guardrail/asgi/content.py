@@ -3,10 +3,6 @@
 What is checked must be what the app reads. So a body is refused where two readers may differ: a key
 or a field that stands twice, another charset than UTF-8, a byte order mark, numbers that are none,
 a form that could be read as JSON (many apps read JSON whatever the media type says).
-
-Form bodies: the fields that hold text, picture and video files, as one user message.
-
-A request's body: read once and within a bound, then given to the app again as it came.
 """
 
 from __future__ import annotations
@@ -38,12 +34,75 @@ if TYPE_CHECKING:
 
     from guardrail.asgi.routes import GuardedRoute, Select
 
+JSON = "application/json"
 MULTIPART = "multipart/form-data"
-
 URLENCODED = "application/x-www-form-urlencoded"
 
 # What clients send for a file whose kind they do not know.
 _ANY_FILE = ("", "application/octet-stream", "binary/octet-stream")
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+async def read_content(
+    data: bytes, kind: str, headers: Headers, scope: Scope, route: GuardedRoute
+) -> Content:
+    """What of the body is checked, and how a caution is put before it.
+
+    Raises:
+        HTTPException: the body cannot be read, or two readers could differ on it.
+        UnsupportedContentError: it holds something that the guard does not understand.
+    """
+    if kind == JSON:
+        body = await asyncio.to_thread(parsed_json, data)
+        if route.select is not None:
+            return Content(await _selected(route.select, scope, body))
+        return read_chat(body, route.unchecked)
+    form = await read_form(data, headers, kind)
+    try:
+        if route.select is not None:
+            return Content(await _selected(route.select, scope, form))
+        return Content(await read_fields(form, route.fields))
+    finally:
+        await form.close()  # its temporary files
+
+
+def media_type(headers: Headers, among: Sequence[str] = (JSON, MULTIPART, URLENCODED)) -> str:
+    """The one media type that the body is read as.
+
+    Raises:
+        HTTPException: 415, none that is read here, or an encoding that hides the body.
+    """
+    given = headers.getlist("content-type")
+    if len(given) != 1:
+        raise HTTPException(415, "the request needs one Content-Type")
+    encodings = {value.strip().lower() for value in headers.getlist("content-encoding")}
+    if encodings - {"identity", ""}:
+        raise HTTPException(415, "a body with a Content-Encoding is not read; send it as it is")
+    kind, options = parse_options_header(given[0])
+    name, charset = kind.decode("latin-1").lower(), options.get(b"charset", b"utf-8")
+    if charset.lower() not in (b"utf-8", b"utf8", b"us-ascii"):
+        raise HTTPException(415, "only the charset UTF-8 is read")
+    if name.startswith("application/") and name.endswith("+json"):
+        return JSON
+    if name not in among:
+        known = " or ".join(among)
+        raise HTTPException(415, f"the media type {name[:80]!r} is not read here; send {known}")
+    return name
+
+
+def parsed_json(data: bytes) -> Any:
+    """Strict JSON in UTF-8.
+
+    Raises:
+        HTTPException: 400, it is none.
+    """
+    try:
+        return strict_json(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"the body is no JSON that can be checked: {error}") from error
 
 
 async def read_form(data: bytes, headers: Headers, kind: str) -> FormData:
@@ -62,15 +121,6 @@ async def read_form(data: bytes, headers: Headers, kind: str) -> FormData:
     except (MultiPartException, FormParserError) as error:
         reason = error.message if isinstance(error, MultiPartException) else str(error)
         raise HTTPException(400, f"the form cannot be read: {reason}") from error
-
-
-@asynccontextmanager
-async def closing(form: FormData) -> AsyncIterator[None]:
-    """Close the form's temporary files after the block."""
-    try:
-        yield
-    finally:
-        await form.close()
 
 
 async def read_fields(form: FormData, fields: Sequence[str] | None) -> list[object]:
@@ -95,6 +145,97 @@ async def read_fields(form: FormData, fields: Sequence[str] | None) -> list[obje
     if not chat:
         raise UnsupportedContentError("the form has no field that is checked")
     return chat
+
+
+class Body:
+    """One request's body, read once and within a bound, then given to the app again as it came."""
+
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive, self._max_bytes = receive, max_bytes
+        self._data = bytearray()
+        self._begun = self._complete = False
+        self._later: list[Message] = []
+
+    async def read(self, headers: Headers) -> bytes:
+        """The whole body.
+
+        Raises:
+            HTTPException: 413, it is larger than allowed, or says that it is.
+            ClientDisconnect: nobody waits for an answer any more.
+        """
+        declared = headers.get("content-length", "")
+        size = int(declared[:20]) if declared.isdecimal() else 0
+        while size <= self._max_bytes:
+            if self._complete:
+                return bytes(self._data)
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            self._data += message.get("body", b"")
+            self._begun, self._complete = True, not message.get("more_body", False)
+            size = len(self._data)
+        raise HTTPException(413, f"the body is larger than the {self._max_bytes} bytes allowed")
+
+    async def unless_gone(self, work: Awaitable[T]) -> T:
+        """What `work` gives; it is cancelled when the client goes before that.
+
+        Raises:
+            ClientDisconnect: nobody waits for an answer any more.
+        """
+        async with raced(work, self._gone()) as (job, gone):
+            if job.done():
+                found: T = job.result()
+                return found
+            gone.result()  # a receive channel that fails is an error of its own
+            raise ClientDisconnect
+
+    def replay(self, data: bytes | None = None) -> Receive:
+        """A receive channel with the same body (or `data`), and then what else comes."""
+        body = bytes(self._data) if data is None else data
+        first: Message = {"type": "http.request", "body": body, "more_body": not self._complete}
+        waiting = [*reversed(self._later), first] if self._begun else []
+        following = self._receive  # without `self`, which holds the bytes while the app answers
+
+        async def receive() -> Message:
+            return waiting.pop() if waiting else await following()
+
+        return receive
+
+    async def _gone(self) -> None:
+        message = await self._receive()
+        if message["type"] != "http.disconnect":
+            self._later.append(message)  # nothing is expected here; it is the app's to see
+            await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def raced(
+    *works: Awaitable[Any], timeout: float | None = None
+) -> AsyncIterator[Sequence[asyncio.Future[Any]]]:
+    """Tasks of all, once the first has ended or the time is over; the rest ends with the block."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:  # what a cancelled one says of it interests nobody any more
+            if not task.cancelled():
+                task.exception()
+
+
+async def _selected(select: Select, scope: Scope, body: Any) -> Any:
+    try:
+        return await resolved(select(scope, body))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        # Senders shape the body; the selector's own mistakes look the same, hence the log.
+        frames = reversed(traceback.extract_tb(error.__traceback__))
+        where = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in frames)
+        kind = type(error).__name__  # without the message, which may hold what a sender wrote
+        _log.warning("a body could not be read by the route's select: %s at %s", kind, where)
+        raise HTTPException(422, "the body has another shape than this route reads") from error
 
 
 async def _content(name: str, value: UploadFile | str) -> tuple[str, str | bytes | None]:
@@ -130,151 +271,3 @@ def _is_multipart(data: bytes) -> bool:
 
 async def _whole(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data
-
-
-T = TypeVar("T")
-
-
-class Body:
-    """One request's body."""
-
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
-        self._receive, self._max_bytes = receive, max_bytes
-        self._data = bytearray()
-        self._begun = self._complete = False
-        self._later: list[Message] = []
-
-    async def read(self, headers: Headers) -> bytes:
-        """The whole body.
-
-        Raises:
-            HTTPException: 413, it is larger than allowed, or says that it is.
-            ClientDisconnect: nobody waits for an answer any more.
-        """
-        declared = headers.get("content-length", "")
-        size = int(declared[:20]) if declared.isdecimal() else 0
-        while size <= self._max_bytes:
-            if self._complete:
-                return bytes(self._data)
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            self._data += message.get("body", b"")
-            self._begun, self._complete = True, not message.get("more_body", False)
-            size = len(self._data)
-        raise HTTPException(413, f"the body is larger than the {self._max_bytes} bytes allowed")
-
-    async def unless_gone(self, work: Awaitable[T]) -> T:
-        """What `work` gives; it is cancelled when the client goes before that.
-
-        Raises:
-            ClientDisconnect: nobody waits for an answer any more.
-        """
-        job, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone())
-        try:
-            await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if job.done():
-                return job.result()
-            gone.result()  # a receive channel that fails is an error of its own
-            raise ClientDisconnect
-        finally:
-            for task in (job, gone):
-                task.cancel()
-            await asyncio.wait({job, gone})
-            if not gone.cancelled():
-                gone.exception()  # both ended at once, and the work's end is what counts
-
-    def replay(self, data: bytes | None = None) -> Receive:
-        """A receive channel with the same body (or `data`), and then what else comes."""
-        body = bytes(self._data) if data is None else data
-        first: Message = {"type": "http.request", "body": body, "more_body": not self._complete}
-        waiting = [*reversed(self._later), first] if self._begun else []
-        following = self._receive  # without `self`, which holds the bytes while the app answers
-
-        async def receive() -> Message:
-            return waiting.pop() if waiting else await following()
-
-        return receive
-
-    async def _gone(self) -> None:
-        message = await self._receive()
-        if message["type"] != "http.disconnect":
-            self._later.append(message)  # nothing is expected here; it is the app's to see
-            await asyncio.Event().wait()
-
-
-JSON = "application/json"
-
-_log = logging.getLogger(__name__)
-
-
-def media_type(headers: Headers, among: Sequence[str] = (JSON, MULTIPART, URLENCODED)) -> str:
-    """The one media type that the body is read as.
-
-    Raises:
-        HTTPException: 415, none that is read here, or an encoding that hides the body.
-    """
-    given = headers.getlist("content-type")
-    if len(given) != 1:
-        raise HTTPException(415, "the request needs one Content-Type")
-    encodings = {value.strip().lower() for value in headers.getlist("content-encoding")}
-    if encodings - {"identity", ""}:
-        raise HTTPException(415, "a body with a Content-Encoding is not read; send it as it is")
-    kind, options = parse_options_header(given[0])
-    name, charset = kind.decode("latin-1").lower(), options.get(b"charset", b"utf-8")
-    if charset.lower() not in (b"utf-8", b"utf8", b"us-ascii"):
-        raise HTTPException(415, "only the charset UTF-8 is read")
-    if name.startswith("application/") and name.endswith("+json"):
-        return JSON
-    if name not in among:
-        known = " or ".join(among)
-        raise HTTPException(415, f"the media type {name[:80]!r} is not read here; send {known}")
-    return name
-
-
-async def read_content(
-    data: bytes, kind: str, headers: Headers, scope: Scope, route: GuardedRoute
-) -> Content:
-    """What of the body is checked, and how a caution is put before it.
-
-    Raises:
-        HTTPException: the body cannot be read, or two readers could differ on it.
-        UnsupportedContentError: it holds something that the guard does not understand.
-    """
-    if kind == JSON:
-        body = await asyncio.to_thread(parsed_json, data)
-        if route.select is not None:
-            return Content(await _selected(route.select, scope, body))
-        return read_chat(body, route.unchecked)
-    form = await read_form(data, headers, kind)
-    async with closing(form):
-        if route.select is not None:
-            return Content(await _selected(route.select, scope, form))
-        return Content(await read_fields(form, route.fields))
-
-
-def parsed_json(data: bytes) -> Any:
-    """Strict JSON in UTF-8.
-
-    Raises:
-        HTTPException: 400, it is none.
-    """
-    try:
-        return strict_json(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, f"the body is no JSON that can be checked: {error}") from error
-
-
-def _frames(error: Exception) -> list[traceback.FrameSummary]:
-    return list(traceback.extract_tb(error.__traceback__))
-
-
-async def _selected(select: Select, scope: Scope, body: Any) -> Any:
-    try:
-        return await resolved(select(scope, body))
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        # Senders shape the body; the selector's own mistakes look the same, hence the log.
-        where = " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(_frames(error)))
-        kind = type(error).__name__  # without the message, which may hold what a sender wrote
-        _log.warning("a body could not be read by the route's select: %s at %s", kind, where)
-        raise HTTPException(422, "the body has another shape than this route reads") from error

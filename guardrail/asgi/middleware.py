@@ -1,7 +1,4 @@
-"""The middleware: reads a guarded request's body, has it checked, and lets it through or not.
-
-What goes to the app and back to the client, where it is not just as it came.
-"""
+"""The middleware: reads a guarded request's body, has it checked, and lets it through or not."""
 
 from __future__ import annotations
 
@@ -12,24 +9,20 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from guardrail.asgi.answers import answer_to, problem_of
 from guardrail.asgi.content import Body, media_type, read_content
+from guardrail.asgi.problems import answer_to, problem_of
 from guardrail.asgi.routes import GuardedRoute, RouteTable
-from guardrail.errors import ConfigurationError, DetectorError, GuardrailError
+from guardrail.errors import ConfigurationError, GuardrailError
 from guardrail.front.consequences import record, resolved, settled
-from guardrail.inputs.canonical import require_one_reading
-from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import enforces, is_refused_outage, passes_unchecked, stopped
 from guardrail.policy.policy import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from guardrail.asgi.chats import Content
@@ -39,32 +32,6 @@ if TYPE_CHECKING:
     from guardrail.types import Verdict
 
 _GONE = 499  # the usual status for a client that hung up; only logs ever see it
-
-
-async def answer_to_nobody(scope: Scope, receive: Receive, send: Send) -> None:
-    """End a request whose client is gone; a middleware outside may rely on an answer."""
-    with suppress(OSError):  # how servers say that nobody is there
-        await Response(status_code=_GONE)(scope, receive, send)
-
-
-def marked(send: Send, header: str | None, value: str) -> Send:
-    """A send channel that adds a header to the answer; None adds nothing."""
-    if header is None:
-        return send
-    mark = (header.lower().encode("latin-1"), value.encode("latin-1"))
-
-    async def marking(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), mark]}
-        await send(message)
-
-    return marking
-
-
-def sized(headers: Iterable[tuple[bytes, bytes]], size: int) -> list[tuple[bytes, bytes]]:
-    """A request's headers for a body of another size."""
-    kept = [h for h in headers if h[0].lower() not in (b"content-length", b"transfer-encoding")]
-    return [*kept, (b"content-length", str(size).encode())]
 
 
 Answer = Callable[[Any, Any], Any]
@@ -187,7 +154,9 @@ class GuardrailASGIMiddleware:
             reading = partial(read_content, data, kind, headers, scope, route)
             content, verdict = await body.unless_gone(self._checked(reading))
         except ClientDisconnect:
-            await answer_to_nobody(scope, receive, send)
+            # a middleware outside may rely on an answer
+            with suppress(OSError):  # how servers say that nobody is there
+                await Response(status_code=_GONE)(scope, receive, send)
             return None
         except (HTTPException, GuardrailError) as error:
             if not passes_unchecked(error, self._policy):
@@ -200,15 +169,8 @@ class GuardrailASGIMiddleware:
 
     async def _checked(self, reading: Callable[[], Awaitable[Content]]) -> tuple[Content, Verdict]:
         content, guard = await reading(), self._checker()
-        value, options = content.asked(with_tools=getattr(guard, "supports_tools", False))
-        try:
-            if enforces(self._policy):
-                await read_apart(partial(require_one_reading, value, self._policy))
-            return content, await guard.acheck(value, **options)
-        except GuardrailError:
-            raise
-        except Exception as error:  # a border: whatever breaks inside the guard is an outage
-            raise DetectorError("the check failed") from error
+        one_reading = self._policy if enforces(self._policy) else None
+        return content, await content.judged(guard, one_reading=one_reading)
 
     async def _settled(
         self, content: Content, verdict: Verdict, body: Body, scope: Scope, send: Send
@@ -222,12 +184,14 @@ class GuardrailASGIMiddleware:
         )
         scope["state"]["guardrail_verdict"] = after.verdict
         record(self._audit, after.verdict, after.done)
-        send = marked(send, self._header, after.verdict.action)
+        send = self._marked(send, after.verdict)
         if after.done == "flag":
             await self._flagged(after.verdict, scope, body.replay(), send)
             return None
         if after.cautioned is not None:
-            scope["headers"] = sized(scope["headers"], len(after.cautioned))
+            headers = MutableHeaders(scope=scope)
+            del headers["transfer-encoding"]
+            headers["content-length"] = str(len(after.cautioned))
         return body.replay(after.cautioned), send
 
     async def _flagged(self, verdict: Verdict, scope: Scope, receive: Receive, send: Send) -> None:
@@ -245,6 +209,19 @@ class GuardrailASGIMiddleware:
         problem = problem_of(error, refusal=refusal, flag_status=self._status)
         answer = answer_to(error, problem, scope.get("app") or self._app)
         await answer(scope, receive, send)
+
+    def _marked(self, send: Send, verdict: Verdict) -> Send:
+        """A send channel that tells the client the action, if it is to be told."""
+        if self._header is None:
+            return send
+        mark = (self._header.lower().encode("latin-1"), verdict.action.encode("latin-1"))
+
+        async def marking(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), mark]}
+            await send(message)
+
+        return marking
 
     def _checker(self) -> Checker:
         if self._own is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -117,10 +116,13 @@ def observing(model_name: str, log: AuditLog | None, *, otel: bool) -> Iterator[
         MissingExtraError: spans are asked for, and the extra `otel` is not installed.
     """
     from guardrail import __version__
-    from guardrail.observe.exporting import asked_for, tracer_provider
-    from guardrail.server.observing import Observation
+    from guardrail.server.observing import Observation, spans_asked_for
 
-    traces = tracer_provider(__version__) if otel or asked_for(os.environ) else None
+    traces = None
+    if otel or spans_asked_for():
+        from guardrail.observe.tracing import tracer_provider
+
+        traces = tracer_provider(__version__)
     observation = Observation(model=model_name, audit_log=log, traces=traces)
     try:
         yield observation

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
 
-from guardrail.asgi.answers import Problem
+from guardrail.asgi.problems import Problem
 from guardrail.policy.policy import MAX_BODY_BYTES
 from guardrail.server.errors import refuse
 from guardrail.server.keys import request_id_of

@@ -11,7 +11,7 @@ import threading
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import (
@@ -24,7 +24,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from prometheus_client import Metric
 
@@ -41,6 +41,13 @@ PRIVATE = frozenset(
     }
 )
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+SCORE_BUCKETS = (
+    *(-1.0, -0.5, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1),
+    *(1.25, 1.5, 2.0, 3.0),
+)
+"""Upper bounds in text gaps: 0 is the text-safe centroid, 1 the text-unsafe one; thresholds of most
+artefacts lie between, where the buckets are narrow. The same for all, so that servers add up."""
 
 
 class Metrics:
@@ -74,9 +81,6 @@ class Metrics:
             "Requests nearly the same as one of the client's last ones.",
             ("client",),
         )
-        self._add_http()
-
-    def _add_http(self) -> None:
         self._requests = self._counter(
             "guardrail_requests_total", "HTTP requests answered.", ("route", "status")
         )
@@ -159,14 +163,6 @@ def _observe(histogram: Histogram, seconds: object) -> None:
         histogram.observe(seconds)
 
 
-SCORE_BUCKETS = (
-    *(-1.0, -0.5, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1),
-    *(1.25, 1.5, 2.0, 3.0),
-)
-"""Upper bounds in text gaps: 0 is the text-safe centroid, 1 the text-unsafe one; thresholds of most
-artefacts lie between, where the buckets are narrow. The same for all, so that servers add up."""
-
-
 class ScoreHistogram(Collector):
     """`guardrail_score` by modality; safe between threads.
 
@@ -220,7 +216,7 @@ class Scraped(Collector):
     """Asks for the server's state at each scrape."""
 
     def __init__(self, state: Callable[[], State], registry: CollectorRegistry) -> None:
-        self._state = state
+        self.state = state
         registry.register(self)
 
     def describe(self) -> Iterator[Metric]:
@@ -229,7 +225,7 @@ class Scraped(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The figures of now."""
-        yield from _families(self._state())
+        yield from _families(self.state())
 
 
 def _families(now: State) -> Iterator[Metric]:
@@ -240,8 +236,24 @@ def _families(now: State) -> Iterator[Metric]:
         ("places", "Requests that may wait at once.", now.places),
     ):
         yield GaugeMetricFamily(f"guardrail_queue_{name}", words, value=value)
-    yield _thresholds(now)
-    yield from _drift(now)
+    yield _gauge(
+        "guardrail_threshold",
+        "The score from which requests are steered or flagged.",
+        ("modality", "action"),
+        now.thresholds,
+    )
+    yield _gauge(
+        "guardrail_drift_alarm",
+        "1 when scores no longer look like the calibration's; absent where none can be judged.",
+        ("modality",),
+        {(modality,): float(alarm) for modality, (alarm, _) in now.drift.items()},
+    )
+    yield _gauge(
+        "guardrail_drift_psi",
+        "Population stability index of scores against the calibration.",
+        ("modality",),
+        {(modality,): psi for modality, (_, psi) in now.drift.items()},
+    )
     for name, words, count in (
         ("guardrail_audit_dropped", "Audit lines that could not be written.", now.audit_dropped),
         ("guardrail_sink_failures", "Records that a sink failed on.", now.sink_failures),
@@ -249,29 +261,10 @@ def _families(now: State) -> Iterator[Metric]:
         yield CounterMetricFamily(name, words, value=count)
 
 
-def _thresholds(now: State) -> Metric:
-    family = GaugeMetricFamily(
-        "guardrail_threshold",
-        "The score from which requests are steered or flagged.",
-        labels=("modality", "action"),
-    )
-    for (modality, action), value in now.thresholds.items():
-        family.add_metric((modality, action), value)
+def _gauge(
+    name: str, words: str, labels: Sequence[str], values: Mapping[Any, float]
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, words, labels=labels)
+    for labelled, value in values.items():
+        family.add_metric(labelled, value)
     return family
-
-
-def _drift(now: State) -> Iterator[Metric]:
-    alarm = GaugeMetricFamily(
-        "guardrail_drift_alarm",
-        "1 when scores no longer look like the calibration's; absent where none can be judged.",
-        labels=("modality",),
-    )
-    index = GaugeMetricFamily(
-        "guardrail_drift_psi",
-        "Population stability index of scores against the calibration.",
-        labels=("modality",),
-    )
-    for modality, (alarmed, psi) in now.drift.items():
-        alarm.add_metric((modality,), float(alarmed))
-        index.add_metric((modality,), psi)
-    yield from (alarm, index)

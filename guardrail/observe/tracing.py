@@ -8,27 +8,39 @@ and `error.type`. Provisional are all `gen_ai.*`: they left the general conventi
 of their own and are in development there; as installed beside 1.44 they are marked as moved. They
 may change with a release of this package. `guardrail.*` are our own and change with this package
 alone.
+
+Where spans go is said by OpenTelemetry's own environment variables.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import SpanKind, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from guardrail.errors import ConfigurationError, MissingExtraError
+
+try:
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+    from opentelemetry.trace import SpanKind, StatusCode
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ModuleNotFoundError as error:
+    # An installed package that misses one of its own dependencies is another problem.
+    if not (error.name or "").startswith("opentelemetry"):
+        raise
+    raise MissingExtraError(error.name or "opentelemetry", extra="otel") from error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from opentelemetry.context import Context
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span, Tracer
     from opentelemetry.util.types import AttributeValue
@@ -73,9 +85,13 @@ CHAT = "chat"
 PROVIDER_VALUE = "guardrail-vlm"
 EVALUATION = "guardrail.refusal_direction"
 
-
+LAST_S = 5.0  # for the spans that wait at the end
+_GIVE_UP_S = 1.0
 _MOST = 10_000  # requests remembered; an answer may end a moment after its request's span
+_EXPORTERS = {"otlp": OTLPSpanExporter, "console": ConsoleSpanExporter}
 _EXTRACT = TraceContextTextMapPropagator().extract  # no baggage: nothing of it is wanted here
+
+_log = logging.getLogger(__name__)
 
 
 class Tracing:
@@ -222,10 +238,23 @@ def _evaluation(verdict: Verdict | None) -> dict[str, AttributeValue]:
     return found
 
 
-LAST_S = 5.0  # for the spans that wait at the end
-_GIVE_UP_S = 1.0
+def tracer_provider(version: str) -> TracerProvider:
+    """What makes and sends spans (OTLP over HTTP, to localhost:4318 unless told otherwise).
 
-_log = logging.getLogger(__name__)
+    It is nobody else's: the process's global provider is left alone. Shut it down at the end.
+
+    Raises:
+        ConfigurationError: an exporter other than `otlp` and `console` is asked for.
+    """
+    told = {"service.version": version}
+    if not os.environ.get("OTEL_SERVICE_NAME"):
+        told["service.name"] = "guardrail-vlm"
+    name = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    if name not in _EXPORTERS:
+        raise ConfigurationError(
+            f"OTEL_TRACES_EXPORTER={name!r} is not known here; use otlp, console or none"
+        )
+    return BoundedProvider(_EXPORTERS[name](), Resource.create(told))
 
 
 class BoundedProvider(TracerProvider):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 
-from guardrail.asgi.answers import Problem
+from guardrail.asgi.problems import Problem
 from guardrail.server.errors import RefusedError, busy
 from guardrail.server.keys import key_of
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 FIELD = "guardrail"
+"""The key of an answer under which its verdict stands."""
+
 _FOR_ALL = ("action", "would_be", "modality", "artefact_id", "mode", "reason")
 
 
@@ -38,20 +40,19 @@ def told(verdict: Verdict | None, caller: Caller) -> dict[str, object] | None:
 
 def headers_of(verdict: Verdict | None, caller: Caller) -> dict[str, str]:
     """The headers of a judged answer; a score of None has none. The log gets it in any case."""
-    known = told(verdict, caller)
-    if verdict is None or known is None:
+    if verdict is None:
         return {}
     caller.score = None if verdict.score is None else round(verdict.score, 4)
     named = {
-        "Action": known["action"],
-        "Would-Be": known["would_be"],
-        "Modality": known["modality"],
-        "Reason": known["reason"],
-        "Mode": known["mode"],
-        "Artefact": known["artefact_id"],
+        "Action": verdict.action,
+        "Would-Be": verdict.would_be,
+        "Modality": verdict.modality,
+        "Reason": verdict.reason,
+        "Mode": verdict.mode,
+        "Artefact": verdict.artefact_id,
     }
-    if known.get("score") is not None:
-        named["Score"] = f"{known['score']:.4f}"
+    if caller.sees_scores and verdict.score is not None:
+        named["Score"] = f"{verdict.score:.4f}"
     return {f"X-Guardrail-{name}": str(value) for name, value in named.items()}
 
 
@@ -105,13 +106,18 @@ _FINISH = {"stop": "stop", "length": "length", "flag": "content_filter"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """What all parts of one answer have in common."""
+class ChatCompletion:
+    """One answer to a chat, whole or in chunks: what all its parts have in common.
+
+    Without `parallel_calls` only the first call of several is told; with `usage` a stream ends with
+    token counts.
+    """
 
     model: str
-    fingerprint: str
+    verdict: Verdict
     caller: Caller
     parallel_calls: bool = True
+    usage: bool = False
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -125,42 +131,39 @@ class Form:
         }
         if calls:
             message["tool_calls"] = calls
-        choice = {
-            "index": 0,
-            "message": message,
-            "finish_reason": self._finish(result),
-            "logprobs": None,
-        }
+        choice = {"index": 0, "message": message, "finish_reason": _finish(result)}
         return {
             **self._head("chat.completion"),
-            "choices": [choice],
+            "choices": [choice | {"logprobs": None}],
             "usage": _usage(result),
             FIELD: told(result.verdict, self.caller),
         }
 
-    def chunk(
-        self, delta: dict[str, Any], finish: str | None = None, **more: Any
-    ) -> dict[str, Any]:
+    def opening(self) -> dict[str, Any]:
+        """A stream's first chunk: the verdict, before the first word."""
+        first = self.chunk({"role": "assistant", "content": ""})
+        return first | {FIELD: told(self.verdict, self.caller)}
+
+    def chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         """A part of a streamed answer."""
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return {**self._head("chat.completion.chunk"), "choices": [choice], **more}
+        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        return chunk | {"usage": None} if self.usage else chunk
 
-    def last_chunks(self, result: Result, *, usage: bool) -> list[dict[str, Any]]:
+    def closing(self, result: Result) -> list[dict[str, Any]]:
         """What follows a stream's words: calls, why it ended, and token counts if wanted.
 
         The verdict stands in the very last of them.
         """
-        verdict = {FIELD: told(result.verdict, self.caller)}
         calls = [{"index": i, **call} for i, call in enumerate(self._calls(result))]
-        none: dict[str, Any] = {"usage": None} if usage else {}
-        chunks = [self.chunk({"tool_calls": [call]}, **none) for call in calls]
+        chunks = [self.chunk({"tool_calls": [call]}) for call in calls]
         if result.refused_by_guard:
-            chunks.append(self.chunk({"refusal": result.text}, **none))
-        chunks.append(self.chunk({}, self._finish(result), **none))
-        if usage:
-            head = self._head("chat.completion.chunk")
-            chunks.append({**head, "choices": [], "usage": _usage(result)})
-        return [*chunks[:-1], chunks[-1] | verdict]
+            chunks.append(self.chunk({"refusal": result.text}))
+        chunks.append(self.chunk({}, _finish(result)))
+        if self.usage:
+            chunks.append(self.chunk({}) | {"choices": [], "usage": _usage(result)})
+        chunks[-1][FIELD] = told(result.verdict, self.caller)
+        return chunks
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -168,27 +171,18 @@ class Form:
             "object": kind,
             "created": self.created,
             "model": self.model,
-            "system_fingerprint": self.fingerprint,
+            "system_fingerprint": self.verdict.artefact_id,
         }
 
     def _calls(self, result: Result) -> list[dict[str, Any]]:
         wanted = None if self.parallel_calls else 1
         return [_call(call) for call in result.tool_calls[:wanted]]
 
-    def _finish(self, result: Result) -> str:
-        """Calls of an answer that was cut may not be all of them, so it does not end in calls."""
-        finish = _FINISH[result.finish_reason]
-        return "tool_calls" if finish == "stop" and result.tool_calls else finish
 
-
-def form_of(verdict: Verdict, model: str, caller: Caller, *, parallel_calls: bool | None) -> Form:
-    """A new answer's form; without `parallel_calls` only the first call of several is told."""
-    return Form(
-        model=model,
-        fingerprint=verdict.artefact_id,
-        caller=caller,
-        parallel_calls=parallel_calls is not False,
-    )
+def _finish(result: Result) -> str:
+    """Calls of an answer that was cut may not be all of them, so it does not end in calls."""
+    finish = _FINISH[result.finish_reason]
+    return "tool_calls" if finish == "stop" and result.tool_calls else finish
 
 
 def _call(call: ToolCall) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The app: routes on a service behind its middleware, and what happens at the end."""
+"""The app: routes on a service, behind its middleware."""
 
 from __future__ import annotations
 
@@ -57,8 +57,7 @@ def create_app(
     )
     app.state.service = service
     errors.install(app)
-    for router in getattr(service.answerer, "routers", ()):  # before those they stand in for
-        app.include_router(router)
-    for router in (routes.openai, litellm.router, routes.operations):
+    chosen, own = service.answerer, (routes.openai, litellm.router, routes.operations)
+    for router in (*chosen.routers, chosen.chats, *own):
         app.include_router(router)
     return app

@@ -20,12 +20,13 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
-from guardrail.asgi.answers import Problem
 from guardrail.asgi.content import JSON, Body, media_type, parsed_json
+from guardrail.asgi.problems import Problem
+from guardrail.inputs.parts import MEDIA_KEYS
 from guardrail.server.errors import RefusedError, busy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Collection, Coroutine, Iterator
 
     from fastapi import Response
     from starlette.types import Message, Receive, Scope
@@ -33,6 +34,18 @@ if TYPE_CHECKING:
     from guardrail.server.keys import Caller
     from guardrail.server.service import Service
 
+
+_MOST_VALUES, _MOST_KEYS = 200_000, 10_000
+_MOST_COMMAS = 5 * _MOST_VALUES  # texts have some, too; so many values are quickly read
+
+_TOO_MANY = (
+    f"the body has more than {_MOST_VALUES} values, or an object of more than {_MOST_KEYS} keys; "
+    "send less at once"
+)
+
+_prompts = logging.getLogger("guardrail.prompts")
+_MOST_CHARS = 20_000
+_LONG_DATA = re.compile(r"[A-Za-z0-9+/=]{256,}")
 
 _SHORT = 1024  # bytes, of requests that nobody counts and some of which need no key
 
@@ -104,50 +117,6 @@ class Bodies:
         return body.replay()
 
 
-_prompts = logging.getLogger("guardrail.prompts")
-_MOST_CHARS = 20_000
-_LONG_DATA = re.compile(r"[A-Za-z0-9+/=]{256,}")
-
-
-def _log_prompt(caller: Caller, body: bytes) -> None:
-    """Write a request's body to the log, pictures shortened."""
-    text = _LONG_DATA.sub(
-        lambda found: f"<{len(found[0])} characters>", body.decode(errors="replace")
-    )
-    _prompts.info(
-        "prompt",
-        extra={
-            "request_id": caller.request_id,
-            "client": caller.client,
-            "body": text[:_MOST_CHARS],
-        },
-    )
-
-
-_MOST_VALUES, _MOST_KEYS = 200_000, 10_000
-_MOST_COMMAS = 5 * _MOST_VALUES  # texts have some, too; so many values are quickly read
-
-_TOO_MANY = (
-    f"the body has more than {_MOST_VALUES} values, or an object of more than {_MOST_KEYS} keys; "
-    "send less at once"
-)
-
-
-class StrictRequest(Request):
-    """A request whose `json()` is strict, and the same object each time."""
-
-    async def json(self) -> Any:
-        """The body's value.
-
-        Raises:
-            HTTPException: 400, it is no JSON, or not the same to all readers; 413, it has more than
-                200,000 values, or an object of more than 10,000 keys.
-        """
-        if not hasattr(self, "_strict"):
-            self._strict = await asyncio.to_thread(bounded_json, await self.body())
-        return self._strict
-
-
 class StrictRoute(APIRoute):
     """A route of JSON bodies, described by their schema like any other."""
 
@@ -164,10 +133,19 @@ class StrictRoute(APIRoute):
         return strict
 
 
-async def _check(request: Request) -> None:
-    media_type(request.headers, (JSON,))
-    if not await request.body():
-        raise HTTPException(400, "the body is empty; it must be a JSON object")
+class StrictRequest(Request):
+    """A request whose `json()` is strict, and the same object each time."""
+
+    async def json(self) -> Any:
+        """The body's value.
+
+        Raises:
+            HTTPException: 400, it is no JSON, or not the same to all readers; 413, it has more than
+                200,000 values, or an object of more than 10,000 keys.
+        """
+        if not hasattr(self, "_strict"):
+            self._strict = await asyncio.to_thread(bounded_json, await self.body())
+        return self._strict
 
 
 def bounded_json(data: bytes) -> Any:
@@ -188,3 +166,44 @@ def bounded_json(data: bytes) -> Any:
                 raise HTTPException(413, _TOO_MANY)
             waiting += outer.values() if isinstance(outer, dict) else outer
     return value
+
+
+def strings_in(value: object, *, leave_out: Collection[str] = ()) -> Iterator[tuple[str, bool]]:
+    """Every string inside of JSON, and whether it is the data of a picture or video.
+
+    What stands under the keys to `leave_out` is not looked at.
+    """
+    waiting = [(value, False)]
+    while waiting:
+        match waiting.pop():
+            case str(text), media:
+                yield text, media
+            case list(items), media:
+                waiting += [(each, media) for each in reversed(items)]
+            case dict(items), _:
+                waiting += [
+                    (each, key in MEDIA_KEYS)
+                    for key, each in reversed(items.items())
+                    if key not in leave_out
+                ]
+
+
+async def _check(request: Request) -> None:
+    media_type(request.headers, (JSON,))
+    if not await request.body():
+        raise HTTPException(400, "the body is empty; it must be a JSON object")
+
+
+def _log_prompt(caller: Caller, body: bytes) -> None:
+    """Write a request's body to the log, pictures shortened."""
+    text = _LONG_DATA.sub(
+        lambda found: f"<{len(found[0])} characters>", body.decode(errors="replace")
+    )
+    _prompts.info(
+        "prompt",
+        extra={
+            "request_id": caller.request_id,
+            "client": caller.client,
+            "body": text[:_MOST_CHARS],
+        },
+    )

@@ -5,88 +5,30 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from fastapi import APIRouter, Request, Response
+
 from guardrail.errors import GuardrailViolation
 from guardrail.server.answers import (
     DONE,
-    FIELD,
     AsciiJSONResponse,
+    ChatCompletion,
     EventStream,
     event,
-    form_of,
     headers_of,
-    told,
 )
-from guardrail.server.asking import ask_options, count_asked, found
+from guardrail.server.bodies import StrictRoute
 from guardrail.server.errors import ApiError, stream_end, told_as, unknown_model
+from guardrail.server.schemas import ANSWER, ERRORS, ChatBody
+from guardrail.server.service import found
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fastapi import Request, Response
-
     from guardrail.guard import Guard
     from guardrail.online.streams import AsyncGuardStream
-    from guardrail.server.answers import Form
     from guardrail.server.keys import Caller
-    from guardrail.server.schemas import ChatBody
     from guardrail.server.service import Service
-
-
-class LocalAnswerer:
-    """Asks the service's guard for an answer and a verdict in one prefill."""
-
-    def __init__(self, service: Service) -> None:
-        self._service, self._created = service, int(time.time())
-
-    async def answer(self, body: ChatBody, caller: Caller, request: Request) -> Response:
-        """See `Answerer`."""
-        guard, settings = self._service.guard, self._service.settings
-        if body.model != settings.model_name:
-            raise unknown_model(body.model, settings.model_name)
-        asked = generate_options(body, guard, default_tokens=settings.default_tokens)
-        asked |= ask_options(self._service, caller)
-        count_asked(self._service, caller, body.messages)
-        if body.stream:
-            return await _streamed(guard, body, asked, caller)
-        result = await guard.agenerate(body.messages, **asked)
-        verdict = found(result.verdict, guard.policy)
-        form = form_of(verdict, body.model, caller, parallel_calls=body.parallel_tool_calls)
-        return AsciiJSONResponse(form.whole(result), headers=headers_of(verdict, caller))
-
-    async def models(self) -> list[dict[str, object]]:
-        """See `Answerer`."""
-        name = self._service.settings.model_name
-        return [{"id": name, "object": "model", "created": self._created, "owned_by": "local"}]
-
-    async def trouble(self) -> str | None:
-        """See `Answerer`."""
-        return "the guard is closed" if self._service.guard.closed else None
-
-    async def aclose(self) -> None:
-        """Nothing is held here."""
-
-
-async def _streamed(
-    guard: Guard, body: ChatBody, asked: dict[str, Any], caller: Caller
-) -> Response:
-    """An answer whose head is sent once its verdict and its first words are there."""
-    stream = guard.astream(body.messages, **asked)
-    try:
-        first = await anext(stream, None)
-        verdict = found(stream.verdict, guard.policy)
-    except BaseException:  # a cancelled task among them
-        await stream.aclose()
-        raise
-    form = form_of(verdict, body.model, caller, parallel_calls=body.parallel_tool_calls)
-    told = events(
-        stream,
-        first,
-        form,
-        usage=body.wants_usage,
-        refusal=guard.policy.refusal_message,
-    )
-    return EventStream(told, stream.aclose, headers_of(verdict, caller))
-
+    from guardrail.types import Verdict
 
 _COLDEST = 0.01  # colder is greedy in effect, and overflows in float32
 # Fields that this server can only be asked for in these forms; None goes everywhere.
@@ -113,6 +55,105 @@ _INSTEAD = {
     "functions": "send `tools`",
     "response_format": "say in a message which form the answer should have",
 }
+
+router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=ERRORS)
+
+
+@router.post("/chat/completions", response_model=None, responses=ANSWER)
+async def chat_completions(body: ChatBody, request: Request) -> Response:
+    """Answer a chat under guard: with the answer come its verdict in `guardrail`, and headers."""
+    service, caller = request.app.state.service, request.state.caller
+    guard, settings = service.guard, service.settings
+    if body.model != settings.model_name:
+        raise unknown_model(body.model, settings.model_name)
+    asked = generate_options(body, guard, default_tokens=settings.default_tokens)
+    asked |= service.ask_options(caller)
+    service.count_asked(caller, body.messages)
+    if body.stream:
+        return await _streamed(guard, body, asked, caller)
+    result = await guard.agenerate(body.messages, **asked)
+    verdict = found(result.verdict, guard.policy)
+    answer = _completion(body, verdict, caller).whole(result)
+    return AsciiJSONResponse(answer, headers=headers_of(verdict, caller))
+
+
+class LocalAnswerer:
+    """Asks the service's guard for an answer and a verdict in one prefill."""
+
+    chats = router
+    routers: tuple[APIRouter, ...] = ()
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._created = service, int(time.time())
+
+    async def models(self) -> list[dict[str, object]]:
+        """See `Answerer`."""
+        name = self._service.settings.model_name
+        return [{"id": name, "object": "model", "created": self._created, "owned_by": "local"}]
+
+    async def trouble(self) -> str | None:
+        """See `Answerer`."""
+        return "the guard is closed" if self._service.guard.closed else None
+
+    async def aclose(self) -> None:
+        """Nothing is held here."""
+
+
+async def _streamed(
+    guard: Guard, body: ChatBody, asked: dict[str, Any], caller: Caller
+) -> Response:
+    """An answer whose head is sent once its verdict and its first words are there."""
+    stream = guard.astream(body.messages, **asked)
+    try:
+        first = await anext(stream, None)
+        verdict = found(stream.verdict, guard.policy)
+    except BaseException:  # a cancelled task among them
+        await stream.aclose()
+        raise
+    form = _completion(body, verdict, caller)
+    told = events(stream, first, form, refusal=guard.policy.refusal_message)
+    return EventStream(told, stream.aclose, headers_of(verdict, caller))
+
+
+def _completion(body: ChatBody, verdict: Verdict, caller: Caller) -> ChatCompletion:
+    return ChatCompletion(
+        model=body.model,
+        verdict=verdict,
+        caller=caller,
+        parallel_calls=body.parallel_tool_calls is not False,
+        usage=body.wants_usage,
+    )
+
+
+async def events(
+    stream: AsyncGuardStream, first: str | None, form: ChatCompletion, *, refusal: str
+) -> AsyncIterator[bytes]:
+    """Events of one answer, the verdict before the first word.
+
+    A failure is an event with an `error`, and no end follows it: a client must not take a part of
+    an answer for the whole.
+
+    Args:
+        stream: the answer, whose verdict is known.
+        first: its first chunk of text; None when there is none.
+        form: what all chunks have in common.
+        refusal: the policy's words.
+    """
+    async with stream:
+        yield event(form.opening())
+        try:
+            if first is not None:
+                yield event(form.chunk({"content": first}))
+            async for text in stream:
+                yield event(form.chunk({"content": text}))
+        # a border: the status is sent, so the stream says it
+        except (Exception, GuardrailViolation) as error:
+            yield stream_end(told_as(error, refusal))
+            return
+        if stream.result is not None:
+            for chunk in form.closing(stream.result):
+                yield event(chunk)
+            yield DONE
 
 
 def generate_options(body: ChatBody, guard: Guard, *, default_tokens: int) -> dict[str, Any]:
@@ -191,37 +232,3 @@ def _tools(body: ChatBody, guard: Guard) -> list[dict[str, Any]] | None:
             code="unsupported_value",
         )
     return body.tools
-
-
-async def events(
-    stream: AsyncGuardStream, first: str | None, form: Form, *, usage: bool, refusal: str
-) -> AsyncIterator[bytes]:
-    """Events of one answer, the verdict before the first word.
-
-    A failure is an event with an `error`, and no end follows it: a client must not take a part of
-    an answer for the whole.
-
-    Args:
-        stream: the answer, whose verdict is known.
-        first: its first chunk of text; None when there is none.
-        form: what all chunks have in common.
-        usage: whether token counts are wanted.
-        refusal: the policy's words.
-    """
-    counts: dict[str, Any] = {"usage": None} if usage else {}
-    verdict: dict[str, Any] = {FIELD: told(stream.verdict, form.caller)}
-    async with stream:
-        yield event(form.chunk({"role": "assistant", "content": ""}, **counts, **verdict))
-        try:
-            if first is not None:
-                yield event(form.chunk({"content": first}, **counts))
-            async for text in stream:
-                yield event(form.chunk({"content": text}, **counts))
-        # a border: the status is sent, so the stream says it
-        except (Exception, GuardrailViolation) as error:
-            yield stream_end(told_as(error, refusal))
-            return
-        if stream.result is not None:
-            for chunk in form.last_chunks(stream.result, usage=usage):
-                yield event(chunk)
-            yield DONE

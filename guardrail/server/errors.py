@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from guardrail.asgi.answers import Problem, problem_of
+from guardrail.asgi.problems import Problem, problem_of
 from guardrail.errors import (
     ConfigurationError,
     GuardrailError,
@@ -27,26 +27,6 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from guardrail.server.keys import Caller
-
-
-class ApiError(GuardrailError, Exception):
-    """A request that the client can mend; `param` names the field, in the OpenAI error form."""
-
-    def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
-    ) -> None:
-        self.status, self.param, self.code = status, param, code
-        super().__init__(message)
-
-
-def unknown_model(name: str, served: str) -> ApiError:
-    """As the OpenAI API says it, with the name that is served."""
-    return ApiError(
-        f"the model {name[:80]!r} does not exist here; this server has {served!r}",
-        status=404,
-        param="model",
-        code="model_not_found",
-    )
 
 
 LATE = Problem(504, "the time of this request was over before its answer was", "timeout")
@@ -70,6 +50,16 @@ _CODES = {
 }
 
 
+class ApiError(GuardrailError, Exception):
+    """A request that the client can mend; `param` names the field, in the OpenAI error form."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        self.problem = Problem(status, message, code, param=param)
+        super().__init__(message)
+
+
 class RefusedError(Exception):
     """A request goes no further; `problem` is what its client hears."""
 
@@ -80,6 +70,16 @@ class RefusedError(Exception):
 
 class AnswerCutError(Exception):
     """An answer that had begun ended before it was complete; the message is one safe word."""
+
+
+def unknown_model(name: str, served: str) -> ApiError:
+    """As the OpenAI API says it, with the name that is served."""
+    return ApiError(
+        f"the model {name[:80]!r} does not exist here; this server has {served!r}",
+        status=404,
+        param="model",
+        code="model_not_found",
+    )
 
 
 def install(app: FastAPI) -> None:
@@ -101,26 +101,11 @@ def tell(request: Request, error: BaseException) -> Response:
 def error_answer(error: BaseException, *, refusal: str, caller: Caller) -> Response:
     """The HTTP answer that an error is told by."""
     problem = told_as(error, refusal)
-    body: dict[str, Any] = problem.to_dict()
-    body["error"]["param"] = _param(error)
-    headers = dict(problem.headers)
+    body, headers = problem.to_dict(), dict(problem.headers)
     if isinstance(error, GuardrailViolation):
         body["error"][FIELD] = told(error.verdict, caller)
         headers |= headers_of(error.verdict, caller)
     return AsciiJSONResponse(body, problem.status, headers=headers)
-
-
-def _param(error: BaseException) -> str | None:
-    """The field that an error is about."""
-    if isinstance(error, RequestValidationError):
-        return _where(error) or None
-    return error.param if isinstance(error, ApiError) else None
-
-
-def _where(error: RequestValidationError) -> str:
-    """The path to a field, without the names pydantic has for the kinds of value it may hold."""
-    steps = [str(step) for step in error.errors()[0]["loc"] if step != "body"]
-    return ".".join(step for step in steps if step not in _KINDS and "[" not in step)[:200]
 
 
 def busy(message: str) -> Problem:
@@ -146,9 +131,10 @@ def told_as(error: BaseException, refusal: str) -> Problem:
         case RequestValidationError():
             where, wrong = _where(error), error.errors()[0]
             said = _SAID.get(wrong["type"]) or wrong["msg"].removeprefix("Value error, ")
-            return Problem(422, f"{where or 'the body'}: {said}", "invalid_body")
+            message = f"{where or 'the body'}: {said}"
+            return Problem(422, message, "invalid_body", param=where or None)
         case ApiError():
-            return Problem(error.status, str(error), error.code)
+            return error.problem
         case ConfigurationError():
             return Problem(400, str(error), "invalid_setting")
         case QueueFullError():
@@ -168,3 +154,9 @@ def told_as(error: BaseException, refusal: str) -> Problem:
             return replace(problem, code=problem.code or _CODES.get(error.status_code))
         case _:
             return problem_of(error, refusal=refusal, flag_status=400)
+
+
+def _where(error: RequestValidationError) -> str:
+    """The path to a field, without the names pydantic has for the kinds of value it may hold."""
+    steps = [str(step) for step in error.errors()[0]["loc"] if step != "body"]
+    return ".".join(step for step in steps if step not in _KINDS and "[" not in step)[:200]

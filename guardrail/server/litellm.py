@@ -26,9 +26,9 @@ from guardrail.inputs.canonical import require_one_reading
 from guardrail.inputs.limits import read_apart
 from guardrail.policy.acting import passes_unchecked
 from guardrail.server.answers import FIELD, AsciiJSONResponse, headers_of, told
-from guardrail.server.asking import ask_options, checked, count_asked
-from guardrail.server.bodies import StrictRoute
+from guardrail.server.bodies import StrictRoute, strings_in
 from guardrail.server.schemas import ERRORS, Object, Objects, Texts
+from guardrail.server.service import checked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 
 router = APIRouter(prefix="/beta", route_class=StrictRoute, responses=ERRORS)
+
+Row = Mapping[str, Any]
+
+_REASONING = {"reasoning_content": str, "thinking_blocks": list, "reasoning_items": list}
 
 _SEVERITY = {"pass": 0, "caution": 1, "flag": 2}
 _OUTAGE = "This request could not be checked; try again later."
@@ -87,9 +91,9 @@ async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
     if not judged:
         return AsciiJSONResponse({"action": "NONE", FIELD: None})
     caller = request.state.caller
-    asked = ask_options(service, caller)
+    asked = service.ask_options(caller)
     for content in judged:
-        count_asked(service, caller, content.value)
+        service.count_asked(caller, content.value)
         await read_apart(partial(require_one_reading, content.value, guard.policy))
     try:
         after = await _strictest(guard, judged, asked, body.texts)
@@ -135,7 +139,7 @@ def contents(body: LiteLLMBody) -> list[Content]:
     sent, found = body.structured_messages or [], []
     functions, others = _sorted(body.tools or [])
     chat = [readable(row) for row in sent]
-    seen = set(_strings(chat))
+    seen = {text for text, _ in strings_in(chat)}
     parts = [*_texts(body, seen), *_pictures(body, seen)]
     if chat:
         found.append(Content(chat, tools=functions, beside=others))
@@ -144,6 +148,25 @@ def contents(body: LiteLLMBody) -> list[Content]:
     if parts:
         found.append(Content([{"role": "user", "content": parts}]))
     return found
+
+
+def readable(row: Row) -> dict[str, Any]:
+    """A message in the OpenAI form; what is in no known form stays, for the guard to refuse."""
+    thought = {key: row[key] for key, kind in _REASONING.items() if isinstance(row.get(key), kind)}
+    read = {key: value for key, value in row.items() if key not in thought}
+    if isinstance(read.get("is_error"), bool):
+        del read["is_error"]  # how a tool fared; its words are in the content
+    if read.get("role") == "function":
+        read |= {"role": "tool", "content": row.get("content") or ""}
+    content = read.get("content")
+    if isinstance(content, list):
+        content = [part for each in content for part in _part(each)]
+        read["content"] = content or ""
+    thoughts = [{"type": "text", "text": text} for text in _thoughts(thought)]
+    if thoughts:
+        said = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+        read["content"] = [*thoughts, *said]
+    return read
 
 
 def cautioned(texts: Sequence[str] | None, words: str) -> list[str] | None:
@@ -159,7 +182,7 @@ def cautioned(texts: Sequence[str] | None, words: str) -> list[str] | None:
 def _texts(body: LiteLLMBody, seen: set[str]) -> list[dict[str, Any]]:
     lines = [text for text in body.texts or () if text not in seen]
     for call in body.tool_calls or ():
-        if not set(_strings(call.get("function", call))) <= seen:
+        if not {text for text, _ in strings_in(call.get("function", call))} <= seen:
             lines.append(json.dumps(call, ensure_ascii=False))
     return [_text("\n".join(lines))] if lines else []
 
@@ -183,43 +206,6 @@ def _sorted(tools: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list
         else:
             others.append(json.dumps(tool, ensure_ascii=False))
     return functions, others
-
-
-def _strings(value: object) -> Iterable[str]:
-    """Every string inside of JSON."""
-    waiting = [value]
-    while waiting:
-        match waiting.pop():
-            case str(text):
-                yield text
-            case list(items):
-                waiting += items
-            case dict(items):
-                waiting += items.values()
-
-
-Row = Mapping[str, Any]
-
-_REASONING = {"reasoning_content": str, "thinking_blocks": list, "reasoning_items": list}
-
-
-def readable(row: Row) -> dict[str, Any]:
-    """A message in the OpenAI form; what is in no known form stays, for the guard to refuse."""
-    thought = {key: row[key] for key, kind in _REASONING.items() if isinstance(row.get(key), kind)}
-    read = {key: value for key, value in row.items() if key not in thought}
-    if isinstance(read.get("is_error"), bool):
-        del read["is_error"]  # how a tool fared; its words are in the content
-    if read.get("role") == "function":
-        read |= {"role": "tool", "content": row.get("content") or ""}
-    content = read.get("content")
-    if isinstance(content, list):
-        content = [part for each in content for part in _part(each)]
-        read["content"] = content or ""
-    thoughts = [{"type": "text", "text": text} for text in _thoughts(thought)]
-    if thoughts:
-        said = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
-        read["content"] = [*thoughts, *said]
-    return read
 
 
 def _thoughts(row: Row) -> list[str]:

@@ -18,7 +18,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 
-from guardrail.asgi.answers import Problem
+from guardrail.asgi.content import raced
+from guardrail.asgi.problems import Problem
 from guardrail.errors import GuardrailError
 from guardrail.server.access import DRAINING, HEALTH, METRICS, Access, Places
 from guardrail.server.bodies import Bodies
@@ -232,17 +233,13 @@ class ExchangeMiddleware:
             RefusedError: the time is over, of the request or of the server.
             ClientDisconnect: nobody waits for the answer any more.
         """
-        lifecycle = self._service.lifecycle
-        job = asyncio.ensure_future(self._app(exchange.scope, exchange.receive, exchange.answer))
-        gone = asyncio.ensure_future(exchange.watch(receive))
-        over = asyncio.ensure_future(lifecycle.expired.wait())
-        tasks: set[asyncio.Future[Any]] = {job, gone, over}
-        try:
-            await asyncio.wait(
-                tasks,
-                timeout=max(deadline - asyncio.get_running_loop().time(), 0),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+        left = deadline - asyncio.get_running_loop().time()
+        async with raced(
+            self._app(exchange.scope, exchange.receive, exchange.answer),
+            exchange.watch(receive),
+            self._service.lifecycle.expired.wait(),
+            timeout=max(left, 0),
+        ) as (job, gone, over):
             if job.done():
                 job.result()
             elif gone.done():
@@ -250,13 +247,6 @@ class ExchangeMiddleware:
                 raise ClientDisconnect
             else:
                 raise RefusedError(DRAINING if over.done() else LATE)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            for task in tasks:  # what a cancelled app says of it interests nobody any more
-                if not task.cancelled():
-                    task.exception()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -12,22 +13,39 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail import __version__
 from guardrail.audit import fan_out
-from guardrail.errors import ConfigurationError
-from guardrail.inputs.parts import MEDIA_KEYS
 from guardrail.monitor import compare
-from guardrail.observe.metrics import Metrics, Scraped, State
+from guardrail.observe.metrics import Metrics, Scraped
 from guardrail.observe.recent import Recent
+from guardrail.server.bodies import strings_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from opentelemetry.sdk.trace import TracerProvider
 
     from guardrail.audit import AuditLog
     from guardrail.guard import Guard
     from guardrail.monitor import Comparison, Monitor
+    from guardrail.observe.metrics import State
     from guardrail.observe.tracing import Tracing
     from guardrail.types import Verdict
+
+_ASKING = (
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_TRACES_EXPORTER",
+)
+
+EVERY_S = 30.0  # seconds that a comparison of the drift is good for
+
+# of requests that are nearly the same
+_CLIENTS, _REQUESTS = 1024, 32  # remembered at most: clients, and of each the last requests
+_CHARS = 2_000  # at either end of a text; between them nothing is compared
+_PIECE = 5  # characters
+_HASHES = 32  # the smallest of a text's; their share in common is about that of all pieces
+_ALIKE = 0.5
+_SAMPLES = 4_096  # characters of each end and of the rest of a picture's data
+_NOT_SAID = frozenset({"role", "type", "id", "detail"})
 
 
 class Observation:
@@ -48,12 +66,12 @@ class Observation:
         Args:
             model: as clients name it.
             audit_log: whose lost lines are counted; it is told of verdicts by its guard.
-            traces: what makes spans, such as `guardrail.observe.exporting.tracer_provider()`.
+            traces: what makes spans, such as `guardrail.observe.tracing.tracer_provider()`.
         """
         self.metrics, self.recent, self.drift = Metrics(), Recent(), DriftState()
         self.near_duplicates = NearDuplicates()
         self._audit_log, self._traces = audit_log, traces
-        self._state: Callable[[], State] | None = None
+        self._scraped: Scraped | None = None
         self.tracing = None if traces is None else _tracing(traces, model)
         self._sink: Any = fan_out(self.metrics, self.recent, self.tracing)
 
@@ -66,9 +84,9 @@ class Observation:
 
         Of several apps made with one observation, the last one is read; counts are of all.
         """
-        if self._state is None:
-            Scraped(self._scraped, self.metrics.registry)
-        self._state = state
+        if self._scraped is None:
+            self._scraped = Scraped(state, self.metrics.registry)
+        self._scraped.state = state
 
     def close(self) -> None:
         """Send the spans that wait, for some seconds at most."""
@@ -85,19 +103,18 @@ class Observation:
         """Records that a sink failed on."""
         return int(getattr(self._sink, "failures", 0))
 
-    def _scraped(self) -> State:
-        if self._state is None:
-            raise ConfigurationError("an observation is scraped once it watches a service")
-        return self._state()
+
+def spans_asked_for(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the environment names a place for spans, and does not switch them off."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    return environ.get("OTEL_TRACES_EXPORTER") != "none" and any(map(environ.get, _ASKING))
 
 
 def _tracing(traces: TracerProvider, model: str) -> Tracing:
     from guardrail.observe.tracing import Tracing
 
     return Tracing(traces.get_tracer("guardrail", __version__), model=model)
-
-
-EVERY_S = 30.0
 
 
 class DriftState:
@@ -120,15 +137,6 @@ class DriftState:
             comparison = compare(monitor.snapshot(), guard.artefact)
             self._known = (monitor, now, comparison)
             return comparison
-
-
-_CLIENTS, _REQUESTS = 1024, 32  # remembered at most: clients, and of each the last requests
-_CHARS = 2_000  # at either end of a text; between them nothing is compared
-_PIECE = 5  # characters
-_HASHES = 32  # the smallest of a text's; their share in common is about that of all pieces
-_ALIKE = 0.5
-_SAMPLES = 4_096  # characters of each end and of the rest of a picture's data
-_NOT_SAID = frozenset({"role", "type", "id", "detail"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +191,7 @@ def _newest(value: object) -> object:
 
 
 def _signature(value: object) -> _Signature:
-    said = [*_strings(value, media=False)]
+    said = [*strings_in(value, leave_out=_NOT_SAID)]
     text = "\n".join(text for text, media in said if not media)
     if len(text) > 2 * _CHARS:
         text = text[:_CHARS] + text[-_CHARS:]
@@ -193,19 +201,6 @@ def _signature(value: object) -> _Signature:
         frozenset(heapq.nsmallest(_HASHES, pieces if text else ())),
         frozenset(_digest(data) for data, media in said if media),
     )
-
-
-def _strings(value: object, *, media: bool) -> Iterator[tuple[str, bool]]:
-    match value:
-        case str():
-            yield value, media
-        case list():
-            for each in value:
-                yield from _strings(each, media=media)
-        case Mapping():
-            for key, each in value.items():
-                if key not in _NOT_SAID:
-                    yield from _strings(each, media=key in MEDIA_KEYS)
 
 
 def _digest(data: str) -> int:

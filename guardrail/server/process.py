@@ -35,6 +35,41 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _HEADER_BYTES = 32_768
 _FORCED = 1
+_HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows
+_SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+_CROWDED = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
+    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+)
+
+
+def serve(
+    app: FastAPI,
+    listening: Listening,
+    reloader: Reloader | None = None,
+    *,
+    facts: Mapping[str, object] | None = None,
+    start: Start | None = None,
+) -> None:
+    """Answer until a signal ends it; a second signal ends the process with exit code 1.
+
+    `facts` are told in the log beside the address; `start` has the signals that came before.
+
+    Raises:
+        ConfigurationError: the address cannot be used.
+    """
+    server = Server(config_of(app, listening), app, reloader, listening.unix_socket)
+    # from before the address is taken and told: uvicorn's own handlers come a little later
+    ends = {signal.SIGTERM: server.handle_exit, signal.SIGINT: server.handle_exit}
+    with handled(ends, server.ask_reload), bound_socket(listening) as listener:
+        if start is not None and start.reload_asked:
+            server.ask_reload()
+        _log.info("serving", extra={"address": address_of(listener, listening), **(facts or {})})
+        server.run(sockets=[listener])
+    if server.force_exit:
+        _log.warning("ended by a second signal; answers were cut")
+        logging.shutdown()
+        os._exit(_FORCED)  # the model's thread may be inside a long step, and nobody waits for it
 
 
 class Server(uvicorn.Server):
@@ -116,38 +151,6 @@ def config_of(app: FastAPI, listening: Listening) -> uvicorn.Config:
     )
 
 
-def serve(
-    app: FastAPI,
-    listening: Listening,
-    reloader: Reloader | None = None,
-    *,
-    facts: Mapping[str, object] | None = None,
-    start: Start | None = None,
-) -> None:
-    """Answer until a signal ends it; a second signal ends the process with exit code 1.
-
-    `facts` are told in the log beside the address; `start` has the signals that came before.
-
-    Raises:
-        ConfigurationError: the address cannot be used.
-    """
-    server = Server(config_of(app, listening), app, reloader, listening.unix_socket)
-    # from before the address is taken and told: uvicorn's own handlers come a little later
-    ends = {signal.SIGTERM: server.handle_exit, signal.SIGINT: server.handle_exit}
-    with handled(ends, server.ask_reload), bound_socket(listening) as listener:
-        if start is not None and start.reload_asked:
-            server.ask_reload()
-        _log.info("serving", extra={"address": address_of(listener, listening), **(facts or {})})
-        server.run(sockets=[listener])
-    if server.force_exit:
-        _log.warning("ended by a second signal; answers were cut")
-        logging.shutdown()
-        os._exit(_FORCED)  # the model's thread may be inside a long step, and nobody waits for it
-
-
-_HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows
-
-
 @dataclass(slots=True)
 class Start:
     """What signals have said so far."""
@@ -187,13 +190,6 @@ def handled(
 
 def _end(*_signal: object) -> None:
     os._exit(0)  # the libraries that load may take an exception for a failure of their own
-
-
-_SLOW = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-_CROWDED = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n"
-    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
-)
 
 
 def bounded_protocol(*, most: int, header_s: float, stall_s: float) -> type[asyncio.Protocol]:

@@ -1,4 +1,4 @@
-"""The routes of the app: chats and models, checks, health, metrics, and the status page."""
+"""The routes of the app beside those of chats: models, checks, health, metrics, the status page."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from pydantic import ValidationError
 from guardrail.asgi.chats import Content
 from guardrail.errors import GuardrailViolation
 from guardrail.server.answers import AsciiJSONResponse, headers_of, told
-from guardrail.server.asking import ask_options, checked, count_asked
 from guardrail.server.bodies import StrictRoute
 from guardrail.server.errors import ApiError, error_answer, unknown_model
 from guardrail.server.schemas import (
     ERRORS,
-    ChatBody,  # FastAPI reads the annotation
     Check,
     CheckItem,
     CheckList,
     ChecksBody,
 )
+from guardrail.server.service import checked
 from guardrail.server.status import status_of, status_page
 
 if TYPE_CHECKING:
@@ -35,30 +34,9 @@ if TYPE_CHECKING:
     from guardrail.server.keys import Caller
     from guardrail.server.service import Service
 
-
 openai = APIRouter(prefix="/v1", route_class=StrictRoute, responses=ERRORS)
 operations = APIRouter()
 
-_ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The answer, or the policy's refusal; the verdict is in `guardrail`.",
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["id", "object", "created", "model", "choices"],
-                    "properties": {
-                        "object": {"const": "chat.completion"},
-                        "choices": {"type": "array", "items": {"type": "object"}},
-                        "usage": {"type": "object"},
-                        "guardrail": {"type": "object", "description": "the verdict"},
-                    },
-                }
-            },
-            "text/event-stream": {"schema": {"type": "string"}},
-        },
-    }
-}
 _STATUS_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
@@ -66,14 +44,6 @@ _STATUS_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-
-
-@openai.post("/chat/completions", response_model=None, responses=_ANSWER)
-async def chat_completions(body: ChatBody, request: Request) -> Response:
-    """Answer a chat under guard: with the answer come its verdict in `guardrail`, and headers."""
-    service = request.app.state.service
-    answer: Response = await service.answerer.answer(body, request.state.caller, request)
-    return answer
 
 
 @openai.get("/models")
@@ -109,10 +79,10 @@ async def checks(body: ChecksBody, request: Request) -> Response:
         "model": settings.model_name,
     }
     caller = request.state.caller
-    options = ask_options(service, caller)
+    options = service.ask_options(caller)
     if body.inputs is None:
-        content = _content(body.alone())
-        count_asked(service, caller, content.value)
+        content = _content(body)
+        service.count_asked(caller, content.value)
         verdict = await checked(guard, content, options)
         answer = {**head, "object": "check", "verdict": told(verdict, caller)}
         return AsciiJSONResponse(answer, headers=headers_of(verdict, caller))
@@ -143,7 +113,7 @@ async def _all(
         async with room:
             try:
                 content = _content(_item(item))
-                count_asked(service, caller, content.value)
+                service.count_asked(caller, content.value)
                 named = {**options, "request_id": f"{options['request_id']}-{index}"}
                 verdict = await checked(guard, content, named)
             # a border: an error of one is not the others'

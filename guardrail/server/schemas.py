@@ -51,6 +51,26 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text} for status, text in _TOLD.items()
 }
 
+ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer, or the policy's refusal; the verdict is in `guardrail`.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["id", "object", "created", "model", "choices"],
+                    "properties": {
+                        "object": {"const": "chat.completion"},
+                        "choices": {"type": "array", "items": {"type": "object"}},
+                        "usage": {"type": "object"},
+                        "guardrail": {"type": "object", "description": "the verdict"},
+                    },
+                }
+            },
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
 
 _INT64 = 2**63
 _STOPS, _STOP_CHARS = 4, 1_000
@@ -155,15 +175,10 @@ class CheckItem(BaseModel):
         return self.input if self.input is not None else self.messages or []
 
 
-class ChecksBody(BaseModel):
+class ChecksBody(CheckItem):
     """One request to be judged, as in `CheckItem`, or several in `inputs`."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
-
     model: str | None = Field(default=None, description="the served model; it may be left out")
-    input: str | Objects | None = None
-    messages: Objects | None = None
-    tools: Objects | None = None
     inputs: Objects | None = Field(
         default=None, min_length=1, description="objects with `input` or `messages`, and `tools`"
     )
@@ -176,10 +191,6 @@ class ChecksBody(BaseModel):
         if self.inputs is not None and self.tools is not None:
             raise ValueError("with `inputs`, each of them has its own `tools`")
         return self
-
-    def alone(self) -> CheckItem:
-        """The one request of a body without `inputs`."""
-        return CheckItem(input=self.input, messages=self.messages, tools=self.tools)
 
 
 class Check(BaseModel):

@@ -1,4 +1,4 @@
-"""What all routes of one server share: the guard in force, how chats are answered, its life."""
+"""What all routes of one server share: the guard in force, how it is asked, how long it lives."""
 
 from __future__ import annotations
 
@@ -7,36 +7,40 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from guardrail import __version__
+from guardrail.errors import DetectorError
 from guardrail.observe.metrics import State
+from guardrail.policy.acting import is_refused_outage, stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
-    from fastapi import Request, Response
+    from fastapi import APIRouter
 
+    from guardrail.asgi.chats import Content
     from guardrail.guard import Guard
     from guardrail.policy import Policy
     from guardrail.server.keys import ApiKey, Caller
     from guardrail.server.observing import Observation
-    from guardrail.server.schemas import ChatBody
     from guardrail.server.settings import ServerSettings
-
+    from guardrail.types import Verdict
 
 _HUNG_S = 30.0  # one step of a slow model may take that long
+_TO_END_S = 5.0  # for requests that were told to end
 
 
 class Answerer(Protocol):
     """Answers chats: with the guarded model itself, or by another server once it was checked."""
 
-    async def answer(self, body: ChatBody, caller: Caller, request: Request) -> Response:
-        """The HTTP answer to one chat completion, streamed if the body says so.
+    @property
+    def chats(self) -> APIRouter:
+        """The routes of chats."""
 
-        Raises:
-            GuardrailError: nothing was sent yet; the app's handlers tell the client.
-        """
+    @property
+    def routers(self) -> Sequence[APIRouter]:
+        """Routes that stand before others of the app's."""
 
     async def models(self) -> list[dict[str, object]]:
         """What `/v1/models` lists, in the OpenAI form."""
@@ -78,6 +82,20 @@ class Service:
         if self.guard.load.overdue_s > _HUNG_S:
             return "the model does not come back from a request; start the server again"
         return await self.answerer.trouble()
+
+    def ask_options(self, caller: Caller) -> dict[str, Any]:
+        """What every question to the guard goes with: for whom it is, and how long it may take."""
+        allowed, policy = self.settings.timeout_s, self.guard.policy.limits.timeout_s
+        return {
+            "client": caller.client,
+            "request_id": caller.request_id,
+            "timeout": allowed if policy is None else min(allowed, policy),
+        }
+
+    def count_asked(self, caller: Caller, value: object) -> None:
+        """Count a request that is nearly one that this client asked lately."""
+        if self.observation.near_duplicates.seen(caller.client, value):
+            self.observation.metrics.near_duplicate(caller.client or "")
 
     def state(self) -> State:
         """What its metrics tell of this moment."""
@@ -138,7 +156,22 @@ def served_policy(policy: Policy, settings: ServerSettings) -> Policy:
     return policy.model_copy(update={"local_files": False, "allowed_hosts": hosts})
 
 
-_TO_END_S = 5.0  # for requests that were told to end
+async def checked(guard: Guard, content: Content, options: Mapping[str, Any]) -> Verdict:
+    """The verdict on a content, as it may be told; see `found`."""
+    return found(await content.judged(guard, **options), guard.policy)
+
+
+def found(verdict: Verdict | None, policy: Policy) -> Verdict:
+    """A verdict that may be told: an outage is no finding of the guard's.
+
+    Raises:
+        DetectorError: there is none, or there is none but for a failure, and those are refused.
+    """
+    if verdict is None:
+        raise DetectorError("an answer without a verdict; it is not given out")
+    if is_refused_outage(verdict, policy):
+        raise stopped(verdict)
+    return verdict
 
 
 class Lifecycle:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from functools import partial
 from pathlib import Path  # pydantic reads the annotations
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from guardrail.policy.policy import MAX_BODY_BYTES, ip_literal
 from guardrail.server.keys import ApiKey
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sized
+    from collections.abc import Collection, Iterable, Mapping, Sized
 
 LogFormat = Literal["json", "text"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -27,11 +28,21 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _KEY = re.compile(r"[!-~]{1,4096}")  # what a header can hold, and no space
-_ACCESS: dict[str, Any] = {"panel": "Who may ask"}
-_ADDRESS: dict[str, Any] = {"panel": "Address"}
-_BOUNDS: dict[str, Any] = {"panel": "Bounds"}
 _FILE: dict[str, Any] = {"metavar": "FILE", "exists": True, "dir_okay": False}
 _NO_OPTION: dict[str, Any] = {"option": False}
+
+
+def _option(
+    panel: str, default: Any, help: str, *, cli: Mapping[str, Any] | None = None, **bounds: Any
+) -> Any:
+    """A field that has an option in this panel of the command line's help."""
+    extra = {"panel": panel, **(cli or {})}
+    return Field(default=default, description=help, json_schema_extra=extra, **bounds)
+
+
+_access = partial(_option, "Who may ask")
+_address = partial(_option, "Address")
+_bounds = partial(_option, "Bounds")
 
 
 class _Settings(BaseModel):
@@ -41,11 +52,7 @@ class _Settings(BaseModel):
 class ServerSettings(_Settings):
     """What one server answers, and whom. Immutable; times are in seconds, sizes in bytes."""
 
-    model_name: str = Field(
-        default="guarded",
-        description="What clients name as `model`.",
-        json_schema_extra=_ADDRESS | {"metavar": "NAME"},
-    )
+    model_name: str = _address("guarded", "What clients name as `model`.", cli={"metavar": "NAME"})
     keys: tuple[ApiKey, ...] = Field(
         default=(), description="Who may ask; none: everybody.", json_schema_extra=_NO_OPTION
     )
@@ -54,78 +61,38 @@ class ServerSettings(_Settings):
         description="Names that requests may call this server; none: any.",
         json_schema_extra=_NO_OPTION,
     )
-    expose_scores: bool | None = Field(
-        default=None,
-        description="Tell scores and thresholds to everybody, or to nobody. Default: to trusted "
+    expose_scores: bool | None = _access(
+        None,
+        "Tell scores and thresholds to everybody, or to nobody. Default: to trusted "
         "keys, and without keys to this machine: they help a search for a request that passes.",
-        json_schema_extra=_ACCESS | {"off": "--hide-scores"},
+        cli={"off": "--hide-scores"},
     )
-    open_metrics: bool = Field(
-        default=False, description="/metrics needs no key.", json_schema_extra=_ACCESS
+    open_metrics: bool = _access(False, "/metrics needs no key.")
+    open_status: bool = _access(False, "The status page needs no key.")
+    cors_origins: tuple[str, ...] = _access(
+        (),
+        "A site whose pages may ask from a browser; repeatable. Default: none.",
+        cli={"metavar": "ORIGIN"},
     )
-    open_status: bool = Field(
-        default=False, description="The status page needs no key.", json_schema_extra=_ACCESS
+    fetch_urls: bool = _access(
+        False, "Fetch pictures from the policy's `allowed_hosts`; otherwise only data: URLs."
     )
-    cors_origins: tuple[str, ...] = Field(
-        default=(),
-        description="A site whose pages may ask from a browser; repeatable. Default: none.",
-        json_schema_extra=_ACCESS | {"metavar": "ORIGIN"},
+    max_concurrent: int = _bounds(64, "Requests under way at once; more are answered 429.", gt=0)
+    max_per_client: int | None = _bounds(
+        None, "Of them by one key. Default: half where there are several keys.", gt=0
     )
-    fetch_urls: bool = Field(
-        default=False,
-        description="Fetch pictures from the policy's `allowed_hosts`; otherwise only data: URLs.",
-        json_schema_extra=_ACCESS,
+    max_body_bytes: int = _bounds(MAX_BODY_BYTES, "Of one request.", gt=0)
+    max_checks: int = _bounds(256, "Inputs of one request to /v1/checks.", gt=0)
+    default_tokens: int = _bounds(
+        1024, "The most tokens of an answer for which the client names no limit.", gt=0
     )
-    max_concurrent: int = Field(
-        default=64,
-        gt=0,
-        description="Requests under way at once; more are answered 429.",
-        json_schema_extra=_BOUNDS,
-    )
-    max_per_client: int | None = Field(
-        default=None,
-        gt=0,
-        description="Of them by one key. Default: half where there are several keys.",
-        json_schema_extra=_BOUNDS,
-    )
-    max_body_bytes: int = Field(
-        default=MAX_BODY_BYTES, gt=0, description="Of one request.", json_schema_extra=_BOUNDS
-    )
-    max_checks: int = Field(
-        default=256,
-        gt=0,
-        description="Inputs of one request to /v1/checks.",
-        json_schema_extra=_BOUNDS,
-    )
-    default_tokens: int = Field(
-        default=1024,
-        gt=0,
-        description="The most tokens of an answer for which the client names no limit.",
-        json_schema_extra=_BOUNDS,
-    )
-    timeout_s: float = Field(
-        default=120.0,
-        gt=0,
-        description="Seconds from a request to the end of its answer.",
-        json_schema_extra=_BOUNDS,
-    )
-    body_timeout_s: float = Field(
-        default=30.0,
-        gt=0,
-        description="Seconds for a body to arrive.",
-        json_schema_extra=_BOUNDS,
-    )
-    drain_s: float = Field(
-        default=30.0,
-        ge=0,
-        description="Seconds that answers under way have after SIGTERM.",
-        json_schema_extra=_BOUNDS,
-    )
-    log_prompts: bool = Field(
-        default=False,
-        description="Write what was asked to the log, too. Off, no text of a request is ever "
-        "there.",
-        json_schema_extra={"panel": "Log and audit"},
+    timeout_s: float = _bounds(120.0, "Seconds from a request to the end of its answer.", gt=0)
+    body_timeout_s: float = _bounds(30.0, "Seconds for a body to arrive.", gt=0)
+    drain_s: float = _bounds(30.0, "Seconds that answers under way have after SIGTERM.", ge=0)
+    log_prompts: bool = _option(
+        "Log and audit",
+        False,
+        "Write what was asked to the log, too. Off, no text of a request is ever there.",
     )
 
     def kept_to(
@@ -139,11 +106,10 @@ class ServerSettings(_Settings):
             ConfigurationError: it would answer everybody who can reach this machine.
         """
         require_safe_bind(host, keys, insecure=insecure)
-        follows = {
-            "keys": keys,
-            "hostnames": self.hostnames or hostnames(host, keys, insecure=insecure),
-            "expose_scores": shown_scores(self.expose_scores, keys, insecure=insecure),
-        }
+        names = self.hostnames or hostnames(host, keys, insecure=insecure)
+        follows: dict[str, Any] = {"keys": keys, "hostnames": names}
+        if self.expose_scores is None and insecure and not keys:
+            follows["expose_scores"] = False  # everybody seems to come from this machine then
         return self.model_copy(update=follows)
 
     def shows_scores(self, keys: Collection[ApiKey], key: ApiKey | None, peer: str) -> bool:
@@ -165,39 +131,20 @@ class ServerSettings(_Settings):
 class Listening(_Settings):
     """Where a server listens, and how much of connections it stands; times in seconds."""
 
-    host: str = Field(
-        default="127.0.0.1",
-        description="The address to listen at; others than this machine's loopback need "
-        "--api-keys.",
-        json_schema_extra=_ADDRESS,
+    host: str = _address(
+        "127.0.0.1",
+        "The address to listen at; others than this machine's loopback need --api-keys.",
     )
-    port: int = Field(
-        default=8000, ge=0, le=65_535, description="0: a free one.", json_schema_extra=_ADDRESS
+    port: int = _address(8000, "0: a free one.", ge=0, le=65_535)
+    unix_socket: Path | None = _address(
+        None, "Listen there instead; open to this user and group.", cli={"metavar": "PATH"}
     )
-    unix_socket: Path | None = Field(
-        default=None,
-        description="Listen there instead; open to this user and group.",
-        json_schema_extra=_ADDRESS | {"metavar": "PATH"},
+    tls_cert: Path | None = _address(
+        None, "Answer in TLS with this certificate chain (PEM).", cli=_FILE
     )
-    tls_cert: Path | None = Field(
-        default=None,
-        description="Answer in TLS with this certificate chain (PEM).",
-        json_schema_extra=_ADDRESS | _FILE,
-    )
-    tls_key: Path | None = Field(
-        default=None,
-        description="The certificate's key (PEM).",
-        json_schema_extra=_ADDRESS | _FILE,
-    )
-    max_connections: int = Field(
-        default=512, gt=0, description="Open at once.", json_schema_extra=_BOUNDS
-    )
-    header_timeout_s: float = Field(
-        default=10.0,
-        gt=0,
-        description="Seconds for the headers of a request to arrive.",
-        json_schema_extra=_BOUNDS,
-    )
+    tls_key: Path | None = _address(None, "The certificate's key (PEM).", cli=_FILE)
+    max_connections: int = _bounds(512, "Open at once.", gt=0)
+    header_timeout_s: float = _bounds(10.0, "Seconds for the headers of a request to arrive.", gt=0)
     stall_timeout_s: float = Field(
         default=60.0,
         gt=0,
@@ -366,14 +313,6 @@ def require_safe_bind(host: str, keys: Sized, *, insecure: bool = False) -> None
         "FILE or GUARDRAIL_API_KEYS, or listen on 127.0.0.1; only where something in front asks "
         "for keys, say --insecure-no-keys"
     )
-
-
-def shown_scores(asked: bool | None, keys: Sized, *, insecure: bool = False) -> bool | None:
-    """`ServerSettings.expose_scores` of a server that may have something before it.
-
-    Behind something that asks for keys in its place everybody seems to come from this machine.
-    """
-    return False if asked is None and insecure and not keys else asked
 
 
 def hostnames(host: str, keys: Sized, *, insecure: bool = False) -> frozenset[str]:

@@ -1,14 +1,17 @@
 """A server's state: as plain values, and as a page that asks for no script, picture or font.
 
-Its figures are SVG by hand: quick, and without matplotlib.
+Its figures are SVG from a template: quick, and without matplotlib.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
 
 from guardrail import __version__
 from guardrail.errors import CalibrationError
@@ -16,14 +19,11 @@ from guardrail.monitor.snapshot import LAST, WIDTH, cell_of
 from guardrail.report.page import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from markupsafe import Markup
+    from collections.abc import Iterable, Mapping, Sequence
 
     from guardrail.guard import Guard
     from guardrail.monitor.comparing import Comparison, ModalityComparison
     from guardrail.monitor.snapshot import ModalityCounts
-    from guardrail.observe.recent import Counts
     from guardrail.policy import Thresholds
     from guardrail.server.service import Service
 
@@ -37,6 +37,25 @@ _UNTOLD: dict[str, Any] = {
     "reasons": [],
 }
 _WINDOWS = (("last 5 minutes", 300), ("last hour", 3600))
+_LEAST_S = 5
+_DRIFT = {
+    "alarm": "Scores no longer look like the calibration's.",
+    "no alarm": "Scores look like the calibration's.",
+    "not judged": "Scores are not held against a calibration yet.",
+}
+TERMS = (
+    ("Score", "Projection of the last prompt position's residual on the readout, in text gaps: 0 "
+              "is the centroid of safe, 1 that of unsafe prompts at the fit."),
+    ("Steered, flagged", "Scores above the first and the second threshold. In shadow mode nothing "
+                         "is done; what would have been is counted beside."),
+    ("Outage", "The detector failed; never a finding about the request."),
+    ("Calibration", "The benign requests on whose scores the thresholds were set."),
+)  # fmt: skip
+
+# the figures
+_MOST = 32  # bins
+_WIDTHS = (5, 10, 20, 25, 50, 100, 200)  # in cells of the monitor's grid
+WIDE, HIGH = 440, 260
 
 
 def status_of(service: Service, *, scores: bool) -> dict[str, Any]:
@@ -46,8 +65,8 @@ def status_of(service: Service, *, scores: bool) -> dict[str, Any]:
     """
     guard, observation = service.guard, service.observation
     recent, drift, load = observation.recent, observation.drift.of(guard), guard.load
-    rows = [{"name": name, **_counts(recent.last(seconds))} for name, seconds in _WINDOWS]
-    rows.append({"name": "since the start", **_counts(recent.since_start())})
+    rows = [{"name": name, **asdict(recent.last(seconds))} for name, seconds in _WINDOWS]
+    rows.append({"name": "since the start", **asdict(recent.since_start())})
     return {
         "version": __version__,
         "model": service.settings.model_name,
@@ -68,16 +87,6 @@ def status_of(service: Service, *, scores: bool) -> dict[str, Any]:
         "scores": scores,
         "modalities": [row if scores else row | _UNTOLD for row in _modalities(guard, drift)],
         "audit_dropped": observation.audit_dropped,
-    }
-
-
-def _counts(counts: Counts) -> dict[str, Any]:
-    return {
-        "n": counts.n,
-        "actions": {str(action): count for action, count in counts.actions.items()},
-        "would_be": {str(action): count for action, count in counts.would_be.items()},
-        "modalities": {str(modality): count for modality, count in counts.modalities.items()},
-        "outages": counts.outages,
     }
 
 
@@ -136,22 +145,6 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-_LEAST_S = 5
-_DRIFT = {
-    "alarm": "Scores no longer look like the calibration's.",
-    "no alarm": "Scores look like the calibration's.",
-    "not judged": "Scores are not held against a calibration yet.",
-}
-TERMS = (
-    ("Score", "Projection of the last prompt position's residual on the readout, in text gaps: 0 "
-              "is the centroid of safe, 1 that of unsafe prompts at the fit."),
-    ("Steered, flagged", "Scores above the first and the second threshold. In shadow mode nothing "
-                         "is done; what would have been is counted beside."),
-    ("Outage", "The detector failed; never a finding about the request."),
-    ("Calibration", "The benign requests on whose scores the thresholds were set."),
-)  # fmt: skip
-
-
 def status_page(status: Mapping[str, Any], *, refresh: int) -> str:
     """A self-contained HTML page of `status_of`, asked for again after `refresh` s unless 0."""
     return render(
@@ -176,10 +169,6 @@ def _figure(row: Mapping[str, Any]) -> Markup | None:
         title=f"Scores, {row['modality']}",
         counts={"now": row["n"], "calibration": source["n"] if source else 0},
     )
-
-
-_MOST = 32  # bins
-_WIDTHS = (5, 10, 20, 25, 50, 100, 200)  # in cells of the monitor's grid
 
 
 def binned(counts: ModalityCounts, calibration: Sequence[float]) -> dict[str, Any] | None:
@@ -209,12 +198,6 @@ def _shares(cells: Iterable[tuple[int, int]], wide: int, first: int, last: int) 
     return [count / total for count in found]
 
 
-WIDE, HIGH = 440, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 404, 46, 214
-_TICKS = 5
-_LINES = {"steer": "6 3", "flag": "none"}  # told apart without colours
-
-
 def score_bars(
     edges: Sequence[float],
     shares: Mapping[str, Sequence[float] | None],
@@ -232,103 +215,44 @@ def score_bars(
         title: a few words, read out by screen readers.
         counts: how many scores the shares are of.
     """
-    from markupsafe import Markup, escape
-
-    most = max(max(found) for found in shares.values() if found)
     wide = edges[-1] - edges[0]
     reached = [t for t in thresholds.values()
                if t is not None and edges[0] - wide <= t <= edges[-1] + wide]  # fmt: skip
-    scale = _Scale(min(edges[0], *reached, edges[-1]), max(edges[0], *reached, edges[-1]), most)
     told = [f"{name} at {value:.2f}" for name, value in thresholds.items() if value is not None]
-    counted = ", ".join(f"{name} n = {count}" for name, count in counts.items() if count)
-    parts = [
-        *_axes(scale),
-        *_bars(scale, edges, shares["now"] or ()),
-        *_outline(scale, edges, shares.get("calibration") or ()),
-        *_levels(scale, thresholds),
-        *_legend(counts),
-    ]
-    name = "s" + "".join(c for c in title.lower() if c.isalnum())
-    return Markup(
-        f'<svg class="drawn" role="img" aria-labelledby="{name}-t {name}-d"'
-        f' viewBox="0 0 {WIDE} {HIGH}" width="{WIDE}" height="{HIGH}" font-size="12">'
-        f'<title id="{name}-t">{escape(title)}</title>'
-        f'<desc id="{name}-d">Histograms of scores ({escape(counted)}). '
-        f"Thresholds: {escape(', '.join(told) or 'none')}.</desc>{''.join(parts)}</svg>"
+    page = render(
+        "scores.svg.j2",
+        name="s" + "".join(c for c in title.lower() if c.isalnum()),
+        title=title,
+        counted=", ".join(f"{name} n = {count}" for name, count in counts.items() if count),
+        told=", ".join(told) or "none",
+        scale=_Scale(
+            low=min(edges[0], *reached, edges[-1]),
+            high=max(edges[0], *reached, edges[-1]),
+            most=max(max(found) for found in shares.values() if found),
+        ),
+        edges=edges,
+        now=shares["now"] or (),
+        before=shares.get("calibration") or (),
+        thresholds=thresholds,
+        counts=counts,
     )
+    return Markup(page)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Scale:
-    """From scores and shares to places in the figure."""
+    """From scores and shares to places in the figure and its frame."""
 
-    def __init__(self, low: float, high: float, most: float) -> None:
-        self.low, self.high, self.most = low, high, most
+    low: float
+    high: float
+    most: float
+
+    size = WIDE, HIGH
+    left, right, top, bottom = 48, 404, 46, 214
 
     def x(self, score: float) -> float:
         part = (score - self.low) / (self.high - self.low)
-        return round(_LEFT + part * (_RIGHT - _LEFT), 1)
+        return round(self.left + part * (self.right - self.left), 1)
 
     def y(self, share: float) -> float:
-        return round(_BOTTOM - share / self.most * (_BOTTOM - _TOP), 1)
-
-
-def _axes(scale: _Scale) -> Iterator[str]:
-    for step in (0.5, 1.0):
-        y = scale.y(scale.most * step)
-        yield f'<path d="M{_LEFT} {y}H{_RIGHT}" stroke="var(--grid)"/>'
-        yield _text(_LEFT - 6, y + 4, f"{100 * scale.most * step:.3g} %", "end")
-    yield f'<path d="M{_LEFT} {_BOTTOM}H{_RIGHT}" stroke="var(--muted)"/>'
-    for step in range(_TICKS):
-        score = scale.low + (scale.high - scale.low) * step / (_TICKS - 1)
-        told = f"{score:.2f}".replace("-", "\N{MINUS SIGN}")
-        yield _text(scale.x(score), _BOTTOM + 17, told, "middle")
-    yield _text((_LEFT + _RIGHT) / 2, HIGH - 8, "score (0 = text-safe, 1 = text-unsafe)", "middle")
-
-
-def _bars(scale: _Scale, edges: Sequence[float], shares: Sequence[float]) -> Iterator[str]:
-    for share, low, high in zip(shares, edges, edges[1:], strict=False):
-        if share > 0:
-            x, y = scale.x(low), scale.y(share)
-            wide, tall = round(scale.x(high) - x, 1), round(_BOTTOM - y, 1)
-            yield (
-                f'<rect x="{x}" y="{y}" width="{wide}" height="{tall}" fill="var(--accent)"'
-                ' fill-opacity=".35" stroke="var(--accent)" stroke-width=".8"/>'
-            )
-
-
-def _outline(scale: _Scale, edges: Sequence[float], shares: Sequence[float]) -> Iterator[str]:
-    if shares:
-        steps = [
-            f"V{scale.y(share)}H{scale.x(high)}"
-            for share, high in zip(shares, edges[1:], strict=True)
-        ]
-        path = f"M{scale.x(edges[0])} {_BOTTOM}{''.join(steps)}V{_BOTTOM}"
-        yield f'<path d="{path}" fill="none" stroke="var(--series-2)" stroke-width="1.6"/>'
-
-
-def _levels(scale: _Scale, thresholds: Mapping[str, float | None]) -> Iterator[str]:
-    for name, value in thresholds.items():
-        if value is None or not scale.low <= value <= scale.high:
-            continue
-        x = scale.x(value)
-        yield (
-            f'<path d="M{x} {_TOP - 4}V{_BOTTOM}" stroke="var(--ink)" stroke-width="1.2"'
-            f' stroke-dasharray="{_LINES[name]}"/>'
-        )
-        yield _text(x + (-3 if name == "steer" else 3), _TOP - 8, name,
-                    "end" if name == "steer" else "start")  # fmt: skip
-
-
-def _legend(counts: Mapping[str, int]) -> Iterator[str]:
-    yield (
-        f'<rect x="{_LEFT}" y="8" width="14" height="10" fill="var(--accent)" fill-opacity=".35"'
-        ' stroke="var(--accent)"/>'
-    )
-    yield _text(_LEFT + 20, 17, f"now, n = {counts['now']}", "start")
-    if counts.get("calibration"):
-        yield '<path d="M236 13H252" stroke="var(--series-2)" stroke-width="1.6"/>'
-        yield _text(258, 17, f"calibration, n = {counts['calibration']}", "start")
-
-
-def _text(x: float, y: float, words: str, anchor: str) -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{words}</text>'
+        return round(self.bottom - share / self.most * (self.bottom - self.top), 1)

@@ -14,7 +14,6 @@ from guardrail.asgi.content import (
     MULTIPART,
     URLENCODED,
     Body,
-    closing,
     media_type,
     parsed_json,
     read_content,
@@ -146,8 +145,10 @@ def read(fields=None, *, content=None, kind=MULTIPART, **request):
 
     async def run():
         form = await read_form(sent.content, sent.headers, kind)
-        async with closing(form):
+        try:
             return await read_fields(form, fields)
+        finally:
+            await form.close()
 
     return asyncio.run(run())
 

@@ -51,6 +51,8 @@ def test_wrong_usage_is_told_before_a_model_is_loaded(options, told, run):
 
 def test_without_the_servers_packages_their_extra_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "guardrail.server.logs", raising=False)  # as in a new process
+    monkeypatch.delattr("guardrail.server.logs", raising=False)
     result = serve(run)
     assert result.exit_code == 2
     assert "guardrail-vlm[serve]" in result.stderr
@@ -153,7 +155,8 @@ def test_the_option_and_the_environment_ask_for_spans(monkeypatch):
 
 def test_spans_without_their_extra_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    monkeypatch.delitem(sys.modules, "guardrail.observe.provider", raising=False)
+    monkeypatch.delitem(sys.modules, "guardrail.observe.tracing", raising=False)
+    monkeypatch.delattr("guardrail.observe.tracing", raising=False)  # so that it is put back
     with pytest.raises(MissingExtraError, match="otel"), observing("tiny", None, otel=True):
         pass
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -209,3 +211,12 @@ def test_registering_asks_for_nothing():
         raise AssertionError("the server is not up")
 
     Scraped(not_yet, CollectorRegistry(auto_describe=True))
+
+
+def test_metrics_and_the_audit_log_need_no_opentelemetry():
+    code = (
+        "import sys\nsys.modules['opentelemetry'] = None\n"
+        "import guardrail.audit, guardrail.observe.metrics\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

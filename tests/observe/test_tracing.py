@@ -1,17 +1,20 @@
-"""The names against those that the installed semantic conventions list."""
+"""Spans belong to their requests, have the usual names, and go where the environment says."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 import time
 import warnings
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from guardrail.errors import ConfigurationError, MissingExtraError
 from guardrail.types import Action
 
-pytest.importorskip("opentelemetry.sdk")
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
@@ -21,7 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from guardrail.observe import tracing as names
-from guardrail.observe.tracing import BoundedProvider, Tracing
+from guardrail.observe.tracing import BoundedProvider, Tracing, tracer_provider
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -255,3 +258,67 @@ def test_spans_that_wait_are_sent_at_the_end(caplog):
     provider.shutdown()
     assert [span.name for span in sent] == ["one"]
     assert "could not" not in caplog.text
+
+
+def test_a_provider_is_made_and_the_global_one_left_alone(monkeypatch):
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    before = trace.get_tracer_provider()
+    provider = tracer_provider("1.2.3")
+    assert trace.get_tracer_provider() is before
+    assert provider.resource.attributes["service.name"] == "guardrail-vlm"
+    assert provider.resource.attributes["service.version"] == "1.2.3"
+    provider.shutdown()
+
+
+def test_the_services_name_is_the_operators(monkeypatch):
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "front")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    provider = tracer_provider("1")
+    assert provider.resource.attributes["service.name"] == "front"
+    provider.shutdown()
+
+
+def test_an_unknown_exporter_is_refused(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "jaeger")
+    with pytest.raises(ConfigurationError, match="otlp, console or none"):
+        tracer_provider("1")
+
+
+@pytest.mark.parametrize(
+    "missing", ["opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"]
+)
+def test_without_the_extra_it_is_named(monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "guardrail.observe.tracing")
+    monkeypatch.delattr("guardrail.observe.tracing")  # so the first one is put back
+    with pytest.raises(MissingExtraError, match=r"guardrail-vlm\[otel\]"):
+        importlib.import_module("guardrail.observe.tracing")
+
+
+def test_spans_arrive_at_a_collector_when_the_server_ends(monkeypatch):
+    got = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self):
+            got.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("OTEL_TRACES_EXPORTER", raising=False)
+        provider = tracer_provider("1")
+        provider.get_tracer("test").start_span("guardrail.check").end()
+        provider.shutdown()
+        server.shutdown()
+        thread.join()
+    ((path, body),) = got
+    assert path == "/v1/traces"
+    assert b"guardrail.check" in body
+    assert b"guardrail-vlm" in body

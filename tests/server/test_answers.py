@@ -12,7 +12,7 @@ import pytest
 
 from guardrail.policy import Policy
 from guardrail.server import ServerSettings, create_app
-from guardrail.server.answers import AsciiJSONResponse, form_of, headers_of, told
+from guardrail.server.answers import AsciiJSONResponse, ChatCompletion, headers_of, told
 from guardrail.server.keys import Caller, keys_from_text
 from guardrail.testing import FakeGuard
 from guardrail.types import Action, Result, ToolCall, Verdict
@@ -28,8 +28,12 @@ CALLS = (
 )
 
 
+def completion(**options: Any) -> ChatCompletion:
+    return ChatCompletion(model="m", verdict=VERDICT, caller=CALLER, **options)
+
+
 def whole(result: Result, **options: Any) -> Any:
-    return form_of(VERDICT, "m", CALLER, **({"parallel_calls": None} | options)).whole(result)
+    return completion(**options).whole(result)
 
 
 def test_a_whole_answer_says_all_there_is_to_say():
@@ -89,8 +93,7 @@ def test_without_parallel_calls_the_first_one_is_told():
 
 @pytest.mark.parametrize("usage", [True, False])
 def test_a_streams_end_says_why_and_has_the_verdict_once(usage):
-    form = form_of(VERDICT, "m", CALLER, parallel_calls=None)
-    chunks = form.last_chunks(RESULT, usage=usage)
+    chunks = completion(usage=usage).closing(RESULT)
     finish = chunks[0]
     assert finish["choices"][0]["finish_reason"] == "stop"
     assert [("guardrail" in chunk) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -105,8 +108,7 @@ def test_a_streams_end_says_why_and_has_the_verdict_once(usage):
 
 
 def test_a_streams_calls_are_numbered():
-    form = form_of(VERDICT, "m", CALLER, parallel_calls=None)
-    *calls, finish = form.last_chunks(replace(RESULT, tool_calls=CALLS), usage=False)
+    *calls, finish = completion().closing(replace(RESULT, tool_calls=CALLS))
     told = [chunk["choices"][0]["delta"]["tool_calls"][0] for chunk in calls]
     assert [(call["index"], call["function"]["name"]) for call in told] == [(0, "look"), (1, "go")]
     assert finish["choices"][0]["finish_reason"] == "tool_calls"

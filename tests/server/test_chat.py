@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from guardrail.errors import RequestTimeoutError
 from guardrail.policy import Limits, Policy
-from guardrail.server.answers import EventStream, form_of, headers_of
+from guardrail.server.answers import ChatCompletion, EventStream, headers_of
 from guardrail.server.chat import events, generate_options
 from guardrail.server.errors import ApiError
 from guardrail.server.keys import Caller
@@ -297,13 +297,14 @@ def test_defaults_that_clients_send_change_nothing():
 def test_what_would_go_unheard_is_refused_by_name(name, value):
     with pytest.raises(ApiError, match=name) as caught:
         options_of(**{name: value, "tools": [TOOL]})
-    assert (caught.value.status, caught.value.param) == (400, name)
+    problem = caught.value.problem
+    assert (problem.status, problem.param) == (400, name)
 
 
 def test_tools_for_a_template_that_knows_none_are_refused():
     with pytest.raises(ApiError, match="knows no tools") as caught:
         options_of(tools=[TOOL], supports_tools=False)
-    assert caught.value.param == "tools"
+    assert caught.value.problem.param == "tools"
     assert "tools" not in options_of(tools=[TOOL], tool_choice="none", supports_tools=False)
 
 
@@ -370,8 +371,8 @@ class Words:
 
 
 def told(stream: Any, first: str | None = "a") -> Any:
-    form = form_of(VERDICT, "m", CALLER, parallel_calls=None)
-    return events(stream, first, form, usage=False, refusal="no")
+    form = ChatCompletion(model="m", verdict=VERDICT, caller=CALLER)
+    return events(stream, first, form, refusal="no")
 
 
 async def test_the_verdict_is_told_before_the_first_word_and_at_the_end():

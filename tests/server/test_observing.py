@@ -1,4 +1,4 @@
-"""A client's requests that are nearly the same are counted, and none of their words are kept."""
+"""Drift is worked out now and then; near duplicates are counted, and no words of them kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from guardrail.monitor import Monitor
 from guardrail.server import ServerSettings, create_app
 from guardrail.server.keys import keys_from_text
-from guardrail.server.observing import DriftState, NearDuplicates
+from guardrail.server.observing import DriftState, NearDuplicates, spans_asked_for
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, Modality
 
@@ -165,3 +165,21 @@ async def test_every_route_counts_them_by_key(guard_of, path, body):
         text = (await http.get("/metrics")).text
     assert (first.status_code, answer.status_code) == (200, 200)
     assert re.search(r'^guardrail_near_duplicates_total\{client="board"\} 1\.0$', text, re.M)
+
+
+ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "asked"),
+    [
+        ({}, False),
+        (ENDPOINT, True),
+        ({"OTEL_TRACES_EXPORTER": "console"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", **ENDPOINT}, False),
+        ({"OTEL_SDK_DISABLED": "TRUE", **ENDPOINT}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
+    ],
+)
+def test_the_environment_asks_for_spans_by_naming_a_place(environ, asked):
+    assert spans_asked_for(environ) is asked

@@ -1,10 +1,19 @@
+"""The guard in force is asked under its sender's name and in time, and lives as the server does."""
+
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from guardrail.policy import Policy
+import pytest
+
+from guardrail.asgi.chats import Content
+from guardrail.errors import DetectorError, UnsupportedContentError
+from guardrail.policy import Limits, Policy
 from guardrail.server import ServerSettings, create_app
-from guardrail.server.service import Lifecycle, served_policy
+from guardrail.server.keys import Caller
+from guardrail.server.service import Lifecycle, checked, served_policy
+from guardrail.testing import FakeGuard
 
 
 def test_strangers_name_no_files_and_no_addresses():
@@ -90,3 +99,59 @@ async def test_an_end_of_another_request_does_not_end_the_wait():
     assert not waiting.done()
     mine.__exit__(None, None, None)
     await asyncio.wait_for(waiting, 5)
+
+
+@pytest.mark.parametrize(("allowed", "settled", "least"), [(5, 9, 5), (9, 5, 5), (None, 5, 5)])
+def test_the_shorter_time_counts(guard_of, allowed, settled, least):
+    guard = guard_of(limits=Limits(timeout_s=allowed))
+    service = create_app(guard, ServerSettings(timeout_s=settled)).state.service
+    assert service.ask_options(Caller("r1", "a")) == {
+        "client": "a",
+        "request_id": "r1",
+        "timeout": least,
+    }
+
+
+TOOL = {"type": "function", "function": {"name": "look"}}
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+def fake(*, supports_tools: bool = True, **policy: Any) -> Any:
+    guard: Any = FakeGuard(policy=Policy(**policy))
+    guard.supports_tools = supports_tools
+    return guard
+
+
+async def test_tools_go_as_tools_to_a_model_that_reads_them():
+    guard = fake()
+    await checked(guard, Content(CHAT, tools=[TOOL]), {})
+    assert guard.seen == [CHAT]
+
+
+async def test_tools_are_text_for_a_model_that_does_not():
+    guard = fake(supports_tools=False)
+    await checked(guard, Content(CHAT, tools=[TOOL]), {})
+    assert "look" in guard.seen[0][0]["content"]
+
+
+async def test_an_outage_is_an_error_where_the_policy_fails_closed():
+    with pytest.raises(DetectorError):
+        await checked(fake(), Content("outage"), {})
+    assert (await checked(fake(fail="open"), Content("outage"), {})).score is None
+    assert (await checked(fake(mode="shadow"), Content("outage"), {})).score is None
+
+
+async def test_what_breaks_inside_is_an_outage(monkeypatch):
+    guard = fake()
+
+    async def broken(*_args: Any, **_options: Any) -> Any:
+        raise KeyError("inside")
+
+    monkeypatch.setattr(guard, "acheck", broken)
+    with pytest.raises(DetectorError):
+        await checked(guard, Content("hello"), {})
+
+
+async def test_what_cannot_be_read_stays_what_it_is():
+    with pytest.raises(UnsupportedContentError):
+        await checked(fake(), Content([{"role": "critic", "content": "x"}]), {})

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,6 @@ from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentEr
 from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import canonical_chat
 from guardrail.inputs.limits import read_apart
-from guardrail.inputs.parts import MEDIA_KEYS
 from guardrail.policy.acting import is_refused_outage, passes_unchecked, stopped
 from guardrail.server.answers import (
     FIELD,
@@ -34,25 +34,23 @@ from guardrail.server.answers import (
     headers_of,
     told,
 )
-from guardrail.server.asking import ask_options, count_asked, judged
-from guardrail.server.bodies import bounded_json
-from guardrail.server.errors import ApiError, error_answer
+from guardrail.server.bodies import bounded_json, strings_in
+from guardrail.server.errors import ApiError, error_answer, unknown_model
 from guardrail.server.proxy.failures import UpstreamProblem
-from guardrail.server.proxy.forms import CHAT, COMPLETION, RESPONSE, Refusal, wants_usage
+from guardrail.server.proxy.forms import CHAT, COMPLETION, RESPONSE, Refusal
 from guardrail.server.proxy.relay import Relay
-from guardrail.server.proxy.upstream import Reach, Upstream
+from guardrail.server.proxy.upstream import Kept, Upstream
+from guardrail.server.schemas import ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection
 
     from starlette.datastructures import Headers
 
-    from guardrail.asgi.chats import Content
     from guardrail.guard import Guard
     from guardrail.policy import Policy
     from guardrail.server.keys import Caller
     from guardrail.server.proxy.forms import Form
-    from guardrail.server.schemas import ChatBody
     from guardrail.server.service import Answerer, Service
     from guardrail.server.settings import UpstreamSettings
     from guardrail.types import Verdict
@@ -60,6 +58,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _JSON = "application/json"
+_MODELS_KEPT_S = 30.0
+_TROUBLE_KEPT_S = 5.0
+# Possessive, so that a long text that does not fit is not gone over again and again.
+_PLAIN = re.compile(
+    r"(?:data:[\w.+-]+/[\w.+-]+;base64,)?[A-Za-z0-9+/\s]++={0,2}+\s*+", re.ASCII | re.IGNORECASE
+)
+_ARGUMENTS = frozenset({"arguments", "args"})  # of tool calls: read as text, whatever their keys
 _TRACE = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -70,33 +75,39 @@ class ProxyAnswerer:
     One that would be steered goes on with a caution in it, or as `policy.unsteerable` says.
     """
 
+    routers: tuple[APIRouter, ...] = ()
+
     def __init__(self, service: Service, settings: UpstreamSettings) -> None:
         self._service, self._settings = service, settings
         self._upstream = Upstream(settings)
-        self._reach = Reach(self._upstream)
-        self._made = int(time.time())
+        self._trouble = Kept(self._upstream.trouble, _TROUBLE_KEPT_S)
+        self._models = Kept(self._upstream.models, _MODELS_KEPT_S)
+        self._created = int(time.time())
         _log.info("forwarding", extra={"upstream": settings.url, "key": settings.key is not None})
         if settings.key_in_clear:
             _log.warning("the upstream's key goes over the network without TLS; use https://")
 
     @property
-    def routers(self) -> tuple[APIRouter, ...]:
-        """Routes that come before the app's own: bodies have more keys here than local ones."""
-        router = APIRouter(prefix="/v1", include_in_schema=False)
+    def chats(self) -> APIRouter:
+        """The routes of the three forms; their bodies have more keys than a local model's."""
+        router = APIRouter(prefix="/v1", responses=ERRORS)
         for form in (CHAT, COMPLETION, RESPONSE):
-            route = self._route(form)
-            router.add_api_route(form.path, route, methods=["POST"], response_model=None)
-        return (router,)
+            schema = {"type": "object", "required": ["model", form.source]}
+            router.add_api_route(
+                form.path,
+                self._route(form),
+                methods=["POST"],
+                response_model=None,
+                openapi_extra={"requestBody": {"content": {_JSON: {"schema": schema}}}},
+            )
+        return router
 
     def _route(self, form: Form) -> Callable[[Request], Awaitable[Response]]:
         async def forward(request: Request) -> Response:
+            """Check a request, and answer it by the upstream if it may pass."""
             return await self.relay(form, request)
 
         return forward
-
-    async def answer(self, body: ChatBody, caller: Caller, request: Request) -> Response:
-        """See `Answerer`; the body is read again as it came."""
-        return await self.relay(CHAT, request)
 
     async def relay(self, form: Form, request: Request) -> Response:
         """The answer to a request in one of the forms.
@@ -108,8 +119,8 @@ class ProxyAnswerer:
         asked = await _read(await request.body(), request.headers, form)
         model, caller = self._model(asked.model), request.state.caller
         deadline = asyncio.get_running_loop().time() + self._service.settings.timeout_s
-        options = ask_options(self._service, caller)
-        count_asked(self._service, caller, asked.body[form.source])
+        options = self._service.ask_options(caller)
+        self._service.count_asked(caller, asked.body[form.source])
         unchecked = self._settings.unchecked
         checked = await _check(asked, self._service.guard, unchecked, options)
         headers = headers_of(checked.verdict, caller)
@@ -126,15 +137,15 @@ class ProxyAnswerer:
     async def models(self) -> list[dict[str, object]]:
         """See `Answerer`; with a map of models, its names, else those of the upstream."""
         if not self._settings.models:
-            return await self._reach.models()
-        about = {"object": "model", "created": self._made, "owned_by": "upstream"}
+            return await self._models.get()
+        about = {"object": "model", "created": self._created, "owned_by": "upstream"}
         return [{"id": name, **about} for name in self._settings.models]
 
     async def trouble(self) -> str | None:
         """See `Answerer`."""
         if getattr(self._service.guard, "closed", False):
             return "the guard is closed"
-        return await self._reach.trouble()
+        return await self._trouble.get() or None
 
     async def aclose(self) -> None:
         """Let go of connections."""
@@ -166,7 +177,7 @@ class ProxyAnswerer:
             response,
             asked.form,
             verdict,
-            usage=wants_usage(asked.body),
+            usage=asked.wants_usage,
             deadline=deadline,
             request_id=request.state.caller.request_id,
         )
@@ -177,12 +188,7 @@ class ProxyAnswerer:
         """The upstream's name of a model."""
         models = self._settings.models
         if models and name not in models:
-            raise ApiError(
-                f"the model {name[:80]!r} does not exist here; there are {', '.join(models)}",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
+            raise unknown_model(name, ", ".join(models))
         return models.get(name, name)
 
 
@@ -205,10 +211,11 @@ def _flagged(checked: Checked, caller: Caller, headers: Mapping[str, str]) -> Re
         model=asked.model,
         caller=caller,
         verdict=verdict,
+        usage=asked.wants_usage,
     )
     if not asked.streams:
         return AsciiJSONResponse(asked.form.refused(refusal), headers=headers)
-    events = b"".join(asked.form.refused_events(refusal, wants_usage(asked.body)))
+    events = b"".join(asked.form.refused_events(refusal))
     headers = {**headers, **STREAM_HEADERS}
     return Response(events, headers=headers, media_type=EventStream.media_type)
 
@@ -246,6 +253,12 @@ class Asked:
     def streams(self) -> bool:
         """Whether a stream is asked for."""
         return self.body.get("stream") is True
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream's token counts are asked for."""
+        options = self.body.get("stream_options")
+        return isinstance(options, Mapping) and options.get("include_usage") is True
 
     def sent(self, model: str) -> bytes:
         """The bytes for the upstream: what was parsed, written again, so that both read the same.
@@ -303,13 +316,16 @@ async def _check(
     try:
         asked = await read_apart(partial(_canonical, asked, policy))
         content = read_chat(asked.body, unchecked)
-        verdict = await judged(guard, content, options)
+        verdict = await content.judged(guard, **options)
     except GuardrailError as error:
         if not passes_unchecked(error, policy):
             raise
         _log.warning("the policy lets a request through unchecked: %s", type(error).__name__)
         return Checked(asked, None, "pass", policy)
-    return _settled(asked, content, verdict, policy)
+    after = settled(verdict, policy, caution=content.cautioned)
+    if after.cautioned is not None:
+        asked = Asked(asked.form, json.loads(after.cautioned))
+    return Checked(asked, after.verdict, after.done, policy)
 
 
 def _canonical(asked: Asked, policy: Policy) -> Asked:
@@ -317,20 +333,6 @@ def _canonical(asked: Asked, policy: Policy) -> Asked:
     source, said = asked.form.source, asked.body[asked.form.source]
     refuse_unclear_media(said)
     return Asked(asked.form, {**asked.body, source: canonical_chat(said, policy)})
-
-
-def _settled(asked: Asked, content: Content, verdict: Verdict, policy: Policy) -> Checked:
-    after = settled(verdict, policy, caution=content.cautioned)
-    if after.cautioned is not None:
-        asked = Asked(asked.form, json.loads(after.cautioned))
-    return Checked(asked, after.verdict, after.done, policy)
-
-
-# Possessive, so that a long text that does not fit is not gone over again and again.
-_PLAIN = re.compile(
-    r"(?:data:[\w.+-]+/[\w.+-]+;base64,)?[A-Za-z0-9+/\s]++={0,2}+\s*+", re.ASCII | re.IGNORECASE
-)
-_ARGUMENTS = frozenset({"arguments", "args"})  # of tool calls: read as text, whatever their keys
 
 
 def refuse_unclear_media(value: object) -> None:
@@ -342,23 +344,9 @@ def refuse_unclear_media(value: object) -> None:
     Raises:
         UnsupportedContentError: there is one.
     """
-    if _unclear(value, media=False):
+    said = strings_in(value, leave_out=_ARGUMENTS)
+    if any(media and _PLAIN.fullmatch(text) is None for text, media in said):
         raise UnsupportedContentError(
             "pictures and videos are sent on as data: URLs with plain base64 alone "
             "(data:image/png;base64,...); send their bytes so"
         )
-
-
-def _unclear(value: object, *, media: bool) -> bool:
-    match value:
-        case str():
-            return media and _PLAIN.fullmatch(value) is None
-        case list():
-            return any(_unclear(each, media=media) for each in value)
-        case dict():
-            return any(
-                _unclear(each, media=key in MEDIA_KEYS)
-                for key, each in value.items()
-                if key not in _ARGUMENTS
-            )
-    return False

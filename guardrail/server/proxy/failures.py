@@ -9,9 +9,21 @@ from typing import Any
 import httpx
 from starlette.exceptions import HTTPException
 
+from guardrail.asgi.problems import Problem
+
 _KEPT = frozenset(range(400, 500)) - {401, 403, 407, 408, 429}
 _TEXT_CHARS = 2_000
 _LONGEST_WAIT_S = 86_400
+_NO_KEY = (502, "the upstream refused this server's key", "upstream_auth")
+_TOLD = {
+    401: _NO_KEY,
+    403: _NO_KEY,
+    407: _NO_KEY,
+    429: (429, "the upstream takes no more requests at the moment", "upstream_rate_limit"),
+    503: (503, "the upstream is not available", "upstream_unavailable"),
+}
+_REDIRECTED = (502, "the upstream redirects, which is not followed", "upstream_broken")
+_FAILED = (502, "the upstream failed", "upstream_failed")
 
 
 class UpstreamProblem(HTTPException):
@@ -33,8 +45,7 @@ class UpstreamProblem(HTTPException):
     ) -> None:
         wait = None if retry_after_s is None else {"Retry-After": str(math.ceil(retry_after_s))}
         super().__init__(status, message, headers=wait)
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        told = {"message": message, "type": kind, "param": None, "code": code}
+        told = Problem(status, message, code).to_dict()["error"]
         self.error, self.reason = {**told, **(error or {})}, reason
         self.retry_after_s, self.again = retry_after_s, again
 
@@ -90,26 +101,11 @@ def of_status(
         said = _said(body, clean)
         message = str(said.pop("message", f"the upstream refused the request ({status})"))
         return UpstreamProblem(status, message, None, reason=reason, error=said)
-    if status == 429:
-        message, code = "the upstream takes no more requests at the moment", "upstream_rate_limit"
-    elif status in (401, 403, 407):
-        status, message, code = 502, "the upstream refused this server's key", "upstream_auth"
-    elif status == 503:
-        message, code = "the upstream is not available", "upstream_unavailable"
-    elif status in (408, 504):
+    if status in (408, 504):
         return late()
-    elif 300 <= status < 400:
-        status, message, code = (
-            502,
-            "the upstream redirects, which is not followed",
-            "upstream_broken",
-        )
-    else:
-        status, message, code = 502, "the upstream failed", "upstream_failed"
+    told = _REDIRECTED if 300 <= status < 400 else _TOLD.get(status, _FAILED)
     kept = wait if status in (429, 503) else None
-    return UpstreamProblem(
-        status, message, code, reason=reason, retry_after_s=kept, again=kept is not None
-    )
+    return UpstreamProblem(*told, reason=reason, retry_after_s=kept, again=kept is not None)
 
 
 def _said(body: object, clean: Callable[[str], str]) -> dict[str, object]:

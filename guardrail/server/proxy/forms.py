@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from guardrail.inputs.strict_json import strict_json
-from guardrail.server.answers import DONE, FIELD, event, form_of, told
+from guardrail.server.answers import DONE, FIELD, ChatCompletion, event, told
 from guardrail.types import Result, Verdict
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ Data = Mapping[str, Any]
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _DONE = "[DONE]"
+_LAST = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
+_NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+_FILTERED = "content_filter"
 
 
 class EventTooLargeError(ValueError):
@@ -106,10 +110,6 @@ def _is_data(line: str) -> bool:
     return line.startswith("data:") or line == "data"
 
 
-_NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-_FILTERED = "content_filter"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """What is said, to whom, and the verdict beside it."""
@@ -118,6 +118,7 @@ class Refusal:
     model: str
     caller: Caller
     verdict: Verdict
+    usage: bool = False  # whether a stream is to tell token counts
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -130,6 +131,7 @@ class Refusal:
         """The name of the request."""
         return self.caller.request_id
 
+    @property
     def result(self) -> Result:
         """As the guarded model itself would have refused, but for the tokens it read."""
         return Result(
@@ -141,88 +143,140 @@ class Refusal:
             refused_by_guard=True,
         )
 
-
-def _refused_chat(refusal: Refusal) -> dict[str, Any]:
-    """A chat completion."""
-    form = form_of(refusal.verdict, refusal.model, refusal.caller, parallel_calls=None)
-    return form.whole(refusal.result())
-
-
-def _refused_chat_events(refusal: Refusal, usage: bool) -> list[bytes]:
-    """A chat completion's stream."""
-    form = form_of(refusal.verdict, refusal.model, refusal.caller, parallel_calls=None)
-    opening = form.chunk({"role": "assistant", "content": ""}, usage=usage)
-    chunks = [
-        opening | {FIELD: refusal.told},
-        form.chunk({"content": refusal.text}, usage=usage),
-        *form.last_chunks(refusal.result(), usage=usage),
-    ]
-    return [*map(event, chunks), DONE]
+    @property
+    def chat(self) -> ChatCompletion:
+        """As a chat completion."""
+        return ChatCompletion(
+            model=self.model, verdict=self.verdict, caller=self.caller, usage=self.usage
+        )
 
 
-def _refused_completion(refusal: Refusal) -> dict[str, Any]:
-    """A text completion."""
-    return {**_text(refusal, refusal.text, _FILTERED), "usage": _NO_TOKENS, FIELD: refusal.told}
+class Form(ABC):
+    """An endpoint: the path below the upstream's address, and the key that holds what is asked."""
+
+    path: ClassVar[str]
+    source: ClassVar[str]
+
+    def closes(self, data: Data, usage_wanted: bool) -> bool:
+        """Whether this event of a stream carries the verdict once more."""
+        choices = data.get("choices")
+        if not isinstance(choices, list):
+            return False
+        if usage_wanted:
+            return not choices and bool(data.get("usage"))
+        return any(isinstance(each, Mapping) and each.get("finish_reason") for each in choices)
+
+    def ends(self, event: Event) -> bool:
+        """Whether a stream is whole with this event."""
+        return event.done
+
+    @abstractmethod
+    def refused(self, refusal: Refusal) -> dict[str, Any]:
+        """An answer in the upstream's place."""
+
+    @abstractmethod
+    def refused_events(self, refusal: Refusal) -> list[bytes]:
+        """A stream in the upstream's place."""
 
 
-def _refused_completion_events(refusal: Refusal, usage: bool) -> list[bytes]:
-    """A text completion's stream."""
-    chunks = [_text(refusal, refusal.text), _text(refusal, "", _FILTERED)]
-    if usage:
-        chunks.append({**chunks[0], "choices": [], "usage": _NO_TOKENS})
-    chunks[0] = {**chunks[0], FIELD: refusal.told}
-    chunks[-1] = {**chunks[-1], FIELD: refusal.told}
-    return [*map(event, chunks), DONE]
+class ChatForm(Form):
+    """Chat completions."""
+
+    path, source = "/chat/completions", "messages"
+
+    def refused(self, refusal: Refusal) -> dict[str, Any]:
+        """See `Form`."""
+        return refusal.chat.whole(refusal.result)
+
+    def refused_events(self, refusal: Refusal) -> list[bytes]:
+        """See `Form`."""
+        chat = refusal.chat
+        words = chat.chunk({"content": refusal.text})
+        return [*map(event, [chat.opening(), words, *chat.closing(refusal.result)]), DONE]
 
 
-def _refused_response(refusal: Refusal) -> dict[str, Any]:
-    """A response, incomplete because of its content."""
-    usage = {
-        "input_tokens": 0,
-        "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": 0,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": 0,
-    }
-    return {
-        "id": f"resp_{refusal.request_id}",
-        "object": "response",
-        "created_at": refusal.created,
-        "status": "incomplete",
-        "incomplete_details": {"reason": _FILTERED},
-        "error": None,
-        "instructions": None,
-        "metadata": {},
-        "model": refusal.model,
-        "output": [_item(refusal, "completed", [_part(refusal.text)])],
-        "parallel_tool_calls": True,
-        "tool_choice": "auto",
-        "tools": [],
-        "usage": usage,
-        FIELD: refusal.told,
-    }
+class CompletionForm(Form):
+    """Text completions."""
+
+    path, source = "/completions", "prompt"
+
+    def refused(self, refusal: Refusal) -> dict[str, Any]:
+        """See `Form`."""
+        return {**_text(refusal, refusal.text, _FILTERED), "usage": _NO_TOKENS, FIELD: refusal.told}
+
+    def refused_events(self, refusal: Refusal) -> list[bytes]:
+        """See `Form`."""
+        chunks = [_text(refusal, refusal.text), _text(refusal, "", _FILTERED)]
+        if refusal.usage:
+            chunks.append({**chunks[0], "choices": [], "usage": _NO_TOKENS})
+        chunks[0] = {**chunks[0], FIELD: refusal.told}
+        chunks[-1] = {**chunks[-1], FIELD: refusal.told}
+        return [*map(event, chunks), DONE]
 
 
-def _refused_response_events(refusal: Refusal, usage: bool) -> list[bytes]:
-    """A response's stream."""
-    whole = _refused_response(refusal)
-    begun = {**whole, "status": "in_progress", "output": [], "incomplete_details": None}
-    item = _item(refusal, "in_progress", [])
-    at = {"item_id": item["id"], "output_index": 0, "content_index": 0}
-    steps: list[tuple[str, dict[str, Any]]] = [
-        ("response.created", {"response": begun, FIELD: refusal.told}),
-        ("response.output_item.added", {"output_index": 0, "item": item}),
-        ("response.content_part.added", {**at, "part": _part("")}),
-        ("response.refusal.delta", {**at, "delta": refusal.text}),
-        ("response.refusal.done", {**at, "refusal": refusal.text}),
-        ("response.content_part.done", {**at, "part": _part(refusal.text)}),
-        ("response.output_item.done", {"output_index": 0, "item": whole["output"][0]}),
-        ("response.incomplete", {"response": whole, FIELD: refusal.told}),
-    ]
-    return [
-        event({"type": kind, "sequence_number": i, **data}, kind)
-        for i, (kind, data) in enumerate(steps)
-    ]
+class ResponseForm(Form):
+    """Responses; a refused one is incomplete because of its content."""
+
+    path, source = "/responses", "input"
+
+    def closes(self, data: Data, usage_wanted: bool) -> bool:
+        """See `Form`."""
+        return data.get("type") in _LAST
+
+    def ends(self, event: Event) -> bool:
+        """See `Form`."""
+        return event.done or self.closes(event.data or {}, False)
+
+    def refused(self, refusal: Refusal) -> dict[str, Any]:
+        """See `Form`."""
+        usage = {
+            "input_tokens": 0,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": 0,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 0,
+        }
+        return {
+            "id": f"resp_{refusal.request_id}",
+            "object": "response",
+            "created_at": refusal.created,
+            "status": "incomplete",
+            "incomplete_details": {"reason": _FILTERED},
+            "error": None,
+            "instructions": None,
+            "metadata": {},
+            "model": refusal.model,
+            "output": [_item(refusal, "completed", [_part(refusal.text)])],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": usage,
+            FIELD: refusal.told,
+        }
+
+    def refused_events(self, refusal: Refusal) -> list[bytes]:
+        """See `Form`."""
+        whole = self.refused(refusal)
+        begun = {**whole, "status": "in_progress", "output": [], "incomplete_details": None}
+        item = _item(refusal, "in_progress", [])
+        at = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+        steps: list[tuple[str, dict[str, Any]]] = [
+            ("response.created", {"response": begun, FIELD: refusal.told}),
+            ("response.output_item.added", {"output_index": 0, "item": item}),
+            ("response.content_part.added", {**at, "part": _part("")}),
+            ("response.refusal.delta", {**at, "delta": refusal.text}),
+            ("response.refusal.done", {**at, "refusal": refusal.text}),
+            ("response.content_part.done", {**at, "part": _part(refusal.text)}),
+            ("response.output_item.done", {"output_index": 0, "item": whole["output"][0]}),
+            ("response.incomplete", {"response": whole, FIELD: refusal.told}),
+        ]
+        return [
+            event({"type": kind, "sequence_number": i, **data}, kind)
+            for i, (kind, data) in enumerate(steps)
+        ]
+
+
+CHAT, COMPLETION, RESPONSE = ChatForm(), CompletionForm(), ResponseForm()
 
 
 def _text(refusal: Refusal, text: str, finish: str | None = None) -> dict[str, Any]:
@@ -248,75 +302,3 @@ def _item(refusal: Refusal, status: str, content: list[dict[str, Any]]) -> dict[
 
 def _part(text: str) -> dict[str, Any]:
     return {"type": "refusal", "refusal": text}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Form:
-    """An endpoint: the path below the upstream's address, and the key that holds what is asked.
-
-    `closes` says which event of a stream carries the verdict once more; `ends` whether the stream
-    is whole with this event. `refused` and `refused_events` answer in the upstream's place.
-    """
-
-    path: str
-    source: str
-    closes: Callable[[Data, bool], bool]
-    ends: Callable[[Event], bool]
-    refused: Callable[[Refusal], dict[str, Any]]
-    refused_events: Callable[[Refusal, bool], list[bytes]]
-
-
-def wants_usage(body: Data) -> bool:
-    """Whether a stream's usage is asked for."""
-    options = body.get("stream_options")
-    return isinstance(options, Mapping) and options.get("include_usage") is True
-
-
-def _closes_choices(data: Data, usage_wanted: bool) -> bool:
-    choices = data.get("choices")
-    if not isinstance(choices, list):
-        return False
-    if usage_wanted:
-        return not choices and bool(data.get("usage"))
-    return any(isinstance(each, Mapping) and each.get("finish_reason") for each in choices)
-
-
-def _marked_done(event: Event) -> bool:
-    return event.done
-
-
-_LAST = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
-
-
-def _closes_response(data: Data, usage_wanted: bool) -> bool:
-    return data.get("type") in _LAST
-
-
-def _response_ends(event: Event) -> bool:
-    return event.done or _closes_response(event.data or {}, False)
-
-
-CHAT = Form(
-    path="/chat/completions",
-    source="messages",
-    closes=_closes_choices,
-    ends=_marked_done,
-    refused=_refused_chat,
-    refused_events=_refused_chat_events,
-)
-COMPLETION = Form(
-    path="/completions",
-    source="prompt",
-    closes=_closes_choices,
-    ends=_marked_done,
-    refused=_refused_completion,
-    refused_events=_refused_completion_events,
-)
-RESPONSE = Form(
-    path="/responses",
-    source="input",
-    closes=_closes_response,
-    ends=_response_ends,
-    refused=_refused_response,
-    refused_events=_refused_response_events,
-)

@@ -1,14 +1,11 @@
-"""The connection to the upstream: bounded in time and size, and tried again only where safe.
-
-Whether it answers, and which models it has, is asked now and then, not at every call.
-"""
+"""The connection to the upstream: bounded in time and size, and tried again only where safe."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -40,8 +37,13 @@ _HIDDEN = "***"
 _SHORTEST_SECRET = 8  # local servers are given keys such as "ollama" or "EMPTY"
 # Shorter than servers keep idle connections: a request must not meet one that is just being closed.
 _IDLE_S = 2.0
+_MOST_MODELS = 1_000
+_OF_MODELS = ("id", "object", "created", "owned_by")
+_PROBE_S = 3.0
 _UNSURE = frozenset({502, 503, 504})
 _backoff = wait_random_exponential(multiplier=0.1, max=2)
+
+T = TypeVar("T")
 
 
 class Upstream:
@@ -119,32 +121,67 @@ class Upstream:
             UpstreamProblem: there is none, or it is too large, or it did not come whole in time.
         """
         try:
+            if media_type(response) != "application/json":
+                raise broken("it is no JSON")
             async with asyncio.timeout_at(deadline):
-                return await self._json(response)
+                data = b"".join([chunk async for chunk in self.chunks(response)])
+                found = await asyncio.to_thread(_parsed, data, self.clean_value)
         except TimeoutError:
             raise late() from None
         finally:
             await response.aclose()
+        if not isinstance(found, dict):
+            raise broken("it is no JSON object that can be read")
+        return found
 
-    async def chunks(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
-        """An answer's body as it comes.
+    async def chunks(
+        self, response: httpx.Response, max_bytes: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """An answer's body as it comes; the settings say how large it may be, or `max_bytes`.
 
         Raises:
             UpstreamProblem: it was cut, is too slow, or larger than allowed.
         """
-        size = 0
+        size, most = 0, max_bytes or self.settings.max_answer_bytes
         with _transport_errors():
             async for chunk in response.aiter_raw():
                 size += len(chunk)
-                if size > self.settings.max_answer_bytes:
+                if size > most:
                     raise broken("it is too large")
                 yield chunk
+
+    async def trouble(self) -> str:
+        """Why the upstream cannot be asked now, or ""; one that lists no models is fine."""
+        try:
+            response = await self._list_models(_from_now(_PROBE_S))
+            await response.aclose()
+        except UpstreamProblem as problem:
+            reached = 400 <= problem.status_code < 500
+            return "" if reached else problem.detail
+        return ""
+
+    async def models(self) -> list[dict[str, object]]:
+        """The upstream's models, by name, kind, date and owner alone.
+
+        Raises:
+            UpstreamProblem: it does not tell them.
+        """
+        deadline = _from_now(2 * _PROBE_S)
+        found = await self.read_json(await self._list_models(deadline), deadline=deadline)
+        listed = found.get("data")
+        if not isinstance(listed, list):
+            raise broken("it lists no models")
+        return [_told(each) for each in listed[:_MOST_MODELS] if _is_model(each)]
 
     async def aclose(self) -> None:
         """Close all connections."""
         made, self._made = self._made, None
         if made is not None:
             await made.aclose()
+
+    async def _list_models(self, deadline: float) -> httpx.Response:
+        headers = {"Accept": "application/json"}
+        return await self.send("GET", "/models", deadline=deadline, headers=headers)
 
     async def _once(
         self, method: str, path: str, headers: Mapping[str, str], content: bytes | None
@@ -166,27 +203,13 @@ class Upstream:
             raise
         return response
 
-    async def _json(self, response: httpx.Response) -> dict[str, Any]:
-        if media_type(response) != "application/json":
-            raise broken("it is no JSON")
-        data = bytearray()
-        async for chunk in self.chunks(response):
-            data += chunk
-        found = await asyncio.to_thread(_parsed, bytes(data), self.clean_value)
-        if not isinstance(found, dict):
-            raise broken("it is no JSON object that can be read")
-        return found
-
     async def _error_of(self, response: httpx.Response) -> object:
         """What the upstream says about an error, if it is JSON, short and came whole."""
-        data = bytearray()
-        async with aclosing(self.chunks(response)) as chunks:
-            with suppress(UpstreamProblem):
-                async for chunk in chunks:
-                    data += chunk
-                    if len(data) > _ERROR_BYTES:
-                        break
-        return _parsed(bytes(data))
+        try:
+            chunks = [chunk async for chunk in self.chunks(response, _ERROR_BYTES)]
+        except UpstreamProblem:
+            return None
+        return _parsed(b"".join(chunks))
 
     def _worth_it(self, *, idempotent: bool) -> Callable[[BaseException], bool]:
         longest = self.settings.retry_wait_s
@@ -263,16 +286,6 @@ def _pause(state: RetryCallState) -> float:
     return (asked or 0) + _backoff(state)
 
 
-T = TypeVar("T")
-
-_PROBE_S = 3.0
-_TROUBLE_KEPT_S = 5.0
-_MODELS_KEPT_S = 30.0
-_MOST_MODELS = 1_000
-_TOLD = ("id", "object", "created", "owned_by")
-_JSON = {"Accept": "application/json"}
-
-
 class Kept(Generic[T]):
     """A value that is asked for again when it is `seconds` old; callers at once share one ask."""
 
@@ -291,47 +304,6 @@ class Kept(Generic[T]):
             return self._value
 
 
-class Reach:
-    """What is known of one upstream."""
-
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
-        self._trouble = Kept(self._probe, _TROUBLE_KEPT_S)
-        self._models = Kept(self._list, _MODELS_KEPT_S)
-
-    async def trouble(self) -> str | None:
-        """Why the upstream cannot be asked now; an upstream that lists no models is fine."""
-        return await self._trouble.get() or None
-
-    async def models(self) -> list[dict[str, object]]:
-        """The upstream's models, by name, kind, date and owner alone.
-
-        Raises:
-            UpstreamProblem: it does not tell them.
-        """
-        return await self._models.get()
-
-    async def _probe(self) -> str:
-        try:
-            response = await self._get(_from_now(_PROBE_S))
-            await response.aclose()
-        except UpstreamProblem as problem:
-            reached = 400 <= problem.status_code < 500
-            return "" if reached else problem.detail
-        return ""
-
-    async def _list(self) -> list[dict[str, object]]:
-        deadline = _from_now(2 * _PROBE_S)
-        found = await self._upstream.read_json(await self._get(deadline), deadline=deadline)
-        listed = found.get("data")
-        if not isinstance(listed, list):
-            raise broken("it lists no models")
-        return [_told(each) for each in listed[:_MOST_MODELS] if _is_model(each)]
-
-    async def _get(self, deadline: float) -> httpx.Response:
-        return await self._upstream.send("GET", "/models", deadline=deadline, headers=_JSON)
-
-
 def _from_now(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
@@ -341,5 +313,5 @@ def _is_model(entry: object) -> bool:
 
 
 def _told(entry: Mapping[str, object]) -> dict[str, object]:
-    told = {name: entry.get(name) for name in _TOLD}
+    told = {name: entry.get(name) for name in _OF_MODELS}
     return {name: value for name, value in told.items() if isinstance(value, str | int)}

@@ -38,11 +38,12 @@ class Problem:
     message: str
     code: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    param: str | None = None  # the field that it is about
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, dict[str, Any]]:
         """The error in the form of the OpenAI API."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
 

@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
-from guardrail.asgi.answers import answer_to, problem_of
+from guardrail.asgi.problems import answer_to, problem_of
 from guardrail.errors import (
     ConfigurationError,
     DetectorError,
