@@ -11,7 +11,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from guardrail.artefact.artefact import Artefact, sampling_notes
+from guardrail.artefact.artefact import sampling_notes
 from guardrail.decide.detector import NO_FLOOR, Detector
 from guardrail.errors import ArtefactMismatchError, LimitExceededError, UnsupportedContentError
 from guardrail.model.decoder import context_length
@@ -28,8 +28,8 @@ from guardrail.worker.worker import WorkerLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
+    from guardrail.artefact import Artefact
     from guardrail.audit import Audit
     from guardrail.model.load import LoadedModel
     from guardrail.model.prefill import Ruling
@@ -301,13 +301,6 @@ def require_room(
         what += f", with a video in it ({smaller} help),"
     if longest > allowed:
         raise LimitExceededError(limit="prompt_tokens", allowed=allowed, found=longest, what=what)
-
-
-def find_artefact(source: Artefact | str | Path) -> Artefact:
-    """An artefact as it is, from a file, or from the hub."""
-    if isinstance(source, Artefact):
-        return source
-    return Artefact.from_pretrained(source)
 
 
 def mismatch(
