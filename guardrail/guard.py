@@ -127,7 +127,7 @@ class Guard:
     @property
     def load(self) -> Load:
         """How many requests wait for the model and run on it now, those of other guards too."""
-        return self._engine.load
+        return self._engine.worker.load(self.policy.limits)
 
     @property
     def supports_tools(self) -> bool:

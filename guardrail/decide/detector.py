@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.decide.linear import Readout as Readout
+from guardrail.decide.linear import Readout
 from guardrail.decide.linear import Steering as Steering
 from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
 from guardrail.policy.acting import action_for, enforced, on_outage, outranks_outage

@@ -39,18 +39,17 @@ def verdict_of(
     detector: Detector, request: Request, ruling: Ruling, floor: Floor = NOTHING_YET
 ) -> Verdict:
     """The detector's words, corrected by what was really done; `floor` is what it was judged by."""
-    verdict = _verdict(detector, request, ruling)
-    folded = floor.folded and floor.holds(verdict.score)
-    return replace(verdict, window=floor.window_of(request, verdict.score), folded=folded)
-
-
-def _verdict(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
     decision: Any = ruling.decision
     verdict = detector.verdict(decision, ruling.row, request.offset_kind, ruling.strength)
-    # A row that no edit can reach is flagged after the thresholds asked for steering.
-    would_be = Action.FLAG if ruling.action is Action.FLAG else verdict.would_be
-    reason = "detector_failed" if ruling.failed else verdict.reason
-    return replace(verdict, action=ruling.action, would_be=would_be, reason=reason)
+    return replace(
+        verdict,
+        action=ruling.action,
+        # A row that no edit can reach is flagged after the thresholds asked for steering.
+        would_be=Action.FLAG if ruling.action is Action.FLAG else verdict.would_be,
+        reason="detector_failed" if ruling.failed else verdict.reason,
+        window=floor.window_of(request, verdict.score),
+        folded=floor.folded and floor.holds(verdict.score),
+    )
 
 
 class Answering:
@@ -258,18 +257,15 @@ class AnswerText:
         return self.text
 
     def release(self, chunk: str) -> None:
-        """Let text through that was held back."""
-        self._through(chunk)
-
-    def _out(self, chunk: str) -> None:
-        self._through(chunk if self._calls is None else self._calls.push(chunk))
-
-    def _through(self, chunk: str) -> None:
+        """Let text through, or some that was held back."""
         if not chunk:
             return
         self._chunks.append(chunk)
         if self._emit is not None:
             self._emit(chunk)
+
+    def _out(self, chunk: str) -> None:
+        self.release(chunk if self._calls is None else self._calls.push(chunk))
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -24,7 +24,6 @@ from guardrail.errors import (
 )
 from guardrail.online.jobs import Floor
 from guardrail.types import Clip, Request, TextPart, VideoPart, VideoStream, Window
-from guardrail.worker.jobs import LATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
     from guardrail.online.engine import Engine
     from guardrail.online.jobs import CheckJob
-    from guardrail.types import Message, Part, Verdict
+    from guardrail.types import Message, Part
     from guardrail.worker.jobs import Caller
 
 
@@ -126,7 +125,7 @@ class Scan:
         """Wait for the oldest window."""
         asked = self._under_way[0]
         with _named(asked.window):
-            verdict = self._wait(asked.job)
+            verdict = asked.job.result()
         self._under_way.popleft()
         self._judged += 1
         if verdict.score is None:
@@ -144,14 +143,6 @@ class Scan:
             return floor
         window = replace(floor.window, of=self._judged)
         return Floor(floor.score, window, self._judged)
-
-    def _wait(self, job: CheckJob) -> Verdict:
-        try:
-            return job.future.result(timeout=job.caller.left_s())
-        except TimeoutError:
-            if job.future.done():  # settled at the last moment, or with such an error of its own
-                return job.future.result()
-            raise RequestTimeoutError(LATE) from None
 
 
 @contextmanager

@@ -15,8 +15,10 @@ from guardrail.types import Action, Request, TextPart, Verdict, VideoStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Unpack
 
     from guardrail.inputs.messages import Tools
+    from guardrail.online.asking import AskOptions
 
 _SCORES = {Action.PASS: 0.0, Action.STEER: 0.5, Action.FLAG: 1.0}
 _AT = Thresholds(steer=0.4, flag=0.9)
@@ -81,31 +83,19 @@ class FakeGuard:
         )
         return self._outage(verdict) if "outage" in text else verdict
 
-    async def acheck(
-        self,
-        value: Any,
-        /,
-        *,
-        tools: Tools | None = None,
-        timeout: float | None = None,
-        client: str | None = None,
-        request_id: str | None = None,
-    ) -> Verdict:
+    async def acheck(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """`check` for event loops."""
-        return self.check(value, tools=tools)
+        return self.check(value, **options)
 
     def check_batch(
         self,
         values: Iterable[Any],
         *,
         return_exceptions: bool = False,
-        tools: Tools | None = None,
-        timeout: float | None = None,
-        client: str | None = None,
-        request_id: str | None = None,
+        **options: Unpack[AskOptions],
     ) -> list[Verdict]:
         """Verdicts in the order of `values`; nothing here raises."""
-        return [self.check(value, tools=tools) for value in values]
+        return [self.check(value, **options) for value in values]
 
     def _score(self, text: str) -> float:
         found = (action for action, words in self._rules.items() if any(w in text for w in words))
