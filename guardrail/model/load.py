@@ -226,26 +226,25 @@ def _target(device: str | torch.device | None) -> torch.device:
     )
 
 
-def _attempt(what: str, source: str, load: Callable[..., T], **options: Any) -> T:
-    """One part of the model; every failure becomes a ModelLoadError.
+def _auto_class(config: PreTrainedConfig, source: str) -> tuple[Any, bool]:
+    """The auto class that knows this configuration, and whether it takes pictures."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
 
-    What is worth another try of a download is tried again by huggingface_hub.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        return load(source, **options)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        ImportError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
-        raise ModelLoadError(reason(what, source, error)) from error
+    remote = getattr(config, "auto_map", None) or {}
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText, hasattr(config, "vision_config")
+    if "AutoModelForImageTextToText" in remote:
+        return AutoModelForImageTextToText, True
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote:
+        return AutoModelForCausalLM, hasattr(config, "vision_config")
+    raise ModelLoadError(
+        f"{source} is a {config.model_type!r} model; a guard needs a vision-language model "
+        "(image-text-to-text) or a causal language model"
+    )
 
 
 def _model(
@@ -272,37 +271,6 @@ def _model(
     return model if spread else model.to(target)
 
 
-def _processor(source: str, multimodal: bool, options: dict[str, Any]) -> Any:
-    """The processor, or the tokenizer of a model that reads text only."""
-    from transformers import AutoProcessor, AutoTokenizer
-
-    kind: Any = AutoProcessor if multimodal else AutoTokenizer
-    processor = _attempt("processor", source, kind.from_pretrained, **options)
-    _require_processor(processor, source, multimodal=multimodal)
-    return processor
-
-
-def _auto_class(config: PreTrainedConfig, source: str) -> tuple[Any, bool]:
-    """The auto class that knows this configuration, and whether it takes pictures."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    )
-
-    remote = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText, hasattr(config, "vision_config")
-    if "AutoModelForImageTextToText" in remote:
-        return AutoModelForImageTextToText, True
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote:
-        return AutoModelForCausalLM, hasattr(config, "vision_config")
-    raise ModelLoadError(
-        f"{source} is a {config.model_type!r} model; a guard needs a vision-language model "
-        "(image-text-to-text) or a causal language model"
-    )
-
-
 def _require_all_weights(info: dict[str, Any], source: str, *, own_code: bool) -> None:
     """Refuse a checkpoint with holes: transformers would fill them with random numbers.
 
@@ -323,6 +291,16 @@ def _require_all_weights(info: dict[str, Any], source: str, *, own_code: bool) -
         )
 
 
+def _processor(source: str, multimodal: bool, options: dict[str, Any]) -> Any:
+    """The processor, or the tokenizer of a model that reads text only."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    kind: Any = AutoProcessor if multimodal else AutoTokenizer
+    processor = _attempt("processor", source, kind.from_pretrained, **options)
+    _require_processor(processor, source, multimodal=multimodal)
+    return processor
+
+
 def _require_processor(processor: object, source: str, *, multimodal: bool) -> None:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
@@ -336,3 +314,25 @@ def _require_processor(processor: object, source: str, *, multimodal: bool) -> N
             f"{source} has no tokenizer (found {type(processor).__name__}); "
             "save it beside the weights: tokenizer.save_pretrained(folder)"
         )
+
+
+def _attempt(what: str, source: str, load: Callable[..., T], **options: Any) -> T:
+    """One part of the model; every failure becomes a ModelLoadError.
+
+    What is worth another try of a download is tried again by huggingface_hub.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return load(source, **options)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise ModelLoadError(reason(what, source, error)) from error

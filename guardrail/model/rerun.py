@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class Span:
                 it then.
         """
         start, first = self.start, self._checked()
-        after = [LayerState(_layer(cache, i), empty=False) for i, cache in self._caches.items()]
+        after = [LayerState(cache.layers[i], empty=False) for i, cache in self._caches.items()]
         shared = [(said, dict(said)) for run in self._runs.values() for said in run.shared]
         rows = steered.to(first.device)
         try:
@@ -152,13 +152,13 @@ class Span:
         return self._latest[1]
 
     def _run(self, hidden: Tensor) -> Tensor:
-        lengths = {i: _length(_layer(cache, i)) for i, cache in self._caches.items()}
+        lengths = {i: _length(cache.layers[i]) for i, cache in self._caches.items()}
         for state in self._before.values():
             state.put_back()
         for layer in sorted(self._runs):
             hidden = self._runs[layer].again(hidden)
         for i, cache in self._caches.items():
-            if _length(_layer(cache, i)) != lengths[i]:
+            if _length(cache.layers[i]) != lengths[i]:
                 raise DetectorError(f"the cache of layer {i} cannot be taken back")
         return hidden
 
@@ -238,16 +238,16 @@ class LayerState:
         return list(value) if isinstance(value, list) else value
 
 
-class _Kept:
+class _Kept(NamedTuple):
     """A tensor and, where it may be written into, a copy of what stood in it."""
 
-    def __init__(self, tensor: Tensor, copy: Tensor | None) -> None:
-        self.tensor, self.copy = tensor, copy
+    tensor: Tensor
+    kept: Tensor | None
 
 
 def _restored(kept: Any) -> Any:
     if isinstance(kept, _Kept):
-        return kept.tensor if kept.copy is None else kept.tensor.copy_(kept.copy)
+        return kept.tensor if kept.kept is None else kept.tensor.copy_(kept.kept)
     if isinstance(kept, dict):
         return {key: _restored(item) for key, item in kept.items()}
     return list(kept) if isinstance(kept, list) else kept
@@ -262,10 +262,6 @@ def _comparable(given: Any, output: Tensor) -> bool:
         and given.shape[::2] == output.shape[::2]
         and given.device == output.device
     )
-
-
-def _layer(cache: Any, layer: int) -> Any:
-    return cache.layers[layer]
 
 
 def _length(layer: Any) -> int | None:

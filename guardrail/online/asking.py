@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from guardrail.worker.jobs import Job
 
 T = TypeVar("T")
+
 J = TypeVar("J", AnswerJob, CheckJob)
 
 _LONGEST_NAME = 256
@@ -70,9 +71,6 @@ class AskOptions(TypedDict, total=False):
     request_id: str | None
 
 
-_ASK = AskOptions.__optional_keys__
-
-
 class GenerateOptions(AskOptions, total=False):
     """How an answer is generated; see `guardrail.model.settings.Settings`."""
 
@@ -85,6 +83,9 @@ class GenerateOptions(AskOptions, total=False):
     seed: int | None
     stop: Sequence[str]
     num_beams: int
+
+
+_ASK = AskOptions.__optional_keys__
 
 
 class Asking:
@@ -343,6 +344,13 @@ def _caught(function: Callable[[Any], T], value: Any) -> T | BaseException:
         return error
 
 
+def _numbered(options: AskOptions, number: int) -> AskOptions:
+    """The options of one of a list's requests: each has an id of its own."""
+    if options.get("request_id") is None:
+        return options
+    return {**options, "request_id": f"{options['request_id']}-{number}"}
+
+
 def _caller(
     options: AskOptions, limits: Limits, cancelled: threading.Event | None, *, wait: bool
 ) -> Caller:
@@ -364,11 +372,11 @@ def _caller(
     )
 
 
-def _numbered(options: AskOptions, number: int) -> AskOptions:
-    """The options of one of a list's requests: each has an id of its own."""
-    if options.get("request_id") is None:
-        return options
-    return {**options, "request_id": f"{options['request_id']}-{number}"}
+def _deadline(timeout: float | None, limits: Limits) -> float | None:
+    if timeout is not None and timeout <= 0:
+        raise ConfigurationError(f"a timeout must be more than 0 s; got {timeout}")
+    seconds = limits.timeout_s if timeout is None else timeout
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def _settings(options: GenerateOptions, limits: Limits) -> Settings:
@@ -400,10 +408,3 @@ def _problem(found: Any) -> str:
     own = found.get("ctx", {}).get("error")
     named = f"{'.'.join(map(str, found['loc']))}={reprlib.repr(found['input'])}"
     return f"{named}: {own or found['msg']}"
-
-
-def _deadline(timeout: float | None, limits: Limits) -> float | None:
-    if timeout is not None and timeout <= 0:
-        raise ConfigurationError(f"a timeout must be more than 0 s; got {timeout}")
-    seconds = limits.timeout_s if timeout is None else timeout
-    return None if seconds is None else time.monotonic() + seconds

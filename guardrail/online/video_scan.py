@@ -36,27 +36,6 @@ if TYPE_CHECKING:
     from guardrail.worker.jobs import Caller
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A window under way."""
-
-    job: CheckJob
-    window: Window
-    pixels: int
-
-
-class _Cancelled(threading.Event):
-    """Set by itself, or with another event: a scan ends with its request, not the other way."""
-
-    def __init__(self, whole: threading.Event) -> None:
-        super().__init__()
-        self._whole = whole
-
-    def is_set(self) -> bool:
-        """Whether nobody waits for these windows any more."""
-        return super().is_set() or self._whole.is_set()
-
-
 class Scan:
     """The long videos of one request on their way through the model."""
 
@@ -145,6 +124,27 @@ class Scan:
         return Floor(floor.score, window, self._judged)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A window under way."""
+
+    job: CheckJob
+    window: Window
+    pixels: int
+
+
+class _Cancelled(threading.Event):
+    """Set by itself, or with another event: a scan ends with its request, not the other way."""
+
+    def __init__(self, whole: threading.Event) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def is_set(self) -> bool:
+        """Whether nobody waits for these windows any more."""
+        return super().is_set() or self._whole.is_set()
+
+
 @contextmanager
 def _named(window: Window) -> Iterator[None]:
     """Say of which window an error is, unless it is about the waiting."""
@@ -162,30 +162,22 @@ def _named(window: Window) -> Iterator[None]:
         raise
 
 
-def showing(
-    request: Request, videos: Mapping[int, VideoPart], *, beside_clips: bool = False
-) -> Request:
-    """The request with only these of its videos, by number, and with its short ones if wanted."""
-    number = -1
+class Judged(NamedTuple):
+    """What is judged on the way to a verdict; `video` is whose window it is, None of the last."""
 
-    def shown(part: Part) -> Iterator[Part]:
-        nonlocal number
-        if not isinstance(part, VideoPart | VideoStream):
-            yield part
-            return
-        number += 1
-        if number in videos:
-            yield videos[number]
-        elif beside_clips and isinstance(part, VideoPart):
-            yield part
+    request: Request
+    video: int | None
 
-    def told(message: Message) -> Message:
-        parts = tuple(new for part in message.parts for new in shown(part))
-        if message.parts and not parts:
-            parts = (TextPart(""),)  # some templates look at each turn's first part
-        return replace(message, parts=parts)
 
-    return replace(request, messages=tuple(map(told, request.messages)))
+def judged_requests(request: Request, answer_frames: int) -> Iterator[Judged]:
+    """What a guard judges of one request: each window of its videos, last what is answered.
+
+    A request with one short video, or none, is its own last one.
+    """
+    windows = Windows(request, answer_frames)
+    for number, clip in windows:
+        yield Judged(windows.alone(number, clip), number)
+    yield Judged(windows.answered(), None)
 
 
 class Windows:
@@ -228,22 +220,30 @@ class Windows:
         return showing(self._request, shown, beside_clips=True)
 
 
-class Judged(NamedTuple):
-    """What is judged on the way to a verdict; `video` is whose window it is, None of the last."""
+def showing(
+    request: Request, videos: Mapping[int, VideoPart], *, beside_clips: bool = False
+) -> Request:
+    """The request with only these of its videos, by number, and with its short ones if wanted."""
+    number = -1
 
-    request: Request
-    video: int | None
+    def shown(part: Part) -> Iterator[Part]:
+        nonlocal number
+        if not isinstance(part, VideoPart | VideoStream):
+            yield part
+            return
+        number += 1
+        if number in videos:
+            yield videos[number]
+        elif beside_clips and isinstance(part, VideoPart):
+            yield part
 
+    def told(message: Message) -> Message:
+        parts = tuple(new for part in message.parts for new in shown(part))
+        if message.parts and not parts:
+            parts = (TextPart(""),)  # some templates look at each turn's first part
+        return replace(message, parts=parts)
 
-def judged_requests(request: Request, answer_frames: int) -> Iterator[Judged]:
-    """What a guard judges of one request: each window of its videos, last what is answered.
-
-    A request with one short video, or none, is its own last one.
-    """
-    windows = Windows(request, answer_frames)
-    for number, clip in windows:
-        yield Judged(windows.alone(number, clip), number)
-    yield Judged(windows.answered(), None)
+    return replace(request, messages=tuple(map(told, request.messages)))
 
 
 class Thinner:
