@@ -67,7 +67,10 @@ def locate(source: str | Path, *, revision: str | None, local_files_only: bool) 
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        _require_model_folder(path)
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(
+                f"{path} holds no config.json; give the folder that model.save_pretrained wrote"
+            )
         return Source(str(path), None)
     if path.exists():
         raise ModelLoadError(f"{path} is a file; give the folder that holds the model's files")
@@ -82,14 +85,6 @@ def locate(source: str | Path, *, revision: str | None, local_files_only: bool) 
 def _looks_local(source: str) -> bool:
     """A Hub id is `name` or `owner/name`; more slashes or a leading dot or ~ mean a path."""
     return source.startswith((".", "~", os.sep)) or source.count("/") > 1 or "\\" in source
-
-
-def _require_model_folder(path: Path) -> None:
-    if (path / "config.json").is_file():
-        return
-    raise ModelLoadError(
-        f"{path} holds no config.json; give the folder that model.save_pretrained wrote"
-    )
 
 
 def _pinned(repo_id: str, revision: str | None, *, local_files_only: bool) -> Source:

@@ -363,20 +363,17 @@ def _caller(
     for name, given in (("client", client), ("request_id", request_id)):
         if given is not None and not (isinstance(given, str) and 0 < len(given) <= _LONGEST_NAME):
             raise ConfigurationError(f"`{name}` is a text of 1 to {_LONGEST_NAME} characters")
-    return Caller(
-        client=client,
-        request_id=request_id or uuid.uuid4().hex,
-        deadline=_deadline(options.get("timeout"), limits),
-        cancelled=cancelled or threading.Event(),
-        wait=wait,
-    )
-
-
-def _deadline(timeout: float | None, limits: Limits) -> float | None:
+    timeout = options.get("timeout")
     if timeout is not None and timeout <= 0:
         raise ConfigurationError(f"a timeout must be more than 0 s; got {timeout}")
     seconds = limits.timeout_s if timeout is None else timeout
-    return None if seconds is None else time.monotonic() + seconds
+    return Caller(
+        client=client,
+        request_id=request_id or uuid.uuid4().hex,
+        deadline=None if seconds is None else time.monotonic() + seconds,
+        cancelled=cancelled or threading.Event(),
+        wait=wait,
+    )
 
 
 def _settings(options: GenerateOptions, limits: Limits) -> Settings:

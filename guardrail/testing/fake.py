@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guardrail.inputs.folding import folded
@@ -66,22 +65,22 @@ class FakeGuard:
         _play(request)
         self.seen.append(_copied(value))
         text, copy = _said(request), folded(request) if self.policy.fold_text else None
-        own = self._score(text)
+        own, failed = self._score(text), "outage" in text
         score = own if copy is None else max(own, self._score(_said(copy)))
-        would_be = action_for(score, _AT, self.policy)
-        verdict = Verdict(
+        would_be = on_outage(self.policy) if failed else action_for(score, _AT, self.policy)
+        return Verdict(
             action=enforced(would_be, self.policy),
             would_be=would_be,
-            score=score,
+            score=None if failed else score,
             tau_steer=_AT.steer,
             tau_flag=_AT.flag,
             layers=(1,),
             modality=request.modality,
             artefact_id="guard-fake",
             mode=self.policy.mode,
+            reason="detector_failed" if failed else "score",
             folded=score > own,
         )
-        return self._outage(verdict) if "outage" in text else verdict
 
     async def acheck(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """`check` for event loops."""
@@ -100,13 +99,6 @@ class FakeGuard:
     def _score(self, text: str) -> float:
         found = (action for action, words in self._rules.items() if any(w in text for w in words))
         return _SCORES[next(found, Action.PASS)]
-
-    def _outage(self, verdict: Verdict) -> Verdict:
-        would_be = on_outage(self.policy)
-        action = enforced(would_be, self.policy)
-        return replace(
-            verdict, action=action, would_be=would_be, score=None, reason="detector_failed"
-        )
 
 
 def _play(request: Request) -> None:
