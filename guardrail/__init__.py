@@ -5,7 +5,8 @@
     guard = Guard.from_pretrained("path-or-hub-id", artefact="model.guard.safetensors")
     result = guard.generate("What is the capital of France?")
 
-Importing this package loads no tensor library: every public name is resolved on first use.
+Every public name is resolved on first use. Importing them, `Guard` and `load_model` among them,
+loads no tensor library; loading a model does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The guard: one model, one artefact, one policy, and every way of asking."""
+"""The guard: one model, one artefact, one policy, and every way of asking.
+
+Importing this module loads no tensor library; making a guard does.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
+from guardrail.artefact import Artefact
 from guardrail.audit import Audit, fan_out
 from guardrail.model.load import LoadedModel, load_model, wrap_model
-from guardrail.online.asking import Asking
-from guardrail.online.engine import Engine, find_artefact, mismatch
 from guardrail.online.streams import AsyncGuardStream, GuardStream
 from guardrail.policy import Policy
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-    from guardrail.artefact import Artefact
     from guardrail.monitor import Monitor
     from guardrail.online.asking import AskOptions, GenerateOptions
     from guardrail.policy import Thresholds
@@ -61,8 +62,10 @@ class Guard:
             ArtefactMismatchError: the artefact was fitted on another model.
             UnsupportedModelError: a guard cannot work inside this model.
         """
+        from guardrail.online.engine import mismatch
+
         loaded = model if isinstance(model, LoadedModel) else wrap_model(*model)
-        fitted = find_artefact(artefact)
+        fitted = _found(artefact)
         differing = mismatch(fitted, loaded, allowed=allow_mismatch)
         self._assemble(loaded, fitted, policy or Policy(), audit)
         if differing:
@@ -81,13 +84,16 @@ class Guard:
         **load: Any,
     ) -> Self:
         """Load a model from a folder or the hub (see `load_model` for `load`) and guard it."""
-        fitted = find_artefact(artefact)  # before the weights: it fails faster
+        fitted = _found(artefact)  # before the weights: it fails faster
         loaded = load_model(source, **load)
         return cls(loaded, fitted, policy=policy, allow_mismatch=allow_mismatch, audit=audit)
 
     def _assemble(
         self, loaded: LoadedModel, artefact: Artefact, policy: Policy, audit: Audit | None
     ) -> None:
+        from guardrail.online.asking import Asking
+        from guardrail.online.engine import Engine
+
         self._engine = Engine(loaded, artefact, policy, audit)
         self._asking, self._audit = Asking(self._engine), audit
         self._finalizer = weakref.finalize(self, self._engine.shutdown)
@@ -121,7 +127,7 @@ class Guard:
     @property
     def load(self) -> Load:
         """How many requests wait for the model and run on it now, those of other guards too."""
-        return self._engine.load
+        return self._engine.worker.load(self.policy.limits)
 
     @property
     def supports_tools(self) -> bool:
@@ -261,3 +267,8 @@ class Guard:
     def _give_up(self, job: Job[Any]) -> None:
         # A bound method: a stream that holds it keeps the guard, and so its hooks, alive.
         self._asking.give_up(job)
+
+
+def _found(artefact: Artefact | str | Path) -> Artefact:
+    """An artefact as it is, from a file, or from the hub."""
+    return artefact if isinstance(artefact, Artefact) else Artefact.from_pretrained(artefact)

@@ -35,6 +35,15 @@ def test_settings_and_verdicts_are_usable_without_a_tensor_library():
     assert not loaded & set(HEAVY)
 
 
+def test_a_guard_and_what_loads_its_model_are_imported_without_a_tensor_library():
+    loaded = _loaded_after(
+        "from guardrail import Guard, load_model\n"
+        "from guardrail.guard import Guard\n"
+        "from guardrail.model.load import LoadedModel, wrap_model"
+    )
+    assert not loaded & set(HEAVY)
+
+
 def test_the_command_lines_help_loads_no_tensor_library():
     loaded = _loaded_after(
         "sys.argv = ['guardrail', '--help']\n"

@@ -6,11 +6,14 @@ import asyncio
 import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
+
+    from typer.testing import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 _PRODUCT = (f"{ROOT}/guardrail/", f"{ROOT}/integrations/")
@@ -73,3 +76,42 @@ def _is_importing(frame: FrameType | None) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def generate_walk() -> set[str]:
+    """What `guard.generate` passes for a text and a picture, on a tiny model."""
+    from PIL import Image
+
+    from guardrail import Guard
+    from guardrail.testing import tiny_artefact, tiny_model
+
+    model, processor = tiny_model()
+    picture = {"type": "image", "image": Image.new("RGB", (30, 30))}
+    chat = [{"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]}]
+    with Guard((model, processor), tiny_artefact(model, processor, tau_flag=1e6)) as guard:
+        return files_walked(lambda: guard.generate(chat, max_new_tokens=3))
+
+
+def fit_walk() -> set[str]:
+    """What `guardrail fit` passes, for a saved tiny model and a small contrast file."""
+    from typer.testing import CliRunner
+
+    from guardrail.cli.main import app
+    from guardrail.model.load import wrap_model
+    from guardrail.testing import tiny_model
+    from tests.fit.conftest import plant, write_rows
+
+    loaded = wrap_model(*tiny_model("llama", seed=3))
+    plant(loaded)
+    with TemporaryDirectory() as made:
+        folder = Path(made)
+        loaded.model.save_pretrained(folder)
+        loaded.processor.save_pretrained(folder)
+        words = ["fit", made, "-o", str(folder / "made.safetensors")]
+        words += ["--replace-data", "--data", str(write_rows(folder / "contrast.jsonl"))]
+        words += ["--steer-rate", "0.2", "--flag-rate", "0.1"]
+        done: list[Result] = []
+        walked = files_walked(lambda: done.append(CliRunner().invoke(app, words)))
+        if done[0].exit_code:
+            raise RuntimeError(done[0].output)
+        return walked

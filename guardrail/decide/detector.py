@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.decide.linear import Readout as Readout
+from guardrail.decide.linear import Readout
 from guardrail.decide.linear import Steering as Steering
 from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
 from guardrail.policy.acting import action_for, enforced, on_outage, outranks_outage
@@ -43,7 +43,11 @@ class Decision:
 
 
 class Detector:
-    """Reads, decides and edits for one artefact under one policy; holds no request's state."""
+    """Reads, decides and edits for one artefact under one policy; holds no request's state.
+
+    `layers` are those of the readout, ascending; `steering_layer` is None when the artefact only
+    detects.
+    """
 
     def __init__(
         self,
@@ -54,7 +58,10 @@ class Detector:
         policy: Policy,
         artefact_id: str,
     ) -> None:
-        self.readout, self.steering = readout, steering
+        self.readout, self.steering, self.layers = readout, steering, readout.layers
+        # Where a steered row is edited, and for how many tokens beside the last prompt position.
+        self.steering_layer = None if steering is None else steering.layer
+        self.steer_tokens = 0 if steering is None else steering.tokens
         self.thresholds, self.policy, self.artefact_id = thresholds, policy, artefact_id
 
     @classmethod
@@ -108,21 +115,6 @@ class Detector:
     def kinds(self) -> tuple[str, ...]:
         """The offset kinds that can be judged; `video` is not always among them."""
         return tuple(kind for kind in self.readout.offsets if _modality(kind) in self.thresholds)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Readout layers, ascending."""
-        return self.readout.layers
-
-    @property
-    def steering_layer(self) -> int | None:
-        """The layer after which a steered row is edited; None when the artefact only detects."""
-        return None if self.steering is None else self.steering.layer
-
-    @property
-    def steer_tokens(self) -> int:
-        """How many generated tokens are edited beside the last prompt position."""
-        return 0 if self.steering is None else self.steering.tokens
 
     def thresholds_for(self, kind: str) -> Thresholds:
         """The thresholds of a row, by its offset kind."""

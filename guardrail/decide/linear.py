@@ -1,8 +1,7 @@
-"""The two linear maps of a detector: what it reads, and which way it steers.
+"""The two linear maps of a detector, as tensors: what it reads, and which way it steers.
 
-The score: a re-centred projection of the residual stream, in units of the text gap.
-
-How far a row may be moved along the refusal direction.
+The score is a re-centred projection of the residual stream, in units of the text gap. The edit
+moves a row along the refusal direction, no further than the trust region allows.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def bounded_strength(
 
 @dataclass(frozen=True)
 class Readout:
-    """A linear detector over k layers; see `projection.refusal_scores` for the formula."""
+    """A linear detector over k layers; see `refusal_scores` for the formula."""
 
     layers: tuple[int, ...]
     weight: Tensor

@@ -1,9 +1,8 @@
-"""The text decoder inside any vision-language model, and its cache, without naming families.
+"""The text decoder inside any vision-language model, without naming families.
 
-Releases of transformers before 5.24 call the cache's argument and the output's field
-`past_key_values`, later ones `cache`.
-
-The residual stream as layers hand it on.
+Where its layers are, how they hand the residual stream on, and what its cache has seen. Releases of
+transformers before 5.24 call the cache's argument and the output's field `past_key_values`, later
+ones `cache`.
 """
 
 from __future__ import annotations
@@ -20,6 +19,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from transformers import PreTrainedModel
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers, in order: the shallowest list with the text config's length."""
+    return _find(model)[1]
+
+
+def decoder_module(model: PreTrainedModel) -> nn.Module:
+    """The module whose forward pass runs those layers: it sees the cache and the new positions."""
+    return _find(model)[0]
+
+
+def self_attention_layers(model: PreTrainedModel) -> tuple[int, ...]:
+    """Layers that run for every prompt: all but those that only attend to a picture (Mllama)."""
+    config = model.config.get_text_config(decoder=True)
+    cross = set(getattr(config, "cross_attention_layers", None) or ())
+    return tuple(i for i in range(len(decoder_layers(model))) if i not in cross)
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many positions the model was built for; None when its config does not say."""
+    config = model.config.get_text_config(decoder=True)
+    value = getattr(config, "max_position_embeddings", None)
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def hidden_of(output: Any) -> Tensor:
@@ -60,30 +83,6 @@ def moved(hidden: Tensor, where: slice, delta: Tensor) -> Tensor:
     added = hidden[:, where].to(exact) + delta.to(hidden.device, exact)[:, None]
     result[:, where] = added.to(hidden.dtype)
     return result
-
-
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's layers, in order: the shallowest list with the text config's length."""
-    return _find(model)[1]
-
-
-def decoder_module(model: PreTrainedModel) -> nn.Module:
-    """The module whose forward pass runs those layers: it sees the cache and the new positions."""
-    return _find(model)[0]
-
-
-def self_attention_layers(model: PreTrainedModel) -> tuple[int, ...]:
-    """Layers that run for every prompt: all but those that only attend to a picture (Mllama)."""
-    config = model.config.get_text_config(decoder=True)
-    cross = set(getattr(config, "cross_attention_layers", None) or ())
-    return tuple(i for i in range(len(decoder_layers(model))) if i not in cross)
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """How many positions the model was built for; None when its config does not say."""
-    config = model.config.get_text_config(decoder=True)
-    value = getattr(config, "max_position_embeddings", None)
-    return value if isinstance(value, int) and value > 0 else None
 
 
 def passed_cache(values: Iterable[Any]) -> Any | None:

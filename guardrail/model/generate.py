@@ -1,11 +1,9 @@
 """The only forward passes: answers, verdicts alone, residuals and next-token logits.
 
-Who gets the next token: flags, cancelled callers, deadlines, stop strings, lengths.
-
-Generation calls its stopping criteria after each token and before anybody else sees it, so the
-tokens are handed out from here and no streamer is needed.
-
-Sampling that repeats itself, and leaves everybody else's random numbers alone.
+Every pass goes through transformers' own `generate`, with hooks that read and edit the prompt.
+Generation calls its stopping criteria after each token and before anybody else sees it. So that is
+where rows end (flags, cancelled callers, deadlines, stop strings, lengths), where tokens are handed
+out, and no streamer is needed.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,6 +34,10 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
     from guardrail.model.prefill import AnyDetector, Ruling
     from guardrail.policy import Policy
+
+_ONE_TOKEN = Settings(max_new_tokens=1, do_sample=False)
+
+_DRAWING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,204 @@ class RowControl:
     on_ruling: Callable[[Ruling], None] | None = None
     on_token: Callable[[int], bool] | None = None
     on_end: Callable[[RowOutcome], None] | None = None
+
+
+def generate_rows(
+    loaded: LoadedModel,
+    encoded: Encoded,
+    detector: AnyDetector | None,
+    settings: Settings,
+    rows: Sequence[RowControl] = (),
+    *,
+    policy: Policy | None = None,
+    hooks: PromptHooks | None = None,
+    floors: Sequence[float] = (),
+) -> list[RowOutcome]:
+    """Answer a batch in one `generate` call, judged inside its own prefill.
+
+    Without a detector this is plain generation. Without a policy the detector's edits are applied
+    and nothing is stopped. `hooks` registered earlier on the detector's layers are used if given.
+    `floors` are scores that the rows have at least (see `Detector.decide`).
+    """
+    eos = _eos(loaded.model)
+    controls = rows or [RowControl() for _ in encoded.kinds]
+    growing = [
+        Row(control, eos=eos, max_tokens=settings.max_new_tokens, prompt_tokens=length)
+        for control, length in zip(controls, encoded.lengths, strict=True)
+    ]
+    guarded: AbstractContextManager[PromptCall | None] = nullcontext()
+    if detector is not None:
+        guarded = _guarded(loaded, encoded, detector, policy, floors, hooks)
+    with guarded as call, seeded(loaded, settings):
+        criterion = RowsCriterion(growing, call, beams=settings.num_beams > 1)
+        try:
+            criteria = StoppingCriteriaList([criterion])
+            sequences = _generate(loaded, encoded, settings, call, criteria)
+        except PrefillDoneError:  # every row is stopped; nobody needs the later layers
+            sequences = None
+            criterion.rule()
+    if settings.num_beams > 1 and sequences is not None:
+        for row, ids in zip(growing, sequences[:, encoded.prompt_len :].tolist(), strict=True):
+            row.replay(ids)
+    return [row.end("length") for row in growing]
+
+
+def check_rows(
+    loaded: LoadedModel,
+    encoded: Encoded,
+    detector: AnyDetector,
+    *,
+    policy: Policy | None = None,
+    hooks: PromptHooks | None = None,
+    floors: Sequence[float] = (),
+) -> list[Ruling]:
+    """Judge a batch without answering: the pass ends after the deepest readout layer.
+
+    Rows to be steered are followed to the steering layer, to see whether an edit can reach them.
+    """
+    with _guarded(
+        loaded, encoded, detector, policy, floors, hooks, leave_after_readout=True
+    ) as call:
+        run_until_read(loaded, encoded)
+    call.settle()
+    return [call.ruling(number) for number in range(len(encoded.kinds))]
+
+
+def last_residuals(
+    loaded: LoadedModel,
+    encoded: Encoded,
+    layers: Sequence[int] | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """Residuals at the last prompt position: (rows, k, d_model), float32 on the CPU.
+
+    `layers` ascend; None reads all of them. Cross-attention layers, which run for pictures only,
+    are not read: their residuals are NaN. `chunk` is that of `run_until_read`.
+    """
+    chosen = tuple(range(len(decoder_layers(loaded.model)))) if layers is None else tuple(layers)
+    always = set(self_attention_layers(loaded.model))
+    read = tuple(layer for layer in chosen if layer in always)
+    call = PromptCall(
+        prompt_len=encoded.prompt_len,
+        kinds=encoded.kinds,
+        layers=read,
+        leave_after_readout=True,
+    )
+    with prompt_hooks(loaded.model, read) as hooks, hooks.active(call):
+        run_until_read(loaded, encoded, chunk=chunk)
+    found = call.recorded()
+    if read == chosen:
+        return found
+    every = found.new_full((len(found), len(chosen), found.shape[2]), torch.nan)
+    every[:, [place for place, layer in enumerate(chosen) if layer in always]] = found
+    return every
+
+
+def next_token_logits(
+    loaded: LoadedModel,
+    encoded: Encoded,
+    detector: AnyDetector | None = None,
+    floors: Sequence[float] = (),
+) -> Tensor:
+    """Logits of the first token of the answer: (rows, vocab), float32 on the CPU.
+
+    A detector's edits are applied, whatever it would flag; `floors` as in `generate_rows`.
+    """
+    guarded: AbstractContextManager[PromptCall | None] = nullcontext()
+    if detector is not None:
+        guarded = _guarded(loaded, encoded, detector, None, floors)
+    with guarded as call:
+        output: Any = _generate(
+            loaded, encoded, _ONE_TOKEN, call, return_dict_in_generate=True, output_logits=True
+        )
+    if call is not None:
+        call.require_decision()
+    logits: Tensor = output.logits[0]
+    return logits.float().cpu()
+
+
+def run_until_read(loaded: LoadedModel, encoded: Encoded, *, chunk: int | None = None) -> None:
+    """A prefill that the call leaves by itself once it has read what it came for.
+
+    The prompt is read as a whole, whatever the model's config says, or in chunks of that size.
+    """
+    if chunk is None and loaded.model.generation_config.prefill_chunk_size is not None:
+        chunk = encoded.prompt_len  # None would mean: as the model's config says
+    how: dict[str, Any] = {"use_cache": chunk is not None, "prefill_chunk_size": chunk}
+    try:
+        _generate(loaded, encoded, _ONE_TOKEN, proven=True, disable_compile=True, **how)
+    except PrefillDoneError:
+        return
+
+
+@contextmanager
+def _guarded(
+    loaded: LoadedModel,
+    encoded: Encoded,
+    detector: AnyDetector,
+    policy: Policy | None,
+    floors: Sequence[float],
+    hooks: PromptHooks | None = None,
+    *,
+    leave_after_readout: bool = False,
+) -> Iterator[PromptCall]:
+    """Within the block passes are judged, through hooks that their owner made or temporary ones."""
+    call = PromptCall(
+        prompt_len=encoded.prompt_len,
+        kinds=encoded.kinds,
+        layers=detector.layers,
+        floors=tuple(floors),
+        detector=detector,
+        policy=policy,
+        leave_after_readout=leave_after_readout,
+    )
+    with ExitStack() as held:
+        if hooks is None:
+            layers = check_layers(detector, loaded.model)
+            hooks = held.enter_context(prompt_hooks(loaded.model, layers))
+        held.enter_context(hooks.active(call))
+        yield call
+
+
+def _generate(
+    loaded: LoadedModel,
+    encoded: Encoded,
+    settings: Settings,
+    call: PromptCall | None = None,
+    criteria: StoppingCriteriaList | None = None,
+    *,
+    proven: bool = False,
+    **options: Any,
+) -> Any:
+    """What `generate` of transformers gives; its config's `options`, chunks only where `proven`."""
+    model: Any = loaded.model
+    # A repository's `custom_generate` is put on the model itself, as a `partial`.
+    custom = isinstance(vars(model).get("generate"), partial)
+    if custom or type(model).generate is not GenerationMixin.generate:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} brings its own generate(); a guard cannot vouch for it"
+        )
+    config: Any = generation_config(model, settings)
+    config.update(**options)
+    chunk: int | None = config.prefill_chunk_size
+    if chunk is not None and not proven:
+        layers = self_attention_layers(model)
+        require_exact_chunks(
+            loaded, encoded, chunk, lambda size: last_residuals(loaded, encoded, layers, chunk=size)
+        )
+    # A compiled pass runs no hook: neither one to be edited nor a prompt (chunks are compiled).
+    hooked = call is not None and (call.may_edit_tokens or chunk is not None)
+    config.disable_compile = bool(config.disable_compile) or hooked
+    inputs = on_device(encoded, loaded.device, loaded.dtype)
+    with media_as_counted():
+        return model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
+
+
+def _eos(model: PreTrainedModel) -> frozenset[int]:
+    ids = model.generation_config.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset(ids if isinstance(ids, list | tuple) else [ids])
 
 
 class Row:
@@ -156,9 +356,6 @@ class RowsCriterion(StoppingCriteria):
         return done.to(input_ids.device).repeat_interleave(input_ids.shape[0] // len(done))
 
 
-_DRAWING = threading.Lock()
-
-
 @contextmanager
 def seeded(loaded: LoadedModel, settings: Settings) -> Iterator[None]:
     """Sample as after `torch.manual_seed(seed)`, and leave the generators as they were.
@@ -167,12 +364,12 @@ def seeded(loaded: LoadedModel, settings: Settings) -> Iterator[None]:
     another. What remains: code outside the guards that draws meanwhile, and a callback of a sampled
     request must not wait for a sampled answer of another model.
     """
-    with _DRAWING if settings.seed is not None or settings.samples(loaded.model) else nullcontext():
-        if settings.seed is None:
-            yield
-            return
-        with _from_seed(loaded.device.type, settings.seed):
-            yield
+    with ExitStack() as held:
+        if settings.seed is not None or settings.samples(loaded.model):
+            held.enter_context(_DRAWING)
+        if settings.seed is not None:
+            held.enter_context(_from_seed(loaded.device.type, settings.seed))
+        yield
 
 
 @contextmanager
@@ -192,221 +389,3 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forked)
-
-_ONE_TOKEN = Settings(max_new_tokens=1, do_sample=False)
-
-
-def generate_rows(
-    loaded: LoadedModel,
-    encoded: Encoded,
-    detector: AnyDetector | None,
-    settings: Settings,
-    rows: Sequence[RowControl] = (),
-    *,
-    policy: Policy | None = None,
-    hooks: PromptHooks | None = None,
-    floors: Sequence[float] = (),
-) -> list[RowOutcome]:
-    """Answer a batch in one `generate` call, judged inside its own prefill.
-
-    Without a detector this is plain generation. Without a policy the detector's edits are applied
-    and nothing is stopped. `hooks` registered earlier on the detector's layers are used if given.
-    `floors` are scores that the rows have at least (see `Detector.decide`).
-    """
-    eos = _eos(loaded.model)
-    controls = rows or [RowControl() for _ in encoded.kinds]
-    growing = [
-        Row(control, eos=eos, max_tokens=settings.max_new_tokens, prompt_tokens=length)
-        for control, length in zip(controls, encoded.lengths, strict=True)
-    ]
-    call = None if detector is None else _call(loaded, encoded, detector, policy, floors)
-    criterion = RowsCriterion(growing, call, beams=settings.num_beams > 1)
-    with _active(loaded.model, call, hooks), seeded(loaded, settings):
-        try:
-            sequences: Tensor | None = _run(loaded, encoded, settings, criterion, call)
-        except PrefillDoneError:  # every row is stopped; nobody needs the later layers
-            sequences = None
-            criterion.rule()
-    if settings.num_beams > 1 and sequences is not None:
-        for row, ids in zip(growing, sequences[:, encoded.prompt_len :].tolist(), strict=True):
-            row.replay(ids)
-    return [row.end("length") for row in growing]
-
-
-def check_rows(
-    loaded: LoadedModel,
-    encoded: Encoded,
-    detector: AnyDetector,
-    *,
-    policy: Policy | None = None,
-    hooks: PromptHooks | None = None,
-    floors: Sequence[float] = (),
-) -> list[Ruling]:
-    """Judge a batch without answering: the pass ends after the deepest readout layer.
-
-    Rows to be steered are followed to the steering layer, to see whether an edit can reach them.
-    """
-    call = _call(loaded, encoded, detector, policy, floors, leave_after_readout=True)
-    with _active(loaded.model, call, hooks):
-        run_until_read(loaded, encoded)
-    call.settle()
-    return [call.ruling(number) for number in range(len(encoded.kinds))]
-
-
-def last_residuals(
-    loaded: LoadedModel,
-    encoded: Encoded,
-    layers: Sequence[int] | None = None,
-    chunk: int | None = None,
-) -> Tensor:
-    """Residuals at the last prompt position: (rows, k, d_model), float32 on the CPU.
-
-    `layers` ascend; None reads all of them. Cross-attention layers, which run for pictures only,
-    are not read: their residuals are NaN. `chunk` is that of `run_until_read`.
-    """
-    chosen = tuple(range(len(decoder_layers(loaded.model)))) if layers is None else tuple(layers)
-    always = set(self_attention_layers(loaded.model))
-    read = tuple(layer for layer in chosen if layer in always)
-    call = PromptCall(
-        prompt_len=encoded.prompt_len,
-        kinds=encoded.kinds,
-        layers=read,
-        leave_after_readout=True,
-    )
-    with prompt_hooks(loaded.model, read) as hooks, hooks.active(call):
-        run_until_read(loaded, encoded, chunk=chunk)
-    found = call.recorded()
-    if read == chosen:
-        return found
-    every = found.new_full((len(found), len(chosen), found.shape[2]), torch.nan)
-    every[:, [place for place, layer in enumerate(chosen) if layer in always]] = found
-    return every
-
-
-def next_token_logits(
-    loaded: LoadedModel,
-    encoded: Encoded,
-    detector: AnyDetector | None = None,
-    floors: Sequence[float] = (),
-) -> Tensor:
-    """Logits of the first token of the answer: (rows, vocab), float32 on the CPU.
-
-    A detector's edits are applied, whatever it would flag; `floors` as in `generate_rows`.
-    """
-    call = None if detector is None else _call(loaded, encoded, detector, None, floors)
-    with _active(loaded.model, call, None):
-        output: Any = _generate(
-            loaded, encoded, _ONE_TOKEN, call, return_dict_in_generate=True, output_logits=True
-        )
-    if call is not None:
-        call.require_decision()
-    logits: Tensor = output.logits[0]
-    return logits.float().cpu()
-
-
-def _call(
-    loaded: LoadedModel,
-    encoded: Encoded,
-    detector: AnyDetector,
-    policy: Policy | None,
-    floors: Sequence[float] = (),
-    *,
-    leave_after_readout: bool = False,
-) -> PromptCall:
-    check_layers(detector, loaded.model)
-    return PromptCall(
-        prompt_len=encoded.prompt_len,
-        kinds=encoded.kinds,
-        layers=detector.layers,
-        floors=tuple(floors),
-        detector=detector,
-        policy=policy,
-        leave_after_readout=leave_after_readout,
-    )
-
-
-@contextmanager
-def _active(
-    model: PreTrainedModel, call: PromptCall | None, hooks: PromptHooks | None
-) -> Iterator[None]:
-    """Run the block for `call`, through hooks already there or through temporary ones."""
-    if call is None or call.detector is None:
-        yield
-    elif hooks is not None:
-        with hooks.active(call):
-            yield
-    else:
-        layers = check_layers(call.detector, model)
-        with prompt_hooks(model, layers) as temporary, temporary.active(call):
-            yield
-
-
-def _run(
-    loaded: LoadedModel,
-    encoded: Encoded,
-    settings: Settings,
-    criterion: RowsCriterion,
-    call: PromptCall | None,
-) -> Tensor:
-    sequences: Tensor = _generate(
-        loaded,
-        encoded,
-        settings,
-        call,
-        stopping_criteria=StoppingCriteriaList([criterion]),
-    )
-    return sequences
-
-
-def run_until_read(loaded: LoadedModel, encoded: Encoded, *, chunk: int | None = None) -> None:
-    """A prefill that the call leaves by itself once it has read what it came for.
-
-    The prompt is read as a whole, whatever the model's config says, or in chunks of that size.
-    """
-    if chunk is None and loaded.model.generation_config.prefill_chunk_size is not None:
-        chunk = encoded.prompt_len  # None would mean: as the model's config says
-    how: dict[str, Any] = {"use_cache": chunk is not None, "prefill_chunk_size": chunk}
-    try:
-        _generate(loaded, encoded, _ONE_TOKEN, proven=True, disable_compile=True, **how)
-    except PrefillDoneError:
-        return
-
-
-def _generate(
-    loaded: LoadedModel,
-    encoded: Encoded,
-    settings: Settings,
-    call: PromptCall | None = None,
-    *,
-    proven: bool = False,
-    **options: Any,
-) -> Any:
-    model: Any = loaded.model
-    # A repository's `custom_generate` is put on the model itself, as a `partial`.
-    custom = isinstance(vars(model).get("generate"), partial)
-    if custom or type(model).generate is not GenerationMixin.generate:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} brings its own generate(); a guard cannot vouch for it"
-        )
-    config: Any = generation_config(model, settings)
-    criteria = options.pop("stopping_criteria", None)
-    config.update(**options)
-    chunk: int | None = config.prefill_chunk_size
-    if chunk is not None and not proven:
-        layers = self_attention_layers(model)
-        require_exact_chunks(
-            loaded, encoded, chunk, lambda size: last_residuals(loaded, encoded, layers, chunk=size)
-        )
-    # A compiled pass runs no hook: neither one to be edited nor a prompt (chunks are compiled).
-    hooked = call is not None and (call.may_edit_tokens or chunk is not None)
-    config.disable_compile = bool(config.disable_compile) or hooked
-    inputs = on_device(encoded, loaded.device, loaded.dtype)
-    with media_as_counted():
-        return model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
-
-
-def _eos(model: PreTrainedModel) -> frozenset[int]:
-    ids = model.generation_config.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids if isinstance(ids, list | tuple) else [ids])

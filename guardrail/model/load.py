@@ -1,6 +1,6 @@
 """A model and its processor, from the Hub, from a folder or from memory.
 
-A model in memory with what feeds it.
+Importing this module loads no tensor library: a model that is loaded, or wrapped, does.
 """
 
 from __future__ import annotations
@@ -8,22 +8,6 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-)
 
 from guardrail.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
 from guardrail.extras import require
@@ -33,9 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from transformers import PreTrainedConfig
+    import torch
+    from transformers import (
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+    )
 
 IN_MEMORY = "in memory"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,8 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Where inputs belong: the device on which the token embeddings run."""
+        import torch
+
         embeddings: Any = self.model.get_input_embeddings()
         hook = getattr(embeddings, "_hf_hook", None)
         # offloaded weights wait on `meta`; accelerate's hook knows where they will run
@@ -78,6 +72,8 @@ class LoadedModel:
 
         8-bit floats are a way of storing weights.
         """
+        import torch
+
         kinds = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         return next((kind for kind in kinds if kind.itemsize > 1), torch.get_default_dtype())
 
@@ -95,11 +91,6 @@ class LoadedModel:
     def is_multimodal(self) -> bool:
         """Whether the processor takes pictures."""
         return getattr(self.processor, "image_processor", None) is not None
-
-
-T = TypeVar("T")
-
-__all__ = ["IN_MEMORY", "LoadedModel", "load_model", "wrap_model"]
 
 
 def load_model(
@@ -132,6 +123,8 @@ def load_model(
             no such device.
         MissingExtraError: a model that is spread or quantised needs the extra `offload`.
     """
+    from transformers import AutoConfig
+
     spread = _spread(device, device_map, max_memory, offload_folder)
     target = _target(device)
     adapter = adapter_at(source)
@@ -168,6 +161,8 @@ def wrap_model(model: Any, processor: Any, *, source: str = IN_MEMORY) -> Loaded
         TypeError: not a transformers model, or not a processor or tokenizer.
         UnsupportedModelError: the model cannot generate, or prepends virtual prompt tokens.
     """
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
     model = without_peft_shell(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(
@@ -211,6 +206,8 @@ def _target(device: str | torch.device | None) -> torch.device:
     Raises:
         ConfigurationError: naming the devices that are there.
     """
+    import torch
+
     count = {
         "cuda": torch.cuda.device_count(),
         "xpu": torch.xpu.device_count(),
@@ -229,26 +226,25 @@ def _target(device: str | torch.device | None) -> torch.device:
     )
 
 
-def _attempt(what: str, source: str, load: Callable[..., T], **options: Any) -> T:
-    """One part of the model; every failure becomes a ModelLoadError.
+def _auto_class(config: PreTrainedConfig, source: str) -> tuple[Any, bool]:
+    """The auto class that knows this configuration, and whether it takes pictures."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
 
-    What is worth another try of a download is tried again by huggingface_hub.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        return load(source, **options)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        ImportError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
-        raise ModelLoadError(reason(what, source, error)) from error
+    remote = getattr(config, "auto_map", None) or {}
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText, hasattr(config, "vision_config")
+    if "AutoModelForImageTextToText" in remote:
+        return AutoModelForImageTextToText, True
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote:
+        return AutoModelForCausalLM, hasattr(config, "vision_config")
+    raise ModelLoadError(
+        f"{source} is a {config.model_type!r} model; a guard needs a vision-language model "
+        "(image-text-to-text) or a causal language model"
+    )
 
 
 def _model(
@@ -275,29 +271,6 @@ def _model(
     return model if spread else model.to(target)
 
 
-def _processor(source: str, multimodal: bool, options: dict[str, Any]) -> Any:
-    """The processor, or the tokenizer of a model that reads text only."""
-    kind: Any = AutoProcessor if multimodal else AutoTokenizer
-    processor = _attempt("processor", source, kind.from_pretrained, **options)
-    _require_processor(processor, source, multimodal=multimodal)
-    return processor
-
-
-def _auto_class(config: PreTrainedConfig, source: str) -> tuple[Any, bool]:
-    """The auto class that knows this configuration, and whether it takes pictures."""
-    remote = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText, hasattr(config, "vision_config")
-    if "AutoModelForImageTextToText" in remote:
-        return AutoModelForImageTextToText, True
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in remote:
-        return AutoModelForCausalLM, hasattr(config, "vision_config")
-    raise ModelLoadError(
-        f"{source} is a {config.model_type!r} model; a guard needs a vision-language model "
-        "(image-text-to-text) or a causal language model"
-    )
-
-
 def _require_all_weights(info: dict[str, Any], source: str, *, own_code: bool) -> None:
     """Refuse a checkpoint with holes: transformers would fill them with random numbers.
 
@@ -318,7 +291,19 @@ def _require_all_weights(info: dict[str, Any], source: str, *, own_code: bool) -
         )
 
 
+def _processor(source: str, multimodal: bool, options: dict[str, Any]) -> Any:
+    """The processor, or the tokenizer of a model that reads text only."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    kind: Any = AutoProcessor if multimodal else AutoTokenizer
+    processor = _attempt("processor", source, kind.from_pretrained, **options)
+    _require_processor(processor, source, multimodal=multimodal)
+    return processor
+
+
 def _require_processor(processor: object, source: str, *, multimodal: bool) -> None:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
     if multimodal and getattr(processor, "image_processor", None) is None:
         raise ModelLoadError(
             f"{source} has no processor that takes pictures (found {type(processor).__name__}); "
@@ -329,3 +314,25 @@ def _require_processor(processor: object, source: str, *, multimodal: bool) -> N
             f"{source} has no tokenizer (found {type(processor).__name__}); "
             "save it beside the weights: tokenizer.save_pretrained(folder)"
         )
+
+
+def _attempt(what: str, source: str, load: Callable[..., T], **options: Any) -> T:
+    """One part of the model; every failure becomes a ModelLoadError.
+
+    What is worth another try of a download is tried again by huggingface_hub.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return load(source, **options)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        raise ModelLoadError(reason(what, source, error)) from error

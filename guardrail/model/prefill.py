@@ -1,11 +1,9 @@
 """One guarded forward pass: what was read at the last prompt position, and what follows from it.
 
 A `PromptCall` belongs to one call of the model and dies with it; hooks find it through a context
-variable. Rows are the model's rows: a beam search has several, grouped, for one request.
-
-What happens to each row of a call: the decision, under the policy's mode and fail mode.
-
-What a forward pass asks of a detector.
+variable. It asks a detector (`DetectorLike`) once, keeps what was decided for each row under the
+policy's mode and fail mode (`RowRulings`), and adds the edits. Rows are the model's rows: a beam
+search has several, grouped, for one request.
 """
 
 from __future__ import annotations
@@ -28,6 +26,49 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import nn
+
+log = logging.getLogger("guardrail")
+
+D = TypeVar("D")
+
+
+class DecisionLike(Protocol):
+    """What a detector says about each row."""
+
+    @property
+    def actions(self) -> Sequence[Action]:
+        """What the thresholds ask for, per row, within the policy."""
+
+    @property
+    def failed(self) -> Sequence[bool]:
+        """Rows that could not be scored."""
+
+
+class DetectorLike(Protocol[D]):
+    """Pure tensors on the CPU in, tensors on the CPU out; it never sees the model."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Readout layers, ascending."""
+
+    @property
+    def steering_layer(self) -> int | None:
+        """Where the edit is added; None = detect only."""
+
+    @property
+    def steer_tokens(self) -> int:
+        """How many generated tokens are edited beside the last prompt position."""
+
+    def decide(
+        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
+    ) -> D:
+        """Judge residuals (rows, k, d_model), float32; no row's score lies below its floor."""
+
+    def edit(self, decision: D, residual: Tensor, kinds: Sequence[str]) -> Tensor:
+        """What to add to the residual (rows, d_model), float32; zero rows where nothing is."""
+
+
+AnyDetector = DetectorLike[Any]
 
 # Fitting applies edits and looks at what they do: what is beyond their reach is no finding there.
 _FITTING = Policy(actions=frozenset({Action.STEER}))
@@ -101,61 +142,6 @@ class RowRulings:
     def everyone_stops(self) -> bool:
         """Whether nobody needs the model any more."""
         return all(map(self.stops, range(len(self.kinds))))
-
-    def ruling(self, row: int, strength: float) -> Ruling:
-        """What happened to a request whose first row is `row`; its beams agree with it."""
-        return Ruling(
-            action=self.applied(row),
-            stops=self.stops(row),
-            failed=self.failed[row],
-            strength=strength,
-            decision=self.decision,
-            row=row,
-        )
-
-
-class DecisionLike(Protocol):
-    """What a detector says about each row."""
-
-    @property
-    def actions(self) -> Sequence[Action]:
-        """What the thresholds ask for, per row, within the policy."""
-
-    @property
-    def failed(self) -> Sequence[bool]:
-        """Rows that could not be scored."""
-
-
-D = TypeVar("D")
-
-
-class DetectorLike(Protocol[D]):
-    """Pure tensors on the CPU in, tensors on the CPU out; it never sees the model."""
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Readout layers, ascending."""
-
-    @property
-    def steering_layer(self) -> int | None:
-        """Where the edit is added; None = detect only."""
-
-    @property
-    def steer_tokens(self) -> int:
-        """How many generated tokens are edited beside the last prompt position."""
-
-    def decide(
-        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
-    ) -> D:
-        """Judge residuals (rows, k, d_model), float32; no row's score lies below its floor."""
-
-    def edit(self, decision: D, residual: Tensor, kinds: Sequence[str]) -> Tensor:
-        """What to add to the residual (rows, d_model), float32; zero rows where nothing is."""
-
-
-AnyDetector = DetectorLike[Any]
-
-log = logging.getLogger("guardrail")
 
 
 class PrefillDoneError(Exception):
@@ -280,7 +266,14 @@ class PromptCall:
         rows = self.require_decision()
         row = request * (len(rows.kinds) // len(self.kinds))
         delta = None if self.leave_after_readout else self._delta
-        return rows.ruling(row, 0.0 if delta is None else float(delta[row].norm()))
+        return Ruling(
+            action=rows.applied(row),
+            stops=rows.stops(row),
+            failed=rows.failed[row],
+            strength=0.0 if delta is None else float(delta[row].norm()),
+            decision=rows.decision,
+            row=row,
+        )
 
     @property
     def _steers_at(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,15 +142,5 @@ def _unpadded(encoded: Encoded, row: int) -> list[int]:
 
 def _common_start(encoder: Encoder, requests: Sequence[Request]) -> list[int]:
     """The tokens that all of these requests begin with."""
-    return _common([_unpadded(encoder.encode([request]), 0) for request in requests])
-
-
-def _common(rows: list[list[int]]) -> list[int]:
-    """The longest start that all rows share."""
-    shared = rows[0]
-    for row in rows[1:]:
-        same = 0
-        while same < min(len(shared), len(row)) and shared[same] == row[same]:
-            same += 1
-        shared = shared[:same]
-    return shared
+    rows = [_unpadded(encoder.encode([request]), 0) for request in requests]
+    return list(commonprefix(rows))  # noqa: RUF071  # of any sequences, not of paths alone

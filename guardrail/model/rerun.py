@@ -3,16 +3,15 @@
 Where the edit layer lies before the readout, its output is remembered, and the layers between them
 run again once a row is to be steered: with the arguments they had, on the cache as it was, over
 all positions of the pass. So nothing has to be known about masks, positions or kinds of cache; a
-pass in which nobody is steered only keeps a few references.
-
-What the layers of a key-value cache hold, to be put back for a second run.
+pass in which nobody is steered only keeps a few references. `Span` is such a stretch of layers,
+`LayerState` what a layer of the cache held before.
 """
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,10 @@ from guardrail.model.decoder import hidden_of, passed_cache
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# How far a repeated residual may be from the first one, relative; the second is for half precision.
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+HALF_TOLERANCE = 3e-2
+
 # Layers of a cache that put a new tensor in the old one's place, and so never change one.
 _REPLACING = (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer)
 
@@ -33,84 +36,6 @@ _OVERWRITING = tuple(
     for name in ("StaticLayer", "StaticSlidingWindowLayer", "LinearAttentionLayer")
     if hasattr(cache_utils, name)
 )
-
-
-class LayerState:
-    """What one layer of a cache holds at a moment, so that it can be put back.
-
-    Tensors are copied only where later passes write into them, so that remembering the state before
-    a prompt costs next to nothing.
-    """
-
-    def __init__(self, layer: Any, *, empty: bool) -> None:
-        """Remember `layer`; `empty` says that it has seen no position yet."""
-        self._layer = layer
-        self._replaces = type(layer) in _REPLACING
-        self._written = not (self._replaces or (empty and type(layer) in _OVERWRITING))
-        self._values = {name: self._kept(value) for name, value in vars(layer).items()}
-
-    def put_back(self) -> None:
-        """Give the layer back what it held, in the tensors that held it."""
-        current = vars(self._layer)
-        for name in set(current) - set(self._values):
-            del current[name]
-        for name, kept in self._values.items():
-            current[name] = _restored(kept)
-
-    def _kept(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            counts = value.dim() == 0 and not self._replaces  # a counter, advanced in place
-            return _Kept(value, value.clone() if self._written or counts else None)
-        if isinstance(value, dict):
-            return {key: self._kept(item) for key, item in value.items()}
-        return list(value) if isinstance(value, list) else value
-
-
-class _Kept:
-    """A tensor and, where it may be written into, a copy of what stood in it."""
-
-    def __init__(self, tensor: Tensor, copy: Tensor | None) -> None:
-        self.tensor, self.copy = tensor, copy
-
-
-def _restored(kept: Any) -> Any:
-    if isinstance(kept, _Kept):
-        return kept.tensor if kept.copy is None else kept.tensor.copy_(kept.copy)
-    if isinstance(kept, dict):
-        return {key: _restored(item) for key, item in kept.items()}
-    return list(kept) if isinstance(kept, list) else kept
-
-
-# How far a repeated residual may be from the first one, relative; the second is for half precision.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-
-HALF_TOLERANCE = 3e-2
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A layer as it ran, but for the residual stream: one per layer would fill the memory.
-
-    `added` is what the decoder put between it and the layer before; `args` None: all by name.
-    """
-
-    module: nn.Module
-    args: tuple[Any, ...] | None
-    kwargs: Mapping[str, Any]
-    added: Tensor | None
-
-    @property
-    def shared(self) -> list[MutableMapping[Any, Any]]:
-        """What layers tell later ones beside the cache (keys and values that several use)."""
-        return [value for value in self.kwargs.values() if isinstance(value, MutableMapping)]
-
-    def again(self, hidden: Tensor) -> Tensor:
-        given = hidden
-        if self.added is not None:  # as long as what the layer was given, which may be less
-            given = hidden[:, -self.added.shape[1] :] + self.added
-        if self.args is None:
-            return hidden_of(self.module(hidden_states=given, **self.kwargs))
-        return hidden_of(self.module(given, *self.args, **self.kwargs))
 
 
 class Span:
@@ -189,7 +114,7 @@ class Span:
                 it then.
         """
         start, first = self.start, self._checked()
-        after = [LayerState(_layer(cache, i), empty=False) for i, cache in self._caches.items()]
+        after = [LayerState(cache.layers[i], empty=False) for i, cache in self._caches.items()]
         shared = [(said, dict(said)) for run in self._runs.values() for said in run.shared]
         rows = steered.to(first.device)
         try:
@@ -227,13 +152,13 @@ class Span:
         return self._latest[1]
 
     def _run(self, hidden: Tensor) -> Tensor:
-        lengths = {i: _length(_layer(cache, i)) for i, cache in self._caches.items()}
+        lengths = {i: _length(cache.layers[i]) for i, cache in self._caches.items()}
         for state in self._before.values():
             state.put_back()
         for layer in sorted(self._runs):
             hidden = self._runs[layer].again(hidden)
         for i, cache in self._caches.items():
-            if _length(_layer(cache, i)) != lengths[i]:
+            if _length(cache.layers[i]) != lengths[i]:
                 raise DetectorError(f"the cache of layer {i} cannot be taken back")
         return hidden
 
@@ -256,6 +181,78 @@ class Span:
         self._before[layer] = LayerState(layers[layer], empty=self._empty)
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A layer as it ran, but for the residual stream: one per layer would fill the memory.
+
+    `added` is what the decoder put between it and the layer before; `args` None: all by name.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...] | None
+    kwargs: Mapping[str, Any]
+    added: Tensor | None
+
+    @property
+    def shared(self) -> list[MutableMapping[Any, Any]]:
+        """What layers tell later ones beside the cache (keys and values that several use)."""
+        return [value for value in self.kwargs.values() if isinstance(value, MutableMapping)]
+
+    def again(self, hidden: Tensor) -> Tensor:
+        given = hidden
+        if self.added is not None:  # as long as what the layer was given, which may be less
+            given = hidden[:, -self.added.shape[1] :] + self.added
+        if self.args is None:
+            return hidden_of(self.module(hidden_states=given, **self.kwargs))
+        return hidden_of(self.module(given, *self.args, **self.kwargs))
+
+
+class LayerState:
+    """What one layer of a cache holds at a moment, so that it can be put back.
+
+    Tensors are copied only where later passes write into them, so that remembering the state before
+    a prompt costs next to nothing.
+    """
+
+    def __init__(self, layer: Any, *, empty: bool) -> None:
+        """Remember `layer`; `empty` says that it has seen no position yet."""
+        self._layer = layer
+        self._replaces = type(layer) in _REPLACING
+        self._written = not (self._replaces or (empty and type(layer) in _OVERWRITING))
+        self._values = {name: self._kept(value) for name, value in vars(layer).items()}
+
+    def put_back(self) -> None:
+        """Give the layer back what it held, in the tensors that held it."""
+        current = vars(self._layer)
+        for name in set(current) - set(self._values):
+            del current[name]
+        for name, kept in self._values.items():
+            current[name] = _restored(kept)
+
+    def _kept(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            counts = value.dim() == 0 and not self._replaces  # a counter, advanced in place
+            return _Kept(value, value.clone() if self._written or counts else None)
+        if isinstance(value, dict):
+            return {key: self._kept(item) for key, item in value.items()}
+        return list(value) if isinstance(value, list) else value
+
+
+class _Kept(NamedTuple):
+    """A tensor and, where it may be written into, a copy of what stood in it."""
+
+    tensor: Tensor
+    kept: Tensor | None
+
+
+def _restored(kept: Any) -> Any:
+    if isinstance(kept, _Kept):
+        return kept.tensor if kept.kept is None else kept.tensor.copy_(kept.kept)
+    if isinstance(kept, dict):
+        return {key: _restored(item) for key, item in kept.items()}
+    return list(kept) if isinstance(kept, list) else kept
+
+
 def _comparable(given: Any, output: Tensor) -> bool:
     """Whether `given` may be the last positions of `output` with something added to them."""
     return (
@@ -265,10 +262,6 @@ def _comparable(given: Any, output: Tensor) -> bool:
         and given.shape[::2] == output.shape[::2]
         and given.device == output.device
     )
-
-
-def _layer(cache: Any, layer: int) -> Any:
-    return cache.layers[layer]
 
 
 def _length(layer: Any) -> int | None:

@@ -1,6 +1,6 @@
-"""How a model is loaded, where its files are, and what to tell people when they cannot be read.
+"""Where a model's files are: a folder, a commit on the Hub, or a LoRA adapter and its base model.
 
-LoRA adapters: in a folder of their own, beside the base model they name, or around a model.
+And what to tell people when they cannot be read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from guardrail.hub import hub_file, is_transient
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 class LoadingOptions(BaseModel):
@@ -63,7 +67,10 @@ def locate(source: str | Path, *, revision: str | None, local_files_only: bool) 
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        _require_model_folder(path)
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(
+                f"{path} holds no config.json; give the folder that model.save_pretrained wrote"
+            )
         return Source(str(path), None)
     if path.exists():
         raise ModelLoadError(f"{path} is a file; give the folder that holds the model's files")
@@ -75,45 +82,9 @@ def locate(source: str | Path, *, revision: str | None, local_files_only: bool) 
     return _pinned(source, revision, local_files_only=local_files_only)
 
 
-def reason(what: str, source: str, error: BaseException) -> str:
-    """What failed while loading `what` from `source`, and what to do about it."""
-    said = " ".join(str(error).split())
-    return f"could not load the {what} of {source}: {_advice(what, error, said)} ({said[:400]})"
-
-
-def _advice(what: str, error: BaseException, said: str) -> str:
-    if "trust_remote_code" in said:
-        return (
-            "it needs Python code from its own repository. Read that code; if you trust it, "
-            "load the model with trust_remote_code=True"
-        )
-    if isinstance(error, ImportError):
-        return "a package it needs is not installed"
-    if is_transient(error):
-        return "the Hub did not answer; try again, or use a local copy with local_files_only=True"
-    if "out of memory" in said.lower():
-        return "it does not fit; spread it with device_map='auto' or give a quantization_config"
-    return {
-        "configuration": "its config.json is missing, damaged, or newer than this transformers",
-        "weights": "its weight files are missing or damaged; download or save them again",
-        "quantised weights": "they could not be quantised or read: see whether the method works on "
-        "this device, for the sizes of this model, and with the packages installed",
-        "processor": "its processor or tokenizer files are missing or damaged; save them beside "
-        "the weights with processor.save_pretrained(folder)",
-    }[what]
-
-
 def _looks_local(source: str) -> bool:
     """A Hub id is `name` or `owner/name`; more slashes or a leading dot or ~ mean a path."""
     return source.startswith((".", "~", os.sep)) or source.count("/") > 1 or "\\" in source
-
-
-def _require_model_folder(path: Path) -> None:
-    if (path / "config.json").is_file():
-        return
-    raise ModelLoadError(
-        f"{path} holds no config.json; give the folder that model.save_pretrained wrote"
-    )
 
 
 def _pinned(repo_id: str, revision: str | None, *, local_files_only: bool) -> Source:
@@ -160,9 +131,32 @@ def _pinned(repo_id: str, revision: str | None, *, local_files_only: bool) -> So
     return Source(repo_id, Path(config.path).parent.name, config.online)
 
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+def reason(what: str, source: str, error: BaseException) -> str:
+    """What failed while loading `what` from `source`, and what to do about it."""
+    said = " ".join(str(error).split())
+    return f"could not load the {what} of {source}: {_advice(what, error, said)} ({said[:400]})"
 
-_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+def _advice(what: str, error: BaseException, said: str) -> str:
+    if "trust_remote_code" in said:
+        return (
+            "it needs Python code from its own repository. Read that code; if you trust it, "
+            "load the model with trust_remote_code=True"
+        )
+    if isinstance(error, ImportError):
+        return "a package it needs is not installed"
+    if is_transient(error):
+        return "the Hub did not answer; try again, or use a local copy with local_files_only=True"
+    if "out of memory" in said.lower():
+        return "it does not fit; spread it with device_map='auto' or give a quantization_config"
+    return {
+        "configuration": "its config.json is missing, damaged, or newer than this transformers",
+        "weights": "its weight files are missing or damaged; download or save them again",
+        "quantised weights": "they could not be quantised or read: see whether the method works on "
+        "this device, for the sizes of this model, and with the packages installed",
+        "processor": "its processor or tokenizer files are missing or damaged; save them beside "
+        "the weights with processor.save_pretrained(folder)",
+    }[what]
 
 
 @dataclass(frozen=True)

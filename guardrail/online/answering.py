@@ -32,25 +32,8 @@ if TYPE_CHECKING:
     from guardrail.online.jobs import AnswerJob, Floor
 
 Decode = Callable[[Sequence[int]], str]
+
 _INCOMPLETE = "\ufffd"
-
-
-def verdict_of(
-    detector: Detector, request: Request, ruling: Ruling, floor: Floor = NOTHING_YET
-) -> Verdict:
-    """The detector's words, corrected by what was really done; `floor` is what it was judged by."""
-    verdict = _verdict(detector, request, ruling)
-    folded = floor.folded and floor.holds(verdict.score)
-    return replace(verdict, window=floor.window_of(request, verdict.score), folded=folded)
-
-
-def _verdict(detector: Detector, request: Request, ruling: Ruling) -> Verdict:
-    decision: Any = ruling.decision
-    verdict = detector.verdict(decision, ruling.row, request.offset_kind, ruling.strength)
-    # A row that no edit can reach is flagged after the thresholds asked for steering.
-    would_be = Action.FLAG if ruling.action is Action.FLAG else verdict.would_be
-    reason = "detector_failed" if ruling.failed else verdict.reason
-    return replace(verdict, action=ruling.action, would_be=would_be, reason=reason)
 
 
 class Answering:
@@ -160,12 +143,66 @@ class Answering:
         return self._text.text, calls
 
 
-def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Tokens to the text people read."""
-    text: Any = tokenizer.decode(
-        list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+def verdict_of(
+    detector: Detector, request: Request, ruling: Ruling, floor: Floor = NOTHING_YET
+) -> Verdict:
+    """The detector's words, corrected by what was really done; `floor` is what it was judged by."""
+    decision: Any = ruling.decision
+    verdict = detector.verdict(decision, ruling.row, request.offset_kind, ruling.strength)
+    return replace(
+        verdict,
+        action=ruling.action,
+        # A row that no edit can reach is flagged after the thresholds asked for steering.
+        would_be=Action.FLAG if ruling.action is Action.FLAG else verdict.would_be,
+        reason="detector_failed" if ruling.failed else verdict.reason,
+        window=floor.window_of(request, verdict.score),
+        folded=floor.folded and floor.holds(verdict.score),
     )
-    return str(text)
+
+
+class AnswerText:
+    """One answer's text while its tokens arrive; `emit` gets each chunk, never an empty one."""
+
+    def __init__(
+        self,
+        decode: Decode,
+        *,
+        stops: Sequence[str] = (),
+        emit: Callable[[str], None] | None,
+        calls: CallReader | None = None,
+    ) -> None:
+        self._calls = calls
+        self._detokeniser = Detokeniser(decode)
+        self._filter = StopFilter(stops)
+        self._emit = emit
+        self._chunks: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """Everything let through so far."""
+        return "".join(self._chunks)
+
+    def take(self, token: int) -> bool:
+        """One more token; true when a stop string is complete and the answer with it."""
+        self._out(self._filter.push(self._detokeniser.push(token)))
+        return self._filter.matched
+
+    def end(self) -> str:
+        """Let the rest through, but for what may be a tool call; the whole text so far."""
+        self._out(self._filter.push(self._detokeniser.flush()))
+        self._out(self._filter.flush())
+        return self.text
+
+    def release(self, chunk: str) -> None:
+        """Let text through, or some that was held back."""
+        if not chunk:
+            return
+        self._chunks.append(chunk)
+        if self._emit is not None:
+            self._emit(chunk)
+
+    def _out(self, chunk: str) -> None:
+        self.release(chunk if self._calls is None else self._calls.push(chunk))
 
 
 class Detokeniser:
@@ -224,55 +261,15 @@ class StopFilter:
         return out
 
 
-class AnswerText:
-    """One answer's text while its tokens arrive; `emit` gets each chunk, never an empty one."""
-
-    def __init__(
-        self,
-        decode: Decode,
-        *,
-        stops: Sequence[str] = (),
-        emit: Callable[[str], None] | None,
-        calls: CallReader | None = None,
-    ) -> None:
-        self._calls = calls
-        self._detokeniser = Detokeniser(decode)
-        self._filter = StopFilter(stops)
-        self._emit = emit
-        self._chunks: list[str] = []
-
-    @property
-    def text(self) -> str:
-        """Everything let through so far."""
-        return "".join(self._chunks)
-
-    def take(self, token: int) -> bool:
-        """One more token; true when a stop string is complete and the answer with it."""
-        self._out(self._filter.push(self._detokeniser.push(token)))
-        return self._filter.matched
-
-    def end(self) -> str:
-        """Let the rest through, but for what may be a tool call; the whole text so far."""
-        self._out(self._filter.push(self._detokeniser.flush()))
-        self._out(self._filter.flush())
-        return self.text
-
-    def release(self, chunk: str) -> None:
-        """Let text through that was held back."""
-        self._through(chunk)
-
-    def _out(self, chunk: str) -> None:
-        self._through(chunk if self._calls is None else self._calls.push(chunk))
-
-    def _through(self, chunk: str) -> None:
-        if not chunk:
-            return
-        self._chunks.append(chunk)
-        if self._emit is not None:
-            self._emit(chunk)
-
-
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`."""
     sizes = range(min(len(text), len(stop) - 1), 0, -1)
     return next((size for size in sizes if text.endswith(stop[:size])), 0)
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens to the text people read."""
+    text: Any = tokenizer.decode(
+        list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return str(text)

@@ -2,6 +2,11 @@
 
 A text is queued at once. Before a request with media is, they are decoded and its long videos
 judged, which may take long: threads of callers do it themselves, event loops leave it to others.
+
+A new option of `generate` needs two or three lines: its name in `GenerateOptions`, a field with its
+bounds in `guardrail.model.settings.Settings`, and, where transformers knows it, its place in
+`generation_config` beside it. An option of every way of asking stands in `AskOptions` and goes with
+the `Caller`, in `_caller`.
 """
 
 from __future__ import annotations
@@ -46,6 +51,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+J = TypeVar("J", AnswerJob, CheckJob)
+
 _LONGEST_NAME = 256
 
 
@@ -64,9 +71,6 @@ class AskOptions(TypedDict, total=False):
     request_id: str | None
 
 
-_ASK = AskOptions.__optional_keys__
-
-
 class GenerateOptions(AskOptions, total=False):
     """How an answer is generated; see `guardrail.model.settings.Settings`."""
 
@@ -79,6 +83,9 @@ class GenerateOptions(AskOptions, total=False):
     seed: int | None
     stop: Sequence[str]
     num_beams: int
+
+
+_ASK = AskOptions.__optional_keys__
 
 
 class Asking:
@@ -106,9 +113,7 @@ class Asking:
         Raises:
             InputError: the value cannot be read, or the model cannot be shown it.
         """
-        job = self._answer_job(options, emit, cancelled, wait=wait)
-        self._submit(value, options.get("tools"), job)
-        return job
+        return self._submit(value, options, self._answer_job(options, emit, cancelled, wait=wait))
 
     def verdict(
         self,
@@ -119,9 +124,7 @@ class Asking:
         wait: bool = False,
     ) -> CheckJob:
         """Queue a request for a verdict; see `answer`."""
-        job = self._check_job(options, cancelled, wait=wait)
-        self._submit(value, options.get("tools"), job)
-        return job
+        return self._submit(value, options, self._check_job(options, cancelled, wait=wait))
 
     async def answer_async(
         self,
@@ -132,14 +135,11 @@ class Asking:
     ) -> AnswerJob:
         """`answer` without blocking the event loop."""
         job = self._answer_job(options, emit, cancelled)
-        await self._submit_async(value, options.get("tools"), job)
-        return job
+        return await self._submit_async(value, options, job)
 
     async def verdict_async(self, value: Any, options: AskOptions) -> CheckJob:
         """`verdict` without blocking the event loop."""
-        job = self._check_job(options)
-        await self._submit_async(value, options.get("tools"), job)
-        return job
+        return await self._submit_async(value, options, self._check_job(options))
 
     def give_up(self, job: Job[Any]) -> None:
         """Nobody waits for this job any more."""
@@ -148,12 +148,7 @@ class Asking:
     def wait(self, job: Job[T]) -> T:
         """Block until a job is settled, its time is over, or the wait is interrupted."""
         try:
-            return job.future.result(timeout=job.caller.left_s())
-        except TimeoutError:
-            if job.future.done():  # settled at the last moment, or with such an error of its own
-                return job.future.result()
-            self.give_up(job)
-            raise RequestTimeoutError(LATE) from None
+            return job.result()
         except BaseException:  # Ctrl-C among them; a settled job does not mind
             self.give_up(job)
             raise
@@ -225,14 +220,13 @@ class Asking:
         limits = self._engine.policy.limits
         return self._engine.check_job(_caller(options, limits, cancelled, wait=wait))
 
-    def _submit(self, value: Any, tools: Tools | None, job: AnswerJob | CheckJob) -> None:
-        draft = self._submit_text(value, tools, job)
+    def _submit(self, value: Any, options: AskOptions, job: J) -> J:
+        draft = self._submit_text(value, options, job)
         if draft is not None:
             self._submit_media(draft, job)
+        return job
 
-    async def _submit_async(
-        self, value: Any, tools: Tools | None, job: AnswerJob | CheckJob
-    ) -> None:
+    async def _submit_async(self, value: Any, options: AskOptions, job: J) -> J:
         """Media are read, and long videos judged, in a thread of their own.
 
         So whoever waits there keeps none of the loop's few threads from text.
@@ -240,18 +234,19 @@ class Asking:
         try:
             with self._engine.worker.expecting(job.cancelled):
                 await asyncio.sleep(0)  # others that ask just now are expected, too
-                draft = await asyncio.to_thread(self._submit_text, value, tools, job)
+                draft = await asyncio.to_thread(self._submit_text, value, options, job)
                 if draft is not None:
                     await in_own_thread(partial(self._submit_media, draft, job))
+                return job
         except asyncio.CancelledError:
             job.cancelled.set()  # the thread may still queue the job; it will be dropped there
             raise
 
     def _submit_text(
-        self, value: Any, tools: Tools | None, job: AnswerJob | CheckJob
+        self, value: Any, options: AskOptions, job: AnswerJob | CheckJob
     ) -> Draft | None:
         """Queue a job for a text; a request with media is only drafted."""
-        draft = drafted(value, policy=self._engine.policy, tools=tools)
+        draft = drafted(value, policy=self._engine.policy, tools=options.get("tools"))
         if draft.has_media:
             return draft
         self._queue(job, draft.request(), NOTHING_YET, wait=job.caller.wait)
@@ -349,6 +344,13 @@ def _caught(function: Callable[[Any], T], value: Any) -> T | BaseException:
         return error
 
 
+def _numbered(options: AskOptions, number: int) -> AskOptions:
+    """The options of one of a list's requests: each has an id of its own."""
+    if options.get("request_id") is None:
+        return options
+    return {**options, "request_id": f"{options['request_id']}-{number}"}
+
+
 def _caller(
     options: AskOptions, limits: Limits, cancelled: threading.Event | None, *, wait: bool
 ) -> Caller:
@@ -361,20 +363,17 @@ def _caller(
     for name, given in (("client", client), ("request_id", request_id)):
         if given is not None and not (isinstance(given, str) and 0 < len(given) <= _LONGEST_NAME):
             raise ConfigurationError(f"`{name}` is a text of 1 to {_LONGEST_NAME} characters")
+    timeout = options.get("timeout")
+    if timeout is not None and timeout <= 0:
+        raise ConfigurationError(f"a timeout must be more than 0 s; got {timeout}")
+    seconds = limits.timeout_s if timeout is None else timeout
     return Caller(
         client=client,
         request_id=request_id or uuid.uuid4().hex,
-        deadline=_deadline(options.get("timeout"), limits),
+        deadline=None if seconds is None else time.monotonic() + seconds,
         cancelled=cancelled or threading.Event(),
         wait=wait,
     )
-
-
-def _numbered(options: AskOptions, number: int) -> AskOptions:
-    """The options of one of a list's requests: each has an id of its own."""
-    if options.get("request_id") is None:
-        return options
-    return {**options, "request_id": f"{options['request_id']}-{number}"}
 
 
 def _settings(options: GenerateOptions, limits: Limits) -> Settings:
@@ -406,10 +405,3 @@ def _problem(found: Any) -> str:
     own = found.get("ctx", {}).get("error")
     named = f"{'.'.join(map(str, found['loc']))}={reprlib.repr(found['input'])}"
     return f"{named}: {own or found['msg']}"
-
-
-def _deadline(timeout: float | None, limits: Limits) -> float | None:
-    if timeout is not None and timeout <= 0:
-        raise ConfigurationError(f"a timeout must be more than 0 s; got {timeout}")
-    seconds = limits.timeout_s if timeout is None else timeout
-    return None if seconds is None else time.monotonic() + seconds

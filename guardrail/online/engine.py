@@ -11,7 +11,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from guardrail.artefact.artefact import Artefact, sampling_notes
+from guardrail.artefact.artefact import sampling_notes
 from guardrail.decide.detector import NO_FLOOR, Detector
 from guardrail.errors import ArtefactMismatchError, LimitExceededError, UnsupportedContentError
 from guardrail.model.decoder import context_length
@@ -23,13 +23,13 @@ from guardrail.monitor.monitor import Monitor
 from guardrail.online.answering import Answering, verdict_of
 from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob, verdict_facts, who
 from guardrail.policy.acting import enforced, on_outage, outranks_outage, stops
-from guardrail.types import Load, Modality, Request, Verdict
+from guardrail.types import Modality, Request, Verdict
 from guardrail.worker.worker import WorkerLease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
+    from guardrail.artefact import Artefact
     from guardrail.audit import Audit
     from guardrail.model.load import LoadedModel
     from guardrail.model.prefill import Ruling
@@ -130,11 +130,6 @@ class Engine:
         return stops(enforced(asked, policy), policy.on_flag, outage=outage)
 
     @property
-    def load(self) -> Load:
-        """How many requests wait and run."""
-        return self.worker.load(self.policy.limits)
-
-    @property
     def thresholds(self) -> dict[Modality, Thresholds]:
         """The operating point of each modality."""
         return dict(self._detector.thresholds)
@@ -142,19 +137,16 @@ class Engine:
     def record(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
         """Count a verdict or outage and tell the audit sink; no trouble there changes an answer."""
         if facts.get("event") in ("verdict", "outage"):
-            self._count(verdict)
+            try:
+                self.monitor.record(verdict)
+            except Exception:  # a border: counting must not cost an answer
+                log.exception("the monitor failed; the answer is not affected")
         if self._audit is None:
             return
         try:
             self._audit(verdict, facts)
         except Exception:  # a border: the sink is the user's code
             log.exception("the audit sink failed; the answer is not affected")
-
-    def _count(self, verdict: Verdict | None) -> None:
-        try:
-            self.monitor.record(verdict)
-        except Exception:  # a border: counting must not cost an answer
-            log.exception("the monitor failed; the answer is not affected")
 
     def _key(self, job: AnswerJob | CheckJob, request: Request) -> object:
         """What jobs of one batch have equal; None: it runs alone, as sampled answers do."""
@@ -179,12 +171,13 @@ class Engine:
             answer.control(self._room(length), settle_early=early)
             for answer, length in zip(answers, encoded.lengths, strict=True)
         ]
+        longest = max((job.settings for job in jobs), key=lambda settings: settings.max_new_tokens)
         with self._outages(jobs, answers):
             outcomes = generate_rows(
                 self.loaded,
                 encoded,
                 self._detector,
-                _settings(jobs),
+                longest,
                 controls,
                 policy=self.policy,
                 hooks=self._hooks,
@@ -259,12 +252,6 @@ def _scores(floors: Sequence[Floor]) -> tuple[float, ...]:
     return () if all(score == NO_FLOOR for score in scores) else scores
 
 
-def _settings(jobs: Sequence[AnswerJob]) -> Settings:
-    """What a batch is generated with: to the longest answer, while each row ends at its own."""
-    longest: Settings = max((job.settings for job in jobs), key=lambda s: s.max_new_tokens)
-    return longest
-
-
 def _first_outage(job: AnswerJob | CheckJob) -> bool:
     """Whether an outage of this job is to go on record; of a long video's windows one does."""
     return not isinstance(job, CheckJob) or job.first_outage is None or job.first_outage()
@@ -301,13 +288,6 @@ def require_room(
         what += f", with a video in it ({smaller} help),"
     if longest > allowed:
         raise LimitExceededError(limit="prompt_tokens", allowed=allowed, found=longest, what=what)
-
-
-def find_artefact(source: Artefact | str | Path) -> Artefact:
-    """An artefact as it is, from a file, or from the hub."""
-    if isinstance(source, Artefact):
-        return source
-    return Artefact.from_pretrained(source)
 
 
 def mismatch(

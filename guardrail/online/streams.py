@@ -14,8 +14,6 @@ from guardrail.types import Verdict
 from guardrail.worker.jobs import LATE
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from guardrail.online.jobs import AnswerJob, Item
     from guardrail.types import Result
 
@@ -38,10 +36,6 @@ class GuardStream(Iterator[str]):
         self._job = start(items.put)
         self._over = False
         self._job.future.add_done_callback(lambda _: items.put(None))
-
-    def __iter__(self) -> GuardStream:
-        """Return the stream itself."""
-        return self
 
     def __next__(self) -> str:
         """Wait for the next chunk; errors of the request are raised here."""
@@ -66,12 +60,7 @@ class GuardStream(Iterator[str]):
         """Return the stream itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         """Close the stream."""
         self.close()
 
@@ -107,10 +96,6 @@ class AsyncGuardStream(AsyncIterator[str]):
         self._job: AnswerJob | None = None
         self._over = False
 
-    def __aiter__(self) -> AsyncGuardStream:
-        """Return the stream itself."""
-        return self
-
     async def __anext__(self) -> str:
         """Wait for the next chunk; errors of the request are raised here."""
         while not self._over:
@@ -133,12 +118,7 @@ class AsyncGuardStream(AsyncIterator[str]):
         """Return the stream itself."""
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_error: object) -> None:
         """Close the stream."""
         self._close()
 

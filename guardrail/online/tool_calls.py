@@ -23,7 +23,68 @@ if TYPE_CHECKING:
 log = logging.getLogger("guardrail")
 
 MARKERS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
+
 _CLOSED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+
+class CallReader:
+    """Reads one answer of a model that was offered tools, token by token.
+
+    `push` lets text through up to where a call may begin; `rest` is what was held back, for
+    `split`.
+    """
+
+    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> None:
+        self._tokenizer, self._tools = tokenizer, tools
+        templated = getattr(tokenizer, "response_template", None) is not None
+        marks = () if templated else (*MARKERS, "</tool_call>")
+        pairs = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+        added = tokenizer.added_tokens_decoder.items()
+        pairs |= {token: str(text) for token, text in added if text.special}
+        unread = {token for token, text in pairs.items() if text not in marks}
+        self._unread = {tokenizer.eos_token_id, tokenizer.pad_token_id} if templated else unread
+        self._held, self._begun, self._calling = "", False, templated
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens to text with the marks of calls in it, which some models make special tokens."""
+        text: Any = self._tokenizer.decode(
+            [token for token in ids if token not in self._unread],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        return str(text)
+
+    def push(self, text: str) -> str:
+        """The part of the text so far that no call can claim any more."""
+        self._held += text
+        if not self._begun and self._held.strip():
+            self._begun = True
+            self._calling = self._calling or self._held.lstrip()[0] in "{["
+        if self._calling or not self._begun:
+            return ""
+        found = [at for marker in MARKERS if (at := self._held.find(marker)) >= 0]
+        self._calling = bool(found)
+        cut = min(found) if found else len(self._held) - _tail(self._held)
+        cut = len(self._held[:cut].rstrip())  # white space belongs to what follows it
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def rest(self) -> str:
+        """What was held back."""
+        out, self._held = self._held, ""
+        return out
+
+    def split(self, held: str) -> tuple[str, tuple[ToolCall, ...]]:
+        """What people read of a text, and the calls in it."""
+        return split_calls(held, self._tools, self._tokenizer)
+
+
+def _tail(text: str) -> int:
+    """Length of the longest end of `text` that may begin a marker."""
+    return max(
+        (n for marker in MARKERS for n in range(1, len(marker)) if text.endswith(marker[:n])),
+        default=0,
+    )
 
 
 def split_calls(
@@ -124,63 +185,3 @@ def _is_json(value: object) -> bool:
     except ValueError:
         return False
     return True
-
-
-class CallReader:
-    """Reads one answer of a model that was offered tools, token by token.
-
-    `push` lets text through up to where a call may begin; `rest` is what was held back, for
-    `split`.
-    """
-
-    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> None:
-        self._tokenizer, self._tools = tokenizer, tools
-        templated = getattr(tokenizer, "response_template", None) is not None
-        marks = () if templated else (*MARKERS, "</tool_call>")
-        pairs = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
-        added = tokenizer.added_tokens_decoder.items()
-        pairs |= {token: str(text) for token, text in added if text.special}
-        unread = {token for token, text in pairs.items() if text not in marks}
-        self._unread = {tokenizer.eos_token_id, tokenizer.pad_token_id} if templated else unread
-        self._held, self._begun, self._calling = "", False, templated
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Tokens to text with the marks of calls in it, which some models make special tokens."""
-        text: Any = self._tokenizer.decode(
-            [token for token in ids if token not in self._unread],
-            skip_special_tokens=False,
-            clean_up_tokenization_spaces=False,
-        )
-        return str(text)
-
-    def push(self, text: str) -> str:
-        """The part of the text so far that no call can claim any more."""
-        self._held += text
-        if not self._begun and self._held.strip():
-            self._begun = True
-            self._calling = self._calling or self._held.lstrip()[0] in "{["
-        if self._calling or not self._begun:
-            return ""
-        found = [at for marker in MARKERS if (at := self._held.find(marker)) >= 0]
-        self._calling = bool(found)
-        cut = min(found) if found else len(self._held) - _tail(self._held)
-        cut = len(self._held[:cut].rstrip())  # white space belongs to what follows it
-        out, self._held = self._held[:cut], self._held[cut:]
-        return out
-
-    def rest(self) -> str:
-        """What was held back."""
-        out, self._held = self._held, ""
-        return out
-
-    def split(self, held: str) -> tuple[str, tuple[ToolCall, ...]]:
-        """What people read of a text, and the calls in it."""
-        return split_calls(held, self._tools, self._tokenizer)
-
-
-def _tail(text: str) -> int:
-    """Length of the longest end of `text` that may begin a marker."""
-    return max(
-        (n for marker in MARKERS for n in range(1, len(marker)) if text.endswith(marker[:n])),
-        default=0,
-    )

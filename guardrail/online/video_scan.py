@@ -24,7 +24,6 @@ from guardrail.errors import (
 )
 from guardrail.online.jobs import Floor
 from guardrail.types import Clip, Request, TextPart, VideoPart, VideoStream, Window
-from guardrail.worker.jobs import LATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,29 +32,8 @@ if TYPE_CHECKING:
 
     from guardrail.online.engine import Engine
     from guardrail.online.jobs import CheckJob
-    from guardrail.types import Message, Part, Verdict
+    from guardrail.types import Message, Part
     from guardrail.worker.jobs import Caller
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """A window under way."""
-
-    job: CheckJob
-    window: Window
-    pixels: int
-
-
-class _Cancelled(threading.Event):
-    """Set by itself, or with another event: a scan ends with its request, not the other way."""
-
-    def __init__(self, whole: threading.Event) -> None:
-        super().__init__()
-        self._whole = whole
-
-    def is_set(self) -> bool:
-        """Whether nobody waits for these windows any more."""
-        return super().is_set() or self._whole.is_set()
 
 
 class Scan:
@@ -126,7 +104,7 @@ class Scan:
         """Wait for the oldest window."""
         asked = self._under_way[0]
         with _named(asked.window):
-            verdict = self._wait(asked.job)
+            verdict = asked.job.result()
         self._under_way.popleft()
         self._judged += 1
         if verdict.score is None:
@@ -145,13 +123,26 @@ class Scan:
         window = replace(floor.window, of=self._judged)
         return Floor(floor.score, window, self._judged)
 
-    def _wait(self, job: CheckJob) -> Verdict:
-        try:
-            return job.future.result(timeout=job.caller.left_s())
-        except TimeoutError:
-            if job.future.done():  # settled at the last moment, or with such an error of its own
-                return job.future.result()
-            raise RequestTimeoutError(LATE) from None
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A window under way."""
+
+    job: CheckJob
+    window: Window
+    pixels: int
+
+
+class _Cancelled(threading.Event):
+    """Set by itself, or with another event: a scan ends with its request, not the other way."""
+
+    def __init__(self, whole: threading.Event) -> None:
+        super().__init__()
+        self._whole = whole
+
+    def is_set(self) -> bool:
+        """Whether nobody waits for these windows any more."""
+        return super().is_set() or self._whole.is_set()
 
 
 @contextmanager
@@ -171,30 +162,22 @@ def _named(window: Window) -> Iterator[None]:
         raise
 
 
-def showing(
-    request: Request, videos: Mapping[int, VideoPart], *, beside_clips: bool = False
-) -> Request:
-    """The request with only these of its videos, by number, and with its short ones if wanted."""
-    number = -1
+class Judged(NamedTuple):
+    """What is judged on the way to a verdict; `video` is whose window it is, None of the last."""
 
-    def shown(part: Part) -> Iterator[Part]:
-        nonlocal number
-        if not isinstance(part, VideoPart | VideoStream):
-            yield part
-            return
-        number += 1
-        if number in videos:
-            yield videos[number]
-        elif beside_clips and isinstance(part, VideoPart):
-            yield part
+    request: Request
+    video: int | None
 
-    def told(message: Message) -> Message:
-        parts = tuple(new for part in message.parts for new in shown(part))
-        if message.parts and not parts:
-            parts = (TextPart(""),)  # some templates look at each turn's first part
-        return replace(message, parts=parts)
 
-    return replace(request, messages=tuple(map(told, request.messages)))
+def judged_requests(request: Request, answer_frames: int) -> Iterator[Judged]:
+    """What a guard judges of one request: each window of its videos, last what is answered.
+
+    A request with one short video, or none, is its own last one.
+    """
+    windows = Windows(request, answer_frames)
+    for number, clip in windows:
+        yield Judged(windows.alone(number, clip), number)
+    yield Judged(windows.answered(), None)
 
 
 class Windows:
@@ -237,22 +220,30 @@ class Windows:
         return showing(self._request, shown, beside_clips=True)
 
 
-class Judged(NamedTuple):
-    """What is judged on the way to a verdict; `video` is whose window it is, None of the last."""
+def showing(
+    request: Request, videos: Mapping[int, VideoPart], *, beside_clips: bool = False
+) -> Request:
+    """The request with only these of its videos, by number, and with its short ones if wanted."""
+    number = -1
 
-    request: Request
-    video: int | None
+    def shown(part: Part) -> Iterator[Part]:
+        nonlocal number
+        if not isinstance(part, VideoPart | VideoStream):
+            yield part
+            return
+        number += 1
+        if number in videos:
+            yield videos[number]
+        elif beside_clips and isinstance(part, VideoPart):
+            yield part
 
+    def told(message: Message) -> Message:
+        parts = tuple(new for part in message.parts for new in shown(part))
+        if message.parts and not parts:
+            parts = (TextPart(""),)  # some templates look at each turn's first part
+        return replace(message, parts=parts)
 
-def judged_requests(request: Request, answer_frames: int) -> Iterator[Judged]:
-    """What a guard judges of one request: each window of its videos, last what is answered.
-
-    A request with one short video, or none, is its own last one.
-    """
-    windows = Windows(request, answer_frames)
-    for number, clip in windows:
-        yield Judged(windows.alone(number, clip), number)
-    yield Judged(windows.answered(), None)
+    return replace(request, messages=tuple(map(told, request.messages)))
 
 
 class Thinner:

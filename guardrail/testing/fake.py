@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from guardrail.inputs.folding import folded
@@ -15,8 +14,10 @@ from guardrail.types import Action, Request, TextPart, Verdict, VideoStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Unpack
 
     from guardrail.inputs.messages import Tools
+    from guardrail.online.asking import AskOptions
 
 _SCORES = {Action.PASS: 0.0, Action.STEER: 0.5, Action.FLAG: 1.0}
 _AT = Thresholds(steer=0.4, flag=0.9)
@@ -64,59 +65,40 @@ class FakeGuard:
         _play(request)
         self.seen.append(_copied(value))
         text, copy = _said(request), folded(request) if self.policy.fold_text else None
-        own = self._score(text)
+        own, failed = self._score(text), "outage" in text
         score = own if copy is None else max(own, self._score(_said(copy)))
-        would_be = action_for(score, _AT, self.policy)
-        verdict = Verdict(
+        would_be = on_outage(self.policy) if failed else action_for(score, _AT, self.policy)
+        return Verdict(
             action=enforced(would_be, self.policy),
             would_be=would_be,
-            score=score,
+            score=None if failed else score,
             tau_steer=_AT.steer,
             tau_flag=_AT.flag,
             layers=(1,),
             modality=request.modality,
             artefact_id="guard-fake",
             mode=self.policy.mode,
+            reason="detector_failed" if failed else "score",
             folded=score > own,
         )
-        return self._outage(verdict) if "outage" in text else verdict
 
-    async def acheck(
-        self,
-        value: Any,
-        /,
-        *,
-        tools: Tools | None = None,
-        timeout: float | None = None,
-        client: str | None = None,
-        request_id: str | None = None,
-    ) -> Verdict:
+    async def acheck(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """`check` for event loops."""
-        return self.check(value, tools=tools)
+        return self.check(value, **options)
 
     def check_batch(
         self,
         values: Iterable[Any],
         *,
         return_exceptions: bool = False,
-        tools: Tools | None = None,
-        timeout: float | None = None,
-        client: str | None = None,
-        request_id: str | None = None,
+        **options: Unpack[AskOptions],
     ) -> list[Verdict]:
         """Verdicts in the order of `values`; nothing here raises."""
-        return [self.check(value, tools=tools) for value in values]
+        return [self.check(value, **options) for value in values]
 
     def _score(self, text: str) -> float:
         found = (action for action, words in self._rules.items() if any(w in text for w in words))
         return _SCORES[next(found, Action.PASS)]
-
-    def _outage(self, verdict: Verdict) -> Verdict:
-        would_be = on_outage(self.policy)
-        action = enforced(would_be, self.policy)
-        return replace(
-            verdict, action=action, would_be=would_be, score=None, reason="detector_failed"
-        )
 
 
 def _play(request: Request) -> None:

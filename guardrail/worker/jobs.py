@@ -102,6 +102,19 @@ class Job(Generic[T]):
         """How long ago its run began, in s; 0 before."""
         return 0.0 if self.started_at is None else time.monotonic() - self.started_at
 
+    def result(self, late: str = LATE) -> T:
+        """Wait for what it is settled with.
+
+        Raises:
+            RequestTimeoutError: the caller's time is over.
+        """
+        try:
+            return self.future.result(timeout=self.caller.left_s())
+        except TimeoutError:
+            if self.future.done():  # settled at the last moment, or with such an error of its own
+                return self.future.result()
+            raise RequestTimeoutError(late) from None
+
     def settle(self, value: T) -> None:
         """Hand the result to whoever waits; nobody does after a cancelled wait."""
         with suppress(InvalidStateError):

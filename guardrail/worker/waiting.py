@@ -27,20 +27,53 @@ if TYPE_CHECKING:
     from guardrail.worker.jobs import Job
 
 SHORTEST_S, LONGEST_S = 1.0, 60.0
+
 _NEWEST = 0.25  # weight of the newest batch in the running means
+
 _FOR_EACH_FREE = 3
 
 
-@dataclass(slots=True)
-class _Line:
-    """One client's jobs, oldest first, and when it had its turns."""
+class Lanes:
+    """Two fair queues as one, of quick jobs and of others; not safe between threads."""
 
-    led: int
-    served: int
-    jobs: dict[Job[Any], None] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._lanes = {True: FairQueue(), False: FairQueue()}
+        self._last_quick = False
 
-    def of_kind(self, key: Hashable) -> Job[Any] | None:
-        return next((job for job in self.jobs if job.key == key), None)
+    def __len__(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._lanes.values()))
+
+    def __iter__(self) -> Iterator[Job[Any]]:
+        """All that wait."""
+        return iter([job for lane in self._lanes.values() for job in lane])
+
+    def held_by(self, client: str | None) -> int:
+        """How many of a client wait."""
+        return sum(lane.held_by(client) for lane in self._lanes.values())
+
+    def push(self, job: Job[Any]) -> None:
+        """Let a job wait."""
+        self._lanes[job.quick].push(job)
+
+    def next(self) -> Job[Any] | None:
+        """The job that opens the next batch; it stays until it is taken."""
+        job = self._lanes[not self._last_quick].next()
+        return self._lanes[self._last_quick].next() if job is None else job
+
+    def companion(self, batch: Sequence[Job[Any]]) -> Job[Any] | None:
+        """The next job that may share a batch; it stays until it is taken."""
+        return self._lanes[batch[0].quick].companion(batch)
+
+    def take(self, job: Job[Any], *, leads: bool = False) -> None:
+        """Remove a waiting job that goes into a batch."""
+        if leads:
+            self._last_quick = job.quick
+        self._lanes[job.quick].take(job, leads=leads)
+
+    def remove(self, job: Job[Any]) -> bool:
+        """Remove a job that nobody wants any more; whether it waited."""
+        return self._lanes[job.quick].remove(job)
 
 
 class FairQueue:
@@ -106,47 +139,16 @@ class FairQueue:
         return True
 
 
-class Lanes:
-    """Two fair queues as one, of quick jobs and of others; not safe between threads."""
+@dataclass(slots=True)
+class _Line:
+    """One client's jobs, oldest first, and when it had its turns."""
 
-    def __init__(self) -> None:
-        self._lanes = {True: FairQueue(), False: FairQueue()}
-        self._last_quick = False
+    led: int
+    served: int
+    jobs: dict[Job[Any], None] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        """How many wait."""
-        return sum(map(len, self._lanes.values()))
-
-    def __iter__(self) -> Iterator[Job[Any]]:
-        """All that wait."""
-        return iter([job for lane in self._lanes.values() for job in lane])
-
-    def held_by(self, client: str | None) -> int:
-        """How many of a client wait."""
-        return sum(lane.held_by(client) for lane in self._lanes.values())
-
-    def push(self, job: Job[Any]) -> None:
-        """Let a job wait."""
-        self._lanes[job.quick].push(job)
-
-    def next(self) -> Job[Any] | None:
-        """The job that opens the next batch; it stays until it is taken."""
-        job = self._lanes[not self._last_quick].next()
-        return self._lanes[self._last_quick].next() if job is None else job
-
-    def companion(self, batch: Sequence[Job[Any]]) -> Job[Any] | None:
-        """The next job that may share a batch; it stays until it is taken."""
-        return self._lanes[batch[0].quick].companion(batch)
-
-    def take(self, job: Job[Any], *, leads: bool = False) -> None:
-        """Remove a waiting job that goes into a batch."""
-        if leads:
-            self._last_quick = job.quick
-        self._lanes[job.quick].take(job, leads=leads)
-
-    def remove(self, job: Job[Any]) -> bool:
-        """Remove a job that nobody wants any more; whether it waited."""
-        return self._lanes[job.quick].remove(job)
+    def of_kind(self, key: Hashable) -> Job[Any] | None:
+        return next((job for job in self.jobs if job.key == key), None)
 
 
 def within_share(client: str | None, held: int, free: int) -> bool:

@@ -321,11 +321,7 @@ def run_in_turn(model: nn.Module, work: Callable[[], T], limits: Limits) -> T:
     # Not before the work has ended: until then the thread must remain the model's only one.
     job.future.add_done_callback(lambda _done: lease.release())
     try:
-        return job.future.result(timeout=job.caller.left_s())
-    except TimeoutError:
-        if job.future.done():  # the work's own error, or settled at the last moment
-            return job.future.result()
-        raise RequestTimeoutError("the time was over before the model's turn ended") from None
+        return job.result("the time was over before the model's turn ended")
     finally:
         lease.worker.cancel(job)
 

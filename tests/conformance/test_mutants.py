@@ -64,14 +64,14 @@ def another_length_of_edit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def a_second_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = generate._call
+    real = generate._guarded
 
-    def call(loaded: Any, encoded: Any, *args: Any, **options: Any) -> Any:
+    def guarded(loaded: Any, encoded: Any, *args: Any, **options: Any) -> Any:
         with torch.no_grad():
             loaded.model(**encoded.inputs)
         return real(loaded, encoded, *args, **options)
 
-    monkeypatch.setattr(generate, "_call", call)
+    monkeypatch.setattr(generate, "_guarded", guarded)
 
 
 def the_layer_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,4 @@
-"""Loading gives a model that can be guarded, or says what is missing and what to do.
-
-Where a model's inputs belong, and in what dtype.
-"""
+"""Loading gives a model that can be guarded, or says what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guardrail.errors import ConfigurationError, ModelLoadError, UnsupportedModelError
 from guardrail.model.fingerprint import fingerprint
@@ -140,9 +138,7 @@ def test_a_text_model_without_tokenizer_is_refused(saved: Any, tmp_path: Path) -
 def test_a_tokenizer_of_no_known_kind_is_refused(
     saved: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guardrail.model import load
-
-    monkeypatch.setattr(load.AutoTokenizer, "from_pretrained", lambda *_, **__: object())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: object())
     with pytest.raises(ModelLoadError, match=r"no tokenizer \(found object\)"):
         load_model(saved("llama"))
 
@@ -265,15 +261,13 @@ def test_a_gated_repository_is_explained(
 def test_a_download_that_fails_midway_is_not_begun_again_on_top_of_the_hubs_own_tries(
     saved: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guardrail.model import load
-
     calls = []
 
     def flaky(*_: Any, **__: Any) -> Any:
         calls.append(1)
         raise OSError("could not load") from ConnectionError("reset")
 
-    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", flaky)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", flaky)
     with pytest.raises(ModelLoadError, match="the Hub did not answer"):
         load_model(saved("llama"))
     assert len(calls) == 1
