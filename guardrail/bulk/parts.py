@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from guardrail.bulk.rows import OutRow
 
 FORMATS = ("parquet", "jsonl")
+FORMAT = 1
+MANIFEST = "_manifest.json"  # readers of a folder of Parquet pass over names with an underscore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,10 +148,6 @@ def _jsonl(rows: Sequence[OutRow]) -> bytes:
 def _read_jsonl(path: Path) -> list[OutRow]:
     with path.open(encoding="utf-8") as lines:
         return [strict_json(line) for line in lines]
-
-
-MANIFEST = "_manifest.json"  # readers of a folder of Parquet pass over names with an underscore
-FORMAT = 1
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

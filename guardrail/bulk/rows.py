@@ -20,6 +20,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+# What ends the whole run: no other row would fare better.
+FATAL = (GuardClosedError, MissingExtraError, RequestCancelledError)
+_LONGEST = 500  # characters of an error's message
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
+
+# Names and Arrow types of what a row out holds, in order, after its number and key.
+VERDICT_FIELDS: Mapping[str, str] = {
+    "action": "string",
+    "would_be": "string",
+    "score": "float64",
+    "tau_steer": "float64",
+    "tau_flag": "float64",
+    "modality": "string",
+    "mode": "string",
+    "reason": "string",
+    "folded": "bool",
+    "window_start_s": "float64",
+    "window_end_s": "float64",
+    "artefact_id": "string",
+    "error_type": "string",
+    "error": "string",
+}
+ROW_FIELDS: Mapping[str, str] = {"row": "int64", "key": "string", **VERDICT_FIELDS}
+OutRow = dict[str, Any]
+
 
 class Loaded(NamedTuple):
     """A row's key and the value to check, or the error that stands in its place."""
@@ -64,33 +89,6 @@ def plain_key(value: object, otherwise: str) -> str:
     usable = isinstance(value, str | int) and not isinstance(value, bool)
     text = str(value) if usable else otherwise
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-# What ends the whole run: no other row would fare better.
-FATAL = (GuardClosedError, MissingExtraError, RequestCancelledError)
-_LONGEST = 500  # characters of an error's message
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
-
-# Names and Arrow types of what a row out holds, in order, after its number and key.
-VERDICT_FIELDS: Mapping[str, str] = {
-    "action": "string",
-    "would_be": "string",
-    "score": "float64",
-    "tau_steer": "float64",
-    "tau_flag": "float64",
-    "modality": "string",
-    "mode": "string",
-    "reason": "string",
-    "folded": "bool",
-    "window_start_s": "float64",
-    "window_end_s": "float64",
-    "artefact_id": "string",
-    "error_type": "string",
-    "error": "string",
-}
-ROW_FIELDS: Mapping[str, str] = {"row": "int64", "key": "string", **VERDICT_FIELDS}
-
-OutRow = dict[str, Any]
 
 
 def out_row(number: int, key: str, outcome: Verdict | BaseException, artefact_id: str) -> OutRow:

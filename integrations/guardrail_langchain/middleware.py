@@ -1,7 +1,4 @@
-"""A guard inside an agent: around its model and around its tools.
-
-A turn of an agent's model: what it is about to read, and whose answer came.
-"""
+"""A guard inside an agent: around its model's turns and around its tools."""
 
 from __future__ import annotations
 
@@ -57,180 +54,7 @@ if TYPE_CHECKING:
 # In the metadata of messages that a run was stopped for: they stay in its thread, for people. What
 # is hidden is told by ids in the private state, since metadata may come in with a message.
 _MARK = "guardrail_flagged"
-
 Update = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class AtCall:
-    """A model call that goes on, and whether it was judged; `end` is what ends the run instead."""
-
-    request: ModelRequest[Any]
-    judged: bool = False
-    end: Update | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """A guard and what a flag leads to; `active` says whether input is checked at all."""
-
-    reaction: Reaction
-    active: bool
-    beside: Beside = field(default_factory=Beside)
-
-    def before(self, state: Mapping[str, Any]) -> Judging[Update | None]:
-        """What changes in the agent's state before the model is called."""
-        messages = _shown(state["messages"], state)
-        if not self.active or not messages:
-            return None
-        sent = canonical_messages(messages, self._policy)
-        chat = to_judged_chat(sent)
-        after = yield chat, partial(outcome, self.reaction, False, noted)
-        if after.stops:
-            return self._stopped(state, after.verdict) | {"jump_to": "end"}
-        turn = {"judged": digest(chat), "caution": after.value}
-        # What the state keeps is what was judged.
-        changed = [new for new, old in zip(sent, messages, strict=True) if new is not old]
-        told = {"guardrail_turn": turn, "guardrail_verdict": after.verdict.to_dict()}
-        return told | ({"messages": changed} if changed else {})
-
-    def at_call(self, request: ModelRequest[Any], inside: bool) -> Judging[AtCall]:
-        """What becomes of a model's call; `inside`: a guarded model judges it in its prefill."""
-        ours = isinstance(request.model, ChatGuardedVLM)
-        state: Mapping[str, Any] = request.state
-        messages: Any = _shown(request.messages, state)
-        if not self.active or (inside and ours):
-            return AtCall(request.override(messages=messages))
-        sent: Any = canonical_messages(messages, self._policy)
-        chat, turn = to_judged_chat(sent), state.get("guardrail_turn") or {}
-        caution = bool(turn.get("caution"))
-        # Other middleware may have changed what is sent since it was judged.
-        if inside or turn.get("judged") != digest(chat):
-            after = yield chat, partial(outcome, self.reaction, False, noted)
-            if after.stops:
-                return AtCall(request, True, self._stopped(state, after.verdict))
-            caution = bool(after.value)
-        request = request.override(messages=sent)
-        if ours:
-            return AtCall(request, True)
-        if request.system_message is not None:
-            system: Any = canonical_messages([request.system_message], self._policy)
-            request = request.override(system_message=system[0])
-        found = yield from self.beside.judge(beside_messages(request), self.reaction)
-        if found is not None and found.stops:
-            return AtCall(request, True, self._refused(found.verdict))
-        if not caution and found is None:
-            return AtCall(request, True)
-        words = self._policy.caution_prompt
-        system = cautioned_system(request.system_message, words)
-        return AtCall(request.override(system_message=system), True)
-
-    def after(self, request: ModelRequest[Any], response: Any) -> Judging[Any]:
-        """The response of a model that answered in the guarded one's place, if it may be kept.
-
-        It has read everything already; what would be cautioned counts as flagged.
-        """
-        chat = to_judged_chat(_shown(request.messages, request.state))
-        after = yield chat, partial(outcome, self.reaction, False, no_place)
-        if not after.stops:
-            chats = beside_messages(request)
-            found = yield from self.beside.judge(chats, self.reaction, put=no_place)
-            after = found or after
-        if not after.stops:
-            return response
-        return ending(self._refused(after.verdict))
-
-    def raising(self, state: Mapping[str, Any], verdict: Verdict) -> Update:
-        """What marks a run's newest messages as those that it ended for, and has its end raise.
-
-        A thread keeps what a run began with: an error now would leave it there like any other.
-
-        Raises:
-            GuardrailViolation: now, where nothing can be marked: outside a run messages lack ids.
-        """
-        newest = [each for each in _newest(state["messages"]) if each.id]
-        if not self.active or not newest:
-            raise GuardrailViolation(verdict)
-        told = verdict.to_dict()
-        answer = replies.refusal(self._policy.refusal_message, verdict)
-        answer.id = str(uuid4())
-        marked = [
-            each.model_copy(update={"response_metadata": {**each.response_metadata, _MARK: told}})
-            for each in (*newest, answer)
-        ]
-        turn = {"raised": told, "last": newest[-1].id}
-        hidden = [*(state.get("guardrail_hidden") or ()), *(each.id for each in marked)]
-        return {
-            "messages": marked,
-            "guardrail_turn": turn,
-            "guardrail_hidden": hidden,
-            "guardrail_verdict": told,
-        }
-
-    def _stopped(self, state: Mapping[str, Any], verdict: Verdict) -> Update:
-        """What ends a run whose messages are flagged: a refusal, and perhaps an error behind it."""
-        if self.reaction.on_flag == "raise" and not is_refused_outage(verdict, self._policy):
-            return self.raising(state, verdict)
-        return self._refused(verdict)
-
-    def _refused(self, verdict: Verdict) -> Update:
-        self.reaction.stop(verdict)
-        answer = replies.refusal(self._policy.refusal_message, verdict)
-        return {"messages": [answer], "guardrail_verdict": verdict.to_dict()}
-
-    @property
-    def _policy(self) -> Policy:
-        return self.reaction.guard.policy
-
-
-def ending(end: Update) -> ExtendedModelResponse[Any]:
-    """A model's response that ends its run."""
-    *marked, answer = end["messages"]
-    return ExtendedModelResponse(
-        ModelResponse(result=[answer]), Command(update={**end, "messages": marked})
-    )
-
-
-def ended_by(state: Mapping[str, Any]) -> Verdict | None:
-    """The verdict that a run ends with as an error, if `Turns.raising` ended it."""
-    turn = state.get("guardrail_turn") or {}
-    if "raised" not in turn:
-        return None
-    ids = [each.id for each in state["messages"]]
-    later = state["messages"][ids.index(turn["last"]) + 1 :] if turn["last"] in ids else []
-    # A later run of the thread that was never judged leaves the turn of the one before it.
-    over = any(isinstance(each, HumanMessage) for each in later)
-    return None if over else Verdict.from_dict(turn["raised"])
-
-
-def is_ours(response: Any) -> bool:
-    """Whether every answer in a model's response was judged in a guarded prefill."""
-    response = getattr(response, "model_response", response)
-    messages = [response] if isinstance(response, AIMessage) else response.result
-    answers = [message for message in messages if isinstance(message, AIMessage)]
-    return bool(answers) and all(
-        message.response_metadata.get("model_provider") == "guardrail" for message in answers
-    )
-
-
-def _newest(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """What came in since the model's last turn, less the app's own words; at least the last one."""
-    since = next((i for i, m in enumerate(reversed(messages)) if isinstance(m, AIMessage)), None)
-    came = messages[len(messages) - since :] if since is not None else messages
-    return [each for each in came if not isinstance(each, SystemMessage)] or list(messages[-1:])
-
-
-def _shown(messages: Sequence[BaseMessage], state: Mapping[str, Any]) -> list[Any]:
-    """Messages without those that a run was stopped for; a call keeps some result."""
-    hidden = {*(state.get("guardrail_hidden") or ())}
-    shown = []
-    for message in messages:
-        if message.id not in hidden:
-            shown.append(message)
-        elif isinstance(message, ToolMessage):
-            held = {"content": RESULT_WITHHELD, "artifact": None, "status": "error"}
-            shown.append(message.model_copy(update=held))
-    return shown
 
 
 class GuardrailState(AgentState[Any]):
@@ -420,3 +244,175 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
 def _call_of(request: ToolCallRequest) -> tuple[str, Any, str | None]:
     call = request.tool_call
     return call["name"], call["args"], call.get("id")
+
+
+@dataclass(frozen=True, slots=True)
+class AtCall:
+    """A model call that goes on, and whether it was judged; `end` is what ends the run instead."""
+
+    request: ModelRequest[Any]
+    judged: bool = False
+    end: Update | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """A guard and what a flag leads to; `active` says whether input is checked at all."""
+
+    reaction: Reaction
+    active: bool
+    beside: Beside = field(default_factory=Beside)
+
+    def before(self, state: Mapping[str, Any]) -> Judging[Update | None]:
+        """What changes in the agent's state before the model is called."""
+        messages = _shown(state["messages"], state)
+        if not self.active or not messages:
+            return None
+        sent = canonical_messages(messages, self._policy)
+        chat = to_judged_chat(sent)
+        after = yield chat, partial(outcome, self.reaction, False, noted)
+        if after.stops:
+            return self._stopped(state, after.verdict) | {"jump_to": "end"}
+        turn = {"judged": digest(chat), "caution": after.value}
+        # What the state keeps is what was judged.
+        changed = [new for new, old in zip(sent, messages, strict=True) if new is not old]
+        told = {"guardrail_turn": turn, "guardrail_verdict": after.verdict.to_dict()}
+        return told | ({"messages": changed} if changed else {})
+
+    def at_call(self, request: ModelRequest[Any], inside: bool) -> Judging[AtCall]:
+        """What becomes of a model's call; `inside`: a guarded model judges it in its prefill."""
+        ours = isinstance(request.model, ChatGuardedVLM)
+        state: Mapping[str, Any] = request.state
+        messages: Any = _shown(request.messages, state)
+        if not self.active or (inside and ours):
+            return AtCall(request.override(messages=messages))
+        sent: Any = canonical_messages(messages, self._policy)
+        chat, turn = to_judged_chat(sent), state.get("guardrail_turn") or {}
+        caution = bool(turn.get("caution"))
+        # Other middleware may have changed what is sent since it was judged.
+        if inside or turn.get("judged") != digest(chat):
+            after = yield chat, partial(outcome, self.reaction, False, noted)
+            if after.stops:
+                return AtCall(request, True, self._stopped(state, after.verdict))
+            caution = bool(after.value)
+        request = request.override(messages=sent)
+        if ours:
+            return AtCall(request, True)
+        if request.system_message is not None:
+            system: Any = canonical_messages([request.system_message], self._policy)
+            request = request.override(system_message=system[0])
+        found = yield from self.beside.judge(beside_messages(request), self.reaction)
+        if found is not None and found.stops:
+            return AtCall(request, True, self._refused(found.verdict))
+        if not caution and found is None:
+            return AtCall(request, True)
+        words = self._policy.caution_prompt
+        system = cautioned_system(request.system_message, words)
+        return AtCall(request.override(system_message=system), True)
+
+    def after(self, request: ModelRequest[Any], response: Any) -> Judging[Any]:
+        """The response of a model that answered in the guarded one's place, if it may be kept.
+
+        It has read everything already; what would be cautioned counts as flagged.
+        """
+        chat = to_judged_chat(_shown(request.messages, request.state))
+        after = yield chat, partial(outcome, self.reaction, False, no_place)
+        if not after.stops:
+            chats = beside_messages(request)
+            found = yield from self.beside.judge(chats, self.reaction, put=no_place)
+            after = found or after
+        if not after.stops:
+            return response
+        return ending(self._refused(after.verdict))
+
+    def raising(self, state: Mapping[str, Any], verdict: Verdict) -> Update:
+        """What marks a run's newest messages as those that it ended for, and has its end raise.
+
+        A thread keeps what a run began with: an error now would leave it there like any other.
+
+        Raises:
+            GuardrailViolation: now, where nothing can be marked: outside a run messages lack ids.
+        """
+        newest = [each for each in _newest(state["messages"]) if each.id]
+        if not self.active or not newest:
+            raise GuardrailViolation(verdict)
+        told = verdict.to_dict()
+        answer = replies.refusal(self._policy.refusal_message, verdict)
+        answer.id = str(uuid4())
+        marked = [
+            each.model_copy(update={"response_metadata": {**each.response_metadata, _MARK: told}})
+            for each in (*newest, answer)
+        ]
+        turn = {"raised": told, "last": newest[-1].id}
+        hidden = [*(state.get("guardrail_hidden") or ()), *(each.id for each in marked)]
+        return {
+            "messages": marked,
+            "guardrail_turn": turn,
+            "guardrail_hidden": hidden,
+            "guardrail_verdict": told,
+        }
+
+    def _stopped(self, state: Mapping[str, Any], verdict: Verdict) -> Update:
+        """What ends a run whose messages are flagged: a refusal, and perhaps an error behind it."""
+        if self.reaction.on_flag == "raise" and not is_refused_outage(verdict, self._policy):
+            return self.raising(state, verdict)
+        return self._refused(verdict)
+
+    def _refused(self, verdict: Verdict) -> Update:
+        self.reaction.stop(verdict)
+        answer = replies.refusal(self._policy.refusal_message, verdict)
+        return {"messages": [answer], "guardrail_verdict": verdict.to_dict()}
+
+    @property
+    def _policy(self) -> Policy:
+        return self.reaction.guard.policy
+
+
+def ending(end: Update) -> ExtendedModelResponse[Any]:
+    """A model's response that ends its run."""
+    *marked, answer = end["messages"]
+    return ExtendedModelResponse(
+        ModelResponse(result=[answer]), Command(update={**end, "messages": marked})
+    )
+
+
+def ended_by(state: Mapping[str, Any]) -> Verdict | None:
+    """The verdict that a run ends with as an error, if `Turns.raising` ended it."""
+    turn = state.get("guardrail_turn") or {}
+    if "raised" not in turn:
+        return None
+    ids = [each.id for each in state["messages"]]
+    later = state["messages"][ids.index(turn["last"]) + 1 :] if turn["last"] in ids else []
+    # A later run of the thread that was never judged leaves the turn of the one before it.
+    over = any(isinstance(each, HumanMessage) for each in later)
+    return None if over else Verdict.from_dict(turn["raised"])
+
+
+def is_ours(response: Any) -> bool:
+    """Whether every answer in a model's response was judged in a guarded prefill."""
+    response = getattr(response, "model_response", response)
+    messages = [response] if isinstance(response, AIMessage) else response.result
+    answers = [message for message in messages if isinstance(message, AIMessage)]
+    return bool(answers) and all(
+        message.response_metadata.get("model_provider") == "guardrail" for message in answers
+    )
+
+
+def _newest(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """What came in since the model's last turn, less the app's own words; at least the last one."""
+    since = next((i for i, m in enumerate(reversed(messages)) if isinstance(m, AIMessage)), None)
+    came = messages[len(messages) - since :] if since is not None else messages
+    return [each for each in came if not isinstance(each, SystemMessage)] or list(messages[-1:])
+
+
+def _shown(messages: Sequence[BaseMessage], state: Mapping[str, Any]) -> list[Any]:
+    """Messages without those that a run was stopped for; a call keeps some result."""
+    hidden = {*(state.get("guardrail_hidden") or ())}
+    shown = []
+    for message in messages:
+        if message.id not in hidden:
+            shown.append(message)
+        elif isinstance(message, ToolMessage):
+            held = {"content": RESULT_WITHHELD, "artifact": None, "status": "error"}
+            shown.append(message.model_copy(update=held))
+    return shown

@@ -1,9 +1,4 @@
-"""A guard as a step of a chain, in front of any model.
-
-Inputs of a chain's step, whole and by key, and the refusal that stands in for the next step.
-
-How many requests of one batch may be under way at once.
-"""
+"""A guard as a step of a chain, in front of any model; its batches fit the guard's queue."""
 
 from __future__ import annotations
 
@@ -46,61 +41,6 @@ if TYPE_CHECKING:
 
     from guardrail import Verdict
     from guardrail_langchain.judging import Judging
-
-
-class Refusal(Runnable[Any, Any]):
-    """Answers anything with a policy's refusal, as a str where the step it stands for gives one."""
-
-    def __init__(self, text: str, verdict: Verdict, plain: bool) -> None:
-        self._answer = text if plain else replies.refusal(text, verdict)
-
-    @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return self._answer
-
-
-def writes_str(step: Runnable[Any, Any]) -> bool:
-    """Whether a step's answers are text, as far as it tells."""
-    try:
-        return step.OutputType is str
-    except TypeError:  # a step that does not tell
-        return False
-
-
-def item_at(value: Any, key: str) -> Any:
-    """What an input holds under a key."""
-    if not isinstance(value, Mapping) or key not in value:
-        raise ConfigurationError(f"this input has no {key!r}, which is to be checked")
-    return value[key]
-
-
-def whole(chunks: list[Any]) -> Any:
-    """The chunks of a streamed input as one value, joined as LangChain's own steps join them."""
-    joined = chunks[0]
-    for chunk in chunks[1:]:
-        try:
-            joined = joined + chunk
-        except TypeError:  # whole values one after the other: the last one counts
-            joined = chunk
-    return joined
-
-
-def bounded(
-    config: RunnableConfig | list[RunnableConfig] | None, count: int, guard: Checker
-) -> list[RunnableConfig] | None:
-    """The configs of a batch, each with a `max_concurrency`.
-
-    Without one LangChain would ask everything at once and overflow the guard's queue. Two batches'
-    worth keeps the model busy and leaves places to others.
-    """
-    if count == 0:
-        return None
-    most = room(guard)
-    configs = get_config_list(config, count)
-    return [
-        cast("RunnableConfig", {**each, "max_concurrency": each.get("max_concurrency") or most})
-        for each in configs
-    ]
 
 
 class BoundedBatches:
@@ -165,6 +105,24 @@ def _inside_a_run(config: Any) -> bool:
     return any(
         getattr(each.get("callbacks"), "parent_run_id", None) is not None for each in configs
     )
+
+
+def bounded(
+    config: RunnableConfig | list[RunnableConfig] | None, count: int, guard: Checker
+) -> list[RunnableConfig] | None:
+    """The configs of a batch, each with a `max_concurrency`.
+
+    Without one LangChain would ask everything at once and overflow the guard's queue. Two batches'
+    worth keeps the model busy and leaves places to others.
+    """
+    if count == 0:
+        return None
+    most = room(guard)
+    configs = get_config_list(config, count)
+    return [
+        cast("RunnableConfig", {**each, "max_concurrency": each.get("max_concurrency") or most})
+        for each in configs
+    ]
 
 
 def room(guard: Checker) -> int:
@@ -412,3 +370,40 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         if self.fallback is not None:
             return self.fallback
         return Refusal(self.guard.policy.refusal_message, after.verdict, writes_str(self.bound))
+
+
+class Refusal(Runnable[Any, Any]):
+    """Answers anything with a policy's refusal, as a str where the step it stands for gives one."""
+
+    def __init__(self, text: str, verdict: Verdict, plain: bool) -> None:
+        self._answer = text if plain else replies.refusal(text, verdict)
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return self._answer
+
+
+def writes_str(step: Runnable[Any, Any]) -> bool:
+    """Whether a step's answers are text, as far as it tells."""
+    try:
+        return step.OutputType is str
+    except TypeError:  # a step that does not tell
+        return False
+
+
+def item_at(value: Any, key: str) -> Any:
+    """What an input holds under a key."""
+    if not isinstance(value, Mapping) or key not in value:
+        raise ConfigurationError(f"this input has no {key!r}, which is to be checked")
+    return value[key]
+
+
+def whole(chunks: list[Any]) -> Any:
+    """The chunks of a streamed input as one value, joined as LangChain's own steps join them."""
+    joined = chunks[0]
+    for chunk in chunks[1:]:
+        try:
+            joined = joined + chunk
+        except TypeError:  # whole values one after the other: the last one counts
+            joined = chunk
+    return joined

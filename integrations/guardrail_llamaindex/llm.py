@@ -1,6 +1,7 @@
 """A guarded model as a LlamaIndex LLM.
 
-LLMs that raise where a refusal has no place: where an object or a call must come.
+`RaisingLLM` is what it has in common with another LLM behind a guard: a refusal is raised where it
+has no place, since an object or a call must come.
 """
 
 import difflib
@@ -44,7 +45,7 @@ from guardrail_llamaindex import replies
 from guardrail_llamaindex.messages import document_parts, to_messages
 from guardrail_llamaindex.replies import raise_refusal
 
-# No postponed annotations here: pydantic reads the fields' when the class is made.
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class RaisingLLM(FunctionCallingLLM):
@@ -173,52 +174,6 @@ class RaisingLLM(FunctionCallingLLM):
         copied = self.model_copy()
         copied._raises = True
         return copied
-
-
-def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse keywords that nobody reads, and say which one may be meant.
-
-    Raises:
-        ConfigurationError: there is one.
-    """
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f" (do you mean {near[0]!r}?)" if near else ""
-            raise ConfigurationError(
-                f"{name!r} is no setting of {owner}{meant}; known: {', '.join(known)}"
-            )
-
-
-def unrefused(chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
-    """The same chunks, each one late: only the one after a refusal's words says what they are."""
-    held: ChatResponse | None = None
-    with closing(chunks):
-        for chunk in chunks:
-            raise_refusal(chunk.raw)
-            if held is not None:
-                yield held
-            held = chunk
-    if held is not None:
-        yield held
-
-
-async def aunrefused(chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
-    """`unrefused` for `async for`."""
-    held: ChatResponse | None = None
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            raise_refusal(chunk.raw)
-            if held is not None:
-                yield held
-            held = chunk
-    if held is not None:
-        yield held
-
-
-# No postponed annotations here: pydantic reads the fields' when the class is made.
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _chat_events(method: F) -> F:
@@ -424,3 +379,44 @@ class GuardedVLM(RaisingLLM):
         merged = {name: getattr(self, name) for name in self.OPTIONS} | options
         how = {name: value for name, value in merged.items() if value is not None}
         return _Ask(chat, {**how, "tools": offered.tools}, offered.single_call)
+
+
+def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse keywords that nobody reads, and say which one may be meant.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f" (do you mean {near[0]!r}?)" if near else ""
+            raise ConfigurationError(
+                f"{name!r} is no setting of {owner}{meant}; known: {', '.join(known)}"
+            )
+
+
+def unrefused(chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
+    """The same chunks, each one late: only the one after a refusal's words says what they are."""
+    held: ChatResponse | None = None
+    with closing(chunks):
+        for chunk in chunks:
+            raise_refusal(chunk.raw)
+            if held is not None:
+                yield held
+            held = chunk
+    if held is not None:
+        yield held
+
+
+async def aunrefused(chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
+    """`unrefused` for `async for`."""
+    held: ChatResponse | None = None
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            raise_refusal(chunk.raw)
+            if held is not None:
+                yield held
+            held = chunk
+    if held is not None:
+        yield held
