@@ -21,7 +21,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 from llama_index.core.chat_engine.types import StreamingAgentChatResponse
-from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.workflow import Context, StopEvent
 from llama_index_instrumentation import get_dispatcher
@@ -259,14 +259,8 @@ def end_streams() -> None:
             spans.add_span_handler(kind())
 
 
-class _OnViolation(BaseSpanHandler[Any]):
-    """Looks at spans that end in a violation, and keeps none."""
-
-    def span_enter(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
-
-    def span_exit(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
+class _OnViolation(NullSpanHandler):
+    """Looks at spans that end in a violation."""
 
     def span_drop(self, *args: Any, err: BaseException | None = None, **kwargs: Any) -> None:
         """A span has ended in an error."""
@@ -275,15 +269,6 @@ class _OnViolation(BaseSpanHandler[Any]):
 
     def violated(self, instance: Any, violation: GuardrailViolation) -> None:
         """Tell whoever reads."""
-
-    def new_span(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
-
-    def prepare_to_exit_span(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
-
-    def prepare_to_drop_span(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
 
 
 class _OfSteps(_OnViolation):
