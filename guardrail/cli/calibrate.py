@@ -11,11 +11,7 @@ import typer
 
 from guardrail.cli import options as o
 from guardrail.cli.info import show_artefact, show_thresholds
-from guardrail.cli.inputs import (
-    open_guard,
-    read_artefact,
-    ready_to_write,
-)
+from guardrail.cli.inputs import open_guard, read_artefact, ready_to_write
 from guardrail.cli.output import progress, say, session
 from guardrail.errors import ConfigurationError, DatasetError
 from guardrail.inputs.messages import Chat
@@ -43,8 +39,7 @@ def calibrate(
     ] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the sample, where one is drawn.")] = 0,
     skip_errors: Annotated[
-        bool,
-        typer.Option("--skip-errors", help="Leave out what cannot be scored, up to 1 %."),
+        bool, typer.Option("--skip-errors", help="Leave out what cannot be scored, up to 1 %.")
     ] = False,
     guarding: o.GuardOptions,
     loading: LoadingOptions,
@@ -60,10 +55,7 @@ def calibrate(
 
         from guardrail.fit.calibrate import calibrate as run_calibrate
 
-        with (
-            open_guard(model, fitted, rules, guarding, loading) as guard,
-            progress() as report,
-        ):
+        with open_guard(model, fitted, rules, guarding, loading) as guard, progress() as report:
             made = run_calibrate(
                 guard,
                 _requests(benign, total, report),

@@ -29,8 +29,7 @@ _HERE = "auto"
 _SPARE_S = 60.0
 _NAME = StartSettings.model_fields["name"].default
 Address = Annotated[
-    str,
-    typer.Option(metavar="HOST:PORT", help="The Ray cluster; auto: the one of this machine."),
+    str, typer.Option(metavar="HOST:PORT", help="The Ray cluster; auto: the one of this machine.")
 ]
 Name = Annotated[str, typer.Option(help="The deployment's name.")]
 Within = Annotated[float, typer.Option(min=0.1, help="Seconds for all to go over.")]

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from guardrail.artefact import Artefact
-    from guardrail.drift.schema import (
-        DriftReport,
-        Figures,
-        TransportFigures,
-    )
+    from guardrail.drift.schema import DriftReport, Figures, TransportFigures
     from guardrail.model.load import LoadedModel
     from guardrail.stats import Estimate, Share
 

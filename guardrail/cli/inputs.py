@@ -35,11 +35,7 @@ def read_artefact(name: str) -> Artefact:
 
 @contextmanager
 def open_guard(
-    model: str,
-    artefact: Artefact,
-    policy: Policy,
-    options: GuardOptions,
-    loading: LoadingOptions,
+    model: str, artefact: Artefact, policy: Policy, options: GuardOptions, loading: LoadingOptions
 ) -> Iterator[Guard]:
     """Load the model and put a guard into it, for the block; `policy` is that of the `options`."""
     audit = options.audit

@@ -213,9 +213,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
 
     @override
     def wrap_tool_call(
-        self,
-        request: ToolCallRequest,
-        handler: Callable[[ToolCallRequest], Any],
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]
     ) -> Any:
         """Check a call's arguments, make it, check its result."""
         name, arguments, label = _call_of(request)
@@ -227,9 +225,7 @@ class GuardrailMiddleware(AgentMiddleware[GuardrailState, Any, Any]):
 
     @override
     async def awrap_tool_call(
-        self,
-        request: ToolCallRequest,
-        handler: Callable[[ToolCallRequest], Awaitable[Any]],
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Any]]
     ) -> Any:
         """`wrap_tool_call` for event loops."""
         name, arguments, label = _call_of(request)

@@ -208,10 +208,7 @@ def with_messages(command: Command[Any], found: Mapping[int, BaseMessage]) -> Co
     """The command with messages replaced, by the `id()` of the old one; itself if none is new."""
     if all(id(message) == old for old, message in found.items()):
         return command
-    return replace(
-        command,
-        update=_mapped(command.update, lambda leaf: found.get(id(leaf), leaf)),
-    )
+    return replace(command, update=_mapped(command.update, lambda leaf: found.get(id(leaf), leaf)))
 
 
 def _leaves(command: Command[Any]) -> Iterator[Any]:

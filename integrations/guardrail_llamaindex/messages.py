@@ -73,11 +73,7 @@ def to_messages(messages: Sequence[ChatMessage], *, others: bool = False) -> lis
 
 
 def to_parts(
-    blocks: Sequence[object],
-    what: str,
-    *,
-    aside: Container[str] = ("cache",),
-    others: bool = False,
+    blocks: Sequence[object], what: str, *, aside: Container[str] = ("cache",), others: bool = False
 ) -> list[dict[str, Any]]:
     """Content parts of text, image and video blocks; block types in `aside` are left out.
 

@@ -240,11 +240,7 @@ def _call_block(call: ToolCall) -> Any:
 def _openai_call(call: ToolCall) -> dict[str, Any]:
     arguments = _plain(call.arguments)
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": text},
-    }
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": text}}
 
 
 def _plain(arguments: Any) -> Any:
