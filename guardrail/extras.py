@@ -48,12 +48,11 @@ def require(module: str) -> ModuleType:
         MissingExtraError: the module's package is not installed.
         KeyError: no extra brings this module; add it to `EXTRA_OF` and to pyproject.toml.
     """
-    package = module.partition(".")[0]
-    extra = EXTRA_OF[package]
+    extra = EXTRA_OF[module.partition(".")[0]]
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         # An installed package that misses one of its own dependencies is another problem.
-        if error.name != package:
+        if not f"{module}.".startswith(f"{error.name}."):
             raise
         raise MissingExtraError(module, extra=extra) from error

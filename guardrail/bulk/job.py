@@ -84,7 +84,7 @@ def prepare(
             "columns": asdict(getattr(opened, "columns", asked)),
             "prompt": prompt,
             "artefact": artefact_id,
-            "policy": _plain(policy),
+            "policy": policy.model_dump(mode="json"),
             "output": {"format": output, "part_rows": part_rows},
         }
         if there is not None:
@@ -97,12 +97,6 @@ def prepare(
         if isinstance(opened, FilesSource):
             opened.listing.discard()
         raise
-
-
-def _plain(policy: Policy) -> dict[str, Any]:
-    """A policy as JSON values; its sets, which have no order of their own, sorted."""
-    plain: dict[str, Any] = policy.model_dump(mode="json")
-    return {name: sorted(v) if isinstance(v, list) else v for name, v in plain.items()}
 
 
 @dataclass(frozen=True)

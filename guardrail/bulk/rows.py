@@ -17,7 +17,7 @@ from guardrail.errors import (
 from guardrail.types import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 # What ends the whole run: no other row would fare better.
@@ -69,19 +69,6 @@ class Wanted(Protocol):
 
     def any(self, start: int, stop: int) -> bool:
         """Whether any of the rows from `start` to before `stop` is."""
-
-
-class Source(Protocol):
-    """A source of rows in a stable order."""
-
-    kind: str
-    rows: int
-
-    def digest(self) -> str:
-        """Over names, sizes and times of change of all files, as they are now."""
-
-    def items(self, wanted: Wanted) -> Iterator[Item]:
-        """The wanted rows, in order."""
 
 
 def plain_key(value: object, otherwise: str) -> str:

@@ -14,8 +14,6 @@ from guardrail.cli.info import show_artefact, show_thresholds
 from guardrail.cli.inputs import open_guard, read_artefact, ready_to_write
 from guardrail.cli.output import progress, say, session
 from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.inputs.messages import Chat
-from guardrail.inputs.rows import LABELS, Row, missing_file, read_rows
 from guardrail.model.source import LoadingOptions
 
 
@@ -89,6 +87,8 @@ def benign_lines(path: Path) -> Iterator[tuple[str, object]]:
     Raises:
         DatasetError: a line that is none of these; the message names it.
     """
+    from guardrail.inputs.rows import LABELS, Row, read_rows
+
     for number, row in read_rows(path, Row):
         where = f"{path}, line {number}"
         label = row.label
@@ -109,6 +109,9 @@ def count_benign(path: Path) -> int:
         ConfigurationError: a pipe or device, which cannot be read twice.
         DatasetError: a line that is no benign request, or a picture or video that is not there.
     """
+    from guardrail.inputs.messages import Chat
+    from guardrail.inputs.rows import missing_file
+
     if not path.is_file():
         raise ConfigurationError(f"{path} is no regular file and is read twice; save it first")
     count = 0

@@ -15,7 +15,6 @@ import typer
 from guardrail.audit import AuditLog
 from guardrail.cli.output import say
 from guardrail.errors import ConfigurationError, UnsupportedContentError
-from guardrail.inputs.rows import turn
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
@@ -70,6 +69,8 @@ def _warn_of_mismatch(fields: object) -> None:
 
 def read_request(asked: RequestOptions) -> object:
     """The one request that --text, --image, --video and --messages describe."""
+    from guardrail.inputs.rows import turn
+
     shown = [*asked.images, *asked.videos]
     if asked.messages is None:
         if asked.text is None and not shown:

@@ -115,9 +115,6 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
     @override
     def _identifying_params(self) -> dict[str, Any]:
         """All that an answer depends on, so that a cache serves none made under other rules."""
-        policy = self.guard.policy.model_dump(mode="json")
-        for name in ("actions", "allowed_hosts"):
-            policy[name] = sorted(policy[name])
         fields = self._fields()
         return {
             "model_name": self.model_name,
@@ -127,7 +124,7 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
             "thresholds": {
                 str(kind): [each.steer, each.flag] for kind, each in self.guard.thresholds.items()
             },
-            "policy_digest": digest(policy),
+            "policy_digest": digest(self.guard.policy.model_dump(mode="json")),
             "own_stop": self.stop,  # under "stop" LangChain puts the call's
             **{name: fields[name] for name in NAMES if name != "timeout"},
         }

@@ -204,8 +204,8 @@ def _with_texts(content: Any, texts: list[str]) -> Any:
     """The content of a turn, and texts behind it."""
     if not texts:
         return content
-    first = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return [*first, *({"type": "text", "text": text} for text in texts)]
+    first = [_text(content)] if isinstance(content, str) else content
+    return [*first, *map(_text, texts)]
 
 
 def _lone_text(parts: list[dict[str, Any]]) -> Any:

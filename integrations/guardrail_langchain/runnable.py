@@ -34,8 +34,6 @@ from guardrail_langchain.judging import (
 from guardrail_langchain.messages import canonical_input, to_chat, to_judged_chat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from langchain_core.outputs import LLMResult
     from langchain_core.runnables import RunnableConfig
 
@@ -51,60 +49,31 @@ class BoundedBatches:
     hand on as a value whatever is no `Exception`, and fallbacks answer whatever is one.
     """
 
-    def batch(
-        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> Any:
+    def batch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
         """Answers in order; requests wait in the guard's queue, where like ones share a batch."""
-        base = self._base(config, return_exceptions)
-        bounds = self._bounded(inputs, config)
-        return base.batch(inputs, bounds, return_exceptions=return_exceptions, **kwargs)
+        return self._asked("batch", inputs, config, **kwargs)
 
-    async def abatch(
-        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> Any:
+    async def abatch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
         """`batch` for event loops."""
-        base = self._base(config, return_exceptions)
-        bounds = self._bounded(inputs, config)
-        return await base.abatch(inputs, bounds, return_exceptions=return_exceptions, **kwargs)
+        return await self._asked("abatch", inputs, config, **kwargs)
 
-    def batch_as_completed(
-        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> Any:
+    def batch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
         """`batch` in the order of completion."""
-        base = self._base(config, return_exceptions)
-        bounds = self._bounded(inputs, config)
-        return base.batch_as_completed(
-            inputs, bounds, return_exceptions=return_exceptions, **kwargs
-        )
+        return self._asked("batch_as_completed", inputs, config, **kwargs)
 
-    def abatch_as_completed(
-        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> Any:
+    def abatch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
         """`abatch` in the order of completion."""
-        base = self._base(config, return_exceptions)
-        bounds = self._bounded(inputs, config)
-        return base.abatch_as_completed(
-            inputs, bounds, return_exceptions=return_exceptions, **kwargs
-        )
+        return self._asked("abatch_as_completed", inputs, config, **kwargs)
 
-    def _base(self, config: Any, return_exceptions: bool) -> Any:
-        """What asks one by one: LangChain's class that comes next, or one that keeps violations."""
-        if return_exceptions and not _inside_a_run(config):
-            owner: Any = self
-            return InPlace(owner)
-        return super()
-
-    def _bounded(self, inputs: Sequence[Any], config: Any) -> Any:
+    def _asked(
+        self, way: str, inputs: Any, config: Any, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
+        """What LangChain's class that comes next gives, asked with bounds."""
         owner: Any = self
-        return bounded(config, len(inputs), owner.guard)
-
-
-def _inside_a_run(config: Any) -> bool:
-    """Whether another runnable hands its own run's callbacks on."""
-    configs = config if isinstance(config, list | tuple) else [config or {}]
-    return any(
-        getattr(each.get("callbacks"), "parent_run_id", None) is not None for each in configs
-    )
+        in_place = return_exceptions and not _inside_a_run(config)
+        base = InPlace(owner) if in_place else super()
+        bounds = bounded(config, len(inputs), owner.guard)
+        return getattr(base, way)(inputs, bounds, return_exceptions=return_exceptions, **kwargs)
 
 
 def bounded(
@@ -123,6 +92,14 @@ def bounded(
         cast("RunnableConfig", {**each, "max_concurrency": each.get("max_concurrency") or most})
         for each in configs
     ]
+
+
+def _inside_a_run(config: Any) -> bool:
+    """Whether another runnable hands its own run's callbacks on."""
+    configs = config if isinstance(config, list | tuple) else [config or {}]
+    return any(
+        getattr(each.get("callbacks"), "parent_run_id", None) is not None for each in configs
+    )
 
 
 def room(guard: Checker) -> int:

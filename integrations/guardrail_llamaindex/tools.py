@@ -99,17 +99,16 @@ class GuardedTool(AsyncBaseTool):
         """Check, call, check."""
         run, guard = Run(self._tool, self._rules, args, kwargs), self._rules.guard
         if (message := run.call_message()) is not None:
-            refused = run.called(guard.check(message))
+            refused = run.instead("arguments", guard.check(message))
             if refused is not None:
                 return refused
         try:
             output = self._tool(*run.args, **run.kwargs)
         except Exception as error:  # agents show its words to a model
             message = run.failure_message(error)
-            withheld = None if message is None else run.failed(guard.check(message))
-            if withheld is None:
+            if message is None or not (held := run.instead("result", guard.check(message))):
                 raise
-            return withheld
+            return held
         message = run.result_message(output)
         verdict = None if message is None else guard.check(message)
         return run.returned(output, verdict)
@@ -118,17 +117,16 @@ class GuardedTool(AsyncBaseTool):
         """`call` without blocking the event loop."""
         run, guard = Run(self._tool, self._rules, args, kwargs), self._rules.guard
         if (message := run.call_message()) is not None:
-            refused = run.called(await guard.acheck(message))
+            refused = run.instead("arguments", await guard.acheck(message))
             if refused is not None:
                 return refused
         try:
             output = await self._awaited(run)
         except Exception as error:
             message = run.failure_message(error)
-            withheld = None if message is None else run.failed(await guard.acheck(message))
-            if withheld is None:
+            if message is None or not (held := run.instead("result", await guard.acheck(message))):
                 raise
-            return withheld
+            return held
         message = await read_apart(partial(run.result_message, output))
         verdict = None if message is None else await guard.acheck(message)
         return run.returned(output, verdict)
@@ -181,11 +179,11 @@ class Run:
                 f"them: {error}"
             ) from error
 
-    def called(self, verdict: Verdict) -> ToolOutput | None:
-        """None when the call may be made, else what stands for its output."""
+    def instead(self, side: Side, verdict: Verdict) -> ToolOutput | None:
+        """None when the call may be made or its error raised, else what stands for the output."""
         after = self.rules.settle(verdict)
-        self._keep("arguments", after)
-        return self._withheld("arguments") if after.done == "flag" else None
+        self._keep(side, after)
+        return self._withheld(side) if after.done == "flag" else None
 
     def result_message(self, output: ToolOutput) -> Messages | None:
         """The output as a guard reads it; None when there is nothing to check."""
@@ -205,12 +203,6 @@ class Run:
         pauses = isinstance(error, WaitingForEvent)  # a tool's way to wait for an answer
         words = error_words(error)
         return result_chat(words) if words and not pauses and "result" in self.rules.sides else None
-
-    def failed(self, verdict: Verdict) -> ToolOutput | None:
-        """None when the error may be raised, else what stands for it."""
-        after = self.rules.settle(verdict)
-        self._keep("result", after)
-        return self._withheld("result") if after.done == "flag" else None
 
     def returned(self, output: ToolOutput, verdict: Verdict | None) -> ToolOutput:
         """What the caller gets: the output itself when nothing was found or rewritten."""
