@@ -80,7 +80,7 @@ def prepare(
         facts = {
             "format": FORMAT,
             "version": __version__,
-            "source": {"kind": opened.kind, "rows": opened.rows, "digest": opened.digest()},
+            "source": {"kind": opened.kind, "rows": opened.rows, "digest": opened.digest},
             "columns": asdict(getattr(opened, "columns", asked)),
             "prompt": prompt,
             "artefact": artefact_id,
@@ -186,7 +186,7 @@ class Job:
             self.source.listing.keep()
 
     def _require_unchanged(self) -> None:
-        if self.source.now() != self.source.digest():
+        if self.source.now() != self.source.digest:
             raise DatasetError(
                 "the source changed while it was read, so some verdicts may be of what is gone; "
                 "start again with a new folder"

@@ -119,13 +119,7 @@ class Parts:
 
 def _table(rows: Sequence[OutRow]) -> Any:
     arrow = require("pyarrow")
-    kinds = {
-        "bool": arrow.bool_(),
-        "int64": arrow.int64(),
-        "float64": arrow.float64(),
-        "string": arrow.string(),
-    }
-    schema = arrow.schema([(name, kinds[kind]) for name, kind in ROW_FIELDS.items()])
+    schema = arrow.schema([(n, arrow.type_for_alias(kind)) for n, kind in ROW_FIELDS.items()])
     return arrow.Table.from_pylist(list(rows), schema=schema)
 
 

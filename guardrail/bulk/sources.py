@@ -102,14 +102,10 @@ class FilesSource:
 
     def __init__(self, listing: Listing, *, prompt: str | None) -> None:
         self.listing, self._prompt = listing, prompt
-        self.rows = listing.count
-
-    def digest(self) -> str:
-        """Over the list as it was made; for a later look a new list is made."""
-        return self.listing.digest
+        self.rows, self.digest = listing.count, listing.digest
 
     def now(self) -> str:
-        """The digest of a new look at the folder."""
+        """The digest of a new look at the folder; `digest` is that of the list as it was made."""
         again = list_folder(self.listing.folder, self.listing.place.parent)
         again.discard()
         return again.digest

@@ -118,5 +118,4 @@ def require_pages() -> None:
     """
     from guardrail.extras import require
 
-    for module in ("jinja2", "matplotlib"):
-        require(module)
+    require("matplotlib")

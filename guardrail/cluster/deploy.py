@@ -109,15 +109,14 @@ def start(settings: ClusterSettings) -> None:
         "keys_file": settings.keys_file and settings.keys_file.absolute(),
         "audit": settings.audit and settings.audit.absolute(),
     }
-    own = {name: getattr(settings, name) for name in ClusterSettings.model_fields}
-    args = ClusterSettings(**{**own, **pinned})
+    args = settings.model_copy(update=pinned)
     serve.start()
     _apply(
         {
             "name": settings.name,
             "route_prefix": "/",
             "import_path": "guardrail.cluster:build",
-            "args": args.model_dump(mode="json"),
+            "args": args.model_dump(mode="json", include={*ClusterSettings.model_fields}),
         }
     )
     _running(settings.name, "the replicas did not start")

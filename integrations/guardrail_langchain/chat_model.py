@@ -27,6 +27,7 @@ from guardrail import Guard
 from guardrail.errors import ConfigurationError, UnsupportedModelError
 from guardrail.inputs.media import sniffed_format
 from guardrail.model.fingerprint import fingerprint
+from guardrail.model.settings import Settings
 from guardrail_langchain import replies
 from guardrail_langchain.judging import as_exception, as_itself
 from guardrail_langchain.messages import to_chat
@@ -42,17 +43,9 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
     from pydantic import BaseModel
 
-NAMES = (
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "repetition_penalty",
-    "seed",
-    "do_sample",
-    "num_beams",
-    "timeout",
-)
+# LangChain has ways of its own to ask for stops and for several answers.
+_ELSEWHERE = {"stop", "num_return_sequences"}
+NAMES = (*(name for name in Settings.model_fields if name not in _ELSEWHERE), "timeout")
 _OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 
 # Sent along by LangChain itself; they say nothing about the answer.

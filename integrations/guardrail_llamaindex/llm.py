@@ -164,14 +164,7 @@ class GuardedVLM(RaisingLLM):
     timeout: float | None = Field(default=None, gt=0)
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
-        "max_new_tokens",
-        "do_sample",
-        "temperature",
-        "top_p",
-        "top_k",
-        "repetition_penalty",
-        "seed",
-        "stop",
+        *(name for name in Settings.model_fields if not name.startswith("num_")),
         "timeout",
     )
 

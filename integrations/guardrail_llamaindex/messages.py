@@ -248,9 +248,7 @@ def document_parts(documents: Sequence[ImageBlock | BaseNode]) -> list[dict[str,
     for i, document in enumerate(documents):
         what = f"image_documents[{i}]"
         if isinstance(document, ImageBlock):
-            found = named_parts(
-                document.image, document.path, document.url, document.image_mimetype, what
-            )
+            found = [_part(document, what)]
         else:
             found = node_pictures(document, what)
         if not found:
