@@ -118,4 +118,5 @@ def require_pages() -> None:
     """
     from guardrail.extras import require
 
-    require("matplotlib")
+    for module in ("jinja2", "matplotlib"):
+        require(module)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardrail.artefact.file import write_atomically
+from guardrail.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ def render(template: str, **context: object) -> str:
             `guardrail.report.figures.svg` returns, is taken as HTML.
 
     Raises:
+        MissingExtraError: jinja2 is not installed.
         jinja2.UndefinedError: the template uses a name that `context` lacks.
     """
     return _environment().get_template(template).render(context)
@@ -136,6 +138,7 @@ FILTERS: Mapping[str, Callable[..., str]] = {
 
 @cache
 def _environment() -> Environment:
+    require("jinja2")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
