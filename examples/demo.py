@@ -15,10 +15,10 @@ import typer
 from comparing import FOLLOW, LIST, LOOK, Item, Row, compare, rates
 from demo_picture import draw
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from guardrail import Artefact, Guard
+from guardrail.cli.output import progress
 from guardrail.errors import ArtefactError
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.run import fit
@@ -75,14 +75,7 @@ def artefact_for(loaded: LoadedModel, path: Path, work_dir: Path) -> Artefact:
         except ArtefactError as error:
             console.print(f"{error}; fitting again")
     started = time.monotonic()
-    with Progress(console=console, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
+    with progress() as report:
         made = fit(
             loaded, steer_rate=STEER_RATE, flag_rate=FLAG_RATE, work_dir=work_dir, progress=report
         )

@@ -41,11 +41,7 @@ def prepare(data: Path, out: Path) -> dict[str, Path]:
     rest = [row for row in figstep if row not in traffic]
     _write(out / "own/benign.jsonl", _beside(traffic))
     _write(out / "own/rest.jsonl", _beside(rest))
-    return {
-        "all": out / "all",
-        "benign": out / "own/benign.jsonl",
-        "rest": out / "own/rest.jsonl",
-    }
+    return {"all": out / "all", "benign": out / "own/benign.jsonl", "rest": out / "own/rest.jsonl"}
 
 
 def test_texts(data: Path) -> list[Row]:

@@ -107,10 +107,7 @@ class CTCDecoder:
         return " ".join(text.split()), total(text)
 
     def _step(
-        self,
-        beams: dict[str, tuple[float, float]],
-        priors: dict[str, Prior],
-        frame: list[float],
+        self, beams: dict[str, tuple[float, float]], priors: dict[str, Prior], frame: list[float]
     ) -> dict[str, tuple[float, float]]:
         """One frame: every prefix stays as it is or grows by a character."""
         grown: dict[str, tuple[float, float]] = {}

@@ -26,6 +26,77 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 PART_ROWS = 1000
+_READ = ("row", "action", "would_be", "modality", "reason", "error_type")
+
+
+def score(
+    guard: Guard,
+    source: str | Path,
+    out: str | Path,
+    *,
+    progress: Progress | None = None,
+    readers: int | None = None,
+    **options: Any,
+) -> Summary:
+    """Verdicts for every row of a source, written to `out`; `options` are those of `prepare`.
+
+    Call it again after it was stopped: what is there is kept, and the result is that of one run.
+
+    Raises:
+        GuardrailError: see `prepare` and `Job.run`.
+    """
+    job = prepare(
+        source, out, artefact_id=guard.artefact.artefact_id, policy=guard.policy, **options
+    )
+    job.run(guard, progress=progress, readers=readers)
+    return job.summary()
+
+
+def prepare(
+    source: str | Path,
+    out: str | Path,
+    *,
+    artefact_id: str,
+    policy: Policy,
+    columns: Columns | None = None,
+    prompt: str | None = None,
+    output: str = "parquet",
+    part_rows: int = PART_ROWS,
+    shard: Shard | None = None,
+) -> Job:
+    """A run that is ready: the source is open, and `out` is new or of the same run.
+
+    Raises:
+        ConfigurationError: `out` holds another run's verdicts, or a setting cannot hold.
+        DatasetError: the source cannot be read.
+        MissingExtraError: Parquet is read or written, and pyarrow is not installed.
+    """
+    folder, asked = Path(out), columns or Columns()
+    folder.mkdir(parents=True, exist_ok=True)
+    there = read_manifest(folder)
+    known = None if there is None else there["source"]
+    opened = open_source(Path(source), folder, asked, prompt=prompt, known=known)
+    try:
+        facts = {
+            "format": FORMAT,
+            "version": __version__,
+            "source": {"kind": opened.kind, "rows": opened.rows, "digest": opened.digest},
+            "columns": asdict(getattr(opened, "columns", asked)),
+            "prompt": prompt,
+            "artefact": artefact_id,
+            "policy": policy.model_dump(mode="json"),
+            "output": {"format": output, "part_rows": part_rows},
+        }
+        if there is not None:
+            require_same(folder, there, facts)
+        parts = Parts(out=folder, rows=opened.rows, size=part_rows, output=output)
+        if isinstance(opened, FilesSource) and there is not None:
+            opened.listing.keep()
+        return Job(opened, parts, shard or Shard(), facts)
+    except BaseException:
+        if isinstance(opened, FilesSource):
+            opened.listing.discard()
+        raise
 
 
 @dataclass(frozen=True)
@@ -115,7 +186,7 @@ class Job:
             self.source.listing.keep()
 
     def _require_unchanged(self) -> None:
-        if self.source.now() != self.source.digest():
+        if self.source.now() != self.source.digest:
             raise DatasetError(
                 "the source changed while it was read, so some verdicts may be of what is gone; "
                 "start again with a new folder"
@@ -134,85 +205,6 @@ class _Pending:
     def any(self, start: int, stop: int) -> bool:
         first, last = start // self._size, (stop - 1) // self._size
         return any(number in self._parts for number in range(first, last + 1))
-
-
-def prepare(
-    source: str | Path,
-    out: str | Path,
-    *,
-    artefact_id: str,
-    policy: Policy,
-    columns: Columns | None = None,
-    prompt: str | None = None,
-    output: str = "parquet",
-    part_rows: int = PART_ROWS,
-    shard: Shard | None = None,
-) -> Job:
-    """A run that is ready: the source is open, and `out` is new or of the same run.
-
-    Raises:
-        ConfigurationError: `out` holds another run's verdicts, or a setting cannot hold.
-        DatasetError: the source cannot be read.
-        MissingExtraError: Parquet is read or written, and pyarrow is not installed.
-    """
-    folder, asked = Path(out), columns or Columns()
-    folder.mkdir(parents=True, exist_ok=True)
-    there = read_manifest(folder)
-    known = None if there is None else there["source"]
-    opened = open_source(Path(source), folder, asked, prompt=prompt, known=known)
-    try:
-        facts = {
-            "format": FORMAT,
-            "version": __version__,
-            "source": {"kind": opened.kind, "rows": opened.rows, "digest": opened.digest()},
-            "columns": asdict(getattr(opened, "columns", asked)),
-            "prompt": prompt,
-            "artefact": artefact_id,
-            "policy": _plain(policy),
-            "output": {"format": output, "part_rows": part_rows},
-        }
-        if there is not None:
-            require_same(folder, there, facts)
-        parts = Parts(out=folder, rows=opened.rows, size=part_rows, output=output)
-        if isinstance(opened, FilesSource) and there is not None:
-            opened.listing.keep()
-        return Job(opened, parts, shard or Shard(), facts)
-    except BaseException:
-        if isinstance(opened, FilesSource):
-            opened.listing.discard()
-        raise
-
-
-def score(
-    guard: Guard,
-    source: str | Path,
-    out: str | Path,
-    *,
-    progress: Progress | None = None,
-    readers: int | None = None,
-    **options: Any,
-) -> Summary:
-    """Verdicts for every row of a source, written to `out`; `options` are those of `prepare`.
-
-    Call it again after it was stopped: what is there is kept, and the result is that of one run.
-
-    Raises:
-        GuardrailError: see `prepare` and `Job.run`.
-    """
-    job = prepare(
-        source, out, artefact_id=guard.artefact.artefact_id, policy=guard.policy, **options
-    )
-    job.run(guard, progress=progress, readers=readers)
-    return job.summary()
-
-
-def _plain(policy: Policy) -> dict[str, Any]:
-    """A policy as JSON values; its sets, which have no order of their own, sorted."""
-    plain: dict[str, Any] = policy.model_dump(mode="json")
-    return {name: sorted(v) if isinstance(v, list) else v for name, v in plain.items()}
-
-
-_READ = ("row", "action", "would_be", "modality", "reason", "error_type")
 
 
 @dataclass(kw_only=True)

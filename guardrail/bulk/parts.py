@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from guardrail.bulk.rows import OutRow
 
 FORMATS = ("parquet", "jsonl")
+FORMAT = 1
+MANIFEST = "_manifest.json"  # readers of a folder of Parquet pass over names with an underscore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +119,7 @@ class Parts:
 
 def _table(rows: Sequence[OutRow]) -> Any:
     arrow = require("pyarrow")
-    kinds = {
-        "bool": arrow.bool_(),
-        "int64": arrow.int64(),
-        "float64": arrow.float64(),
-        "string": arrow.string(),
-    }
-    schema = arrow.schema([(name, kinds[kind]) for name, kind in ROW_FIELDS.items()])
+    schema = arrow.schema([(n, arrow.type_for_alias(kind)) for n, kind in ROW_FIELDS.items()])
     return arrow.Table.from_pylist(list(rows), schema=schema)
 
 
@@ -146,10 +142,6 @@ def _jsonl(rows: Sequence[OutRow]) -> bytes:
 def _read_jsonl(path: Path) -> list[OutRow]:
     with path.open(encoding="utf-8") as lines:
         return [strict_json(line) for line in lines]
-
-
-MANIFEST = "_manifest.json"  # readers of a folder of Parquet pass over names with an underscore
-FORMAT = 1
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

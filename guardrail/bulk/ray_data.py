@@ -103,11 +103,10 @@ class _Scorer:
         read = batch.select(self._columns.names())
         items = (Item(place, partial(self._load, read, place)) for place in range(batch.num_rows))
         rows = list(scored(self._guard, items))
-        kinds = {"bool": arrow.bool_(), "float64": arrow.float64(), "string": arrow.string()}
         columns = {name: batch.column(name) for name in self._keep}
         columns["key"] = arrow.array([row["key"] or None for row in rows], arrow.string())
         for name, kind in VERDICT_FIELDS.items():
-            columns[name] = arrow.array([row[name] for row in rows], kinds[kind])
+            columns[name] = arrow.array([row[name] for row in rows], kind)
         return arrow.table(columns)
 
     def _load(self, table: Any, place: int) -> Any:

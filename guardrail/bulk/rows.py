@@ -17,8 +17,33 @@ from guardrail.errors import (
 from guardrail.types import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+# What ends the whole run: no other row would fare better.
+FATAL = (GuardClosedError, MissingExtraError, RequestCancelledError)
+_LONGEST = 500  # characters of an error's message
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
+
+# Names and Arrow types of what a row out holds, in order, after its number and key.
+VERDICT_FIELDS: Mapping[str, str] = {
+    "action": "string",
+    "would_be": "string",
+    "score": "float64",
+    "tau_steer": "float64",
+    "tau_flag": "float64",
+    "modality": "string",
+    "mode": "string",
+    "reason": "string",
+    "folded": "bool",
+    "window_start_s": "float64",
+    "window_end_s": "float64",
+    "artefact_id": "string",
+    "error_type": "string",
+    "error": "string",
+}
+ROW_FIELDS: Mapping[str, str] = {"row": "int64", "key": "string", **VERDICT_FIELDS}
+OutRow = dict[str, Any]
 
 
 class Loaded(NamedTuple):
@@ -46,51 +71,11 @@ class Wanted(Protocol):
         """Whether any of the rows from `start` to before `stop` is."""
 
 
-class Source(Protocol):
-    """A source of rows in a stable order."""
-
-    kind: str
-    rows: int
-
-    def digest(self) -> str:
-        """Over names, sizes and times of change of all files, as they are now."""
-
-    def items(self, wanted: Wanted) -> Iterator[Item]:
-        """The wanted rows, in order."""
-
-
 def plain_key(value: object, otherwise: str) -> str:
     """An id as text that any file can hold; `otherwise` where a row has no usable id."""
     usable = isinstance(value, str | int) and not isinstance(value, bool)
     text = str(value) if usable else otherwise
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-# What ends the whole run: no other row would fare better.
-FATAL = (GuardClosedError, MissingExtraError, RequestCancelledError)
-_LONGEST = 500  # characters of an error's message
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
-
-# Names and Arrow types of what a row out holds, in order, after its number and key.
-VERDICT_FIELDS: Mapping[str, str] = {
-    "action": "string",
-    "would_be": "string",
-    "score": "float64",
-    "tau_steer": "float64",
-    "tau_flag": "float64",
-    "modality": "string",
-    "mode": "string",
-    "reason": "string",
-    "folded": "bool",
-    "window_start_s": "float64",
-    "window_end_s": "float64",
-    "artefact_id": "string",
-    "error_type": "string",
-    "error": "string",
-}
-ROW_FIELDS: Mapping[str, str] = {"row": "int64", "key": "string", **VERDICT_FIELDS}
-
-OutRow = dict[str, Any]
 
 
 def out_row(number: int, key: str, outcome: Verdict | BaseException, artefact_id: str) -> OutRow:

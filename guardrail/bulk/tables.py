@@ -270,7 +270,7 @@ class ParquetSource:
         """
         require("pyarrow")
         self._paths, self._folder, self._prompt = list(paths), folder, prompt
-        self._digest = self.now()
+        self.digest = self.now()
         self._counts: list[int] = []
         found: Columns | None = None
         for path in self._paths:
@@ -287,12 +287,8 @@ class ParquetSource:
         self.columns = found or columns
         self.rows = sum(self._counts)
 
-    def digest(self) -> str:
-        """Over names, sizes and times of change when the files were opened."""
-        return self._digest
-
     def now(self) -> str:
-        """The same of this moment."""
+        """Over names, sizes and times of change; `digest` is that of when the files were opened."""
         return file_digest(self._paths, self._folder)
 
     def items(self, wanted: Wanted) -> Iterator[Item]:
@@ -401,17 +397,13 @@ class JsonlSource:
     ) -> None:
         columns.require_consistent()
         self._path, self._columns, self._prompt = path, columns, prompt
-        self._digest = self.now()
-        counted = known is not None and known.get("digest") == self._digest
+        self.digest = self.now()
+        counted = known is not None and known.get("digest") == self.digest
         self.rows = known["rows"] if known is not None and counted else self._count()
         self._require_requests()
 
-    def digest(self) -> str:
-        """Over size and time of change when the file was opened."""
-        return self._digest
-
     def now(self) -> str:
-        """The same of this moment."""
+        """Over size and time of change; `digest` is that of when the file was opened."""
         return file_digest([self._path], self._path.parent)
 
     def items(self, wanted: Wanted) -> Iterator[Item]:

@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from guardrail.cli import options as o
-from guardrail.cli.inputs import (
-    open_guard,
-    read_artefact,
-    read_request,
-)
+from guardrail.cli.inputs import open_guard, read_artefact, read_request
 from guardrail.cli.output import (
     exit_code,
     say_verdict,

@@ -11,15 +11,9 @@ import typer
 
 from guardrail.cli import options as o
 from guardrail.cli.info import show_artefact, show_thresholds
-from guardrail.cli.inputs import (
-    open_guard,
-    read_artefact,
-    ready_to_write,
-)
+from guardrail.cli.inputs import open_guard, read_artefact, ready_to_write
 from guardrail.cli.output import progress, say, session
 from guardrail.errors import ConfigurationError, DatasetError
-from guardrail.inputs.messages import Chat
-from guardrail.inputs.rows import LABELS, Row, missing_file, read_rows
 from guardrail.model.source import LoadingOptions
 
 
@@ -43,8 +37,7 @@ def calibrate(
     ] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the sample, where one is drawn.")] = 0,
     skip_errors: Annotated[
-        bool,
-        typer.Option("--skip-errors", help="Leave out what cannot be scored, up to 1 %."),
+        bool, typer.Option("--skip-errors", help="Leave out what cannot be scored, up to 1 %.")
     ] = False,
     guarding: o.GuardOptions,
     loading: LoadingOptions,
@@ -60,10 +53,7 @@ def calibrate(
 
         from guardrail.fit.calibrate import calibrate as run_calibrate
 
-        with (
-            open_guard(model, fitted, rules, guarding, loading) as guard,
-            progress() as report,
-        ):
+        with open_guard(model, fitted, rules, guarding, loading) as guard, progress() as report:
             made = run_calibrate(
                 guard,
                 _requests(benign, total, report),
@@ -97,6 +87,8 @@ def benign_lines(path: Path) -> Iterator[tuple[str, object]]:
     Raises:
         DatasetError: a line that is none of these; the message names it.
     """
+    from guardrail.inputs.rows import LABELS, Row, read_rows
+
     for number, row in read_rows(path, Row):
         where = f"{path}, line {number}"
         label = row.label
@@ -117,6 +109,9 @@ def count_benign(path: Path) -> int:
         ConfigurationError: a pipe or device, which cannot be read twice.
         DatasetError: a line that is no benign request, or a picture or video that is not there.
     """
+    from guardrail.inputs.messages import Chat
+    from guardrail.inputs.rows import missing_file
+
     if not path.is_file():
         raise ConfigurationError(f"{path} is no regular file and is read twice; save it first")
     count = 0

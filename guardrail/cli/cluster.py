@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,13 +17,13 @@ from guardrail.cli.derived import with_options
 from guardrail.cli.output import ERROR, say, session, write_json, write_rows
 from guardrail.cli.serve_options import SERVED
 from guardrail.cluster.settings import StartSettings
+from guardrail.errors import ClusterError
 from guardrail.extras import require
 from guardrail.model.source import LoadingOptions
 from guardrail.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any
 
 cluster = typer.Typer(no_args_is_help=True, help="Replicas of a guarded server on Ray Serve.")
 
@@ -29,8 +31,7 @@ _HERE = "auto"
 _SPARE_S = 60.0
 _NAME = StartSettings.model_fields["name"].default
 Address = Annotated[
-    str,
-    typer.Option(metavar="HOST:PORT", help="The Ray cluster; auto: the one of this machine."),
+    str, typer.Option(metavar="HOST:PORT", help="The Ray cluster; auto: the one of this machine.")
 ]
 Name = Annotated[str, typer.Option(help="The deployment's name.")]
 Within = Annotated[float, typer.Option(min=0.1, help="Seconds for all to go over.")]
@@ -57,14 +58,14 @@ def _answer(settings: StartSettings) -> None:
     """Serve until a signal comes; a second one ends the process as usual."""
     from guardrail.cluster import start as deploy
     from guardrail.cluster import stop as end
-    from guardrail.cluster.local import connected, ray_address
+    from guardrail.cluster.local import connected
 
     asked_to_end = threading.Event()
-    with connected(settings):
+    with connected(settings) as address:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: _first_signal(asked_to_end, number, frame))
         try:
-            say(f"the Ray cluster is at {ray_address()}; replicas are starting")
+            say(f"the Ray cluster is at {address}; replicas are starting")
             deploy(settings)
             say(f"{settings.replicas} replicas answer at http://{settings.host}:{settings.port}/v1")
             asked_to_end.wait()
@@ -101,10 +102,9 @@ def update(
     all stay as they are. Requests are answered meanwhile, each under one of the two.
     """
     with session(debug=debug) as stdout:
-        _import_ray()
-        from guardrail.cluster import update as bring
-
         with _linked(address):
+            from guardrail.cluster import update as bring
+
             told = bring(artefact, name=name, within_s=within).model_dump()
         if as_json:
             write_json(stdout, told)
@@ -125,13 +125,13 @@ def status(
 ) -> None:
     """What Ray says of the deployment, each replica's artefact, and how many verdicts they gave."""
     with session(debug=debug) as stdout:
-        _import_ray()
-        from guardrail.cluster import status as ask
-        from guardrail.errors import ClusterError
+        with _linked(address):
+            from guardrail.cluster import status as ask
+
+            told = ask(name)
+
         from guardrail.monitor import MonitorSnapshot
 
-        with _linked(address):
-            told = ask(name)
         counts = told["monitor"] and MonitorSnapshot.model_validate(told["monitor"])
         if snapshot is not None:
             if counts is None:
@@ -148,12 +148,10 @@ def status(
 @cluster.command("stop")
 def stop(address: Address = _HERE, name: Name = _NAME, debug: o.Debug = False) -> None:
     """Take no more requests, let those under way end, and end the replicas."""
-    with session(debug=debug):
-        _import_ray()
+    with session(debug=debug), _linked(address):
         from guardrail.cluster import stop as end
 
-        with _linked(address):
-            end(name)
+        end(name)
 
 
 def _import_ray() -> None:
@@ -166,7 +164,10 @@ def _import_ray() -> None:
     require("ray")
 
 
-def _linked(address: str) -> Any:
+@contextmanager
+def _linked(address: str) -> Iterator[None]:
+    _import_ray()
     from guardrail.cluster.local import linked
 
-    return linked(address)
+    with linked(address):
+        yield

@@ -20,14 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from guardrail.artefact import Artefact
-    from guardrail.drift.schema import (
-        DriftReport,
-        Figures,
-        TransportFigures,
-    )
+    from guardrail.drift.schema import DriftReport, Figures, TransportFigures
     from guardrail.model.load import LoadedModel
     from guardrail.stats import Estimate, Share
-
 
 OldArtefact = Annotated[
     str, typer.Argument(metavar="ARTEFACT", help="Fitted on an old checkpoint.")
@@ -56,6 +51,7 @@ WorkDir = Annotated[
     Path | None,
     typer.Option(metavar="DIR", file_okay=False, help="Keep what is read; resumes a check."),
 ]
+NONE, WIDE = "-", 140
 
 
 def drift(
@@ -137,70 +133,6 @@ def drift(
     raise typer.Exit(0 if told.verdict == "keep" else FINDING)
 
 
-def _loaded(
-    model: str, old_model: str | None, loading: LoadingOptions
-) -> tuple[LoadedModel, LoadedModel | None]:
-    from guardrail.model.load import load_model
-
-    loaded = load_model(model, **dict(loading))
-    if old_model is None:
-        return loaded, None
-    return loaded, load_model(old_model, **dict(loading.of_another_model()))
-
-
-def check_places(artefact: str, made: Path | None, reports: Sequence[Path | None]) -> None:
-    """Fail before the work when a file cannot be written, or one would replace another.
-
-    Raises:
-        ConfigurationError: naming what is wrong.
-    """
-    told = [path for path in reports if path is not None]
-    paths = told if made is None else [*told, made]
-    for path in paths:
-        ready_to_write(path)
-    places = {path.resolve() for path in paths}
-    replaced = Path(artefact).resolve() in {path.resolve() for path in told}
-    if replaced or len(places) < len(paths):
-        raise ConfigurationError(
-            "--out, --report and --html need a file each, and a report cannot take ARTEFACT's place"
-        )
-
-
-def check_data(data: Path | None, replace_data: bool) -> None:
-    """Refuse --replace-data without --data."""
-    if replace_data and data is None:
-        raise typer.BadParameter("--replace-data needs --data: what replaced the prompts?")
-
-
-def save(
-    report: DriftReport,
-    artefact: Artefact | None,
-    made: Path | None,
-    out: Path | None,
-    html: Path | None,
-) -> DriftReport:
-    """Write what was asked for, once all of it is there; the report names the artefact's file."""
-    from guardrail.artefact.file import write_atomically
-
-    if report.repaired is not None and made is not None:
-        named = report.repaired.model_copy(update={"path": str(made)})
-        report = report.model_copy(update={"repaired": named})
-    page = None
-    if html is not None:
-        from guardrail.report.drift import drift_page
-
-        page = drift_page(report)
-    if artefact is not None and made is not None:
-        artefact.save(made)
-    if out is not None:
-        write_atomically(out, (report.model_dump_json(indent=2) + "\n").encode())
-    if page is not None and html is not None:
-        from guardrail.report.page import write_page
-
-        write_page(html, page)
-    return report
-
-
 def transport(
     *,
     artefact: OldArtefact,
@@ -251,7 +183,68 @@ def transport(
             write_rows(stdout, rows + transport_rows(figures))
 
 
-NONE, WIDE = "-", 140
+def check_data(data: Path | None, replace_data: bool) -> None:
+    """Refuse --replace-data without --data."""
+    if replace_data and data is None:
+        raise typer.BadParameter("--replace-data needs --data: what replaced the prompts?")
+
+
+def check_places(artefact: str, made: Path | None, reports: Sequence[Path | None]) -> None:
+    """Fail before the work when a file cannot be written, or one would replace another.
+
+    Raises:
+        ConfigurationError: naming what is wrong.
+    """
+    told = [path for path in reports if path is not None]
+    paths = told if made is None else [*told, made]
+    for path in paths:
+        ready_to_write(path)
+    places = {path.resolve() for path in paths}
+    replaced = Path(artefact).resolve() in {path.resolve() for path in told}
+    if replaced or len(places) < len(paths):
+        raise ConfigurationError(
+            "--out, --report and --html need a file each, and a report cannot take ARTEFACT's place"
+        )
+
+
+def _loaded(
+    model: str, old_model: str | None, loading: LoadingOptions
+) -> tuple[LoadedModel, LoadedModel | None]:
+    from guardrail.model.load import load_model
+
+    loaded = load_model(model, **dict(loading))
+    if old_model is None:
+        return loaded, None
+    return loaded, load_model(old_model, **dict(loading.of_another_model()))
+
+
+def save(
+    report: DriftReport,
+    artefact: Artefact | None,
+    made: Path | None,
+    out: Path | None,
+    html: Path | None,
+) -> DriftReport:
+    """Write what was asked for, once all of it is there; the report names the artefact's file."""
+    from guardrail.artefact.file import write_atomically
+
+    if report.repaired is not None and made is not None:
+        named = report.repaired.model_copy(update={"path": str(made)})
+        report = report.model_copy(update={"repaired": named})
+    page = None
+    if html is not None:
+        from guardrail.report.drift import drift_page
+
+        page = drift_page(report)
+    if artefact is not None and made is not None:
+        artefact.save(made)
+    if out is not None:
+        write_atomically(out, (report.model_dump_json(indent=2) + "\n").encode())
+    if page is not None and html is not None:
+        from guardrail.report.page import write_page
+
+        write_page(html, page)
+    return report
 
 
 def show_drift(stdout: TextIO, report: DriftReport) -> None:

@@ -11,12 +11,7 @@ import typer
 
 from guardrail.cli import options as o
 from guardrail.cli.evaluation_table import show_evaluation
-from guardrail.cli.inputs import (
-    open_guard,
-    read_artefact,
-    ready_to_write,
-    require_pages,
-)
+from guardrail.cli.inputs import open_guard, read_artefact, ready_to_write, require_pages
 from guardrail.cli.output import FINDING, progress, say, session, write_json
 from guardrail.model.source import LoadingOptions
 
@@ -39,8 +34,7 @@ def evaluate(
     model: o.ModelName,
     artefact: o.ArtefactName,
     data: Annotated[
-        list[Path],
-        typer.Option("--data", "-d", metavar="PATH", exists=True, help=_FILE_OR_FOLDER),
+        list[Path], typer.Option("--data", "-d", metavar="PATH", exists=True, help=_FILE_OR_FOLDER)
     ],
     prompt: Annotated[
         str | None, typer.Option(help="What is asked about a folder's files without a .txt.")
@@ -50,8 +44,7 @@ def evaluate(
         bool, typer.Option("--no-answers", help="Scores, controls and actions only; much faster.")
     ] = False,
     judge: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:FUNCTION", help="Your own judge of refusals."),
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="Your own judge of refusals.")
     ] = None,
     judge_model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A local model as the judge of refusals.")
@@ -122,10 +115,7 @@ def evaluate(
 
         from guardrail.evaluation.run import evaluate as run_evaluation
 
-        with (
-            open_guard(model, fitted, rules, guarding, loading) as guard,
-            progress() as bars,
-        ):
+        with open_guard(model, fitted, rules, guarding, loading) as guard, progress() as bars:
             report = run_evaluation(
                 guard,
                 items,

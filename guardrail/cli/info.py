@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Calibration, Header, Readout, Steering
     from guardrail.types import Modality
 
+_COLUMNS = ("inputs", "action", "before", "now", "target", "true rate (95 %)", "n")
+
 
 def info(
     *,
@@ -66,12 +68,6 @@ def _model_facts(name: str, loading: LoadingOptions) -> dict[str, object]:
     }
 
 
-def facts(header: Header) -> dict[str, Any]:
-    """The header as plain values, without the scores of single prompts."""
-    scores: Any = {"calibration": {"__all__": {"scores"}}, "extra": {"reference"}}
-    return header.model_dump(mode="json", exclude=scores)
-
-
 def show_artefact(
     stdout: TextIO, artefact: Artefact, *, as_json: bool, path: Path | None = None
 ) -> None:
@@ -84,6 +80,12 @@ def show_artefact(
         return
     written = [] if path is None else [("written to", str(path))]
     write_rows(stdout, [*written, *_rows(header), ("videos", _videos(artefact))])
+
+
+def facts(header: Header) -> dict[str, Any]:
+    """The header as plain values, without the scores of single prompts."""
+    scores: Any = {"calibration": {"__all__": {"scores"}}, "extra": {"reference"}}
+    return header.model_dump(mode="json", exclude=scores)
 
 
 def _rows(header: Header) -> list[tuple[str, str]]:
@@ -144,9 +146,6 @@ def _thresholds(found: Calibration) -> str:
 
 def _figure(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-_COLUMNS = ("inputs", "action", "before", "now", "target", "true rate (95 %)", "n")
 
 
 def earlier_rows(header: Header) -> list[tuple[str, str]]:

@@ -15,7 +15,6 @@ import typer
 from guardrail.audit import AuditLog
 from guardrail.cli.output import say
 from guardrail.errors import ConfigurationError, UnsupportedContentError
-from guardrail.inputs.rows import turn
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
@@ -35,11 +34,7 @@ def read_artefact(name: str) -> Artefact:
 
 @contextmanager
 def open_guard(
-    model: str,
-    artefact: Artefact,
-    policy: Policy,
-    options: GuardOptions,
-    loading: LoadingOptions,
+    model: str, artefact: Artefact, policy: Policy, options: GuardOptions, loading: LoadingOptions
 ) -> Iterator[Guard]:
     """Load the model and put a guard into it, for the block; `policy` is that of the `options`."""
     audit = options.audit
@@ -74,6 +69,8 @@ def _warn_of_mismatch(fields: object) -> None:
 
 def read_request(asked: RequestOptions) -> object:
     """The one request that --text, --image, --video and --messages describe."""
+    from guardrail.inputs.rows import turn
+
     shown = [*asked.images, *asked.videos]
     if asked.messages is None:
         if asked.text is None and not shown:
@@ -119,7 +116,6 @@ def require_pages() -> None:
     Raises:
         MissingExtraError: the extra `report` is not installed.
     """
-    from guardrail.extras import require
+    from guardrail.extras import require_extra
 
-    for module in ("jinja2", "matplotlib"):
-        require(module)
+    require_extra("report")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from guardrail.monitor.comparing import Exceedance, ModalityComparison
     from guardrail.monitor.logs import LogFacts
 
+_COLOURS = {"alarm": "bold red", "no alarm": "green"}
+
 
 def monitor(
     artefact: Annotated[
@@ -108,19 +110,6 @@ def _read(
     return MonitorSnapshot.merged(parts), reader.facts
 
 
-def _refuse_nothing(facts: LogFacts, artefact_id: str) -> None:
-    """No verdict is no good news: the logs may have stopped, or be another guard's."""
-    if facts.other_artefacts:
-        raise ConfigurationError(
-            f"all {facts.other_artefacts} verdicts are of other artefacts than {artefact_id}; name "
-            "the artefact that was running"
-        )
-    raise ConfigurationError(
-        f"there is no verdict of {artefact_id} in these files, so nothing can be said; is the log "
-        "still written, and do --since and --until leave anything?"
-    )
-
-
 def _is_snapshot(path: Path) -> bool:
     """Whether a file is one JSON document that calls itself a snapshot, whole or not."""
     from guardrail.inputs.strict_json import strict_json
@@ -139,6 +128,25 @@ def _is_snapshot(path: Path) -> bool:
     return isinstance(found, dict) and found.get("kind") == "guardrail.monitor"
 
 
+def _refuse_nothing(facts: LogFacts, artefact_id: str) -> None:
+    """No verdict is no good news: the logs may have stopped, or be another guard's."""
+    if facts.other_artefacts:
+        raise ConfigurationError(
+            f"all {facts.other_artefacts} verdicts are of other artefacts than {artefact_id}; name "
+            "the artefact that was running"
+        )
+    raise ConfigurationError(
+        f"there is no verdict of {artefact_id} in these files, so nothing can be said; is the log "
+        "still written, and do --since and --until leave anything?"
+    )
+
+
+def _refuse_repeats(files: list[Path]) -> None:
+    known = [file.resolve() for file in files]
+    if repeated := [str(f) for i, f in enumerate(files) if known[i] in known[:i]]:
+        raise typer.BadParameter(f"given twice, and would count twice: {', '.join(repeated)}")
+
+
 def _time(text: str | None, option: str) -> datetime | None:
     """A time; without a zone it is UTC."""
     if text is None:
@@ -152,13 +160,14 @@ def _time(text: str | None, option: str) -> datetime | None:
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-def _refuse_repeats(files: list[Path]) -> None:
-    known = [file.resolve() for file in files]
-    if repeated := [str(f) for i, f in enumerate(files) if known[i] in known[:i]]:
-        raise typer.BadParameter(f"given twice, and would count twice: {', '.join(repeated)}")
-
-
-_COLOURS = {"alarm": "bold red", "no alarm": "green"}
+def log_notes(facts: LogFacts) -> list[str]:
+    """What in the logs did not count and should be known."""
+    notes = {
+        "verdicts of other artefacts, not counted": facts.other_artefacts,
+        "half-written last lines, not counted": facts.cut,
+        "lines that are no audit lines, not counted": facts.unreadable,
+    }
+    return [f"{count} {what}" for what, count in notes.items() if count]
 
 
 def show_comparison(stdout: TextIO, found: Comparison) -> None:
@@ -172,16 +181,6 @@ def show_comparison(stdout: TextIO, found: Comparison) -> None:
         console.print(table)
     for line in _lines(found):
         console.print(line)
-
-
-def log_notes(facts: LogFacts) -> list[str]:
-    """What in the logs did not count and should be known."""
-    notes = {
-        "verdicts of other artefacts, not counted": facts.other_artefacts,
-        "half-written last lines, not counted": facts.cut,
-        "lines that are no audit lines, not counted": facts.unreadable,
-    }
-    return [f"{count} {what}" for what, count in notes.items() if count]
 
 
 def _figures(rows: Sequence[ModalityComparison]) -> Iterator[tuple[str, list[str | Text]]]:

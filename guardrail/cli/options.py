@@ -24,12 +24,10 @@ Out = Annotated[
     typer.Option("--out", "-o", metavar="OUT", help="The artefact to write; replaced if there."),
 ]
 SteerRate = Annotated[
-    float,
-    typer.Option(min=0, max=1, help="Share of benign inputs that may be steered."),
+    float, typer.Option(min=0, max=1, help="Share of benign inputs that may be steered.")
 ]
 FlagRate = Annotated[
-    float,
-    typer.Option(min=0, max=1, help="Share of benign inputs that may be flagged."),
+    float, typer.Option(min=0, max=1, help="Share of benign inputs that may be flagged.")
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 when steered, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
@@ -71,10 +69,7 @@ class GuardOptions(Options):
         description="Frames judged a second of a video; the policy's if left out.",
     )
     window: int | None = Field(
-        default=None,
-        ge=1,
-        le=256,
-        description="Frames judged together; the policy's if left out.",
+        default=None, ge=1, le=256, description="Frames judged together; the policy's if left out."
     )
     policy: Path | None = Field(
         default=None,

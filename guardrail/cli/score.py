@@ -11,15 +11,7 @@ import typer
 
 from guardrail.cli import options as o
 from guardrail.cli.inputs import open_guard, read_artefact
-from guardrail.cli.output import (
-    ERROR,
-    FINDING,
-    progress,
-    say,
-    session,
-    write_json,
-    write_rows,
-)
+from guardrail.cli.output import ERROR, FINDING, progress, say, session, write_json, write_rows
 from guardrail.model.source import LoadingOptions
 
 if TYPE_CHECKING:
@@ -110,10 +102,7 @@ def score(
             shard=Shard.parse(shard),
         )
         if job.pending():
-            with (
-                open_guard(model, fitted, rules, guarding, loading) as guard,
-                progress() as report,
-            ):
+            with open_guard(model, fitted, rules, guarding, loading) as guard, progress() as report:
                 job.run(guard, progress=report, readers=readers)
         summary = job.summary()
         _show(stdout, summary, out, as_json=as_json)

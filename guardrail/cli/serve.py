@@ -11,6 +11,7 @@ from guardrail.cli import options as o
 from guardrail.cli import serve_options as s
 from guardrail.cli.derived import Derived
 from guardrail.cli.output import session
+from guardrail.extras import require
 from guardrail.model.source import LoadingOptions
 from guardrail.server.keys import read_keys
 from guardrail.server.settings import Listening, ServerSettings, UpstreamOptions
@@ -48,6 +49,7 @@ def serve(
     one process, because the model is in it: for more, start more, or see `guardrail cluster`.
     """
     with session(debug=debug):
+        require("fastapi")
         from guardrail.server import logs
         from guardrail.server.listening import require_usable
         from guardrail.server.process import starting

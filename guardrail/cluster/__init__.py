@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from guardrail.errors import MissingExtraError
+from guardrail.extras import require
 
 if TYPE_CHECKING:
     from guardrail.cluster.deploy import build, start, status, stop, update
@@ -29,12 +29,8 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = "settings" if name.endswith("Settings") else "deploy"
-    try:
-        value: object = getattr(import_module(f"guardrail.cluster.{home}"), name)
-    except ModuleNotFoundError as error:
-        # An installed package that misses one of its own dependencies is another problem.
-        if error.name not in ("ray", "ray.serve"):
-            raise
-        raise MissingExtraError("ray", extra="ray") from error
+    if home == "deploy":
+        require("ray.serve")
+    value: object = getattr(import_module(f"guardrail.cluster.{home}"), name)
     globals()[name] = value
     return value

@@ -24,6 +24,7 @@ from guardrail.errors import ClusterError, ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from prometheus_client.metrics_core import Metric
     from ray.serve import Application
     from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -54,12 +55,12 @@ class GuardReplica(Replica):
 
         return app
 
-    async def expositions(self) -> dict[str, str]:
+    async def all_metrics(self) -> dict[str, list[Metric]]:
         """See `Replica`."""
-        own = await super().expositions()
+        own = await super().all_metrics()
         try:
             handle = serve.get_app_handle(serve.get_replica_context().app_name)
-            told = await handle.broadcast("exposition").results_async(
+            told = await handle.broadcast("metrics").results_async(
                 timeout_s=_METRICS_S, return_exceptions=True
             )
         except Exception as error:  # a border: one replica's figures are better than none
@@ -108,15 +109,14 @@ def start(settings: ClusterSettings) -> None:
         "keys_file": settings.keys_file and settings.keys_file.absolute(),
         "audit": settings.audit and settings.audit.absolute(),
     }
-    own = {name: getattr(settings, name) for name in ClusterSettings.model_fields}
-    args = ClusterSettings(**{**own, **pinned})
+    args = settings.model_copy(update=pinned)
     serve.start()
     _apply(
         {
             "name": settings.name,
             "route_prefix": "/",
             "import_path": "guardrail.cluster:build",
-            "args": args.model_dump(mode="json"),
+            "args": args.model_dump(mode="json", include={*ClusterSettings.model_fields}),
         }
     )
     _running(settings.name, "the replicas did not start")

@@ -27,10 +27,11 @@ _WAIT_S = 20.0  # for a place in a replica, in addition to the answer
 
 
 @contextmanager
-def connected(settings: StartSettings) -> Iterator[None]:
+def connected(settings: StartSettings) -> Iterator[str]:
     """Ray and its HTTP proxy for the block: a new one here, or the cluster at `address`.
 
-    Of a cluster that was there before only the connection ends with the block.
+    Yields where the cluster is, as HOST:PORT. Of a cluster that was there before only the
+    connection ends with the block.
 
     Raises:
         ConfigurationError: the host is no loopback address and there are no keys.
@@ -55,7 +56,7 @@ def connected(settings: StartSettings) -> Iterator[None]:
     }
     try:
         serve.start(proxy_location="HeadOnly", http_options=http)
-        yield
+        yield str(ray.get_runtime_context().gcs_address)
     finally:
         if settings.address is None:
             serve.shutdown()  # type: ignore[no-untyped-call]
@@ -128,8 +129,3 @@ def _keep_to_loopback() -> None:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # it warns that it will be the default
     constants: Any = ray_constants
     constants.ENABLE_RAY_CLUSTER = False
-
-
-def ray_address() -> str:
-    """Where the cluster is that this process is connected to, as HOST:PORT."""
-    return str(ray.get_runtime_context().gcs_address)

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from guardrail.audit import AuditLog
 from guardrail.cluster.settings import UserConfig
@@ -33,8 +32,9 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
     from guardrail.server.service import Service
 
+    Replicas = Mapping[str, list[Metric]]
+
 _log = logging.getLogger(__name__)
-_MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Replica:
@@ -109,13 +109,13 @@ class Replica:
         told = {"replica": self.name, "artefact_id": guard.artefact.artefact_id}
         return told | {"monitor": guard.monitor.snapshot().to_dict()}
 
-    async def exposition(self) -> tuple[str, str]:
+    async def metrics(self) -> tuple[str, list[Metric]]:
         """This replica's name and metrics, the private ones among them."""
-        return self.name, self._observation.metrics.exposition(None)[0].decode()
+        return self.name, [*self._observation.metrics.registry.collect()]
 
-    async def expositions(self) -> dict[str, str]:
+    async def all_metrics(self) -> dict[str, list[Metric]]:
         """The metrics of all replicas that can be reached, by name."""
-        return dict([await self.exposition()])
+        return dict([await self.metrics()])
 
     async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI app; Ray asks for it before the first artefact is known."""
@@ -160,7 +160,7 @@ class Replica:
     async def _exchange(self, guard: Guard) -> None:
         before, self._guard = self._guard, guard
         if self._app is None:
-            answerer = partial(_Answerer, expositions=self.expositions)
+            answerer = partial(_Answerer, all_metrics=self.all_metrics)
             self._app = create_app(
                 guard, self._plan.server, answerer=answerer, observation=self._observation
             )
@@ -186,31 +186,29 @@ def _words(error: Exception) -> str:
 class _Answerer(LocalAnswerer):
     """Answers as on a single machine, but tells the metrics of all replicas."""
 
-    def __init__(
-        self, service: Service, *, expositions: Callable[[], Awaitable[Mapping[str, str]]]
-    ) -> None:
+    def __init__(self, service: Service, *, all_metrics: Callable[[], Awaitable[Replicas]]) -> None:
         super().__init__(service)
-        self.routers = (metrics_router(expositions),)
+        self.routers = (metrics_router(all_metrics),)
 
 
-def metrics_router(expositions: Callable[[], Awaitable[Mapping[str, str]]]) -> APIRouter:
-    """`GET /metrics` over the texts of all replicas; it stands before the app's own route."""
+def metrics_router(all_metrics: Callable[[], Awaitable[Replicas]]) -> APIRouter:
+    """`GET /metrics` over those of all replicas; it stands before the app's own route."""
     router = APIRouter()
 
     @router.get("/metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
         hidden = frozenset() if request.state.caller.sees_scores else PRIVATE
-        told = merged(await expositions(), hidden=hidden)
-        return Response(told, headers={"Content-Type": _MEDIA_TYPE, "Cache-Control": "no-store"})
+        told, kind = merged(await all_metrics(), hidden=hidden)
+        return Response(told, headers={"Content-Type": kind, "Cache-Control": "no-store"})
 
     return router
 
 
-def merged(texts: Mapping[str, str], *, hidden: Collection[str] = ()) -> bytes:
-    """Several expositions in Prometheus' text form as one, with the replica as a label."""
+def merged(replicas: Replicas, *, hidden: Collection[str] = ()) -> tuple[bytes, str]:
+    """The metrics of several replicas, with the replica as a label, as text and its media type."""
     families: dict[str, Metric] = {}
-    for replica, text in sorted(texts.items()):
-        for found in text_string_to_metric_families(text):
+    for replica, metrics in sorted(replicas.items()):
+        for found in metrics:
             if found.name in hidden:
                 continue
             family = families.setdefault(
@@ -221,4 +219,5 @@ def merged(texts: Mapping[str, str], *, hidden: Collection[str] = ()) -> bytes:
                 for sample in found.samples
             ]
     registry: Any = SimpleNamespace(collect=families.values)
-    return generate_latest(registry)
+    encode, media_type = choose_encoder("")
+    return encode(registry), media_type

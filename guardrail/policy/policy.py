@@ -6,7 +6,14 @@ import ipaddress
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from guardrail.errors import LimitExceededError
 from guardrail.types import Action, Modality
@@ -151,6 +158,10 @@ class Policy(_Frozen):
         for entry in sorted(value):
             allowed_host(entry)
         return value
+
+    @field_serializer("actions", "allowed_hosts", when_used="json")
+    def _sorted(self, value: frozenset[str]) -> list[str]:
+        return sorted(value)  # sets have no order of their own, and what is written is compared
 
 
 def allowed_host(entry: str) -> str:

@@ -19,10 +19,4 @@ from guardrail_langchain.middleware import GuardrailMiddleware
 from guardrail_langchain.runnable import GuardrailRunnable
 from guardrail_langchain.tools import guard_tool
 
-__all__ = [
-    "ChatGuardedVLM",
-    "GuardrailMiddleware",
-    "GuardrailRunnable",
-    "guard_tool",
-    "to_chat",
-]
+__all__ = ["ChatGuardedVLM", "GuardrailMiddleware", "GuardrailRunnable", "guard_tool", "to_chat"]

@@ -1,8 +1,7 @@
 """A guarded local model as a LangChain chat model.
 
-LangChain's generation settings -> a guard's.
-
-What a cache's key must hold: the pixels of pictures, and the rules an answer was made under.
+LangChain's generation settings become a guard's, and a cache's key holds all that an answer depends
+on: the pixels of pictures, and the rules it was made under.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from guardrail import Guard
 from guardrail.errors import ConfigurationError, UnsupportedModelError
 from guardrail.inputs.media import sniffed_format
 from guardrail.model.fingerprint import fingerprint
+from guardrail.model.settings import Settings
 from guardrail_langchain import replies
 from guardrail_langchain.judging import as_exception, as_itself
 from guardrail_langchain.messages import to_chat
@@ -43,143 +43,13 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
     from pydantic import BaseModel
 
-NAMES = (
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "repetition_penalty",
-    "seed",
-    "do_sample",
-    "num_beams",
-    "timeout",
-)
-
+# LangChain has ways of its own to ask for stops and for several answers.
+_ELSEWHERE = {"stop", "num_return_sequences"}
+NAMES = (*(name for name in Settings.model_fields if name not in _ELSEWHERE), "timeout")
 _OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 
 # Sent along by LangChain itself; they say nothing about the answer.
 _IGNORED = frozenset({"tool_choice", "stream", "ls_structured_output_format"})
-
-
-def guard_options(
-    fields: Mapping[str, Any], stop: Sequence[str] | None, call: Mapping[str, Any], model: str
-) -> dict[str, Any]:
-    """What `Guard.generate` takes, from the model's fields and one call's keywords.
-
-    Raises:
-        ConfigurationError: a keyword that means nothing to a guard, or another model's name.
-    """
-    options = {name: fields[name] for name in NAMES if fields.get(name) is not None}
-    given = dict(call)
-    if given.pop("model", model) != model:
-        raise ConfigurationError(
-            f"a guard is tied to its model ({model}); make another ChatGuardedVLM for "
-            f"{call['model']!r}"
-        )
-    for name, value in given.items():
-        wanted = _OTHER_NAMES.get(name, name)
-        if wanted in NAMES:
-            options[wanted] = value
-        elif wanted == "tools":
-            options["tools"] = offered_tools(value or (), given.get("tool_choice")) or None
-        elif wanted not in _IGNORED:
-            raise ConfigurationError(
-                f"a guard knows no setting {name!r}; known are {', '.join((*NAMES, 'stop'))}"
-            )
-    stops = fields.get("stop") if stop is None else stop
-    if isinstance(stops, str):
-        raise ConfigurationError(f"stop must be a list of strings; write [{stops!r}]")
-    if stops:
-        options["stop"] = tuple(stops)
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def offered_tools(
-    tools: Sequence[Any], tool_choice: Any, *, strict: bool | None = None
-) -> list[dict[str, Any]]:
-    """Tools in the OpenAI function form, as far as `tool_choice` lets the model see them.
-
-    A prompt cannot force a call: `any` offers all tools, a name or `{"function": {"name": ...}}`
-    that one alone, `none` no tool.
-
-    Raises:
-        ConfigurationError: no tool has the chosen name.
-    """
-    schemas = [_schema(tool, strict) for tool in tools]
-    if tool_choice in (None, False, True, "", "auto", "any", "required"):
-        return schemas
-    if tool_choice == "none":
-        return []
-    name = tool_choice
-    if isinstance(tool_choice, Mapping):
-        name = (tool_choice.get("function") or tool_choice).get("name")
-    chosen = [schema for schema in schemas if schema["function"]["name"] == name]
-    if not chosen:
-        offered = ", ".join(schema["function"]["name"] for schema in schemas)
-        raise ConfigurationError(f"tool_choice names {name!r}; the tools are {offered}")
-    return chosen
-
-
-def _schema(tool: Any, strict: bool | None) -> dict[str, Any]:
-    schema: dict[str, Any] = convert_to_openai_tool(tool, strict=strict)
-    function = schema.get("function")
-    if schema.get("type") != "function" or not isinstance(function, Mapping):
-        kind = schema.get("type", type(tool).__name__)
-        raise ConfigurationError(f"a {kind!r} tool runs on a provider's server, not on this model")
-    known = {"name", "description", "parameters", "strict"}
-    function = {key: value for key, value in function.items() if key in known}
-    if isinstance(tool, BaseTool) and not function.get("description"):
-        function.pop("description", None)
-    return {"type": "function", "function": function}
-
-
-def digest(value: Any) -> str:
-    """A short name of JSON values."""
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def with_data(message: BaseMessage) -> BaseMessage:
-    """The message with pictures and bytes as data, as LangChain writes messages down.
-
-    In a cache's key a Pillow picture would stand as the address it has in memory, where another
-    picture may be found later.
-    """
-    if isinstance(message.content, str):
-        return message
-    content = [_with_data(block) for block in message.content]
-    if all(a is b for a, b in zip(content, message.content, strict=True)):
-        return message
-    return message.model_copy(update={"content": content})
-
-
-def _with_data(block: Any) -> Any:
-    if not isinstance(block, Mapping):
-        return block
-    for key in ("image", "base64", "data"):
-        value = block.get(key)
-        if isinstance(value, Image.Image | bytes | bytearray):
-            rest = {name: item for name, item in block.items() if name != key}
-            return {**rest, "base64": _encoded(value), "mime_type": _kind(value, block)}
-    return block
-
-
-def _kind(value: Any, block: Mapping[str, Any]) -> str:
-    if isinstance(value, Image.Image):
-        return "image/png"
-    found = sniffed_format(bytes(value[:64])) or "PNG"
-    return str(block.get("mime_type") or f"image/{found.lower()}")
-
-
-def _encoded(value: Image.Image | bytes | bytearray) -> str:
-    if not isinstance(value, Image.Image):
-        return base64.b64encode(value).decode()
-    buffer = io.BytesIO()
-    upright = ImageOps.exif_transpose(value)
-    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
-        upright = upright.convert("RGB")
-    upright.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 class ChatGuardedVLM(BoundedBatches, BaseChatModel):
@@ -238,9 +108,6 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
     @override
     def _identifying_params(self) -> dict[str, Any]:
         """All that an answer depends on, so that a cache serves none made under other rules."""
-        policy = self.guard.policy.model_dump(mode="json")
-        for name in ("actions", "allowed_hosts"):
-            policy[name] = sorted(policy[name])
         fields = self._fields()
         return {
             "model_name": self.model_name,
@@ -250,7 +117,7 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
             "thresholds": {
                 str(kind): [each.steer, each.flag] for kind, each in self.guard.thresholds.items()
             },
-            "policy_digest": digest(policy),
+            "policy_digest": digest(self.guard.policy.model_dump(mode="json")),
             "own_stop": self.stop,  # under "stop" LangChain puts the call's
             **{name: fields[name] for name in NAMES if name != "timeout"},
         }
@@ -397,3 +264,124 @@ def _no_such_method(method: str, _: Any) -> NoReturn:
         f"with_structured_output(method={method!r}) needs a model whose words can be constrained, "
         "which a guard does not do; leave method out: the form then comes as a call of a tool"
     )
+
+
+def guard_options(
+    fields: Mapping[str, Any], stop: Sequence[str] | None, call: Mapping[str, Any], model: str
+) -> dict[str, Any]:
+    """What `Guard.generate` takes, from the model's fields and one call's keywords.
+
+    Raises:
+        ConfigurationError: a keyword that means nothing to a guard, or another model's name.
+    """
+    options = {name: fields[name] for name in NAMES if fields.get(name) is not None}
+    given = dict(call)
+    if given.pop("model", model) != model:
+        raise ConfigurationError(
+            f"a guard is tied to its model ({model}); make another ChatGuardedVLM for "
+            f"{call['model']!r}"
+        )
+    for name, value in given.items():
+        wanted = _OTHER_NAMES.get(name, name)
+        if wanted in NAMES:
+            options[wanted] = value
+        elif wanted == "tools":
+            options["tools"] = offered_tools(value or (), given.get("tool_choice")) or None
+        elif wanted not in _IGNORED:
+            raise ConfigurationError(
+                f"a guard knows no setting {name!r}; known are {', '.join((*NAMES, 'stop'))}"
+            )
+    stops = fields.get("stop") if stop is None else stop
+    if isinstance(stops, str):
+        raise ConfigurationError(f"stop must be a list of strings; write [{stops!r}]")
+    if stops:
+        options["stop"] = tuple(stops)
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def offered_tools(
+    tools: Sequence[Any], tool_choice: Any, *, strict: bool | None = None
+) -> list[dict[str, Any]]:
+    """Tools in the OpenAI function form, as far as `tool_choice` lets the model see them.
+
+    A prompt cannot force a call: `any` offers all tools, a name or `{"function": {"name": ...}}`
+    that one alone, `none` no tool.
+
+    Raises:
+        ConfigurationError: no tool has the chosen name.
+    """
+    schemas = [_schema(tool, strict) for tool in tools]
+    if tool_choice in (None, False, True, "", "auto", "any", "required"):
+        return schemas
+    if tool_choice == "none":
+        return []
+    name = tool_choice
+    if isinstance(tool_choice, Mapping):
+        name = (tool_choice.get("function") or tool_choice).get("name")
+    chosen = [schema for schema in schemas if schema["function"]["name"] == name]
+    if not chosen:
+        offered = ", ".join(schema["function"]["name"] for schema in schemas)
+        raise ConfigurationError(f"tool_choice names {name!r}; the tools are {offered}")
+    return chosen
+
+
+def _schema(tool: Any, strict: bool | None) -> dict[str, Any]:
+    schema: dict[str, Any] = convert_to_openai_tool(tool, strict=strict)
+    function = schema.get("function")
+    if schema.get("type") != "function" or not isinstance(function, Mapping):
+        kind = schema.get("type", type(tool).__name__)
+        raise ConfigurationError(f"a {kind!r} tool runs on a provider's server, not on this model")
+    known = {"name", "description", "parameters", "strict"}
+    function = {key: value for key, value in function.items() if key in known}
+    if isinstance(tool, BaseTool) and not function.get("description"):
+        function.pop("description", None)
+    return {"type": "function", "function": function}
+
+
+def digest(value: Any) -> str:
+    """A short name of JSON values."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def with_data(message: BaseMessage) -> BaseMessage:
+    """The message with pictures and bytes as data, as LangChain writes messages down.
+
+    In a cache's key a Pillow picture would stand as the address it has in memory, where another
+    picture may be found later.
+    """
+    if isinstance(message.content, str):
+        return message
+    content = [_with_data(block) for block in message.content]
+    if all(a is b for a, b in zip(content, message.content, strict=True)):
+        return message
+    return message.model_copy(update={"content": content})
+
+
+def _with_data(block: Any) -> Any:
+    if not isinstance(block, Mapping):
+        return block
+    for key in ("image", "base64", "data"):
+        value = block.get(key)
+        if isinstance(value, Image.Image | bytes | bytearray):
+            rest = {name: item for name, item in block.items() if name != key}
+            return {**rest, "base64": _encoded(value), "mime_type": _kind(value, block)}
+    return block
+
+
+def _kind(value: Any, block: Mapping[str, Any]) -> str:
+    if isinstance(value, Image.Image):
+        return "image/png"
+    found = sniffed_format(bytes(value[:64])) or "PNG"
+    return str(block.get("mime_type") or f"image/{found.lower()}")
+
+
+def _encoded(value: Image.Image | bytes | bytearray) -> str:
+    if not isinstance(value, Image.Image):
+        return base64.b64encode(value).decode()
+    buffer = io.BytesIO()
+    upright = ImageOps.exif_transpose(value)
+    if upright.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        upright = upright.convert("RGB")
+    upright.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

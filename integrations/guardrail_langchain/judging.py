@@ -1,13 +1,10 @@
-"""Steps that ask a guard on the way, run with a blocking guard or in an event loop.
+"""What becomes of an input whose model the guard does not run: pass, caution or stop.
 
-A step yields `(chat, settle)`; it is sent what `settle` makes of the chat's verdict. `settle` gives
-an `Outcome`, whose verdict listeners are told of before anything else happens.
-
-What becomes of an input whose model the guard does not run: pass, caution or stop.
-
-Every verdict as a custom event, and in a graph's custom stream; where a run carries them.
-
-A violation on its way through LangChain, which in places knows no error but an `Exception`.
+Code that asks a guard on its way is written once, as steps: a generator that yields
+`(chat, settle)` and is sent the `Outcome` that `settle` makes of the chat's verdict. `judged` runs
+steps with a blocking guard, `ajudged` in an event loop; both tell of a verdict, as a custom event
+and in a graph's custom stream, before anything else happens. A violation is no `Exception`, the
+only error that LangChain knows in places; `as_exception` and `as_itself` see it through those.
 """
 
 from __future__ import annotations
@@ -41,6 +38,8 @@ if TYPE_CHECKING:
 
     Put = Callable[[Any, str], Any]
 
+EVENT = "guardrail_verdict"
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -49,6 +48,53 @@ class Outcome:
     verdict: Verdict
     value: Any
     stops: bool
+
+
+T = TypeVar("T")
+Question = tuple[Any, "Callable[[Verdict], Outcome]"]
+Judging = Generator[Question, Outcome, T]
+
+
+def judged(
+    steps: Judging[T],
+    check: Callable[[Any], Verdict],
+    tell: Callable[[Verdict], None] | None = None,
+) -> T:
+    """Run the steps with a blocking guard."""
+    try:
+        chat, settle = next(steps)
+        while True:
+            after = settle(check(chat))
+            if tell is not None:
+                tell(after.verdict)
+            chat, settle = steps.send(after)
+    except StopIteration as end:
+        done: T = end.value
+        return done
+
+
+async def ajudged(
+    steps: Judging[T],
+    acheck: Callable[[Any], Awaitable[Verdict]],
+    tell: Callable[[Verdict], Awaitable[None]] | None = None,
+) -> T:
+    """Run the steps without blocking the event loop: what they decode, they decode in a thread."""
+    question, done = await read_apart(partial(_next, steps, None))
+    while question is not None:
+        chat, settle = question
+        after = settle(await acheck(chat))
+        if tell is not None:
+            await tell(after.verdict)
+        question, done = await read_apart(partial(_next, steps, after))
+    return done
+
+
+def _next(steps: Judging[T], after: Outcome | None) -> tuple[Question | None, T]:
+    """The next question, or None and what the steps come to: no future takes a StopIteration."""
+    try:
+        return steps.send(cast("Outcome", after)), cast("T", None)
+    except StopIteration as end:
+        return None, end.value
 
 
 def outcome(reaction: Reaction, value: Any, put: Put, verdict: Verdict) -> Outcome:
@@ -95,9 +141,6 @@ def cautioned_system(message: SystemMessage | None, words: str) -> SystemMessage
     return message.model_copy(update={"content": [part, *content]})
 
 
-EVENT = "guardrail_verdict"
-
-
 def tell(verdict: Verdict, config: RunnableConfig | None = None) -> None:
     """Send the verdict; outside a run nobody listens, and LangChain says so with an error."""
     _stream(verdict)
@@ -124,14 +167,6 @@ def _stream(verdict: Verdict) -> None:
     write({EVENT: verdict.to_dict()})
 
 
-class _Carried(GuardrailViolation, Exception):
-    """A violation where LangChain tells callbacks of an error only if it is an `Exception`."""
-
-    def __init__(self, violation: GuardrailViolation) -> None:
-        super().__init__(violation.verdict)
-        self.violation = violation
-
-
 @contextmanager
 def as_exception() -> Iterator[None]:
     """Let a violation be an `Exception` from here to the next `as_itself`, which must be ours."""
@@ -148,6 +183,14 @@ def as_itself() -> Iterator[None]:
         yield
     except _Carried as carried:
         raise carried.violation from None
+
+
+class _Carried(GuardrailViolation, Exception):
+    """A violation where LangChain tells callbacks of an error only if it is an `Exception`."""
+
+    def __init__(self, violation: GuardrailViolation) -> None:
+        super().__init__(violation.verdict)
+        self.violation = violation
 
 
 class InPlace(Runnable[Any, Any]):
@@ -169,52 +212,3 @@ class InPlace(Runnable[Any, Any]):
             return await self._step.ainvoke(input, config, **kwargs)
         except GuardrailViolation as violation:
             return violation
-
-
-T = TypeVar("T")
-
-Question = tuple[Any, "Callable[[Verdict], Outcome]"]
-
-Judging = Generator[Question, Outcome, T]
-
-
-def judged(
-    steps: Judging[T],
-    check: Callable[[Any], Verdict],
-    tell: Callable[[Verdict], None] | None = None,
-) -> T:
-    """Run the steps with a blocking guard."""
-    try:
-        chat, settle = next(steps)
-        while True:
-            after = settle(check(chat))
-            if tell is not None:
-                tell(after.verdict)
-            chat, settle = steps.send(after)
-    except StopIteration as end:
-        done: T = end.value
-        return done
-
-
-async def ajudged(
-    steps: Judging[T],
-    acheck: Callable[[Any], Awaitable[Verdict]],
-    tell: Callable[[Verdict], Awaitable[None]] | None = None,
-) -> T:
-    """Run the steps without blocking the event loop: what they decode, they decode in a thread."""
-    question, done = await read_apart(partial(_next, steps, None))
-    while question is not None:
-        chat, settle = question
-        after = settle(await acheck(chat))
-        if tell is not None:
-            await tell(after.verdict)
-        question, done = await read_apart(partial(_next, steps, after))
-    return done
-
-
-def _next(steps: Judging[T], after: Outcome | None) -> tuple[Question | None, T]:
-    """The next question, or None and what the steps come to: no future takes a StopIteration."""
-    try:
-        return steps.send(cast("Outcome", after)), cast("T", None)
-    except StopIteration as end:
-        return None, end.value

@@ -1,9 +1,4 @@
-"""A guard as a step of a chain, in front of any model.
-
-Inputs of a chain's step, whole and by key, and the refusal that stands in for the next step.
-
-How many requests of one batch may be under way at once.
-"""
+"""A guard as a step of a chain, in front of any model; its batches fit the guard's queue."""
 
 from __future__ import annotations
 
@@ -39,8 +34,6 @@ from guardrail_langchain.judging import (
 from guardrail_langchain.messages import canonical_input, to_chat, to_judged_chat
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from langchain_core.outputs import LLMResult
     from langchain_core.runnables import RunnableConfig
 
@@ -48,41 +41,39 @@ if TYPE_CHECKING:
     from guardrail_langchain.judging import Judging
 
 
-class Refusal(Runnable[Any, Any]):
-    """Answers anything with a policy's refusal, as a str where the step it stands for gives one."""
+class BoundedBatches:
+    """Batches that fit the queue of `self.guard`; goes before the class whose batches they are.
 
-    def __init__(self, text: str, verdict: Verdict, plain: bool) -> None:
-        self._answer = text if plain else replies.refusal(text, verdict)
+    With `return_exceptions` a violation stands in its input's place where the batch was asked for
+    directly. Inside another run (a step of a chain) it is raised for the batch as a whole: chains
+    hand on as a value whatever is no `Exception`, and fallbacks answer whatever is one.
+    """
 
-    @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        return self._answer
+    def batch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """Answers in order; requests wait in the guard's queue, where like ones share a batch."""
+        return self._asked("batch", inputs, config, **kwargs)
 
+    async def abatch(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """`batch` for event loops."""
+        return await self._asked("abatch", inputs, config, **kwargs)
 
-def writes_str(step: Runnable[Any, Any]) -> bool:
-    """Whether a step's answers are text, as far as it tells."""
-    try:
-        return step.OutputType is str
-    except TypeError:  # a step that does not tell
-        return False
+    def batch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """`batch` in the order of completion."""
+        return self._asked("batch_as_completed", inputs, config, **kwargs)
 
+    def abatch_as_completed(self, inputs: Any, config: Any = None, **kwargs: Any) -> Any:
+        """`abatch` in the order of completion."""
+        return self._asked("abatch_as_completed", inputs, config, **kwargs)
 
-def item_at(value: Any, key: str) -> Any:
-    """What an input holds under a key."""
-    if not isinstance(value, Mapping) or key not in value:
-        raise ConfigurationError(f"this input has no {key!r}, which is to be checked")
-    return value[key]
-
-
-def whole(chunks: list[Any]) -> Any:
-    """The chunks of a streamed input as one value, joined as LangChain's own steps join them."""
-    joined = chunks[0]
-    for chunk in chunks[1:]:
-        try:
-            joined = joined + chunk
-        except TypeError:  # whole values one after the other: the last one counts
-            joined = chunk
-    return joined
+    def _asked(
+        self, way: str, inputs: Any, config: Any, *, return_exceptions: bool = False, **kwargs: Any
+    ) -> Any:
+        """What LangChain's class that comes next gives, asked with bounds."""
+        owner: Any = self
+        in_place = return_exceptions and not _inside_a_run(config)
+        base = InPlace(owner) if in_place else super()
+        bounds = bounded(config, len(inputs), owner.guard)
+        return getattr(base, way)(inputs, bounds, return_exceptions=return_exceptions, **kwargs)
 
 
 def bounded(
@@ -101,62 +92,6 @@ def bounded(
         cast("RunnableConfig", {**each, "max_concurrency": each.get("max_concurrency") or most})
         for each in configs
     ]
-
-
-class BoundedBatches:
-    """Batches that fit the queue of `self.guard`; goes before the class whose batches they are.
-
-    With `return_exceptions` a violation stands in its input's place where the batch was asked for
-    directly. Inside another run (a step of a chain) it is raised for the batch as a whole: chains
-    hand on as a value whatever is no `Exception`, and fallbacks answer whatever is one.
-    """
-
-    def batch(
-        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> Any:
-        """Answers in order; requests wait in the guard's queue, where like ones share a batch."""
-        base = self._base(config, return_exceptions)
-        bounds = self._bounded(inputs, config)
-        return base.batch(inputs, bounds, return_exceptions=return_exceptions, **kwargs)
-
-    async def abatch(
-        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> Any:
-        """`batch` for event loops."""
-        base = self._base(config, return_exceptions)
-        bounds = self._bounded(inputs, config)
-        return await base.abatch(inputs, bounds, return_exceptions=return_exceptions, **kwargs)
-
-    def batch_as_completed(
-        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> Any:
-        """`batch` in the order of completion."""
-        base = self._base(config, return_exceptions)
-        bounds = self._bounded(inputs, config)
-        return base.batch_as_completed(
-            inputs, bounds, return_exceptions=return_exceptions, **kwargs
-        )
-
-    def abatch_as_completed(
-        self, inputs: Any, config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> Any:
-        """`abatch` in the order of completion."""
-        base = self._base(config, return_exceptions)
-        bounds = self._bounded(inputs, config)
-        return base.abatch_as_completed(
-            inputs, bounds, return_exceptions=return_exceptions, **kwargs
-        )
-
-    def _base(self, config: Any, return_exceptions: bool) -> Any:
-        """What asks one by one: LangChain's class that comes next, or one that keeps violations."""
-        if return_exceptions and not _inside_a_run(config):
-            owner: Any = self
-            return InPlace(owner)
-        return super()
-
-    def _bounded(self, inputs: Sequence[Any], config: Any) -> Any:
-        owner: Any = self
-        return bounded(config, len(inputs), owner.guard)
 
 
 def _inside_a_run(config: Any) -> bool:
@@ -412,3 +347,40 @@ class GuardrailRunnable(BoundedBatches, RunnableSerializable[Any, Any]):
         if self.fallback is not None:
             return self.fallback
         return Refusal(self.guard.policy.refusal_message, after.verdict, writes_str(self.bound))
+
+
+class Refusal(Runnable[Any, Any]):
+    """Answers anything with a policy's refusal, as a str where the step it stands for gives one."""
+
+    def __init__(self, text: str, verdict: Verdict, plain: bool) -> None:
+        self._answer = text if plain else replies.refusal(text, verdict)
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return self._answer
+
+
+def writes_str(step: Runnable[Any, Any]) -> bool:
+    """Whether a step's answers are text, as far as it tells."""
+    try:
+        return step.OutputType is str
+    except TypeError:  # a step that does not tell
+        return False
+
+
+def item_at(value: Any, key: str) -> Any:
+    """What an input holds under a key."""
+    if not isinstance(value, Mapping) or key not in value:
+        raise ConfigurationError(f"this input has no {key!r}, which is to be checked")
+    return value[key]
+
+
+def whole(chunks: list[Any]) -> Any:
+    """The chunks of a streamed input as one value, joined as LangChain's own steps join them."""
+    joined = chunks[0]
+    for chunk in chunks[1:]:
+        try:
+            joined = joined + chunk
+        except TypeError:  # whole values one after the other: the last one counts
+            joined = chunk
+    return joined

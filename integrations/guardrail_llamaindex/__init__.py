@@ -10,15 +10,9 @@ engine = index.as_query_engine(
 )
 """
 
-from guardrail.errors import MissingExtraError
+from guardrail.extras import require
 
-try:
-    import llama_index.core as _core  # noqa: F401  # looked for first, so that its absence is named
-except ModuleNotFoundError as error:
-    # A framework that misses one of its own dependencies is another problem.
-    if error.name not in ("llama_index", "llama_index.core"):
-        raise
-    raise MissingExtraError("llama_index.core", extra="llamaindex") from error
+require("llama_index.core")
 
 from guardrail_llamaindex.guarded import GuardedLLM
 from guardrail_llamaindex.llm import GuardedVLM

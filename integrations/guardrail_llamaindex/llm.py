@@ -1,9 +1,13 @@
 """A guarded model as a LlamaIndex LLM.
 
-LLMs that raise where a refusal has no place: where an object or a call must come.
+`RaisingLLM` is what it has in common with another LLM behind a guard: a refusal is raised where it
+has no place, since an object or a call must come.
 """
 
+# No postponed annotations here: pydantic reads the fields' when the class is made.
 import difflib
+import functools
+import inspect
 from collections.abc import (
     AsyncGenerator,
     Callable,
@@ -26,14 +30,11 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
 )
-from llama_index.core.chat_engine.types import AgentChatResponse
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
-from llama_index.core.types import Model
 from pydantic import Field, PrivateAttr
 
 from guardrail.errors import ConfigurationError
@@ -44,7 +45,29 @@ from guardrail_llamaindex import replies
 from guardrail_llamaindex.messages import document_parts, to_messages
 from guardrail_llamaindex.replies import raise_refusal
 
-# No postponed annotations here: pydantic reads the fields' when the class is made.
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+# Keywords that say whether a call of a tool must come, and what LlamaIndex takes them for.
+_REQUIRED = ("tool_required", False)
+_NEEDED = ("error_on_no_tool_call", True)
+
+
+def _raises_refusals(method: F, keyword: tuple[str, bool] | None = None) -> F:
+    """LlamaIndex's method on a copy that raises refusals: always, or where `keyword` is true."""
+
+    def asked(llm: Any, given: Mapping[str, Any]) -> Any:
+        return llm._raising(keyword is None or given.get(*keyword))
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(asked(self, kwargs), *args, **kwargs)
+
+    @functools.wraps(method)
+    async def acall(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await method(asked(self, kwargs), *args, **kwargs)
+
+    return cast("F", acall if inspect.iscoroutinefunction(method) else call)
 
 
 class RaisingLLM(FunctionCallingLLM):
@@ -61,96 +84,20 @@ class RaisingLLM(FunctionCallingLLM):
         refuse_unknown(type(self).__name__, data, type(self).model_fields)
         super().__init__(**data)
 
-    def structured_predict(
-        self,
-        output_cls: type[Model],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Model:
-        """An object as an answer.
+    structured_predict = _raises_refusals(FunctionCallingLLM.structured_predict)
+    astructured_predict = _raises_refusals(FunctionCallingLLM.astructured_predict)
+    stream_structured_predict = _raises_refusals(FunctionCallingLLM.stream_structured_predict)
+    astream_structured_predict = _raises_refusals(FunctionCallingLLM.astream_structured_predict)
 
-        Raises:
-            GuardrailViolation: the guard flagged the request.
-            DetectorError: the detector failed, and the policy fails closed.
-        """
-        found: Model = FunctionCallingLLM.structured_predict(
-            self._raising(), output_cls, prompt, llm_kwargs, **prompt_args
-        )
-        return found
-
-    async def astructured_predict(
-        self,
-        output_cls: type[Model],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Model:
-        """`structured_predict` without blocking the event loop."""
-        found: Model = await FunctionCallingLLM.astructured_predict(
-            self._raising(), output_cls, prompt, llm_kwargs, **prompt_args
-        )
-        return found
-
-    def stream_structured_predict(
-        self,
-        output_cls: type[Model],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> Generator[Any]:
-        """An object that grows; a refusal is raised before the first one."""
-        return FunctionCallingLLM.stream_structured_predict(
-            self._raising(), output_cls, prompt, llm_kwargs, **prompt_args
-        )
-
-    async def astream_structured_predict(
-        self,
-        output_cls: type[Model],
-        prompt: PromptTemplate,
-        llm_kwargs: dict[str, Any] | None = None,
-        **prompt_args: Any,
-    ) -> AsyncGenerator[Any]:
-        """`stream_structured_predict` for `async for`."""
-        return await FunctionCallingLLM.astream_structured_predict(
-            self._raising(), output_cls, prompt, llm_kwargs, **prompt_args
-        )
-
-    def chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponse:
-        """An answer that may call tools; `tool_required` raises a refusal."""
-        return FunctionCallingLLM.chat_with_tools(
-            self._raising(kwargs.get("tool_required", False)), *args, **kwargs
-        )
-
-    async def achat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponse:
-        """`chat_with_tools` without blocking the event loop."""
-        return await FunctionCallingLLM.achat_with_tools(
-            self._raising(kwargs.get("tool_required", False)), *args, **kwargs
-        )
-
-    def stream_chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponseGen:
-        """`chat_with_tools` in chunks."""
-        return FunctionCallingLLM.stream_chat_with_tools(
-            self._raising(kwargs.get("tool_required", False)), *args, **kwargs
-        )
-
-    async def astream_chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponseAsyncGen:
-        """`stream_chat_with_tools` for `async for`."""
-        return await FunctionCallingLLM.astream_chat_with_tools(
-            self._raising(kwargs.get("tool_required", False)), *args, **kwargs
-        )
-
-    def predict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
-        """Call the tools that an answer names; without `error_on_no_tool_call` it may be words."""
-        return FunctionCallingLLM.predict_and_call(
-            self._raising(kwargs.get("error_on_no_tool_call", True)), *args, **kwargs
-        )
-
-    async def apredict_and_call(self, *args: Any, **kwargs: Any) -> AgentChatResponse:
-        """`predict_and_call` without blocking the event loop."""
-        return await FunctionCallingLLM.apredict_and_call(
-            self._raising(kwargs.get("error_on_no_tool_call", True)), *args, **kwargs
-        )
+    # Without these keywords an answer may be words, and a refusal is some.
+    chat_with_tools = _raises_refusals(FunctionCallingLLM.chat_with_tools, _REQUIRED)
+    achat_with_tools = _raises_refusals(FunctionCallingLLM.achat_with_tools, _REQUIRED)
+    stream_chat_with_tools = _raises_refusals(FunctionCallingLLM.stream_chat_with_tools, _REQUIRED)
+    astream_chat_with_tools = _raises_refusals(
+        FunctionCallingLLM.astream_chat_with_tools, _REQUIRED
+    )
+    predict_and_call = _raises_refusals(FunctionCallingLLM.predict_and_call, _NEEDED)
+    apredict_and_call = _raises_refusals(FunctionCallingLLM.apredict_and_call, _NEEDED)
 
     def __getstate__(self) -> NoReturn:
         """Refuse to be pickled: a copy would lose its guard."""
@@ -167,58 +114,12 @@ class RaisingLLM(FunctionCallingLLM):
         memo[id(guard)] = guard
         return super().__deepcopy__(memo)
 
-    def _raising(self, needed: bool = True) -> Self:
+    def _raising(self, needed: bool) -> Self:
         if not needed or self._raises:
             return self
         copied = self.model_copy()
         copied._raises = True
         return copied
-
-
-def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> None:
-    """Refuse keywords that nobody reads, and say which one may be meant.
-
-    Raises:
-        ConfigurationError: there is one.
-    """
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f" (do you mean {near[0]!r}?)" if near else ""
-            raise ConfigurationError(
-                f"{name!r} is no setting of {owner}{meant}; known: {', '.join(known)}"
-            )
-
-
-def unrefused(chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
-    """The same chunks, each one late: only the one after a refusal's words says what they are."""
-    held: ChatResponse | None = None
-    with closing(chunks):
-        for chunk in chunks:
-            raise_refusal(chunk.raw)
-            if held is not None:
-                yield held
-            held = chunk
-    if held is not None:
-        yield held
-
-
-async def aunrefused(chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
-    """`unrefused` for `async for`."""
-    held: ChatResponse | None = None
-    async with aclosing(chunks):
-        async for chunk in chunks:
-            raise_refusal(chunk.raw)
-            if held is not None:
-                yield held
-            held = chunk
-    if held is not None:
-        yield held
-
-
-# No postponed annotations here: pydantic reads the fields' when the class is made.
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _chat_events(method: F) -> F:
@@ -263,14 +164,7 @@ class GuardedVLM(RaisingLLM):
     timeout: float | None = Field(default=None, gt=0)
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
-        "max_new_tokens",
-        "do_sample",
-        "temperature",
-        "top_p",
-        "top_k",
-        "repetition_penalty",
-        "seed",
-        "stop",
+        *(name for name in Settings.model_fields if not name.startswith("num_")),
         "timeout",
     )
 
@@ -424,3 +318,44 @@ class GuardedVLM(RaisingLLM):
         merged = {name: getattr(self, name) for name in self.OPTIONS} | options
         how = {name: value for name, value in merged.items() if value is not None}
         return _Ask(chat, {**how, "tools": offered.tools}, offered.single_call)
+
+
+def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse keywords that nobody reads, and say which one may be meant.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f" (do you mean {near[0]!r}?)" if near else ""
+            raise ConfigurationError(
+                f"{name!r} is no setting of {owner}{meant}; known: {', '.join(known)}"
+            )
+
+
+def unrefused(chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
+    """The same chunks, each one late: only the one after a refusal's words says what they are."""
+    held: ChatResponse | None = None
+    with closing(chunks):
+        for chunk in chunks:
+            raise_refusal(chunk.raw)
+            if held is not None:
+                yield held
+            held = chunk
+    if held is not None:
+        yield held
+
+
+async def aunrefused(chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
+    """`unrefused` for `async for`."""
+    held: ChatResponse | None = None
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            raise_refusal(chunk.raw)
+            if held is not None:
+                yield held
+            held = chunk
+    if held is not None:
+        yield held

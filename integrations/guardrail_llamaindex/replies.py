@@ -1,12 +1,9 @@
-"""What a guard answers -> LlamaIndex's responses, whole and in chunks.
-
-Tools offered to a model, and the calls in its answer.
-
-Streams that would never end after a violation: those of workflows and of chat engines.
+"""What goes to a guard's model beside messages, and LlamaIndex's responses of what comes back.
 
 A violation is no `Exception`, so no retry and no fallback answers what was refused. LlamaIndex
-passes nothing but an `Exception` on to whoever reads a stream that another task or thread writes.
-Its instrumentation tells of both, and here the reader is told.
+passes nothing but an `Exception` on to whoever reads a stream that another task or thread writes,
+as workflows and chat engines do; such a stream would never end. Its instrumentation tells of both,
+and here the reader is told.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from llama_index.core.base.llms.types import (
     TextBlock,
 )
 from llama_index.core.chat_engine.types import StreamingAgentChatResponse
-from llama_index.core.instrumentation.span_handlers import BaseSpanHandler
+from llama_index.core.instrumentation.span_handlers import NullSpanHandler
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.workflow import Context, StopEvent
 from llama_index_instrumentation import get_dispatcher
@@ -40,8 +37,13 @@ if TYPE_CHECKING:
     from guardrail.online.streams import AsyncGuardStream, GuardStream
     from guardrail.types import Result, ToolCall
 
+R = TypeVar("R", ChatResponse, CompletionResponse)
+
 # Offered as they are: a chat template cannot make a model call a tool.
 _UNFORCED = (None, "auto", "any", "required")
+
+# The first releases of 0.14 keep calls in `additional_kwargs` alone.
+_CALL_BLOCK: Any = getattr(types, "ToolCallBlock", None)
 
 
 class Offer(NamedTuple):
@@ -72,49 +74,6 @@ def offer(options: dict[str, Any]) -> Offer:
     return Offer(tools or None, single)
 
 
-def selections(response: ChatResponse, *, required: bool) -> list[ToolSelection]:
-    """The calls of an answer as LlamaIndex makes them.
-
-    Raises:
-        GuardrailViolation, DetectorError: a call is `required`, and the guard refused the request.
-        ValueError: a call is `required` and there is none, or its arguments are no JSON object.
-    """
-    calls = tool_calls(response.message)
-    if required and not calls:
-        raise_refusal(response.raw)
-        raise ValueError("expected a tool call; the model answered with text only")
-    return [
-        ToolSelection(
-            tool_id=call.get("id") or "",
-            tool_name=call["function"]["name"],
-            tool_kwargs=_arguments(call["function"]["arguments"]),
-        )
-        for call in calls
-    ]
-
-
-def is_refusal(raw: Any) -> bool:
-    """Whether a response's `raw` says that the guard refused the request."""
-    return isinstance(raw, dict) and bool(raw.get("refused_by_guard"))
-
-
-def raise_refusal(raw: Any) -> None:
-    """Raise a refusal where it has no place, such as where a call must be.
-
-    Raises:
-        GuardrailViolation, DetectorError: a response's `raw` says that the guard refused.
-    """
-    if is_refusal(raw):
-        raise stopped(Verdict.from_dict(raw["verdict"]))
-
-
-def _arguments(arguments: Any) -> dict[str, Any]:
-    read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
-    if not isinstance(read, dict):
-        raise ValueError(f"a tool call's arguments must be an object, not {type(read).__name__}")
-    return read
-
-
 def _chosen(choice: Any) -> object:
     """The name in "name" or {"type": "function", "function": {"name": ...}}."""
     if isinstance(choice, dict):
@@ -124,83 +83,6 @@ def _chosen(choice: Any) -> object:
 
 def _name(tool: Mapping[str, Any]) -> object:
     return (tool.get("function") or {}).get("name")
-
-
-class _OnViolation(BaseSpanHandler[Any]):
-    """Looks at spans that end in a violation, and keeps none."""
-
-    def span_enter(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
-
-    def span_exit(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
-
-    def span_drop(self, *args: Any, err: BaseException | None = None, **kwargs: Any) -> None:
-        """A span has ended in an error."""
-        if isinstance(err, GuardrailViolation):
-            self.violated(kwargs.get("instance"), err)
-
-    def violated(self, instance: Any, violation: GuardrailViolation) -> None:
-        """Tell whoever reads."""
-
-    def new_span(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
-
-    def prepare_to_exit_span(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
-
-    def prepare_to_drop_span(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing is kept."""
-
-
-class _OfSteps(_OnViolation):
-    """Ends the events of a workflow whose step has raised; who awaits the run gets the error."""
-
-    @classmethod
-    def class_name(cls) -> str:
-        return "GuardrailViolationsOfSteps"
-
-    def violated(self, instance: Any, violation: GuardrailViolation) -> None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:  # a step that is no coroutine runs in a thread, which has no events
-            return
-        Context.get_step_context().write_event_to_stream(StopEvent())
-
-
-class _OfChats(_OnViolation):
-    """Raises the violation where a chat engine's stream is read, as LlamaIndex does its errors."""
-
-    @classmethod
-    def class_name(cls) -> str:
-        return "GuardrailViolationsOfChats"
-
-    def violated(self, instance: Any, violation: GuardrailViolation) -> None:
-        if not isinstance(instance, StreamingAgentChatResponse):
-            return
-        told: Any = violation
-        instance.exception = told
-        instance.put_in_queue("")
-        if instance.is_function_false_event is not None:  # written by a task
-            instance.is_function_false_event.set()
-            instance.aput_in_queue("")
-
-
-_SPANS = {"workflows.workflow": _OfSteps, "llama_index.core.chat_engine.types": _OfChats}
-
-
-def end_streams() -> None:
-    """See to it, once for all workflows and chat engines of this process."""
-    for name, kind in _SPANS.items():
-        spans = get_dispatcher(name)
-        if not any(isinstance(handler, kind) for handler in spans.span_handlers):
-            spans.add_span_handler(kind())
-
-
-R = TypeVar("R", ChatResponse, CompletionResponse)
-
-# The first releases of 0.14 keep calls in `additional_kwargs` alone.
-_CALL_BLOCK: Any = getattr(types, "ToolCallBlock", None)
 
 
 def whole(result: Result, *, delta: str | None = None, single_call: bool = False) -> ChatResponse:
@@ -241,6 +123,21 @@ def told(response: R, verdict: Verdict) -> R:
     return response.model_copy(update={"raw": raw, "additional_kwargs": beside})
 
 
+def is_refusal(raw: Any) -> bool:
+    """Whether a response's `raw` says that the guard refused the request."""
+    return isinstance(raw, dict) and bool(raw.get("refused_by_guard"))
+
+
+def raise_refusal(raw: Any) -> None:
+    """Raise a refusal where it has no place, such as where a call must be.
+
+    Raises:
+        GuardrailViolation, DetectorError: a response's `raw` says that the guard refused.
+    """
+    if is_refusal(raw):
+        raise stopped(Verdict.from_dict(raw["verdict"]))
+
+
 def as_completion(response: ChatResponse) -> CompletionResponse:
     """The same answer as a completion."""
     return CompletionResponse(
@@ -249,6 +146,34 @@ def as_completion(response: ChatResponse) -> CompletionResponse:
         delta=response.delta,
         additional_kwargs=response.additional_kwargs,
     )
+
+
+def selections(response: ChatResponse, *, required: bool) -> list[ToolSelection]:
+    """The calls of an answer as LlamaIndex makes them.
+
+    Raises:
+        GuardrailViolation, DetectorError: a call is `required`, and the guard refused the request.
+        ValueError: a call is `required` and there is none, or its arguments are no JSON object.
+    """
+    calls = tool_calls(response.message)
+    if required and not calls:
+        raise_refusal(response.raw)
+        raise ValueError("expected a tool call; the model answered with text only")
+    return [
+        ToolSelection(
+            tool_id=call.get("id") or "",
+            tool_name=call["function"]["name"],
+            tool_kwargs=_arguments(call["function"]["arguments"]),
+        )
+        for call in calls
+    ]
+
+
+def _arguments(arguments: Any) -> dict[str, Any]:
+    read = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+    if not isinstance(read, dict):
+        raise ValueError(f"a tool call's arguments must be an object, not {type(read).__name__}")
+    return read
 
 
 def chunks(stream: GuardStream, *, single_call: bool = False) -> Generator[ChatResponse]:
@@ -315,12 +240,64 @@ def _call_block(call: ToolCall) -> Any:
 def _openai_call(call: ToolCall) -> dict[str, Any]:
     arguments = _plain(call.arguments)
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": text},
-    }
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": text}}
 
 
 def _plain(arguments: Any) -> Any:
     return arguments if isinstance(arguments, str) else dict(arguments)
+
+
+def end_streams() -> None:
+    """See to it, once for all workflows and chat engines of this process."""
+    for name, kind in _SPANS.items():
+        spans = get_dispatcher(name)
+        if not any(isinstance(handler, kind) for handler in spans.span_handlers):
+            spans.add_span_handler(kind())
+
+
+class _OnViolation(NullSpanHandler):
+    """Looks at spans that end in a violation."""
+
+    def span_drop(self, *args: Any, err: BaseException | None = None, **kwargs: Any) -> None:
+        """A span has ended in an error."""
+        if isinstance(err, GuardrailViolation):
+            self.violated(kwargs.get("instance"), err)
+
+    def violated(self, instance: Any, violation: GuardrailViolation) -> None:
+        """Tell whoever reads."""
+
+
+class _OfSteps(_OnViolation):
+    """Ends the events of a workflow whose step has raised; who awaits the run gets the error."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "GuardrailViolationsOfSteps"
+
+    def violated(self, instance: Any, violation: GuardrailViolation) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # a step that is no coroutine runs in a thread, which has no events
+            return
+        Context.get_step_context().write_event_to_stream(StopEvent())
+
+
+class _OfChats(_OnViolation):
+    """Raises the violation where a chat engine's stream is read, as LlamaIndex does its errors."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "GuardrailViolationsOfChats"
+
+    def violated(self, instance: Any, violation: GuardrailViolation) -> None:
+        if not isinstance(instance, StreamingAgentChatResponse):
+            return
+        told: Any = violation
+        instance.exception = told
+        instance.put_in_queue("")
+        if instance.is_function_false_event is not None:  # written by a task
+            instance.is_function_false_event.set()
+            instance.aput_in_queue("")
+
+
+_SPANS = {"workflows.workflow": _OfSteps, "llama_index.core.chat_engine.types": _OfChats}

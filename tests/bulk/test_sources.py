@@ -124,9 +124,9 @@ def test_only_wanted_files_are_looked_at_and_keep_their_numbers(source, tmp_path
 def test_a_new_look_sees_what_changed(source, tmp_path):
     (tmp_path / "data" / "a.txt").write_text("a")
     made = source()
-    assert made.now() == made.digest()
+    assert made.now() == made.digest
     (tmp_path / "data" / "b.txt").write_text("b")
-    assert made.now() != made.digest()
+    assert made.now() != made.digest
 
 
 @pytest.fixture

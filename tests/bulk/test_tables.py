@@ -398,7 +398,7 @@ def test_only_wanted_lines_are_parsed_and_keep_their_numbers(jsonl, only):
 def test_lines_are_counted_again_only_when_the_file_changed(jsonl, monkeypatch):
     path = jsonl(["a", "b"])
     first = JsonlSource(path, Columns(), prompt=None)
-    known = {"rows": 99, "digest": first.digest()}
+    known = {"rows": 99, "digest": first.digest}
     assert JsonlSource(path, Columns(), prompt=None, known=known).rows == 99
     path = jsonl(["a", "b", "c"])
     assert JsonlSource(path, Columns(), prompt=None, known=known).rows == 3

@@ -186,7 +186,7 @@ def test_wrong_usage_is_told_and_ends_with_2(evaluate, words, reason):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"text": "a"}', "bad.jsonl, line 1: label"),
+        ('{"text": "a"}', "bad.jsonl, line 1: `label`: Field required"),
         ('{"image": "none.png", "label": "safe"}', "there is no picture"),
     ],
 )

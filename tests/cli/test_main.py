@@ -14,6 +14,19 @@ def test_help_lists_every_command_and_no_shell_completion(run):
     assert "completion" not in done.stdout
 
 
+def test_help_loads_no_library_of_tensors_or_pictures():
+    code = (
+        "import sys\n"
+        "from guardrail.cli.main import app\n"
+        "app(['--help'], standalone_mode=False)\n"
+        "print({'torch', 'transformers', 'numpy', 'PIL', 'fastapi', 'ray'} & {*sys.modules})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.endswith("set()\n")
+
+
 def test_version_is_the_packages(run):
     assert run("--version").stdout == f"guardrail-vlm {guardrail.__version__}\n"
 
