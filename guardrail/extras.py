@@ -41,6 +41,17 @@ EXTRA_OF: Mapping[str, str] = MappingProxyType(
 )
 
 
+def require_extra(name: str) -> None:
+    """Say now, not after hours of work, that an extra is missing.
+
+    Raises:
+        MissingExtraError: one of the modules that it brings is not installed.
+    """
+    for module, extra in EXTRA_OF.items():
+        if extra == name:
+            require(module)
+
+
 def require(module: str) -> ModuleType:
     """Import an optional module, or say which extra to install.
 
@@ -51,6 +62,7 @@ def require(module: str) -> ModuleType:
     package = module.partition(".")[0]
     extra = EXTRA_OF[package]
     try:
+        import_module(package)  # first, so that an error names it and not a part of it
         return import_module(module)
     except ModuleNotFoundError as error:
         # An installed package that misses one of its own dependencies is another problem.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guardrail.errors import ConfigurationError
+from guardrail.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,9 +41,8 @@ class Rate:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Lower and upper end of the Clopper-Pearson interval."""
-        from scipy.stats import binomtest
-
-        ends = binomtest(self.hits, self.n).proportion_ci(confidence, method="exact")
+        test = require("scipy.stats").binomtest(self.hits, self.n)
+        ends = test.proportion_ci(confidence, method="exact")
         return float(ends.low), float(ends.high)
 
     def to_dict(self) -> dict[str, float]:
@@ -64,14 +64,12 @@ def auroc(unsafe: Sequence[float], safe: Sequence[float]) -> float:
     Raises:
         ValueError: one side is empty or holds NaN, which has no rank.
     """
-    from scipy.stats import rankdata
-
     if not len(unsafe) or not len(safe):
         raise ValueError("AUROC needs scores of both classes")
     both = [*unsafe, *safe]
     if any(x != x for x in both):
         raise ValueError("AUROC of NaN scores is undefined")
-    ranks = rankdata(both)
+    ranks = require("scipy.stats").rankdata(both)
     above = float(ranks[: len(unsafe)].sum()) - len(unsafe) * (len(unsafe) + 1) / 2
     return above / (len(unsafe) * len(safe))
 
@@ -96,7 +94,7 @@ def auroc_interval(unsafe: Sequence[float], safe: Sequence[float]) -> tuple[floa
 
 def _newcombe(value: float, m: int, n: int) -> tuple[float, float]:
     """The ends at which `value` is 1.96 of the end's own standard errors away."""
-    from scipy.optimize import brentq
+    brentq = require("scipy.optimize").brentq
 
     def away(end: float) -> float:
         spread = 1 + ((m + n) / 2 - 1) * ((1 - end) / (2 - end) + end / (1 + end))
@@ -112,23 +110,21 @@ def _delong(
     unsafe: Sequence[float], safe: Sequence[float], value: float
 ) -> tuple[float, float] | None:
     """Logit interval from the placements of each score; None where they do not vary."""
-    from scipy.special import expit, logit
-    from scipy.stats import rankdata
-    from scipy.stats import t as student
-
+    special, stats = require("scipy.special"), require("scipy.stats")
     m, n = len(unsafe), len(safe)
     if min(m, n) < 2 or not 0 < value < 1:
         return None
-    ranks = rankdata([*unsafe, *safe])
-    above = (ranks[:m] - rankdata(unsafe)) / n  # share of safe scores below each unsafe one
-    below = (ranks[m:] - rankdata(safe)) / m
+    ranks = stats.rankdata([*unsafe, *safe])
+    above = (ranks[:m] - stats.rankdata(unsafe)) / n  # share of safe scores below each unsafe one
+    below = (ranks[m:] - stats.rankdata(safe)) / m
     parts = float(above.var(ddof=1)) / m, float(below.var(ddof=1)) / n
     variance = sum(parts)
     if variance == 0:
         return None
     freedom = variance**2 / (parts[0] ** 2 / (m - 1) + parts[1] ** 2 / (n - 1))
-    reach = student.ppf(0.975, freedom) * math.sqrt(variance) / (value * (1 - value))
-    return float(expit(logit(value) - reach)), float(expit(logit(value) + reach))
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(variance) / (value * (1 - value))
+    middle = special.logit(value)
+    return float(special.expit(middle - reach)), float(special.expit(middle + reach))
 
 
 def average_precision(unsafe: Sequence[float], safe: Sequence[float]) -> float:
@@ -137,11 +133,10 @@ def average_precision(unsafe: Sequence[float], safe: Sequence[float]) -> float:
     Raises:
         ValueError: as `auroc`.
     """
-    from sklearn.metrics import average_precision_score
-
     auroc(unsafe, safe)  # the same demands
     labels = [1] * len(unsafe) + [0] * len(safe)
-    return float(average_precision_score(labels, [*unsafe, *safe]))
+    metrics = require("sklearn.metrics")
+    return float(metrics.average_precision_score(labels, [*unsafe, *safe]))
 
 
 def average_precision_interval(
@@ -151,9 +146,7 @@ def average_precision_interval(
 
     The binomial interval of Boyd et al. (2013, section 3), in its exact form; conservative.
     """
-    from scipy.stats import beta
-
-    m = len(unsafe)
+    beta, m = require("scipy.stats").beta, len(unsafe)
     hits = average_precision(unsafe, safe) * m
     low = float(beta.ppf(0.025, hits, m - hits + 1))
     return low, 1.0 if hits >= m else float(beta.ppf(0.975, hits + 1, m - hits))
@@ -199,8 +192,7 @@ def tpr_at_fpr_interval(
     as little as 0.52 of the time when there are few safe scores; both together 0.95 or more. With
     too few safe scores for the rate the lower end is 0, or near it.
     """
-    from scipy.stats import binom
-
+    binom = require("scipy.stats").binom
     found = tpr_at_fpr(unsafe, safe, fpr)
     value, (low, high) = found.value, found.interval()
     fewest, most = (int(binom.ppf(q, len(safe), fpr)) for q in (0.025, 0.975))

@@ -80,8 +80,6 @@ def _require_extras(png: Path | None, html: Path | None) -> None:
     """Name what is missing now, not after a model was loaded."""
     if png is not None or html is not None:
         require("matplotlib")
-    if html is not None:
-        require("jinja2")
 
 
 def _write(found: Explanation, png: Path | None, html: Path | None) -> None:

@@ -119,7 +119,6 @@ def require_pages() -> None:
     Raises:
         MissingExtraError: the extra `report` is not installed.
     """
-    from guardrail.extras import require
+    from guardrail.extras import require_extra
 
-    for module in ("jinja2", "matplotlib"):
-        require(module)
+    require_extra("report")

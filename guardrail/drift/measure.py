@@ -21,6 +21,7 @@ from guardrail.drift.schema import (
     SteeringDrift,
 )
 from guardrail.errors import CalibrationError
+from guardrail.extras import require
 from guardrail.fit.outcome import DECIMALS
 from guardrail.fit.refusal import REFUSAL_PREFIXES
 from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE
@@ -112,9 +113,7 @@ def _shift(row: Scores) -> ScoreShift:
 
 
 def _t_quantile(n: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, n - 1)) if n > 1 else math.nan
+    return float(require("scipy.stats").t.ppf(0.975, n - 1)) if n > 1 else math.nan
 
 
 def _layers(fitted: Fitted, readings: Readings) -> Iterator[LayerDrift]:
@@ -224,11 +223,9 @@ def rate_drifts(fitted: Fitted, readings: Readings) -> Iterator[RateDrift]:
 
 def mcnemar(before: Sequence[bool], now: Sequence[bool]) -> float:
     """Exact p-value of equal shares in pairs (McNemar 1947): a sign test of those that changed."""
-    from scipy.stats import binomtest
-
     gained = sum(b and not a for a, b in zip(before, now, strict=True))
     changed = sum(a != b for a, b in zip(before, now, strict=True))
-    return float(binomtest(gained, changed).pvalue) if changed else 1.0
+    return float(require("scipy.stats").binomtest(gained, changed).pvalue) if changed else 1.0
 
 
 def _of_split(wanted: str, belongs: Callable[[str], bool], split: str, kind: str) -> bool:

@@ -16,6 +16,7 @@ from guardrail.drift.schema import DriftReport, FieldChange, Repair, Repaired
 from guardrail.drift.transport import Transport, find_transport, transported
 from guardrail.drift.verdict import UNCHANGED, Judgement, judge
 from guardrail.errors import CalibrationError, ConfigurationError
+from guardrail.extras import require_extra
 from guardrail.fit.calibrate import calibration
 from guardrail.fit.outcome import (
     NOTE,
@@ -99,6 +100,7 @@ def check_drift(
             `old_model` is not the model the artefact was fitted on.
         ConfigurationError: `per_kind` with `fix`: a repair is made of all that the fit read.
         DatasetError: the prompts are not those of the fit.
+        MissingExtraError: the extra `fit` is not installed, and something is to be measured.
         NoUsableDirectionError: nothing in the new model separates unsafe from safe prompts.
     """
     if per_kind is not None and fix:
@@ -111,6 +113,7 @@ def check_drift(
     old_identity = None if old_model is None else require_fitted_on(artefact, old_model)
     if not measure and _unchanged(artefact.header.fingerprint, identity):
         return _kept(artefact, loaded, identity, fix=fix)
+    require_extra("fit")
     contrast = fitted_contrast(artefact, data, extend=extend)
     reader = Reader(contrast, batch_size, work_dir, progress)
     rates = targets(artefact)

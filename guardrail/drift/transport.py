@@ -33,6 +33,7 @@ from guardrail.drift.measure import offset_drifts
 from guardrail.drift.schema import TransportFigures
 from guardrail.drift.verdict import MOVED
 from guardrail.errors import ArtefactError
+from guardrail.extras import require, require_extra
 from guardrail.fit.directions import SMALLEST, Directions, difference_of_means, measure_offsets
 from guardrail.fit.prompts import plain, spread
 from guardrail.fit.readings import with_residuals
@@ -114,8 +115,6 @@ def recovered(old: Tensor, new: Tensor) -> BasisMap:
     Raises:
         ValueError: the shapes differ, there is no feature, or a value is not finite.
     """
-    from scipy.optimize import linear_sum_assignment
-
     if old.shape != new.shape or old.dim() != 2 or not len(old):
         raise ValueError(f"features of shape {tuple(old.shape)} and {tuple(new.shape)}")
     if not bool(torch.isfinite(old).all() & torch.isfinite(new).all()):
@@ -125,7 +124,8 @@ def recovered(old: Tensor, new: Tensor) -> BasisMap:
     inner = after.T @ before
     lengths = after.square().sum(0)[:, None] + before.square().sum(0)
     likeness = torch.where(lengths > 0, 2 * inner.abs() / lengths.clamp_min(1e-300), 1.0)
-    rows, columns = linear_sum_assignment(likeness.numpy(), maximize=True)
+    assign = require("scipy.optimize").linear_sum_assignment
+    rows, columns = assign(likeness.numpy(), maximize=True)
     places = torch.from_numpy(columns)[torch.from_numpy(rows).argsort()]
     own = torch.arange(len(places))
     signs = torch.where(inner[own, places] < 0, -1.0, 1.0).double()
@@ -361,10 +361,12 @@ def transport(
             basis, or the artefact's means do not tell its coordinates apart.
         ArtefactMismatchError, DatasetError: as `check_drift`.
         DetectorError: the readout gives no finite score on the new model.
+        MissingExtraError: the extra `fit` is not installed.
     """
     require_shape(artefact, loaded)
     identity = fingerprint(loaded)
     _require_same_inputs(artefact, identity)
+    require_extra("fit")
     reader = Reader(fitted_contrast(artefact, data, extend=extend), batch_size, work_dir, progress)
     fitted, old_plain = Fitted.of(artefact), None
     if old_model is not None:

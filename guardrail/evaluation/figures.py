@@ -20,6 +20,7 @@ from guardrail.evaluation.schema import (
     Separation,
     TextBaseline,
 )
+from guardrail.extras import require
 from guardrail.stats import (
     Estimate,
     Rate,
@@ -250,11 +251,9 @@ def permuted_labels(
     One-sided, with the observed order counted as a draw: p = (1 + #{>= observed}) / (1 + draws)
     (Phipson and Smyth 2010, section 4).
     """
-    from scipy.stats import rankdata
-
     _require(FEW, harmful, harmless)
     rng = np.random.default_rng(seed)
-    ranks, m = rankdata([*harmful, *harmless]), len(harmful)
+    ranks, m = require("scipy.stats").rankdata([*harmful, *harmless]), len(harmful)
     at_once = max(1, _AT_ONCE // len(ranks))
     sums = []
     for start in range(0, draws, at_once):
@@ -275,20 +274,19 @@ def text_baseline(
     harmful: Sequence[str], harmless: Sequence[str], *, seed: int = 0
 ) -> TextBaseline:
     """Words and pairs of words (TF-IDF), logistic regression, each input scored out of fold."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-
     _require(FEW_FOLDS, harmful, harmless)
-    vectors = TfidfVectorizer(
+    linear, selection = require("sklearn.linear_model"), require("sklearn.model_selection")
+    vectors = require("sklearn.feature_extraction.text").TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", max_features=200_000
     )
-    model = make_pipeline(vectors, LogisticRegression(class_weight="balanced", max_iter=2000))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    logistic = linear.LogisticRegression(class_weight="balanced", max_iter=2000)
+    model = require("sklearn.pipeline").make_pipeline(vectors, logistic)
+    folds = selection.StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     words, labels = [*harmful, *harmless], [1] * len(harmful) + [0] * len(harmless)
     try:
-        scores = cross_val_predict(model, words, labels, cv=folds, method="decision_function")
+        scores = selection.cross_val_predict(
+            model, words, labels, cv=folds, method="decision_function"
+        )
     except ValueError as error:
         if "empty vocabulary" not in str(error):
             raise

@@ -29,6 +29,7 @@ from guardrail.evaluation.judge import PrefixJudge, judge_figures, load_sample
 from guardrail.evaluation.measuring import Context, Measuring, plain_policy, timed
 from guardrail.evaluation.schema import LayerPoint, Report, StrengthPoint
 from guardrail.evaluation.scores import RANDOM_SEEDS
+from guardrail.extras import require_extra
 from guardrail.fit.collect import VERSIONS
 from guardrail.fit.dataset import packaged
 from guardrail.model.fingerprint import fingerprint
@@ -88,7 +89,9 @@ def evaluate(
     Raises:
         DatasetError: an input cannot be measured, two have one id, or there is none.
         ConfigurationError: a setting, the judge or the work folder cannot be used.
+        MissingExtraError: the extra `fit` is not installed.
     """
+    require_extra("fit")
     _check(guard, items, new_tokens if answers else 1, batch_size)
     sample = load_sample(judge_sample) if answers else None
     chosen = judge or PrefixJudge.also(guard.artefact.header.refusal_prefixes)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from guardrail.artefact.artefact import sampling_record
 from guardrail.artefact.header import Calibration, Rates
 from guardrail.errors import ArtefactMismatchError, CalibrationError, ConfigurationError
+from guardrail.extras import require, require_extra
 from guardrail.fit.outcome import NOTE, TRAFFIC, video_notes
 from guardrail.fit.traffic import score_traffic
 from guardrail.model.fingerprint import fingerprint
@@ -71,9 +72,7 @@ def score_shift(now: Sequence[float], before: Sequence[float]) -> ScoreShift:
     The p-value is the asymptotic one: exact ones are slow for thousands of scores. Ties make it
     larger than it is, so they cannot cause a false warning.
     """
-    from scipy.stats import ks_2samp
-
-    found = ks_2samp(list(now), list(before), method="asymp")
+    found = require("scipy.stats").ks_2samp(list(now), list(before), method="asymp")
     return ScoreShift(
         distance=float(found.statistic),
         p_value=float(found.pvalue),
@@ -150,8 +149,7 @@ def rate_interval(scores: Sequence[float], rate: float) -> tuple[float, float]:
     anywhere, they come in steps, and a step at the threshold only lowers the share: the lower end
     is then that of Clopper and Pearson (1934) for the scores that really lie beyond.
     """
-    from scipy.stats import beta
-
+    beta = require("scipy.stats").beta
     n, threshold = len(scores), conformal_threshold(scores, rate)
     place = math.ceil((n + 1) * (1 - rate) - 1e-9)
     high = float(beta.ppf(0.975, n + 1 - place, place))
@@ -190,7 +188,9 @@ def calibrate(
         CalibrationError: no modality has enough requests, or the detector failed on one; with
             `skip_errors`, on more than 1 %.
         DatasetError: a request that cannot be scored, unless `skip_errors`.
+        MissingExtraError: the extra `fit` is not installed.
     """
+    require_extra("fit")
     rates = target_rates(steer_rate, flag_rate)
     _check_keep(keep, rates)
     differing = guard.artefact.header.fingerprint.differences(fingerprint(guard.loaded))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from guardrail.errors import ConfigurationError
+from guardrail.extras import require_extra
 from guardrail.fit.calibrate import calibration, needed_scores, target_rates
 from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import load_contrast
@@ -106,9 +107,11 @@ def fit(
     Raises:
         ConfigurationError: `video` or `videos` ask for what the model cannot be shown.
         DatasetError: the prompts cannot be used.
+        MissingExtraError: the extra `fit` is not installed.
         NoUsableDirectionError: no layer separates unsafe from safe prompts.
         CalibrationError: too few prompts for the target rates.
     """
+    require_extra("fit")
     rates = target_rates(steer_rate, flag_rate)
     contrast = load_contrast(data, extend=extend)
     identity = fingerprint(loaded)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guardrail.decide.linear import refusal_scores
 from guardrail.errors import NoUsableDirectionError
+from guardrail.extras import require
 from guardrail.stats import auroc
 
 if TYPE_CHECKING:
@@ -105,8 +106,7 @@ def _centre(forms: Sequence[Tensor]) -> Tensor:
 
 
 def _covariance(forms: Sequence[Tensor]) -> Tensor:
-    from sklearn.covariance import ledoit_wolf
-
+    ledoit_wolf = require("sklearn.covariance").ledoit_wolf
     centre = _centre(forms)
     found = [ledoit_wolf((form - centre).numpy(), assume_centered=True)[0] for form in forms]
     return torch.stack([torch.from_numpy(one) for one in found]).mean(0)

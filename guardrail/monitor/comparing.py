@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from guardrail.errors import ConfigurationError
+from guardrail.extras import require
 from guardrail.monitor.monitor import references
 from guardrail.stats import Rate
 from guardrail.types import Modality
@@ -297,8 +298,7 @@ def index_by_chance(n_now: int, n_before: int, bins: int, alpha: float) -> float
     Naranjo 2020, "Statistical properties of the population stability index", Journal of Risk Model
     Validation 14(4)). Asymptotic; a hundred inputs in ten bins are enough.
     """
-    from scipy.stats import chi2
-
+    chi2 = require("scipy.stats").chi2
     return float((1 / n_now + 1 / n_before) * chi2.isf(alpha, bins - 1)) if bins > 1 else 0.0
 
 
@@ -316,13 +316,12 @@ def exceedance_p_value(hits: int, n: int, *, target: float, n_before: int) -> fl
     10^9 inputs the share counts as known: the limit is the Beta distribution of `rate_interval`,
     and the exact one is no longer computed in reasonable time.
     """
-    from scipy.stats import beta, binom, hypergeom
-
     if hits == 0:
         return 1.0
+    stats = require("scipy.stats")
     above = n_before - math.ceil((n_before + 1) * (1 - target) - 1e-9)  # old scores, without ties
     if above < 0:
-        return float(binom.sf(hits - 1, n, target))
+        return float(stats.binom.sf(hits - 1, n, target))
     if n > _MANY:
-        return float(beta.sf(hits / n, above + 1, n_before - above))
-    return float(hypergeom.cdf(above, n + n_before, n_before, hits + above))
+        return float(stats.beta.sf(hits / n, above + 1, n_before - above))
+    return float(stats.hypergeom.cdf(above, n + n_before, n_before, hits + above))

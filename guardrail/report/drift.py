@@ -47,7 +47,7 @@ def drift_page(report: DriftReport) -> str:
     """A self-contained HTML page of a drift report; `DriftReport.from_json` reads one from a file.
 
     Raises:
-        MissingExtraError: jinja2 or matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     forms = dict.fromkeys(row.form for row in report.scores)
     return render(

@@ -80,7 +80,7 @@ def evaluation_page(
             stand beside the worst mistakes.
 
     Raises:
-        MissingExtraError: jinja2 or matplotlib is not installed.
+        MissingExtraError: the extra `report` is not installed.
     """
     groups = {
         by: [group for group in report.groups if group.by == by]

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from guardrail.extras import require
 from guardrail.report.figures import COLOURS, FONT_SIZE, figure, legend, plot_area, short, svg
 
 if TYPE_CHECKING:
@@ -79,10 +80,9 @@ def roc_points(scores: Scores, most: int = ROC_POINTS) -> tuple[list[float], lis
     2 / (most - 1) long, in rates. Both sides must hold a score.
     """
     import numpy as np
-    from sklearn.metrics import roc_curve
 
     labels = [1] * len(scores.harmful) + [0] * len(scores.harmless)
-    fpr, tpr, _ = roc_curve(labels, [*scores.harmful, *scores.harmless])
+    fpr, tpr, _ = require("sklearn.metrics").roc_curve(labels, [*scores.harmful, *scores.harmless])
     if len(fpr) > most:
         along = np.linspace(0, 2, most)
         keep = np.unique(np.searchsorted(fpr + tpr, along - 1e-12).clip(max=len(fpr) - 1))

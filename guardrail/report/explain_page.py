@@ -30,7 +30,7 @@ def explanation_page(explanation: Explanation) -> str:
     """One self-contained page: verdict, prompt, pictures, the highest positions.
 
     Raises:
-        MissingExtraError: jinja2 or matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     return render("explain.html.j2", part=explanation_html(explanation), **_context(explanation))
 
@@ -44,7 +44,7 @@ def explanation_html(
     its headings; a `brief` part has the prompt and the pictures alone.
 
     Raises:
-        MissingExtraError: jinja2 or matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     if heading not in ("h2", "h3", "h4"):
         raise ValueError(f"headings of a part are h2, h3 or h4; got {heading!r}")

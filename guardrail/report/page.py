@@ -13,14 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
 from guardrail.artefact.file import write_atomically
-from guardrail.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from jinja2 import Environment
-    from markupsafe import Markup
 
 
 _ROW, _CELL = re.compile(r"<tr\b.*?</tr>", re.DOTALL), re.compile(r"<(th|td)(\s[^>]*)?>")
@@ -37,7 +36,6 @@ def render(template: str, **context: object) -> str:
             `guardrail.report.figures.svg` returns, is taken as HTML.
 
     Raises:
-        MissingExtraError: jinja2 is not installed.
         jinja2.UndefinedError: the template uses a name that `context` lacks.
     """
     return _environment().get_template(template).render(context)
@@ -53,7 +51,6 @@ def write_page(path: str | Path, html: str) -> None:
 
 def labelled(rows: Markup, heads: Sequence[str]) -> Markup:
     """Rows of a table whose cells tell their columns' heads, for where it is shown as a list."""
-    from markupsafe import Markup, escape
 
     def cells(row: re.Match[str]) -> str:
         place = 0
@@ -138,9 +135,6 @@ FILTERS: Mapping[str, Callable[..., str]] = {
 
 @cache
 def _environment() -> Environment:
-    require("jinja2")
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
         loader=PackageLoader("guardrail", "report/templates"),
         autoescape=True,  # whatever a template's name ends with

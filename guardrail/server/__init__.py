@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ServerSettings", "create_app"]
 
 _HOME = {"ServerSettings": "settings", "create_app": "app"}
-_NEEDED = ("fastapi", "httpx", "jinja2", "prometheus_client", "structlog", "uvicorn")
+_NEEDED = ("fastapi", "httpx", "prometheus_client", "structlog", "uvicorn")
 
 
 def __getattr__(name: str) -> object:

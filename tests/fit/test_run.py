@@ -486,8 +486,8 @@ def test_a_model_with_cross_attention_is_fitted_on_its_other_layers(
     header = fitted.artefact.header
     assert [row.usable for row in header.layers] == [True, False, True, True]
     assert header.readout.layers == (2,)
-    assert header.found is not None
-    assert header.found.layer != 1
+    assert header.steering is not None
+    assert header.steering.layer != 1
     assert header.readout.figures["auroc"] > 0.95
     assert {"text", "image"} <= {str(m.value) for m in header.calibration}
     assert set(header.readout.figures["auroc_by_form"]) == {"plain", "carried", "pictured"}

@@ -217,7 +217,6 @@ def test_an_outage_and_slots_of_no_picture_can_be_drawn():
     ("module", "make"),
     [
         ("matplotlib", explanation_png),
-        ("jinja2", explanation_page),
         ("matplotlib", lambda found: explanation_page(replace(found, **strip(found)))),
     ],
 )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from importlib.resources import files
 
 import pytest
 from jinja2 import DictLoader, UndefinedError
 
-from guardrail.errors import MissingExtraError
 from guardrail.report import page
 
 
@@ -46,13 +44,6 @@ def test_cells_of_a_table_tell_their_columns_heads_past_those_that_span_several(
     found = page.render("x.html.j2", heads=["a", "b", "c", 'd"<'], word="<td>")
     assert re.findall(r'<t[hd] data-head="([^"]*)"', found) == ["a", "b", "d&#34;&lt;", "a"]
     assert "&lt;td&gt;" in found
-
-
-def test_a_missing_jinja_names_the_extra(monkeypatch):
-    page._environment.cache_clear()
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(MissingExtraError, match=r"guardrail-vlm\[report\]"):
-        page.render("base.html.j2")
 
 
 def test_no_template_marks_text_as_safe_or_reaches_for_anything():
