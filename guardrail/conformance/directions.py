@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
-from guardrail.artefact.artefact import Artefact, Calibration, Header, LayerRow, Readout, Steering
-from guardrail.artefact.header import first_problem
+from guardrail.artefact import Artefact
+from guardrail.artefact.header import (
+    Calibration,
+    Header,
+    LayerRow,
+    Readout,
+    Steering,
+    first_problem,
+)
 from guardrail.errors import ArtefactFormatError
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds

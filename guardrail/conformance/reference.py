@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from guardrail.artefact import Artefact
-    from guardrail.artefact.artefact import Steering
+    from guardrail.artefact.header import Steering
 
 _GREEDY: dict[str, Any] = {
     "do_sample": False,

@@ -12,12 +12,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardrail.drift.schema import (
-    FormSeparation,
-    Separation,
-)
+from guardrail.drift.schema import FormSeparation, Separation
 from guardrail.fit.select import choose, is_safe, is_unsafe, refitted
-from guardrail.stats import Estimate, auroc_interval
+from guardrail.stats import Z_95, Estimate, auroc_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
     from guardrail.drift.fitted import Fitted
     from guardrail.fit.readings import Readings
     from guardrail.fit.select import Candidate, FormResiduals, LinearReadout
-
-
-_Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,7 @@ def _reach(influence: Mapping[tuple[bool, int], float]) -> float:
         moved = [amount for (of, _), amount in influence.items() if of is label]
         correction = len(moved) / max(len(moved) - 1, 1)
         variance += correction * sum(amount**2 for amount in moved)
-    return _Z * math.sqrt(variance)
+    return Z_95 * math.sqrt(variance)
 
 
 FormScores = dict[str, ScoredRows]  # by form

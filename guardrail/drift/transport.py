@@ -36,7 +36,7 @@ from guardrail.errors import ArtefactError
 from guardrail.extras import require, require_extra
 from guardrail.fit.directions import SMALLEST, Directions, difference_of_means, measure_offsets
 from guardrail.fit.prompts import plain, spread
-from guardrail.fit.readings import with_residuals
+from guardrail.fit.readings import read_form
 from guardrail.fit.select import FormResiduals, is_safe, is_unsafe, separation
 from guardrail.model.fingerprint import fingerprint
 
@@ -404,6 +404,4 @@ def _require_same_offsets(carried: Fitted, offsets: Mapping[str, Offset]) -> Non
 
 
 def _plain(collect: Collector, contrast: ContrastSet, per_kind: int | None) -> FormResiduals:
-    samples = plain(contrast, per_kind)
-    residuals = collect([sample.request for sample in samples], "contrast prompts")
-    return with_residuals(contrast, samples, residuals)
+    return read_form(collect, contrast, "plain", plain(contrast, per_kind))

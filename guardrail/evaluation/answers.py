@@ -11,7 +11,7 @@ from guardrail.decide.detector import NO_FLOOR
 from guardrail.errors import DetectorError, GuardrailViolation
 from guardrail.evaluation.inputs import input_digest
 from guardrail.evaluation.schema import ItemRow, Quality
-from guardrail.evaluation.windows import answered_request
+from guardrail.evaluation.scores import answered_request
 from guardrail.fit.prompts import spread
 from guardrail.fit.steering import kl_divergence
 from guardrail.model.decoder import context_length
