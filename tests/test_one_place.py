@@ -29,7 +29,7 @@ def users(*calls: str) -> set[str]:
     ("calls", "place"),
     [
         (("os.replace", "os.rename", "os.link", ".rename", "shutil.move"), "artefact/file.py"),
-        (("inspect.isawaitable", "isawaitable"), "settling.py"),
+        (("inspect.isawaitable", "isawaitable"), "front/consequences.py"),
     ],
 )
 def test_what_is_to_stand_once_is_called_in_one_module(calls, place):
