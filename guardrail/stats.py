@@ -14,7 +14,7 @@ from guardrail.extras import require
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_Z = 1.959964  # of a 95 % interval
+Z_95 = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _newcombe(value: float, m: int, n: int) -> tuple[float, float]:
 
     def away(end: float) -> float:
         spread = 1 + ((m + n) / 2 - 1) * ((1 - end) / (2 - end) + end / (1 + end))
-        return abs(value - end) - _Z * math.sqrt(end * (1 - end) * spread / (m * n))
+        return abs(value - end) - Z_95 * math.sqrt(end * (1 - end) * spread / (m * n))
 
     inside = 1e-9  # at 0 and 1 the error is 0, so the root would be there
     low = brentq(away, inside, min(value, 1 - inside)) if value > inside else 0.0
@@ -163,13 +163,23 @@ def conformal_threshold(benign: Sequence[float], rate: float) -> float:
     """
     if not 0 < rate < 1:
         raise ValueError(f"a rate lies between 0 and 1; got {rate}")
-    place = math.ceil((len(benign) + 1) * (1 - rate) - 1e-9)
+    place = conformal_place(len(benign), rate)
     if place > len(benign):
-        needed = math.ceil(1 / rate - 1 - 1e-9)
         raise ValueError(
-            f"{len(benign)} benign scores cannot support a rate of {rate}: need {needed}"
+            f"{len(benign)} benign scores cannot support a rate of {rate}: need "
+            f"{needed_scores(rate)}"
         )
     return sorted(benign)[place - 1]
+
+
+def conformal_place(n: int, rate: float) -> int:
+    """Which of n ascending scores, from 1 on, is the threshold for a rate; above n: none is."""
+    return math.ceil((n + 1) * (1 - rate) - 1e-9)
+
+
+def needed_scores(rate: float) -> int:
+    """How many benign scores a target rate takes: 1/rate - 1, rounded up."""
+    return math.ceil(1 / rate - 1 - 1e-9)
 
 
 def tpr_at_fpr(unsafe: Sequence[float], safe: Sequence[float], fpr: float) -> Rate:

@@ -14,18 +14,7 @@ from pydantic import ValidationError
 
 from guardrail.artefact import file as artefact_file
 from guardrail.artefact.file import FILENAME
-from guardrail.artefact.header import (
-    Calibration,
-    Fingerprint,
-    Header,
-    LayerRow,
-    Offset,
-    Rates,
-    Readout,
-    Steering,
-    first_problem,
-    identity,
-)
+from guardrail.artefact.header import Calibration, Header, first_problem, identity
 from guardrail.errors import (
     ArtefactError,
     ArtefactFormatError,
@@ -43,19 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from guardrail.policy import Policy
-
-__all__ = [
-    "FILENAME",
-    "Artefact",
-    "Calibration",
-    "Fingerprint",
-    "Header",
-    "LayerRow",
-    "Offset",
-    "Rates",
-    "Readout",
-    "Steering",
-]
 
 _PER_LAYER = ("direction", "mu_safe", "mu_unsafe")
 _PER_READOUT = ("readout_zero", "readout_gap", "readout_offset_image", "readout_offset_images")

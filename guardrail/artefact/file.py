@@ -203,14 +203,29 @@ def find(
     token: str | None,
     local_files_only: bool,
 ) -> Path:
-    """A local file: as given, the only artefact of a folder, or downloaded."""
+    """A local file: as given, the only artefact of a folder, or downloaded.
+
+    Raises:
+        ArtefactError: the folder does not hold one artefact, or the Hub has no such file.
+    """
     path = Path(repo_id_or_path).expanduser()
     if path.is_dir():
         return _only_artefact(path, filename)
     if path.exists() or isinstance(repo_id_or_path, Path) or path.suffix == ".safetensors":
         return path
-    name = filename or FILENAME
-    return Path(_download(str(repo_id_or_path), name, revision, token, local_files_only))
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    repo_id, name = str(repo_id_or_path), filename or FILENAME
+    try:
+        found = hub_file(
+            repo_id, name, revision=revision, token=token, local_files_only=local_files_only
+        )
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ArtefactError(
+            f"there is no file {repo_id}, and {name} could not be had from a Hub repository of "
+            f"that name ({' '.join(str(error).split())[:300]}); check the name, or `hf auth login`"
+        ) from error
+    return Path(found.path)
 
 
 def upload(
@@ -262,19 +277,3 @@ def _only_artefact(folder: Path, filename: str | None) -> Path:
             f"{folder} should hold one *.guard.safetensors, found {names}; give the file itself"
         )
     return found[0]
-
-
-def _download(
-    repo_id: str, filename: str, revision: str | None, token: str | None, local_files_only: bool
-) -> str:
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-    try:
-        return hub_file(
-            repo_id, filename, revision=revision, token=token, local_files_only=local_files_only
-        ).path
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ArtefactError(
-            f"there is no file {repo_id}, and {filename} could not be had from a Hub repository of "
-            f"that name ({' '.join(str(error).split())[:300]}); check the name, or `hf auth login`"
-        ) from error

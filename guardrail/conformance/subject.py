@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from guardrail.artefact.artefact import Artefact, Calibration, Header, LayerRow, Readout, Steering
+from guardrail.artefact.artefact import Artefact
+from guardrail.artefact.header import Calibration, Header, LayerRow, Readout, Steering
 from guardrail.conformance import reference
 from guardrail.conformance.reference import DoesNotApplyError, WrongResultError, first_line
 from guardrail.decide.detector import Detector

@@ -12,12 +12,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardrail.drift.schema import (
-    FormSeparation,
-    Separation,
-)
+from guardrail.drift.schema import FormSeparation, Separation
 from guardrail.fit.select import choose, is_safe, is_unsafe, refitted
-from guardrail.stats import Estimate, auroc_interval
+from guardrail.stats import Z_95, Estimate, auroc_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,9 +24,6 @@ if TYPE_CHECKING:
     from guardrail.fit.select import Candidate, FormResiduals, LinearReadout
 
 
-_Z = 1.959964  # of a 95 % interval
-
-
 @dataclass(frozen=True)
 class ScoredRows:
     """Rows of one form: `prompts` and `kinds` say what each is, `scores` what a scorer gave it."""
@@ -37,6 +31,9 @@ class ScoredRows:
     prompts: Sequence[int]
     kinds: Sequence[str]
     scores: Sequence[float]
+
+
+FormScores = dict[str, ScoredRows]  # by form
 
 
 @dataclass(frozen=True)
@@ -67,57 +64,6 @@ class MeanAuroc:
         }
         value, reach = self.value - other.value, _reach(difference)
         return Estimate(value=value, low=value - reach, high=value + reach)
-
-
-def mean_auroc(forms: Sequence[ScoredRows]) -> MeanAuroc:
-    """The mean over forms of the mean over kinds of the AUROC against unsafe prompts.
-
-    Raises:
-        ValueError: a form lacks one of the classes, or a score is NaN.
-    """
-    parts = [_of_form(form) for form in forms]
-    moved: dict[tuple[bool, int], float] = defaultdict(float)
-    for _, influence in parts:
-        for prompt, amount in influence.items():
-            moved[prompt] += amount / len(parts)
-    return MeanAuroc(sum(value for value, _ in parts) / len(parts), dict(moved))
-
-
-def _of_form(form: ScoredRows) -> tuple[float, dict[tuple[bool, int], float]]:
-    import numpy as np
-
-    rows: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for prompt, kind, score in zip(form.prompts, form.kinds, form.scores, strict=True):
-        if math.isnan(score):
-            raise ValueError("AUROC of NaN scores is undefined")
-        rows[kind].append((prompt, score))
-    unsafe = rows.pop("unsafe", [])
-    if not unsafe or not rows:
-        raise ValueError("AUROC needs scores of both classes")
-    influence: dict[tuple[bool, int], float] = defaultdict(float)
-    high, total = np.array([score for _, score in unsafe]), 0.0
-    for safe in rows.values():
-        low = np.array([score for _, score in safe])
-        won = (high[:, None] > low).astype(float) + 0.5 * (high[:, None] == low)
-        value = float(won.mean())
-        total += value / len(rows)
-        for group, label, placed in ((unsafe, True, won.mean(1)), (safe, False, won.mean(0))):
-            for (prompt, _), place in zip(group, placed.tolist(), strict=True):
-                influence[label, prompt] += (place - value) / len(group) / len(rows)
-    return total, influence
-
-
-def _reach(influence: Mapping[tuple[bool, int], float]) -> float:
-    """Half the width of the interval: classes vary on their own, prompts within them are drawn."""
-    variance = 0.0
-    for label in (True, False):
-        moved = [amount for (of, _), amount in influence.items() if of is label]
-        correction = len(moved) / max(len(moved) - 1, 1)
-        variance += correction * sum(amount**2 for amount in moved)
-    return _Z * math.sqrt(variance)
-
-
-FormScores = dict[str, ScoredRows]  # by form
 
 
 def separations(
@@ -233,3 +179,51 @@ def _auroc(rows: ScoredRows) -> Estimate:
     unsafe = [score for kind, score in pairs if is_unsafe(kind)]
     safe = [score for kind, score in pairs if is_safe(kind)]
     return Estimate.of_auroc(unsafe, safe)
+
+
+def mean_auroc(forms: Sequence[ScoredRows]) -> MeanAuroc:
+    """The mean over forms of the mean over kinds of the AUROC against unsafe prompts.
+
+    Raises:
+        ValueError: a form lacks one of the classes, or a score is NaN.
+    """
+    parts = [_of_form(form) for form in forms]
+    moved: dict[tuple[bool, int], float] = defaultdict(float)
+    for _, influence in parts:
+        for prompt, amount in influence.items():
+            moved[prompt] += amount / len(parts)
+    return MeanAuroc(sum(value for value, _ in parts) / len(parts), dict(moved))
+
+
+def _of_form(form: ScoredRows) -> tuple[float, dict[tuple[bool, int], float]]:
+    import numpy as np
+
+    rows: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for prompt, kind, score in zip(form.prompts, form.kinds, form.scores, strict=True):
+        if math.isnan(score):
+            raise ValueError("AUROC of NaN scores is undefined")
+        rows[kind].append((prompt, score))
+    unsafe = rows.pop("unsafe", [])
+    if not unsafe or not rows:
+        raise ValueError("AUROC needs scores of both classes")
+    influence: dict[tuple[bool, int], float] = defaultdict(float)
+    high, total = np.array([score for _, score in unsafe]), 0.0
+    for safe in rows.values():
+        low = np.array([score for _, score in safe])
+        won = (high[:, None] > low).astype(float) + 0.5 * (high[:, None] == low)
+        value = float(won.mean())
+        total += value / len(rows)
+        for group, label, placed in ((unsafe, True, won.mean(1)), (safe, False, won.mean(0))):
+            for (prompt, _), place in zip(group, placed.tolist(), strict=True):
+                influence[label, prompt] += (place - value) / len(group) / len(rows)
+    return total, influence
+
+
+def _reach(influence: Mapping[tuple[bool, int], float]) -> float:
+    """Half the width of the interval: classes vary on their own, prompts within them are drawn."""
+    variance = 0.0
+    for label in (True, False):
+        moved = [amount for (of, _), amount in influence.items() if of is label]
+        correction = len(moved) / max(len(moved) - 1, 1)
+        variance += correction * sum(amount**2 for amount in moved)
+    return Z_95 * math.sqrt(variance)

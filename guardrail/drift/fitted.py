@@ -13,6 +13,7 @@ from guardrail.errors import ArtefactMismatchError, DatasetError, DetectorError
 from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import ContrastSet, load_contrast
 from guardrail.fit.outcome import Scores, from_header
+from guardrail.fit.readings import OFFSET_OF
 from guardrail.fit.select import LinearReadout
 from guardrail.fit.steering import RAMP
 from guardrail.model.fingerprint import fingerprint
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
 
 
-# What the residuals of a form come re-centred with.
-OFFSET_OF = {"pictured": "image", "drawn": "image", "filmed": "video"}
 # An edit without its gate needs no calibration.
 _ANY_THRESHOLDS = Policy(thresholds=dict.fromkeys(Modality, Thresholds(steer=0.0, flag=0.0)))
 
@@ -100,13 +99,13 @@ class Fitted:
         return require_finite(self.readout.scores(readings.forms[form].residuals, shift), form)
 
     def paired_scores(
-        self, readings: Readings, form: str, keep: Callable[[str, str], bool]
+        self, readings: Readings, form: str, belongs: Callable[[str], bool], *splits: str
     ) -> tuple[list[float], list[float] | None]:
-        """New scores of the rows whose split and kind are kept; the old ones if all are known."""
+        """New scores of the rows of these splits whose kind belongs; old ones if all are known."""
         rows, known = readings.forms[form], self.reference.get(form, {})
         now = self.scores(readings, form).tolist()
         pairs = enumerate(zip(rows.splits, rows.kinds, strict=True))
-        places = [i for i, (split, kind) in pairs if keep(split, kind)]
+        places = [i for i, (split, kind) in pairs if split in splits and belongs(kind)]
         indices = [rows.samples[i].index for i in places]
         paired = all(index in known for index in indices)
         return [now[i] for i in places], [known[i] for i in indices] if paired else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -81,15 +80,11 @@ def score_lists(fitted: Fitted, readings: Readings) -> list[Scores]:
     found = []
     for name in readings.forms:
         for label, belongs in CLASSES:
-            now, then = fitted.paired_scores(readings, name, partial(_held_out, belongs))
+            now, then = fitted.paired_scores(readings, name, belongs, "select", "calibrate")
             if now:
                 fitted_then = None if then is None else tuple(then)
                 found.append(Scores(form=name, label=label, now=tuple(now), fitted=fitted_then))
     return found
-
-
-def _held_out(belongs: Callable[[str], bool], split: str, kind: str) -> bool:
-    return split != "fit" and belongs(kind)
 
 
 def _shift(row: Scores) -> ScoreShift:
@@ -215,7 +210,7 @@ def rate_drifts(fitted: Fitted, readings: Readings) -> Iterator[RateDrift]:
         for label, belongs, name, split in rows:
             if name not in readings.forms:
                 continue
-            scores = fitted.paired_scores(readings, name, partial(_of_split, split, belongs))
+            scores = fitted.paired_scores(readings, name, belongs, split)
             aimed = contrast and label == "safe"
             for action in ACTIONS if scores[0] else ():
                 yield _rate(modality, label, action, calibration, scores, aimed=aimed)
@@ -226,10 +221,6 @@ def mcnemar(before: Sequence[bool], now: Sequence[bool]) -> float:
     gained = sum(b and not a for a, b in zip(before, now, strict=True))
     changed = sum(a != b for a, b in zip(before, now, strict=True))
     return float(require("scipy.stats").binomtest(gained, changed).pvalue) if changed else 1.0
-
-
-def _of_split(wanted: str, belongs: Callable[[str], bool], split: str, kind: str) -> bool:
-    return split == wanted and belongs(kind)
 
 
 def _rate(

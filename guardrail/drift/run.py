@@ -7,9 +7,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-import torch
-
-from guardrail.artefact.header import Offset, Rates, Readout
+from guardrail.artefact.header import Rates, Readout
 from guardrail.drift.fitted import Fitted, Reader, fitted_contrast, require_fitted_on, require_shape
 from guardrail.drift.measure import measure, score_lists
 from guardrail.drift.schema import DriftReport, FieldChange, Repair, Repaired
@@ -17,10 +15,11 @@ from guardrail.drift.transport import Transport, find_transport, transported
 from guardrail.drift.verdict import UNCHANGED, Judgement, judge
 from guardrail.errors import CalibrationError, ConfigurationError
 from guardrail.extras import require_extra
-from guardrail.fit.calibrate import calibration
 from guardrail.fit.outcome import (
     NOTE,
     data_record,
+    offset_spreads,
+    offset_tensors,
     reference_scores,
     spread_warnings,
     to_header,
@@ -28,7 +27,13 @@ from guardrail.fit.outcome import (
 )
 from guardrail.fit.readings import read_all
 from guardrail.fit.refusal import REFUSAL_PREFIXES
-from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE, candidates_of, finish
+from guardrail.fit.run import (
+    CALIBRATED_ON,
+    CONTRAST_SOURCE,
+    candidates_of,
+    finish,
+    form_calibration,
+)
 from guardrail.fit.select import is_safe, scored
 from guardrail.model.fingerprint import fingerprint
 
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from guardrail.artefact import Artefact
-    from guardrail.artefact.header import Calibration, Fingerprint
+    from guardrail.artefact.header import Calibration, Fingerprint, Offset
     from guardrail.drift.schema import Figures, Scores, TransportFigures
     from guardrail.fit.collect import Collector, Progress
     from guardrail.fit.dataset import ContrastSet
@@ -332,10 +337,7 @@ def recalibrated(
     Thresholds that the contrast prompts cannot renew are left out: none of the old model stay.
     """
     old, readout = fitted.artefact, fitted.readout
-    offsets = {
-        kind: Offset.model_validate(offset.spread(readout.weight, readout.layers, readout.gap))
-        for kind, offset in readings.offsets.items()
-    }
+    offsets = offset_spreads(readings, readout)
     made = _calibrations(fitted, readings)
     figures = scored(readout, readings.forms).to_dict()
     return old.revised(
@@ -393,24 +395,17 @@ def _calibrations(fitted: Fitted, readings: Readings) -> dict[Modality, Calibrat
         if form in readings.forms:
             before = fitted.artefact.header.calibration.get(modality)
             wanted = targets(fitted.artefact) if before is None else before.targets
-            scores = fitted.readout.scores(readings.forms[form].rows("calibrate", is_safe))
             rates = supported(wanted, readings, [form])
-            source = f"{CONTRAST_SOURCE}, {form}"
-            made[modality] = calibration(scores.tolist(), rates, source=source)
+            made[modality] = form_calibration(readings.forms[form], form, fitted.readout, rates)
     return made
 
 
 def _tensors(fitted: Fitted, readings: Readings) -> dict[str, Tensor]:
-    tensors, readout = dict(fitted.artefact.tensors), fitted.readout
-    steering = fitted.artefact.header.steering
-    for kind in fitted.kinds:
-        offset = readings.offsets[kind]
-        tensors[f"readout_offset_{kind}"] = offset.along(readout.weight, readout.layers).float()
-        if steering is not None:
-            at = steering.layer
-            edit = offset.along(tensors["direction"][at][None], [at])[0]
-            tensors[f"steer_offset_{kind}"] = torch.as_tensor(edit).float()
-    return tensors
+    tensors, steering = fitted.artefact.tensors, fitted.artefact.header.steering
+    offsets = {kind: readings.offsets[kind] for kind in fitted.kinds}
+    edited = None if steering is None else steering.layer
+    found = offset_tensors(offsets, fitted.readout, tensors["direction"], edited)
+    return tensors | {name: tensor.float() for name, tensor in found.items()}
 
 
 def _warnings_of_recalibrated(

@@ -30,12 +30,7 @@ from guardrail.fit.select import MARGIN, MINIMUM_AUROC
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from guardrail.drift.schema import (
-        Figures,
-        RateDrift,
-        Separation,
-        Verdict,
-    )
+    from guardrail.drift.schema import Figures, RateDrift, Separation, Verdict
     from guardrail.stats import Share
 
 SEPARATION_MARGIN = 0.03  # AUROC

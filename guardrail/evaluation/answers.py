@@ -11,7 +11,7 @@ from guardrail.decide.detector import NO_FLOOR
 from guardrail.errors import DetectorError, GuardrailViolation
 from guardrail.evaluation.inputs import input_digest
 from guardrail.evaluation.schema import ItemRow, Quality
-from guardrail.evaluation.windows import answered_request
+from guardrail.evaluation.scores import answered_request
 from guardrail.fit.prompts import spread
 from guardrail.fit.steering import kl_divergence
 from guardrail.model.decoder import context_length
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from guardrail.policy import Limits
     from guardrail.types import Request, Result, Verdict
 
-
 _NO_HURRY_S = 1e6  # an evaluation's requests wait for each other, not for a user
+PASSED_MEASURED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,25 +58,6 @@ class GuardedAnswer(Answer):
     action: Action
     flagged: bool
     score: float
-
-
-class BoundedEncoder(Encoder):
-    """An encoder that refuses prompts beyond the policy's limit and the model's positions."""
-
-    def __init__(self, loaded: LoadedModel, limits: Limits, *, new_tokens: int = 0) -> None:
-        super().__init__(loaded)
-        self.context = context_length(loaded.model)
-        self._limits, self._new_tokens = limits, new_tokens
-
-    def encode(self, requests: Sequence[Request]) -> Encoded:
-        """As `Encoder.encode`.
-
-        Raises:
-            LimitExceededError: a prompt is too long.
-        """
-        encoded = super().encode(requests)
-        require_room(encoded, self._limits, self.context, new_tokens=self._new_tokens)
-        return encoded
 
 
 class PlainAnswers:
@@ -146,6 +127,25 @@ class GuardedAnswers:
             flagged=verdict.action is Action.FLAG,
             score=verdict.score,
         )
+
+
+class BoundedEncoder(Encoder):
+    """An encoder that refuses prompts beyond the policy's limit and the model's positions."""
+
+    def __init__(self, loaded: LoadedModel, limits: Limits, *, new_tokens: int = 0) -> None:
+        super().__init__(loaded)
+        self.context = context_length(loaded.model)
+        self._limits, self._new_tokens = limits, new_tokens
+
+    def encode(self, requests: Sequence[Request]) -> Encoded:
+        """As `Encoder.encode`.
+
+        Raises:
+            LimitExceededError: a prompt is too long.
+        """
+        encoded = super().encode(requests)
+        require_room(encoded, self._limits, self.context, new_tokens=self._new_tokens)
+        return encoded
 
 
 def packed(answer: Answer) -> bytes:
@@ -251,58 +251,6 @@ class Row:
         )
 
 
-PASSED_MEASURED = 64
-
-
-class Divergence:
-    """KL(plain || guarded) of the first token, by the guard's own detector.
-
-    `known` are scores by the inputs' digests: of a long video the guard knows that of its windows
-    before it answers.
-    """
-
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        encoder: Encoder,
-        detector: Detector,
-        known: Mapping[str, float] | None = None,
-    ) -> None:
-        self._loaded, self._encoder, self._detector = loaded, encoder, detector
-        self._known = known or {}
-
-    def __call__(self, requests: Sequence[Request]) -> list[float | Exception]:
-        """In nats, for a batch that may be run together: two forward passes."""
-        policy = self._detector.policy
-        frames = policy.video.answer_frames
-        encoded = self._encoder.encode([answered_request(r, frames) for r in requests])
-        floors = [
-            self._known[input_digest(r, policy)] if r.in_windows else NO_FLOOR for r in requests
-        ]
-        plain = next_token_logits(self._loaded, encoded)
-        guarded = next_token_logits(self._loaded, encoded, self._detector, floors)
-        return [
-            value if math.isfinite(value) else DetectorError(f"its divergence is {value}")
-            for value in kl_divergence(plain, guarded).tolist()
-        ]
-
-
-def divergence_from(data: bytes) -> float:
-    """A divergence as it was kept; ValueError or TypeError if it was not."""
-    value = float(json.loads(data))
-    if not math.isfinite(value):
-        raise ValueError(f"a divergence of {value}")
-    return value
-
-
-def to_measure(rows: Sequence[Row]) -> list[Row]:
-    """The harmless inputs whose divergence is measured: all steered, some of the passed ones."""
-    harmless = [row for row in rows if not row.harmful]
-    steered = [row for row in harmless if row.action is Action.STEER]
-    passed = [row for row in harmless if row.action is Action.PASS]
-    return [*steered, *spread(passed, PASSED_MEASURED)]
-
-
 def quality(rows: Sequence[Row], divergence: Mapping[str, float]) -> Quality | None:
     """The figures over harmless inputs; None when the guard answers none of them.
 
@@ -345,3 +293,52 @@ def _token_ids(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _same(row: Row) -> bool:
     plain, guarded = _token_ids(row)
     return plain == guarded
+
+
+def to_measure(rows: Sequence[Row]) -> list[Row]:
+    """The harmless inputs whose divergence is measured: all steered, some of the passed ones."""
+    harmless = [row for row in rows if not row.harmful]
+    steered = [row for row in harmless if row.action is Action.STEER]
+    passed = [row for row in harmless if row.action is Action.PASS]
+    return [*steered, *spread(passed, PASSED_MEASURED)]
+
+
+class Divergence:
+    """KL(plain || guarded) of the first token, by the guard's own detector.
+
+    `known` are scores by the inputs' digests: of a long video the guard knows that of its windows
+    before it answers.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        encoder: Encoder,
+        detector: Detector,
+        known: Mapping[str, float] | None = None,
+    ) -> None:
+        self._loaded, self._encoder, self._detector = loaded, encoder, detector
+        self._known = known or {}
+
+    def __call__(self, requests: Sequence[Request]) -> list[float | Exception]:
+        """In nats, for a batch that may be run together: two forward passes."""
+        policy = self._detector.policy
+        frames = policy.video.answer_frames
+        encoded = self._encoder.encode([answered_request(r, frames) for r in requests])
+        floors = [
+            self._known[input_digest(r, policy)] if r.in_windows else NO_FLOOR for r in requests
+        ]
+        plain = next_token_logits(self._loaded, encoded)
+        guarded = next_token_logits(self._loaded, encoded, self._detector, floors)
+        return [
+            value if math.isfinite(value) else DetectorError(f"its divergence is {value}")
+            for value in kl_divergence(plain, guarded).tolist()
+        ]
+
+
+def divergence_from(data: bytes) -> float:
+    """A divergence as it was kept; ValueError or TypeError if it was not."""
+    value = float(json.loads(data))
+    if not math.isfinite(value):
+        raise ValueError(f"a divergence of {value}")
+    return value

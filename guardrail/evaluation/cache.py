@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-
 log = logging.getLogger(__name__)
-
 FILENAME = "evaluation.sqlite"
 _WAIT_S = 60.0  # for another process to finish its batch
 _AT_ONCE = 500  # keys in one query; SQLite allows 999 at least
@@ -136,11 +134,11 @@ def judgement_key(judge: str, prompt: str, answer: str) -> str:
     return key_of("judged", judge, prompt, answer)
 
 
-def as_json(value: object) -> str:
-    """The same text for equal values, whatever the order of their keys."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
 def key_of(*parts: str) -> str:
     """One key for all that a value depends on."""
     return hashlib.sha256(as_json(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def as_json(value: object) -> str:
+    """The same text for equal values, whatever the order of their keys."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

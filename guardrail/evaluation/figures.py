@@ -51,50 +51,8 @@ _AT_ONCE = 4_000_000  # shuffled ranks in memory
 T = TypeVar("T")
 
 
-def aurocs_alike(
-    harmful: Sequence[Row], harmless: Sequence[Row], values_of: Callable[[Row], Tensor]
-) -> list[float | None]:
-    """AUROC of each of k values over the pairs of inputs of one offset kind.
-
-    For values without a re-centring of their own: what one picture shifts is not what several do.
-
-    Args:
-        harmful: inputs of one modality.
-        harmless: the others; neither side is empty.
-        values_of: (k,) of a row.
-
-    Returns:
-        k figures; None where a value is not finite or no kind has both labels.
-    """
-    count = len(values_of(harmful[0]))
-    above, pairs = [0.0] * count, 0
-    for kind in sorted({row.input.kind for row in harmful}):
-        high = [values_of(row).tolist() for row in harmful if row.input.kind == kind]
-        low = [values_of(row).tolist() for row in harmless if row.input.kind == kind]
-        if low:
-            pairs += len(high) * len(low)
-            for i in range(count):
-                above[i] += _above([values[i] for values in high], [values[i] for values in low])
-    return [value / pairs if pairs and math.isfinite(value) else None for value in above]
-
-
-def _above(high: Sequence[float], low: Sequence[float]) -> float:
-    """In how many pairs the first is higher; NaN where a value is not finite."""
-    if not all(map(math.isfinite, (*high, *low))):
-        return math.nan
-    return auroc(high, low) * len(high) * len(low)
-
-
-def separation(harmful: Sequence[float], harmless: Sequence[float]) -> Separation:
-    """How well scores tell harmful from harmless inputs; neither side is empty."""
-    low, high = average_precision_interval(harmful, harmless)
-    return Separation(
-        n_harmful=len(harmful),
-        n_harmless=len(harmless),
-        auroc=Estimate.of_auroc(harmful, harmless),
-        average_precision=Estimate(value=average_precision(harmful, harmless), low=low, high=high),
-        tpr_at_fpr={fpr: _tpr(harmful, harmless, float(fpr)) for fpr in FPRS},
-    )
+class TooFewError(ValueError):
+    """A control that these inputs cannot support; the message says why."""
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
@@ -112,6 +70,11 @@ def modalities_of(rows: Sequence[Row]) -> list[str]:
     """Those that there are, plainer ones first."""
     found = {row.modality for row in rows}
     return [modality.value for modality in Modality if modality.value in found]
+
+
+def sides_of(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Harmful and harmless inputs, in order."""
+    return [row for row in rows if row.harmful], [row for row in rows if not row.harmful]
 
 
 def _slices(
@@ -159,11 +122,6 @@ def _group(
     )
 
 
-def sides_of(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Harmful and harmless inputs, in order."""
-    return [row for row in rows if row.harmful], [row for row in rows if not row.harmful]
-
-
 def _actions(rows: Sequence[Row]) -> Actions:
     shares = {
         action: Share.of(Rate.of([row.action is action for row in rows])) for action in Action
@@ -180,14 +138,22 @@ def _refusals(rows: Sequence[Row]) -> Refusals:
     )
 
 
+def separation(harmful: Sequence[float], harmless: Sequence[float]) -> Separation:
+    """How well scores tell harmful from harmless inputs; neither side is empty."""
+    low, high = average_precision_interval(harmful, harmless)
+    return Separation(
+        n_harmful=len(harmful),
+        n_harmless=len(harmless),
+        auroc=Estimate.of_auroc(harmful, harmless),
+        average_precision=Estimate(value=average_precision(harmful, harmless), low=low, high=high),
+        tpr_at_fpr={fpr: _tpr(harmful, harmless, float(fpr)) for fpr in FPRS},
+    )
+
+
 def _tpr(harmful: Sequence[float], harmless: Sequence[float], fpr: float) -> Share:
     rate = tpr_at_fpr(harmful, harmless, fpr)
     low, high = tpr_at_fpr_interval(harmful, harmless, fpr)
     return Share(rate=rate.value, hits=rate.hits, n=rate.n, low=low, high=high)
-
-
-class TooFewError(ValueError):
-    """A control that these inputs cannot support; the message says why."""
 
 
 def controls(rows: Sequence[Row]) -> list[Controls]:
@@ -241,6 +207,40 @@ def random_directions(harmful: Sequence[Row], harmless: Sequence[Row]) -> Random
     return RandomDirections(
         aurocs=tuple(found), mean=float(np.mean(found)), sd=float(np.std(found, ddof=1))
     )
+
+
+def aurocs_alike(
+    harmful: Sequence[Row], harmless: Sequence[Row], values_of: Callable[[Row], Tensor]
+) -> list[float | None]:
+    """AUROC of each of k values over the pairs of inputs of one offset kind.
+
+    For values without a re-centring of their own: what one picture shifts is not what several do.
+
+    Args:
+        harmful: inputs of one modality.
+        harmless: the others; neither side is empty.
+        values_of: (k,) of a row.
+
+    Returns:
+        k figures; None where a value is not finite or no kind has both labels.
+    """
+    count = len(values_of(harmful[0]))
+    above, pairs = [0.0] * count, 0
+    for kind in sorted({row.input.kind for row in harmful}):
+        high = [values_of(row).tolist() for row in harmful if row.input.kind == kind]
+        low = [values_of(row).tolist() for row in harmless if row.input.kind == kind]
+        if low:
+            pairs += len(high) * len(low)
+            for i in range(count):
+                above[i] += _above([values[i] for values in high], [values[i] for values in low])
+    return [value / pairs if pairs and math.isfinite(value) else None for value in above]
+
+
+def _above(high: Sequence[float], low: Sequence[float]) -> float:
+    """In how many pairs the first is higher; NaN where a value is not finite."""
+    if not all(map(math.isfinite, (*high, *low))):
+        return math.nan
+    return auroc(high, low) * len(high) * len(low)
 
 
 def permuted_labels(
@@ -328,14 +328,6 @@ def length_matched(
     )
 
 
-def _require(least: int, harmful: Sequence[object], harmless: Sequence[object]) -> None:
-    if min(len(harmful), len(harmless)) < least:
-        raise TooFewError(
-            f"{len(harmful)} harmful and {len(harmless)} harmless inputs; at least {least} of each "
-            "are needed"
-        )
-
-
 def matched_pairs(
     first: Sequence[int], second: Sequence[int], tolerance: int
 ) -> list[tuple[int, int]]:
@@ -358,3 +350,11 @@ def matched_pairs(
         else:
             j += 1
     return pairs
+
+
+def _require(least: int, harmful: Sequence[object], harmless: Sequence[object]) -> None:
+    if min(len(harmful), len(harmless)) < least:
+        raise TooFewError(
+            f"{len(harmful)} harmful and {len(harmless)} harmless inputs; at least {least} of each "
+            "are needed"
+        )

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from guardrail.policy import Policy
     from guardrail.types import Request
 
-__all__ = ["DEFAULT_PROMPT", "LABELS", "EvalItem", "load_items"]
-
 DEFAULT_PROMPT = "Describe this picture."
 VIDEO_PROMPT = "Describe this video."
 """What is asked about a folder's videos where the prompt is left at its default."""

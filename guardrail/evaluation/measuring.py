@@ -17,7 +17,6 @@ from guardrail.evaluation.cache import as_json, key_of
 from guardrail.evaluation.inputs import INPUT_ERRORS
 from guardrail.evaluation.judge import judged
 from guardrail.evaluation.schema import Timing
-from guardrail.evaluation.windows import residuals_of
 from guardrail.fit.collect import VERSIONS, Collector
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy.acting import enforces
@@ -35,11 +34,190 @@ if TYPE_CHECKING:
     from guardrail.policy import Policy
     from guardrail.types import Request
 
-
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
 _READ_BACK = 64  # cached values in memory at once
+
+
+@dataclass
+class Measuring:
+    """One guard, asked about many inputs; `timings` grow with each stage."""
+
+    guard: Guard
+    context: Context
+    batch_size: int
+    timings: list[Timing] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Name the model and the guard, which the cache's keys hang on."""
+        self.keys = Keys.of(self.guard)
+        self.scorer = scores.Scorer(self.guard.artefact, self.guard.policy)
+
+    def rows(self, inputs: Sequence[Input]) -> list[Row]:
+        """One prefill of each input: its scores. The residuals themselves are not kept here."""
+        loaded, dtype = self.guard.loaded, self.guard.loaded.dtype
+        collect = Collector(loaded, batch_size=self.batch_size)
+        collect.encoder = answers.BoundedEncoder(loaded, self.guard.policy.limits)
+        found: dict[str, scores.ItemScores] = {}
+
+        def ask(requests: Sequence[Request]) -> list[Tensor]:
+            return scores.residuals_of(collect, requests, self.guard.policy.video)
+
+        def use(one: Input, residuals: Tensor) -> None:
+            try:
+                found[one.item.id] = self.scorer(residuals, one.kind)
+            except DetectorError as error:
+                self.context.troubles.note(one.item, "scores", error)
+
+        self._run(
+            Stage(
+                name="scores",
+                batch=self.batch_size,
+                key=self.keys.residuals,
+                ask=ask,
+                pack=lambda residuals: scores.packed(residuals, dtype),
+                unpack=lambda data: scores.unpacked(data, self.scorer.shape),
+                use=use,
+            ),
+            inputs,
+        )
+        return [Row(input=one, scores=found[one.item.id]) for one in inputs if one.item.id in found]
+
+    def answered(self, rows: Sequence[Row], new_tokens: int) -> list[Row]:
+        """The rows that could be answered both ways, with their answers."""
+        plain: dict[str, answers.Answer] = {}
+        guarded: dict[str, answers.GuardedAnswer] = {}
+        settings = f"greedy, {new_tokens} tokens"
+        shadow = not enforces(self.guard.policy)
+        self._run(
+            Stage(
+                name="plain answers",
+                batch=self.batch_size,
+                key=lambda digest: self.keys.plain(digest, settings),
+                ask=answers.PlainAnswers(self.guard, new_tokens),
+                pack=answers.packed,
+                unpack=answers.plain_from,
+                use=lambda one, answer: plain.update({one.item.id: answer}),
+            ),
+            [row.input for row in rows],
+        )
+        self._run(
+            Stage(
+                name="guarded answers",
+                batch=4 * self.guard.policy.limits.batch,  # the guard makes its own batches of them
+                key=lambda digest: self.keys.guarded(digest, settings),
+                ask=answers.GuardedAnswers(self.guard, new_tokens),
+                pack=answers.packed,
+                unpack=answers.guarded_from,
+                use=lambda one, answer: guarded.update({one.item.id: answer}),
+            ),
+            [row.input for row in rows if row.id in plain],
+        )
+        return [
+            replace(row, plain=plain[row.id], guarded=guarded[row.id], shadow=shadow)
+            for row in rows
+            if row.id in guarded
+        ]
+
+    def divergence(self, rows: Sequence[Row]) -> dict[str, float]:
+        """First-token divergence of the harmless inputs it is measured on, by id."""
+        found: dict[str, float] = {}
+        loaded, limits = self.guard.loaded, self.guard.policy.limits
+        encoder = answers.BoundedEncoder(loaded, limits, new_tokens=1)
+        known = {row.input.digest: row.score for row in rows}
+        self._run(
+            Stage(
+                name="divergence",
+                batch=self.batch_size,
+                key=self.keys.kl,
+                ask=answers.Divergence(loaded, encoder, self.scorer.detector, known),
+                pack=lambda value: json.dumps(value).encode(),
+                unpack=answers.divergence_from,
+                use=lambda one, value: found.update({one.item.id: value}),
+            ),
+            [row.input for row in answers.to_measure(rows)],
+        )
+        return found
+
+    def judged(self, rows: Sequence[Row], judge: Judge) -> list[Row]:
+        """The rows with what the judge says; what the guard flagged in fact is not asked about."""
+        started = time.perf_counter()
+        both = [(row.input.item.text, *row.answers) for row in rows]
+        pairs = [(prompt, plain.text) for prompt, plain, _ in both]
+        pairs += [(prompt, guarded.text) for prompt, _, guarded in both if not guarded.flagged]
+        prompts, texts = [prompt for prompt, _ in pairs], [text for _, text in pairs]
+        said, known = judged(
+            judge, prompts, texts, cache=self.context.cache, progress=self.context.progress
+        )
+        self.timings.append(timed("judging", started, len(pairs), known))
+        plain, guarded = said[: len(rows)], iter(said[len(rows) :])
+        return [
+            replace(
+                row,
+                plain_refused=refused,
+                guarded_refused=row.answers[1].flagged or next(guarded),
+            )
+            for row, refused in zip(rows, plain, strict=True)
+        ]
+
+    def _run(self, stage: Stage[T], inputs: Sequence[Input]) -> None:
+        self.timings.append(run_stage(stage, inputs, self.context))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of one model and one guard on it, from the digest of a request.
+
+    `model` is the fingerprint, the versions that run it, dtype and kind of device; `guard` the
+    artefact, the policy and this package's own version, which read and edit by them; `generation`
+    the model's own generation config, which answers follow where an evaluation says nothing.
+    """
+
+    model: str
+    guard: str
+    generation: str = ""
+
+    @classmethod
+    def of(cls, guard: Guard) -> Keys:
+        """The keys of a guard and its model as they are now."""
+        loaded = guard.loaded
+        about = {
+            "fingerprint": fingerprint(loaded).model_dump(mode="json"),
+            "versions": VERSIONS,
+            "dtype": str(loaded.model.dtype),
+            "device": loaded.device.type,
+        }
+        rules = {
+            "artefact": guard.artefact.artefact_id,
+            "policy": plain_policy(guard.policy),
+            "version": __version__,
+        }
+        generation = loaded.model.generation_config.to_dict()
+        return cls(
+            as_json(about), as_json(rules), json.dumps(generation, sort_keys=True, default=str)
+        )
+
+    def residuals(self, digest: str) -> str:
+        """Of all layers' residuals: of the model alone."""
+        return key_of("residuals", self.model, digest)
+
+    def plain(self, digest: str, settings: str) -> str:
+        """Of the model's own answer."""
+        return key_of("plain", self.model, self.generation, settings, digest)
+
+    def guarded(self, digest: str, settings: str) -> str:
+        """Of the answer behind the guard."""
+        return key_of("guarded", self.model, self.generation, self.guard, settings, digest)
+
+    def kl(self, digest: str) -> str:
+        """Of the divergence at the first token."""
+        return key_of("kl", self.model, self.guard, digest)
+
+
+def plain_policy(policy: Policy) -> dict[str, Any]:
+    """A policy as JSON values; its sets, which have no order of their own, sorted."""
+    plain: dict[str, Any] = policy.model_dump(mode="json")
+    return {name: sorted(v) if isinstance(v, list) else v for name, v in plain.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,184 +338,3 @@ def _tried(stage: Stage[T], readers: Sequence[Callable[[], Request]]) -> list[T 
             return [error]
         log.warning("%s: a batch of %d failed; each is asked alone", stage.name, len(readers))
         return [value for reader in readers for value in _tried(stage, [reader])]
-
-
-@dataclass(frozen=True)
-class Keys:
-    """Keys of one model and one guard on it, from the digest of a request.
-
-    `model` is the fingerprint, the versions that run it, dtype and kind of device; `guard` the
-    artefact, the policy and this package's own version, which read and edit by them; `generation`
-    the model's own generation config, which answers follow where an evaluation says nothing.
-    """
-
-    model: str
-    guard: str
-    generation: str = ""
-
-    @classmethod
-    def of(cls, guard: Guard) -> Keys:
-        """The keys of a guard and its model as they are now."""
-        loaded = guard.loaded
-        about = {
-            "fingerprint": fingerprint(loaded).model_dump(mode="json"),
-            "versions": VERSIONS,
-            "dtype": str(loaded.model.dtype),
-            "device": loaded.device.type,
-        }
-        rules = {
-            "artefact": guard.artefact.artefact_id,
-            "policy": plain_policy(guard.policy),
-            "version": __version__,
-        }
-        generation = loaded.model.generation_config.to_dict()
-        return cls(
-            as_json(about), as_json(rules), json.dumps(generation, sort_keys=True, default=str)
-        )
-
-    def residuals(self, digest: str) -> str:
-        """Of all layers' residuals: of the model alone."""
-        return key_of("residuals", self.model, digest)
-
-    def plain(self, digest: str, settings: str) -> str:
-        """Of the model's own answer."""
-        return key_of("plain", self.model, self.generation, settings, digest)
-
-    def guarded(self, digest: str, settings: str) -> str:
-        """Of the answer behind the guard."""
-        return key_of("guarded", self.model, self.generation, self.guard, settings, digest)
-
-    def kl(self, digest: str) -> str:
-        """Of the divergence at the first token."""
-        return key_of("kl", self.model, self.guard, digest)
-
-
-def plain_policy(policy: Policy) -> dict[str, Any]:
-    """A policy as JSON values; its sets, which have no order of their own, sorted."""
-    plain: dict[str, Any] = policy.model_dump(mode="json")
-    return {name: sorted(v) if isinstance(v, list) else v for name, v in plain.items()}
-
-
-@dataclass
-class Measuring:
-    """One guard, asked about many inputs; `timings` grow with each stage."""
-
-    guard: Guard
-    context: Context
-    batch_size: int
-    timings: list[Timing] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Name the model and the guard, which the cache's keys hang on."""
-        self.keys = Keys.of(self.guard)
-        self.scorer = scores.Scorer(self.guard.artefact, self.guard.policy)
-
-    def rows(self, inputs: Sequence[Input]) -> list[Row]:
-        """One prefill of each input: its scores. The residuals themselves are not kept here."""
-        loaded, dtype = self.guard.loaded, self.guard.loaded.dtype
-        collect = Collector(loaded, batch_size=self.batch_size)
-        collect.encoder = answers.BoundedEncoder(loaded, self.guard.policy.limits)
-        found: dict[str, scores.ItemScores] = {}
-
-        def ask(requests: Sequence[Request]) -> list[Tensor]:
-            return residuals_of(collect, requests, self.guard.policy.video)
-
-        def use(one: Input, residuals: Tensor) -> None:
-            try:
-                found[one.item.id] = self.scorer(residuals, one.kind)
-            except DetectorError as error:
-                self.context.troubles.note(one.item, "scores", error)
-
-        self._run(
-            Stage(
-                name="scores",
-                batch=self.batch_size,
-                key=self.keys.residuals,
-                ask=ask,
-                pack=lambda residuals: scores.packed(residuals, dtype),
-                unpack=lambda data: scores.unpacked(data, self.scorer.shape),
-                use=use,
-            ),
-            inputs,
-        )
-        return [Row(input=one, scores=found[one.item.id]) for one in inputs if one.item.id in found]
-
-    def answered(self, rows: Sequence[Row], new_tokens: int) -> list[Row]:
-        """The rows that could be answered both ways, with their answers."""
-        plain: dict[str, answers.Answer] = {}
-        guarded: dict[str, answers.GuardedAnswer] = {}
-        settings = f"greedy, {new_tokens} tokens"
-        shadow = not enforces(self.guard.policy)
-        self._run(
-            Stage(
-                name="plain answers",
-                batch=self.batch_size,
-                key=lambda digest: self.keys.plain(digest, settings),
-                ask=answers.PlainAnswers(self.guard, new_tokens),
-                pack=answers.packed,
-                unpack=answers.plain_from,
-                use=lambda one, answer: plain.update({one.item.id: answer}),
-            ),
-            [row.input for row in rows],
-        )
-        self._run(
-            Stage(
-                name="guarded answers",
-                batch=4 * self.guard.policy.limits.batch,  # the guard makes its own batches of them
-                key=lambda digest: self.keys.guarded(digest, settings),
-                ask=answers.GuardedAnswers(self.guard, new_tokens),
-                pack=answers.packed,
-                unpack=answers.guarded_from,
-                use=lambda one, answer: guarded.update({one.item.id: answer}),
-            ),
-            [row.input for row in rows if row.id in plain],
-        )
-        return [
-            replace(row, plain=plain[row.id], guarded=guarded[row.id], shadow=shadow)
-            for row in rows
-            if row.id in guarded
-        ]
-
-    def divergence(self, rows: Sequence[Row]) -> dict[str, float]:
-        """First-token divergence of the harmless inputs it is measured on, by id."""
-        found: dict[str, float] = {}
-        loaded, limits = self.guard.loaded, self.guard.policy.limits
-        encoder = answers.BoundedEncoder(loaded, limits, new_tokens=1)
-        known = {row.input.digest: row.score for row in rows}
-        self._run(
-            Stage(
-                name="divergence",
-                batch=self.batch_size,
-                key=self.keys.kl,
-                ask=answers.Divergence(loaded, encoder, self.scorer.detector, known),
-                pack=lambda value: json.dumps(value).encode(),
-                unpack=answers.divergence_from,
-                use=lambda one, value: found.update({one.item.id: value}),
-            ),
-            [row.input for row in answers.to_measure(rows)],
-        )
-        return found
-
-    def judged(self, rows: Sequence[Row], judge: Judge) -> list[Row]:
-        """The rows with what the judge says; what the guard flagged in fact is not asked about."""
-        started = time.perf_counter()
-        both = [(row.input.item.text, *row.answers) for row in rows]
-        pairs = [(prompt, plain.text) for prompt, plain, _ in both]
-        pairs += [(prompt, guarded.text) for prompt, _, guarded in both if not guarded.flagged]
-        prompts, texts = [prompt for prompt, _ in pairs], [text for _, text in pairs]
-        said, known = judged(
-            judge, prompts, texts, cache=self.context.cache, progress=self.context.progress
-        )
-        self.timings.append(timed("judging", started, len(pairs), known))
-        plain, guarded = said[: len(rows)], iter(said[len(rows) :])
-        return [
-            replace(
-                row,
-                plain_refused=refused,
-                guarded_refused=row.answers[1].flagged or next(guarded),
-            )
-            for row, refused in zip(rows, plain, strict=True)
-        ]
-
-    def _run(self, stage: Stage[T], inputs: Sequence[Input]) -> None:
-        self.timings.append(run_stage(stage, inputs, self.context))

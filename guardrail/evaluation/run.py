@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from guardrail.fit.collect import Progress
     from guardrail.guard import Guard
 
+_HIGHEST = ", although the score of a long video is the highest of its windows"
+_APART = 0.01  # of the text gap: more than batching and precision explain
+
 
 def evaluate(
     guard: Guard,
@@ -181,10 +184,6 @@ def _report(
 def _facts(values: Mapping[str, object]) -> dict[str, JsonValue]:
     found: Any = plain(values)
     return dict(found)
-
-
-_HIGHEST = ", although the score of a long video is the highest of its windows"
-_APART = 0.01  # of the text gap: more than batching and precision explain
 
 
 def _layer_points(artefact: Artefact, rows: Sequence[Row]) -> Iterator[LayerPoint]:

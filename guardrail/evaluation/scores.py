@@ -1,7 +1,11 @@
-"""From one input's residuals to everything that is read off them; the residuals are not kept."""
+"""One input's residuals, of a long video those of all its windows, and all that is read off them.
+
+Of a request a guard judges every window of its videos, and last what it answers.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,12 +17,16 @@ from torch import Tensor
 from guardrail.decide.detector import NO_FLOOR, Detector
 from guardrail.decide.linear import projections
 from guardrail.errors import DetectorError
+from guardrail.online.video_scan import judged_requests
 from guardrail.policy.acting import within_reach
-from guardrail.types import Action
+from guardrail.types import Action, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from guardrail.artefact import Artefact
-    from guardrail.policy import Policy
+    from guardrail.fit.collect import Collector
+    from guardrail.policy import Policy, VideoSampling
 
 RANDOM_SEEDS = 20
 
@@ -92,6 +100,38 @@ class Scorer:
         along = torch.stack([projections(read, weight) for weight in self._random], dim=1)
         scores: Tensor = ((along - readout.zero.double()) / gap).mean(-1)
         return scores
+
+
+def answered_request(request: Request, answer_frames: int) -> Request:
+    """The request as the model answers it, without long videos."""
+    if not request.in_windows:
+        return request
+    (last,) = deque(judged_requests(request, answer_frames), maxlen=1)
+    return last.request
+
+
+def residuals_of(
+    collect: Collector, requests: Sequence[Request], sampling: VideoSampling
+) -> list[Tensor]:
+    """All layers' residuals: (L, d_model) of each request, (windows + 1, L, d_model) of long ones.
+
+    Of a long video memory holds as many windows as go into a batch, and the residuals of all.
+    """
+    if not any(request.in_windows for request in requests):
+        return list(collect(requests, "residuals"))
+    return [_residuals_of_windows(collect, request, sampling) for request in requests]
+
+
+def _residuals_of_windows(collect: Collector, request: Request, sampling: VideoSampling) -> Tensor:
+    size = max(collect.batch_size // sampling.window, 1)
+    read, waiting = [], list[Request]()
+    for judged in judged_requests(request, sampling.answer_frames):
+        waiting.append(judged.request)
+        if len(waiting) == size or judged.video is None:
+            read.append(collect(waiting, "residuals"))
+            waiting = []
+    found = torch.cat(read)
+    return found if request.in_windows else found[0]
 
 
 def random_directions(weight: Tensor, seeds: int = RANDOM_SEEDS) -> Tensor:

@@ -1,12 +1,11 @@
 """Thresholds at stated false-positive rates: from fitted prompts, or from a user's own traffic.
 
-Whether new benign scores look like those the thresholds were set on before.
+New benign scores are compared with those that the thresholds were set on before.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -21,7 +20,7 @@ from guardrail.fit.traffic import score_traffic
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Thresholds
 from guardrail.policy.acting import enforces
-from guardrail.stats import conformal_threshold
+from guardrail.stats import conformal_place, conformal_threshold, needed_scores
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
@@ -33,130 +32,10 @@ if TYPE_CHECKING:
     from guardrail.guard import Guard
 
 P_VALUE = 0.01
-
 LEAST_DISTANCE = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreShift:
-    """The two-sample Kolmogorov-Smirnov distance of two sets of scores, and their medians."""
-
-    distance: float
-    p_value: float
-    n_now: int
-    n_before: int
-    median_now: float
-    median_before: float
-
-    @property
-    def notable(self) -> bool:
-        """Beyond chance (p < 0.01), and more than a tenth of the inputs lie elsewhere."""
-        return self.p_value < P_VALUE and self.distance > LEAST_DISTANCE
-
-    def describe(self, *, source: str) -> str:
-        """For the one who calibrates; `source` is what the earlier scores are of."""
-        way = "higher" if self.median_now > self.median_before else "lower"
-        way = "about as high" if self.median_now == self.median_before else way
-        return (
-            f"this traffic scores differently ({way}) from the inputs calibrated on before "
-            f"({source}): median {self.median_now:.3f} (n = {self.n_now}) against "
-            f"{self.median_before:.3f} (n = {self.n_before}), Kolmogorov-Smirnov D = "
-            f"{self.distance:.3f}, p = {self.p_value:.2g}. The new thresholds fit this traffic; "
-            "detection rates measured at the old ones need not hold for it"
-        )
-
-
-def score_shift(now: Sequence[float], before: Sequence[float]) -> ScoreShift:
-    """Compare two non-empty sets of scores (Kolmogorov 1933, Smirnov 1939).
-
-    The p-value is the asymptotic one: exact ones are slow for thousands of scores. Ties make it
-    larger than it is, so they cannot cause a false warning.
-    """
-    found = require("scipy.stats").ks_2samp(list(now), list(before), method="asymp")
-    return ScoreShift(
-        distance=float(found.statistic),
-        p_value=float(found.pvalue),
-        n_now=len(now),
-        n_before=len(before),
-        median_now=median(now),
-        median_before=median(before),
-    )
-
-
 log = logging.getLogger(__name__)
-
 KEEP = 10_000
-
 MOST_KEPT = 50_000  # of each modality; more would not fit into an artefact's header
-
-
-def target_rates(steer_rate: float, flag_rate: float) -> Rates:
-    """The two targets, checked.
-
-    Raises:
-        ConfigurationError: they are no shares, or the wrong way round.
-    """
-    if not 0 < flag_rate <= steer_rate < 1:
-        raise ConfigurationError(
-            f"steer_rate ({steer_rate}) includes what is flagged, so it must be at least "
-            f"flag_rate ({flag_rate}), and both are shares between 0 and 1"
-        )
-    return Rates(steer=steer_rate, flag=flag_rate)
-
-
-def needed_scores(rate: float) -> int:
-    """How many benign scores a target rate takes: 1/rate - 1, rounded up."""
-    return math.ceil(1 / rate - 1 - 1e-9)
-
-
-def calibration(scores: Sequence[float], rates: Rates, *, source: str) -> Calibration:
-    """Conformal thresholds of benign scores, with the intervals of the rates they give.
-
-    Each interval is `rate_interval`: how far the true rate on traffic of the same kind may be from
-    the target with so few inputs.
-
-    Raises:
-        CalibrationError: fewer inputs than a target needs; it takes 1/rate - 1.
-    """
-    needed = needed_scores(min(rates.steer, rates.flag))
-    if len(scores) < needed:
-        raise CalibrationError(
-            f"{len(scores)} benign inputs ({source}) cannot support a target of "
-            f"{min(rates.steer, rates.flag):g}: at least {needed} are needed. Collect more, or "
-            f"raise the target to {1 / (len(scores) + 1):.3g} or more"
-        )
-    ordered = sorted(scores)
-    steer, flag = (conformal_threshold(ordered, rate) for rate in (rates.steer, rates.flag))
-    return Calibration(
-        scores=tuple(ordered),
-        targets=rates,
-        thresholds=Thresholds(steer=min(steer, flag), flag=flag),
-        source=source,
-        n=len(ordered),
-        intervals={
-            "steer": rate_interval(ordered, rates.steer),
-            "flag": rate_interval(ordered, rates.flag),
-        },
-    )
-
-
-def rate_interval(scores: Sequence[float], rate: float) -> tuple[float, float]:
-    """95 % interval of the true share of benign inputs beyond the conformal threshold for `rate`.
-
-    The threshold is the k-th smallest of n exchangeable scores, so the share beyond it is
-    distributed as Beta(n + 1 - k, k) when scores are continuous (Vovk 2012, "Conditional validity
-    of inductive conformal predictors"; Angelopoulos and Bates 2023, section 3.2). Where scores tie,
-    anywhere, they come in steps, and a step at the threshold only lowers the share: the lower end
-    is then that of Clopper and Pearson (1934) for the scores that really lie beyond.
-    """
-    beta = require("scipy.stats").beta
-    n, threshold = len(scores), conformal_threshold(scores, rate)
-    place = math.ceil((n + 1) * (1 - rate) - 1e-9)
-    high = float(beta.ppf(0.975, n + 1 - place, place))
-    if len(set(scores)) == n:
-        return float(beta.ppf(0.025, n + 1 - place, place)), high
-    beyond = sum(score > threshold for score in scores)
-    return float(beta.ppf(0.025, beyond, n - beyond + 1)) if beyond else 0.0, high
 
 
 def calibrate(
@@ -204,7 +83,8 @@ def calibrate(
     for problem in problems:
         log.warning("thresholds kept as they were: %s", problem)
     shifts = _shifts(made, guard.artefact.header)
-    problems += _left_out(traffic.failed, traffic.scored)
+    if failed := traffic.failed:
+        problems.append(f"{failed} of {failed + traffic.scored} requests could not be scored")
     told = {name: _seen(traffic.samples[name], shifts.get(name)) for name in made}
     if Modality.VIDEO in told:
         told[Modality.VIDEO] |= sampling_record(guard.policy)
@@ -268,10 +148,6 @@ def _notable(shifts: dict[Modality, ScoreShift], old: Artefact) -> list[str]:
     return found
 
 
-def _left_out(failed: int, scored: int) -> list[str]:
-    return [f"{failed} of {failed + scored} requests could not be scored"] if failed else []
-
-
 def _seen(sample: Reservoir, shift: ScoreShift | None) -> dict[str, Any]:
     compared = None if shift is None else asdict(shift)
     return {"seen": sample.seen, "kept": len(sample.values), "compared": compared}
@@ -300,4 +176,114 @@ def _revised(
         parent=header.artefact_id,
         warnings=(*kept, *(f"calibration: {problem}" for problem in problems)),
         extra={**header.extra, "calibration": facts, "calibrated_from": parent},
+    )
+
+
+def target_rates(steer_rate: float, flag_rate: float) -> Rates:
+    """The two targets, checked.
+
+    Raises:
+        ConfigurationError: they are no shares, or the wrong way round.
+    """
+    if not 0 < flag_rate <= steer_rate < 1:
+        raise ConfigurationError(
+            f"steer_rate ({steer_rate}) includes what is flagged, so it must be at least "
+            f"flag_rate ({flag_rate}), and both are shares between 0 and 1"
+        )
+    return Rates(steer=steer_rate, flag=flag_rate)
+
+
+def calibration(scores: Sequence[float], rates: Rates, *, source: str) -> Calibration:
+    """Conformal thresholds of benign scores, with the intervals of the rates they give.
+
+    Each interval is `rate_interval`: how far the true rate on traffic of the same kind may be from
+    the target with so few inputs.
+
+    Raises:
+        CalibrationError: fewer inputs than a target needs; it takes 1/rate - 1.
+    """
+    needed = needed_scores(min(rates.steer, rates.flag))
+    if len(scores) < needed:
+        raise CalibrationError(
+            f"{len(scores)} benign inputs ({source}) cannot support a target of "
+            f"{min(rates.steer, rates.flag):g}: at least {needed} are needed. Collect more, or "
+            f"raise the target to {1 / (len(scores) + 1):.3g} or more"
+        )
+    ordered = sorted(scores)
+    steer, flag = (conformal_threshold(ordered, rate) for rate in (rates.steer, rates.flag))
+    return Calibration(
+        scores=tuple(ordered),
+        targets=rates,
+        thresholds=Thresholds(steer=min(steer, flag), flag=flag),
+        source=source,
+        n=len(ordered),
+        intervals={
+            "steer": rate_interval(ordered, rates.steer),
+            "flag": rate_interval(ordered, rates.flag),
+        },
+    )
+
+
+def rate_interval(scores: Sequence[float], rate: float) -> tuple[float, float]:
+    """95 % interval of the true share of benign inputs beyond the conformal threshold for `rate`.
+
+    The threshold is the k-th smallest of n exchangeable scores, so the share beyond it is
+    distributed as Beta(n + 1 - k, k) when scores are continuous (Vovk 2012, "Conditional validity
+    of inductive conformal predictors"; Angelopoulos and Bates 2023, section 3.2). Where scores tie,
+    anywhere, they come in steps, and a step at the threshold only lowers the share: the lower end
+    is then that of Clopper and Pearson (1934) for the scores that really lie beyond.
+    """
+    beta = require("scipy.stats").beta
+    n, threshold = len(scores), conformal_threshold(scores, rate)
+    place = conformal_place(n, rate)
+    high = float(beta.ppf(0.975, n + 1 - place, place))
+    if len(set(scores)) == n:
+        return float(beta.ppf(0.025, n + 1 - place, place)), high
+    beyond = sum(score > threshold for score in scores)
+    return float(beta.ppf(0.025, beyond, n - beyond + 1)) if beyond else 0.0, high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreShift:
+    """The two-sample Kolmogorov-Smirnov distance of two sets of scores, and their medians."""
+
+    distance: float
+    p_value: float
+    n_now: int
+    n_before: int
+    median_now: float
+    median_before: float
+
+    @property
+    def notable(self) -> bool:
+        """Beyond chance (p < 0.01), and more than a tenth of the inputs lie elsewhere."""
+        return self.p_value < P_VALUE and self.distance > LEAST_DISTANCE
+
+    def describe(self, *, source: str) -> str:
+        """For the one who calibrates; `source` is what the earlier scores are of."""
+        way = "higher" if self.median_now > self.median_before else "lower"
+        way = "about as high" if self.median_now == self.median_before else way
+        return (
+            f"this traffic scores differently ({way}) from the inputs calibrated on before "
+            f"({source}): median {self.median_now:.3f} (n = {self.n_now}) against "
+            f"{self.median_before:.3f} (n = {self.n_before}), Kolmogorov-Smirnov D = "
+            f"{self.distance:.3f}, p = {self.p_value:.2g}. The new thresholds fit this traffic; "
+            "detection rates measured at the old ones need not hold for it"
+        )
+
+
+def score_shift(now: Sequence[float], before: Sequence[float]) -> ScoreShift:
+    """Compare two non-empty sets of scores (Kolmogorov 1933, Smirnov 1939).
+
+    The p-value is the asymptotic one: exact ones are slow for thousands of scores. Ties make it
+    larger than it is, so they cannot cause a false warning.
+    """
+    found = require("scipy.stats").ks_2samp(list(now), list(before), method="asymp")
+    return ScoreShift(
+        distance=float(found.statistic),
+        p_value=float(found.pvalue),
+        n_now=len(now),
+        n_before=len(before),
+        median_now=median(now),
+        median_before=median(before),
     )

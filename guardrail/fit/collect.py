@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 VERSIONS = {name: version(name) for name in ("torch", "transformers")}
 
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
 def text_request(text: str, *, images: Sequence[Image.Image] = ()) -> Request:
@@ -67,15 +68,24 @@ class Collector:
 
     def __call__(self, requests: Sequence[Request], stage: str) -> Tensor:
         """Residuals of all layers, (n, L, d_model) float32 on the CPU, in the requests' order."""
-        rows: list[Tensor] = [torch.empty(0)] * len(requests)
-        done = 0
+        return torch.stack(self.each(requests, self._read, stage))
+
+    def each(
+        self,
+        requests: Sequence[Request],
+        ask: Callable[[list[Request]], Iterable[T]],
+        stage: str = "",
+    ) -> list[T]:
+        """What `ask` gives for each request: asked in batches, told in the requests' order.
+
+        Without a `stage` no progress is told.
+        """
+        found: dict[int, T] = {}
         for batch in self.batches(requests):
-            chosen = [requests[i] for i in batch]
-            for i, row in zip(batch, self._read(chosen), strict=True):
-                rows[i] = row
-            done += len(batch)
-            self.progress(stage, done, len(requests))
-        return torch.stack(rows)
+            found.update(zip(batch, ask([requests[i] for i in batch]), strict=True))
+            if stage:
+                self.progress(stage, len(found), len(requests))
+        return [found[i] for i in range(len(requests))]
 
     def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Places of the requests, grouped by pictures and frames, then by length of text.

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from guardrail.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
 
 Label = Literal["unsafe", "safe"]
 Split = Literal["fit", "select", "calibrate"]
 NeutralSplit = Literal["fit", "held out"]
 SPLITS: tuple[Split, ...] = ("fit", "select", "calibrate")
 MINIMUM = 16  # prompts of each label in each split; below it no figure means anything
+Row = TypeVar("Row", bound=BaseModel)
 _SHARES = ("fit", "select", "fit", "calibrate")
 
 
@@ -129,7 +130,7 @@ def neutral_prompts(split: NeutralSplit) -> tuple[str, ...]:
 def packaged() -> list[Prompt]:
     """The contrast set that comes with the package (CC0-1.0, see guardrail/data)."""
     text = files("guardrail.data").joinpath("contrast.jsonl").read_text("utf-8")
-    return list(_prompts(text.splitlines(), "the packaged contrast set"))
+    return list(_prompts(text, "the packaged contrast set"))
 
 
 def load_contrast(path: str | Path | None = None, *, extend: bool = True) -> ContrastSet:
@@ -142,23 +143,34 @@ def load_contrast(path: str | Path | None = None, *, extend: bool = True) -> Con
     if path is None:
         return ContrastSet(tuple(packaged()))
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise DatasetError(f"cannot read the contrast prompts in {path}: {exc}") from exc
-    own = list(_prompts(lines, str(path)))
+    own = list(_prompts(text, str(path)))
     return ContrastSet(tuple([*packaged(), *own] if extend else own))
 
 
-def _prompts(lines: Iterable[str], source: str) -> Iterable[Prompt]:
-    for number, line in enumerate(lines, start=1):
+def _prompts(text: str, source: str) -> Iterator[Prompt]:
+    return rows_of(text, Prompt, source=source, example='{"text": "...", "label": "unsafe"}')
+
+
+def rows_of(text: str, kind: type[Row], *, source: str, example: str) -> Iterator[Row]:
+    """The rows of a JSONL text; blank lines are none.
+
+    Raises:
+        DatasetError: a line is no such row; the message names it.
+    """
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            yield Prompt.model_validate_json(line)
-        except ValidationError as exc:
-            first = exc.errors()[0]
+            yield kind.model_validate(json.loads(line))
+        except ValidationError as error:
+            first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "line"
             raise DatasetError(
                 f"{source}, line {number}: {where}: {first['msg']}; each line is a JSON object "
-                'such as {"text": "...", "label": "unsafe"}'
-            ) from exc
+                f"such as {example}"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{source}, line {number}: not JSON ({error})") from error

@@ -1,8 +1,8 @@
-"""The refusal direction of each layer: the difference of means.
+"""What a fit takes from residuals: directions, re-centring offsets and scores of the layers.
 
-What a meaningless picture or video adds to the residual stream, per modality.
-
-Which layers carry the direction: three held-out scores, as in MARS (arXiv 2606.31876).
+A layer's refusal direction is its difference of means. What a meaningless picture or video adds to
+the residual stream is taken off, per modality. Which layers carry the direction is told by three
+held-out scores. The latter two are those of MARS (arXiv 2606.31876).
 """
 
 from __future__ import annotations
@@ -27,14 +27,52 @@ if TYPE_CHECKING:
     from guardrail.types import Request
 
 PROMPTS = 8
-
 COLOURS = 4
-
 # Two pictures take twice the time of one, clips as many times as they have frames, and their
 # colours add little.
 FEW_PROMPTS = 2
-
 SIDE = 336  # pixels; processors resize it anyway
+NAMES = ("consistency", "separability", "margin")
+SMALLEST = (
+    1e-4  # of the safe mean's length; below it the template's own tokens are all that is seen
+)
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Per layer: unit directions and class means, (L, d_model) float32; `usable` (L,) bool."""
+
+    direction: Tensor
+    mu_safe: Tensor
+    mu_unsafe: Tensor
+    usable: Tensor
+
+    @property
+    def norms(self) -> Tensor:
+        """||mu_unsafe - mu_safe|| of each layer, (L,) float64: the text gap."""
+        norms: Tensor = (self.mu_unsafe.double() - self.mu_safe.double()).norm(dim=-1)
+        return norms
+
+
+def difference_of_means(unsafe: Tensor, safe: Tensor) -> Directions:
+    """Unit differences of the class means (Arditi et al. 2024, arXiv 2406.11717, section 2.3).
+
+    Sums are taken in float64. A layer whose means (nearly) coincide, or are not finite, is marked
+    unusable and gets a zero direction (and, if not finite, zero means): with most chat templates
+    layer 0 at the last prompt position depends on the template's own tokens only.
+
+    Args:
+        unsafe: (n, L, d_model) residuals at the last prompt position.
+        safe: (m, L, d_model).
+    """
+    low, high = safe.double().mean(0), unsafe.double().mean(0)
+    difference = high - low
+    norm = difference.norm(dim=-1)
+    usable = torch.isfinite(norm) & (norm > SMALLEST * low.norm(dim=-1))
+    unit = torch.where(usable[:, None], difference / norm.clamp_min(1e-30)[:, None], 0.0)
+    # An overflow in one layer must not keep the others out of an artefact, which holds numbers only
+    low, high = (torch.where(torch.isfinite(norm)[:, None], mean, 0.0) for mean in (low, high))
+    return Directions(unit.float(), low.float(), high.float(), usable)
 
 
 @dataclass(frozen=True)
@@ -72,13 +110,6 @@ class Offset:
             "n_colours": float(len(self.colours)),
             "n_prompts": float(len(self.prompts)),
         }
-
-
-def meaningless_images(count: int, *, seed: int = 0) -> list[Image.Image]:
-    """Pictures of one random colour each."""
-    rng = random.Random(seed)
-    colours = [(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(count)]
-    return [Image.new("RGB", (SIDE, SIDE), colour) for colour in colours]
 
 
 def measure_offsets(
@@ -125,7 +156,11 @@ def no_offsets(layers: int, d_model: int) -> dict[str, Offset]:
     return {"image": nothing, "images": nothing}
 
 
-NAMES = ("consistency", "separability", "margin")
+def meaningless_images(count: int, *, seed: int = 0) -> list[Image.Image]:
+    """Pictures of one random colour each."""
+    rng = random.Random(seed)
+    colours = [(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(count)]
+    return [Image.new("RGB", (SIDE, SIDE), colour) for colour in colours]
 
 
 @dataclass(frozen=True)
@@ -146,21 +181,6 @@ class LayerScore:
             k: None if isinstance(v, float) and math.isnan(v) else v
             for k, v in asdict(self).items()
         }
-
-
-def direction_consistency(differences: Tensor) -> float:
-    """Mean pairwise cosine of per-pair differences, (n, d_model) -> float.
-
-    Closed form, O(n): with unit rows u, sum over i != j of <u_i, u_j> = ||sum u||^2 - n.
-    """
-    unit = torch.nn.functional.normalize(differences.double(), dim=-1)
-    n = len(unit)
-    return float((unit.sum(0).square().sum() - n) / (n * (n - 1)))
-
-
-def safety_margin(unsafe: Tensor, safe: Tensor) -> float:
-    """q05 of the unsafe minus q95 of the safe scores, in units of the text gap."""
-    return float(unsafe.double().quantile(0.05) - safe.double().quantile(0.95))
 
 
 def layer_scores(
@@ -213,43 +233,16 @@ def _combined(found: Sequence[LayerScore]) -> list[LayerScore]:
     ]
 
 
-SMALLEST = (
-    1e-4  # of the safe mean's length; below it the template's own tokens are all that is seen
-)
+def direction_consistency(differences: Tensor) -> float:
+    """Mean pairwise cosine of per-pair differences, (n, d_model) -> float.
 
-
-@dataclass(frozen=True)
-class Directions:
-    """Per layer: unit directions and class means, (L, d_model) float32; `usable` (L,) bool."""
-
-    direction: Tensor
-    mu_safe: Tensor
-    mu_unsafe: Tensor
-    usable: Tensor
-
-    @property
-    def norms(self) -> Tensor:
-        """||mu_unsafe - mu_safe|| of each layer, (L,) float64: the text gap."""
-        norms: Tensor = (self.mu_unsafe.double() - self.mu_safe.double()).norm(dim=-1)
-        return norms
-
-
-def difference_of_means(unsafe: Tensor, safe: Tensor) -> Directions:
-    """Unit differences of the class means (Arditi et al. 2024, arXiv 2406.11717, section 2.3).
-
-    Sums are taken in float64. A layer whose means (nearly) coincide, or are not finite, is marked
-    unusable and gets a zero direction (and, if not finite, zero means): with most chat templates
-    layer 0 at the last prompt position depends on the template's own tokens only.
-
-    Args:
-        unsafe: (n, L, d_model) residuals at the last prompt position.
-        safe: (m, L, d_model).
+    Closed form, O(n): with unit rows u, sum over i != j of <u_i, u_j> = ||sum u||^2 - n.
     """
-    low, high = safe.double().mean(0), unsafe.double().mean(0)
-    difference = high - low
-    norm = difference.norm(dim=-1)
-    usable = torch.isfinite(norm) & (norm > SMALLEST * low.norm(dim=-1))
-    unit = torch.where(usable[:, None], difference / norm.clamp_min(1e-30)[:, None], 0.0)
-    # An overflow in one layer must not keep the others out of an artefact, which holds numbers only
-    low, high = (torch.where(torch.isfinite(norm)[:, None], mean, 0.0) for mean in (low, high))
-    return Directions(unit.float(), low.float(), high.float(), usable)
+    unit = torch.nn.functional.normalize(differences.double(), dim=-1)
+    n = len(unit)
+    return float((unit.sum(0).square().sum() - n) / (n * (n - 1)))
+
+
+def safety_margin(unsafe: Tensor, safe: Tensor) -> float:
+    """q05 of the unsafe minus q95 of the safe scores, in units of the text gap."""
+    return float(unsafe.double().quantile(0.05) - safe.double().quantile(0.95))

@@ -1,8 +1,7 @@
 """What a fit found, as an artefact that says how it was found.
 
-Scores of held-out prompts as the fit saw them: a later model is compared with them in pairs.
-
-What an artefact says about the thresholds that videos are held to.
+Beside directions and thresholds it holds the scores of held-out prompts, with which a later model
+is compared in pairs, and warnings, among them what the thresholds of videos are worth.
 """
 
 from __future__ import annotations
@@ -12,9 +11,6 @@ import math
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
 
 from guardrail.artefact import Artefact
 from guardrail.artefact import header as h
@@ -27,85 +23,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
+    from torch import Tensor
 
     from guardrail.artefact.header import Calibration
     from guardrail.fit.directions import Offset
     from guardrail.fit.readings import Readings
     from guardrail.fit.select import LinearReadout
-    from guardrail.fit.steering import SteeringFound, Trial
+    from guardrail.fit.steering import SteeringFound
 
 DECIMALS = 6
-
 Scores = dict[str, dict[int, float]]
-
-
-def reference_scores(readings: Readings, readout: LinearReadout) -> Scores:
-    """Re-centred scores of every prompt outside the fit split, by form and place in the set."""
-    found: Scores = {}
-    for name, form in readings.forms.items():
-        rows = zip(form.samples, form.splits, readout.scores(form.residuals).tolist(), strict=True)
-        found[name] = {
-            sample.index: round(score, DECIMALS)
-            for sample, split, score in rows
-            if split != "fit" and math.isfinite(score)
-        }
-    return found
-
-
-def to_header(scores: Scores) -> dict[str, JsonValue]:
-    """As stored: parallel lists of places and scores, which take less room than pairs."""
-    return {
-        form: {"index": list(rows), "score": list(rows.values())} for form, rows in scores.items()
-    }
-
-
-def from_header(stored: JsonValue | None) -> Scores:
-    """What `to_header` stored; empty for an artefact that has none, or none that can be read."""
-    if not isinstance(stored, dict):
-        return {}
-    try:
-        return {form: _rows(columns) for form, columns in stored.items()}
-    except (TypeError, KeyError, ValueError):
-        return {}
-
-
-def _rows(columns: Mapping[str, list[float]] | JsonValue) -> dict[int, float]:
-    if not isinstance(columns, dict):
-        raise TypeError("not a form's columns")
-    index, score = columns["index"], columns["score"]
-    if not isinstance(index, list) or not isinstance(score, list):
-        raise TypeError("not lists")
-    return {int(i): float(s) for i, s in zip(index, score, strict=True)}
-
-
 TRAFFIC = "benign traffic"
-
 """The source of a calibration on a user's own requests."""
-
 NOTE = "video: "
-
 """How the warnings about videos begin."""
-
 _LONG = (
     "the score of a long video is the highest of its windows', so more benign ones than the target "
     "lie beyond; run `guardrail calibrate` on benign videos of your own"
 )
-
-
-def video_notes(
-    calibration: Mapping[Modality, Calibration], *, reads_videos: bool
-) -> Iterator[str]:
-    """A warning where thresholds of videos have no stated rate; none where nothing reads videos."""
-    if not reads_videos:
-        return
-    own = calibration.get(Modality.VIDEO)
-    if own is None:
-        whose = Modality.IMAGE if Modality.IMAGE in calibration else Modality.TEXT
-        yield f"{NOTE}held to the thresholds of {whose} inputs; {_LONG}"
-    elif own.source != TRAFFIC:
-        yield f"{NOTE}the thresholds are of videos of one window ({own.source}); {_LONG}"
-
-
 WIDE_SPREAD = 0.5  # of the text gap: an offset that moves so much is no constant
 
 
@@ -126,10 +61,7 @@ class Outcome:
 def artefact_of(outcome: Outcome) -> Artefact:
     """The artefact, every figure of the decisions in its header."""
     readings, readout = outcome.readings, outcome.chosen.readout
-    offsets = {
-        kind: h.Offset.model_validate(offset.spread(readout.weight, readout.layers, readout.gap))
-        for kind, offset in readings.offsets.items()
-    }
+    offsets = offset_spreads(readings, readout)
     compared = [candidate.to_dict() for candidate in best_of_each(outcome.candidates)]
     header = h.Header(
         fingerprint=outcome.fingerprint,
@@ -202,17 +134,37 @@ def _tensors(outcome: Outcome) -> dict[str, Tensor]:
         "readout_zero": readout.zero,
         "readout_gap": readout.gap,
     }
-    best: Trial | None = outcome.steering.chosen
-    for kind, offset in readings.offsets.items():
-        tensors[f"readout_offset_{kind}"] = offset.along(readout.weight, readout.layers)
-        if best is not None:
-            tensors[f"steer_offset_{kind}"] = _at(offset, best, directions.direction)
+    best = outcome.steering.chosen
+    edited = None if best is None else best.steering.layer
+    tensors |= offset_tensors(readings.offsets, readout, directions.direction, edited)
     return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
 
-def _at(offset: Offset, best: Trial, direction: Tensor) -> Tensor:
-    layer = best.steering.layer
-    return torch.as_tensor(offset.along(direction[layer][None], [layer])[0])
+def offset_spreads(readings: Readings, readout: LinearReadout) -> dict[str, h.Offset]:
+    """How far each kind of picture shifts a readout's score, and how much that varies."""
+    return {
+        kind: h.Offset.model_validate(offset.spread(readout.weight, readout.layers, readout.gap))
+        for kind, offset in readings.offsets.items()
+    }
+
+
+def offset_tensors(
+    offsets: Mapping[str, Offset], readout: LinearReadout, direction: Tensor, edited: int | None
+) -> dict[str, Tensor]:
+    """What each kind of picture adds along a readout and along the direction that is edited.
+
+    Args:
+        offsets: by kind.
+        readout: what the score is read with.
+        direction: (L, d_model).
+        edited: the steering layer, if there is one.
+    """
+    tensors = {}
+    for kind, offset in offsets.items():
+        tensors[f"readout_offset_{kind}"] = offset.along(readout.weight, readout.layers)
+        if edited is not None:
+            tensors[f"steer_offset_{kind}"] = offset.along(direction[edited][None], [edited])[0]
+    return tensors
 
 
 def _warnings(outcome: Outcome, offsets: dict[str, h.Offset]) -> Iterator[str]:
@@ -238,6 +190,59 @@ def spread_warnings(offsets: Mapping[str, h.Offset]) -> Iterator[str]:
                 f"re-centring of kind {kind!r} varies by {widest:.2f} text gaps between colours or "
                 f"prompts; calibrate on {own} of your own"
             )
+
+
+def video_notes(
+    calibration: Mapping[Modality, Calibration], *, reads_videos: bool
+) -> Iterator[str]:
+    """A warning where thresholds of videos have no stated rate; none where nothing reads videos."""
+    if not reads_videos:
+        return
+    own = calibration.get(Modality.VIDEO)
+    if own is None:
+        whose = Modality.IMAGE if Modality.IMAGE in calibration else Modality.TEXT
+        yield f"{NOTE}held to the thresholds of {whose} inputs; {_LONG}"
+    elif own.source != TRAFFIC:
+        yield f"{NOTE}the thresholds are of videos of one window ({own.source}); {_LONG}"
+
+
+def reference_scores(readings: Readings, readout: LinearReadout) -> Scores:
+    """Re-centred scores of every prompt outside the fit split, by form and place in the set."""
+    found: Scores = {}
+    for name, form in readings.forms.items():
+        rows = zip(form.samples, form.splits, readout.scores(form.residuals).tolist(), strict=True)
+        found[name] = {
+            sample.index: round(score, DECIMALS)
+            for sample, split, score in rows
+            if split != "fit" and math.isfinite(score)
+        }
+    return found
+
+
+def to_header(scores: Scores) -> dict[str, JsonValue]:
+    """As stored: parallel lists of places and scores, which take less room than pairs."""
+    return {
+        form: {"index": list(rows), "score": list(rows.values())} for form, rows in scores.items()
+    }
+
+
+def from_header(stored: JsonValue | None) -> Scores:
+    """What `to_header` stored; empty for an artefact that has none, or none that can be read."""
+    if not isinstance(stored, dict):
+        return {}
+    try:
+        return {form: _rows(columns) for form, columns in stored.items()}
+    except (TypeError, KeyError, ValueError):
+        return {}
+
+
+def _rows(columns: Mapping[str, list[float]] | JsonValue) -> dict[int, float]:
+    if not isinstance(columns, dict):
+        raise TypeError("not a form's columns")
+    index, score = columns["index"], columns["score"]
+    if not isinstance(index, list) or not isinstance(score, list):
+        raise TypeError("not lists")
+    return {int(i): float(s) for i, s in zip(index, score, strict=True)}
 
 
 def _json(value: dict[str, object]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from guardrail.fit.directions import (
     measure_offsets,
     no_offsets,
 )
-from guardrail.fit.prompts import Sample, drawn, filmed, formed, plain
+from guardrail.fit.prompts import drawn, filmed, formed, plain
 from guardrail.fit.select import FormResiduals, is_safe, is_unsafe
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Rates
     from guardrail.fit.collect import Collector
     from guardrail.fit.dataset import ContrastSet
+    from guardrail.fit.prompts import Form, Sample
 
 # How many prompts of each kind a split gives to the two forms beside the plain one. Pictures cost
 # most and are needed most where the thresholds of pictures come from.
@@ -36,14 +37,23 @@ CARRIED = {"fit": 84, "select": 24, "calibrate": 0}
 PICTURED = {"fit": 0, "select": 8, "calibrate": 0}
 DRAWN = 34  # of each kind of safe prompts of the calibration split
 PICTURES = 8
+# What the residuals of a form come re-centred with.
+OFFSET_OF: dict[str, str] = {"pictured": "image", "drawn": "image", "filmed": "video"}
+_STAGES: dict[Form, str] = {
+    "plain": "contrast prompts",
+    "carried": "prompts with words around",
+    "pictured": "prompts beside a picture",
+    "drawn": "safe prompts as pictures",
+    "filmed": "safe prompts as videos",
+}
 
 
 @dataclass(frozen=True)
 class Readings:
     """Residuals by form, offsets by kind, directions of the fit split, layer scores.
 
-    `per_kind` bounded the bare prompts (see `forms.plain`); None means that all were read. `videos`
-    safe prompts were read as drawn videos.
+    `per_kind` bounded the bare prompts (see `prompts.plain`); None means that all were read.
+    `videos` safe prompts were read as drawn videos.
     """
 
     contrast: ContrastSet
@@ -74,69 +84,48 @@ def read_all(
 
     With `video` that of clips, too, and `videos` safe prompts drawn as such.
     """
-    bare = plain(contrast, per_kind, of_these=of_these)
-    residuals = collect([s.request for s in bare], "contrast prompts")
+    bare = read_form(collect, contrast, "plain", plain(contrast, per_kind, of_these=of_these))
     carried = formed(contrast, "carried", limits=CARRIED)
-    forms = {
-        "plain": with_residuals(contrast, bare, residuals),
-        "carried": with_residuals(
-            contrast, carried, collect([s.request for s in carried], "prompts with words around")
-        ),
-    }
-    offsets = no_offsets(*residuals.shape[1:])
+    forms = {"plain": bare, "carried": read_form(collect, contrast, "carried", carried)}
+    offsets = no_offsets(*bare.residuals.shape[1:])
     if collect.loaded.is_multimodal:
         offsets = measure_offsets(collect, video=video)
-        forms["pictured"] = _pictured(collect, contrast, offsets["image"].mean)
-        forms["drawn"] = _drawn(collect, contrast, rates, offsets["image"].mean)
-        if video and videos:
-            forms["filmed"] = _filmed(collect, contrast, videos, offsets["video"].mean)
-    base = forms["plain"]
-    directions = difference_of_means(base.rows("fit", is_unsafe), base.rows("fit", is_safe))
+        for form, samples in samples_shown(contrast, rates, videos if video else 0).items():
+            offset = offsets[OFFSET_OF[form]].mean
+            forms[form] = read_form(collect, contrast, form, samples, offset)
+    directions = difference_of_means(bare.rows("fit", is_unsafe), bare.rows("fit", is_safe))
     scores = layer_scores(
         directions,
-        base.rows("select", is_unsafe),
-        base.rows("select", is_safe),
-        _pair_differences(contrast, base),
+        bare.rows("select", is_unsafe),
+        bare.rows("select", is_safe),
+        _pair_differences(contrast, bare),
     )
     filmed_count = len(forms["filmed"].samples) if "filmed" in forms else 0
     return Readings(contrast, forms, offsets, directions, scores, per_kind, filmed_count)
 
 
-def _pair_differences(contrast: ContrastSet, base: FormResiduals) -> Tensor | None:
-    """Unsafe minus matched safe prompt of the selection split, (pairs, L, d_model), if any."""
-    row = {sample.index: place for place, sample in enumerate(base.samples)}
-    pairs = [(row[i], row[j]) for i, j in contrast.pairs("select") if i in row and j in row]
-    differences = [base.residuals[i] - base.residuals[j] for i, j in pairs]
-    return torch.stack(differences) if differences else None
+def samples_shown(contrast: ContrastSet, rates: Rates, videos: int) -> dict[Form, list[Sample]]:
+    """The prompts that come with a picture, by form, and `videos` that come as one, if any."""
+    pictures = meaningless_images(PICTURES, seed=1)  # other colours than offsets are read from
+    found: dict[Form, list[Sample]] = {
+        "pictured": formed(contrast, "pictured", pictures, limits=PICTURED),
+        "drawn": drawn(contrast, _drawn_of_a_kind(contrast, rates)),
+    }
+    return found | {"filmed": filmed(contrast, videos)} if videos else found
 
 
-def _pictured(collect: Collector, contrast: ContrastSet, offset: Tensor) -> FormResiduals:
-    """Prompts beside a meaningless picture, re-centred."""
-    pictures = meaningless_images(PICTURES, seed=1)  # other colours than the offset was read from
-    samples = formed(contrast, "pictured", pictures, limits=PICTURED)
-    seen = collect([s.request for s in samples], "prompts beside a picture")
-    return with_residuals(contrast, samples, seen - offset.float())
-
-
-def _drawn(
-    collect: Collector, contrast: ContrastSet, rates: Rates, offset: Tensor
+def read_form(
+    collect: Collector,
+    contrast: ContrastSet,
+    form: Form,
+    samples: Sequence[Sample],
+    offset: Tensor | None = None,
 ) -> FormResiduals:
-    """Safe prompts as pictures, re-centred; enough of them for the target rates."""
-    benign = [contrast.prompts[i].kind for i in contrast.indices("calibrate", labels=("safe",))]
-    needed = math.ceil(1 / min(rates.steer, rates.flag))
-    limit = DRAWN  # of each kind of benign prompts, however many kinds there are
-    while sum(min(n, limit) for n in Counter(benign).values()) < min(needed, len(benign)):
-        limit += 1
-    samples = drawn(contrast, limit)
-    seen = collect([s.request for s in samples], "safe prompts as pictures")
-    return with_residuals(contrast, samples, seen - offset.float())
-
-
-def _filmed(collect: Collector, contrast: ContrastSet, count: int, offset: Tensor) -> FormResiduals:
-    """Safe prompts as videos, re-centred."""
-    samples = filmed(contrast, count)
-    seen = collect([s.request for s in samples], "safe prompts as videos")
-    return with_residuals(contrast, samples, seen - offset.float())
+    """The residuals of one form's samples, re-centred by its `offset` (L, d_model)."""
+    residuals = collect([sample.request for sample in samples], _STAGES[form])
+    if offset is not None:
+        residuals = residuals - offset.float()
+    return with_residuals(contrast, samples, residuals)
 
 
 def with_residuals(
@@ -147,3 +136,21 @@ def with_residuals(
     return FormResiduals(
         samples, residuals, [p.in_split for p in prompts], [p.kind for p in prompts]
     )
+
+
+def _drawn_of_a_kind(contrast: ContrastSet, rates: Rates) -> int:
+    """How many safe prompts of each kind are drawn, so that all together support the rates."""
+    benign = [contrast.prompts[i].kind for i in contrast.indices("calibrate", labels=("safe",))]
+    needed = math.ceil(1 / min(rates.steer, rates.flag))
+    limit = DRAWN  # however many kinds there are
+    while sum(min(n, limit) for n in Counter(benign).values()) < min(needed, len(benign)):
+        limit += 1
+    return limit
+
+
+def _pair_differences(contrast: ContrastSet, base: FormResiduals) -> Tensor | None:
+    """Unsafe minus matched safe prompt of the selection split, (pairs, L, d_model), if any."""
+    row = {sample.index: place for place, sample in enumerate(base.samples)}
+    pairs = [(row[i], row[j]) for i, j in contrast.pairs("select") if i in row and j in row]
+    differences = [base.residuals[i] - base.residuals[j] for i, j in pairs]
+    return torch.stack(differences) if differences else None

@@ -1,7 +1,4 @@
-"""The whole fit: prompts and a model in, an artefact out. No picture but what it draws itself.
-
-Whether a fit reads videos.
-"""
+"""The whole fit: prompts and a model in, an artefact out. No picture but what it draws itself."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from guardrail.errors import ConfigurationError
 from guardrail.extras import require_extra
-from guardrail.fit.calibrate import calibration, needed_scores, target_rates
+from guardrail.fit.calibrate import calibration, target_rates
 from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.outcome import Outcome, artefact_of
@@ -19,6 +16,7 @@ from guardrail.fit.refusal import REFUSAL_PREFIXES
 from guardrail.fit.select import Candidate, choose, compare, is_safe, readout_layers
 from guardrail.fit.steering import search
 from guardrail.model.fingerprint import fingerprint
+from guardrail.stats import needed_scores
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
@@ -28,44 +26,14 @@ if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Calibration, Fingerprint, Rates
     from guardrail.fit.prompts import Form
-    from guardrail.fit.select import LinearReadout
+    from guardrail.fit.select import FormResiduals, LinearReadout
     from guardrail.model.load import LoadedModel
-
-
-def unfit_for_fit(
-    collect: Collector, rates: Rates, *, video: bool | None, videos: int
-) -> str | None:
-    """Why a fit reads no video, None if it does.
-
-    Args:
-        collect: of the model to fit.
-        rates: the target rates.
-        video: whether it is to; None if it can.
-        videos: how many drawn videos are to calibrate the thresholds.
-
-    Raises:
-        ConfigurationError: what is asked for contradicts itself, or cannot be done.
-    """
-    if videos and video is False:
-        raise ConfigurationError(f"{videos} videos cannot be read with video=False (--no-video)")
-    needed = needed_scores(min(rates.steer, rates.flag))
-    if videos < 0 or 0 < videos < needed:
-        raise ConfigurationError(
-            f"{videos} drawn videos cannot support a target of {min(rates.steer, rates.flag):g}: "
-            f"ask for at least {needed}, or for 0"
-        )
-    unfit = "it was fitted without them" if video is False else unfit_for_video(collect)
-    if unfit is not None and (video or videos):
-        raise ConfigurationError(f"videos cannot be read: {unfit}; fit without them")
-    return unfit
-
 
 CALIBRATED_ON: dict[Modality, Form] = {
     Modality.TEXT: "plain",
     Modality.IMAGE: "drawn",
     Modality.VIDEO: "filmed",
 }
-
 CONTRAST_SOURCE = "safe contrast prompts"
 
 
@@ -122,7 +90,7 @@ def fit(
         key=identity.model_dump_json(),
         progress=progress,
     )
-    unfit = unfit_for_fit(collect, rates, video=video, videos=videos)
+    unfit = why_without_videos(collect, rates, video=video, videos=videos)
     readings = read_all(collect, contrast, rates, per_kind, video=unfit is None, videos=videos)
     return finish(
         collect,
@@ -133,6 +101,34 @@ def fit(
         prefixes=tuple(refusal_prefixes or REFUSAL_PREFIXES),
         without_video=unfit if video is None and loaded.is_multimodal else None,
     )
+
+
+def why_without_videos(
+    collect: Collector, rates: Rates, *, video: bool | None, videos: int
+) -> str | None:
+    """Why a fit reads no video, None if it does.
+
+    Args:
+        collect: of the model to fit.
+        rates: the target rates.
+        video: whether it is to; None if it can.
+        videos: how many drawn videos are to calibrate the thresholds.
+
+    Raises:
+        ConfigurationError: what is asked for contradicts itself, or cannot be done.
+    """
+    if videos and video is False:
+        raise ConfigurationError(f"{videos} videos cannot be read with video=False (--no-video)")
+    needed = needed_scores(min(rates.steer, rates.flag))
+    if videos < 0 or 0 < videos < needed:
+        raise ConfigurationError(
+            f"{videos} drawn videos cannot support a target of {min(rates.steer, rates.flag):g}: "
+            f"ask for at least {needed}, or for 0"
+        )
+    unfit = "it was fitted without them" if video is False else unfit_for_video(collect)
+    if unfit is not None and (video or videos):
+        raise ConfigurationError(f"videos cannot be read: {unfit}; fit without them")
+    return unfit
 
 
 def candidates_of(readings: Readings) -> list[Candidate]:
@@ -178,11 +174,19 @@ def calibrations(
 ) -> dict[Modality, Calibration]:
     """Thresholds of text from bare safe prompts, of pictures and videos from drawn ones."""
     return {
-        modality: calibration(
-            readout.scores(readings.forms[form].rows("calibrate", is_safe)).tolist(),
-            rates,
-            source=f"{CONTRAST_SOURCE}, {form}",
-        )
+        modality: form_calibration(readings.forms[form], form, readout, rates)
         for modality, form in CALIBRATED_ON.items()
         if form in readings.forms
     }
+
+
+def form_calibration(
+    found: FormResiduals, form: Form, readout: LinearReadout, rates: Rates
+) -> Calibration:
+    """Thresholds from the safe prompts of one form.
+
+    Raises:
+        CalibrationError: too few prompts for the target rates.
+    """
+    scores = readout.scores(found.rows("calibrate", is_safe)).tolist()
+    return calibration(scores, rates, source=f"{CONTRAST_SOURCE}, {form}")

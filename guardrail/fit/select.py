@@ -1,6 +1,6 @@
 """Which estimator reads best, over which layers: decided on held-out text.
 
-Linear estimators of the same contrast, all put on one scale: 0 safe, 1 unsafe.
+The estimators are linear ones of the same contrast, all put on one scale: 0 safe, 1 unsafe.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
     from guardrail.fit.prompts import Sample
 
+MINIMUM_AUROC = 0.80
+MARGIN = 0.005  # a more elaborate estimator must beat a simpler one by this much
+MOST_LAYERS = 8
+# Shares of the layers: readouts lie in the first range, and the edit between them and the end.
+FIRST_DEPTH, READ_DEPTH, LAST_DEPTH = 0.3, 0.75, 0.8
+
 
 @dataclass(frozen=True)
 class LinearReadout:
@@ -42,109 +48,6 @@ class LinearReadout:
             gap=self.gap,
             offset=torch.as_tensor(offset),
         )
-
-
-def readout(
-    name: str, layer: int, unsafe: Sequence[Tensor], safe: Sequence[Tensor]
-) -> LinearReadout | None:
-    """Estimator `name` at one layer; None where it is degenerate.
-
-    Args:
-        name: a key of `ESTIMATORS`.
-        layer: which layer of the residuals.
-        unsafe: residuals of each form of prompts, (n, L, d_model); forms weigh the same, however
-            many prompts they have.
-        safe: the same forms, (m, L, d_model).
-    """
-    high, low = ([form[:, layer].double() for form in part] for part in (unsafe, safe))
-    weight = ESTIMATORS[name](high, low)
-    norm = weight.norm()
-    if not bool(torch.isfinite(norm) & (norm > 0)):
-        return None
-    weight = (weight / norm).float().double()  # as stored
-    zero, gap = weight @ _centre(low), weight @ (_centre(high) - _centre(low))
-    if not bool(gap > 0):
-        return None
-    return LinearReadout(name, (layer,), weight[None].float(), zero[None], gap[None])
-
-
-def averaged(readouts: Sequence[LinearReadout]) -> LinearReadout:
-    """The mean score of several layers, ascending."""
-    parts = sorted(readouts, key=lambda r: r.layers)
-    return LinearReadout(
-        parts[0].estimator,
-        tuple(layer for part in parts for layer in part.layers),
-        torch.cat([part.weight for part in parts]),
-        torch.cat([part.zero for part in parts]),
-        torch.cat([part.gap for part in parts]),
-    )
-
-
-def mean_difference(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
-    """Difference of means at one layer, forms of (n, d) and (m, d) float64 -> (d,)."""
-    return _centre(unsafe) - _centre(safe)
-
-
-def shrinkage_lda(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
-    """Within-class covariance, shrunk (Ledoit and Wolf 2004), solved for the difference of means.
-
-    Forms of (n, d) and (m, d) float64 -> (d,). Classes and forms weigh the same, however many
-    prompts they have; how a class moves between forms counts as variation within it. NaN where
-    nothing varies.
-    """
-    pooled = (_covariance(unsafe) + _covariance(safe)) / 2
-    solved: Tensor
-    solved, singular = torch.linalg.solve_ex(pooled, mean_difference(unsafe, safe))
-    return torch.full_like(solved, torch.nan) if singular else solved
-
-
-ESTIMATORS = {"difference of means": mean_difference, "shrinkage LDA": shrinkage_lda}
-
-
-def _centre(forms: Sequence[Tensor]) -> Tensor:
-    return torch.stack([form.mean(0) for form in forms]).mean(0)
-
-
-def _covariance(forms: Sequence[Tensor]) -> Tensor:
-    ledoit_wolf = require("sklearn.covariance").ledoit_wolf
-    centre = _centre(forms)
-    found = [ledoit_wolf((form - centre).numpy(), assume_centered=True)[0] for form in forms]
-    return torch.stack([torch.from_numpy(one) for one in found]).mean(0)
-
-
-@dataclass(frozen=True)
-class Separation:
-    """AUROC of unsafe prompts against each kind of safe prompt, and their plain mean."""
-
-    by_kind: dict[str, float]
-
-    @property
-    def mean(self) -> float:
-        """Every kind of safe prompt weighs the same, hard ones as much as ordinary ones."""
-        return sum(self.by_kind.values()) / len(self.by_kind)
-
-
-def separation(scores: Tensor, kinds: Sequence[str]) -> Separation:
-    """How well scores (n,) tell `unsafe` from every other kind."""
-    values = scores.tolist()
-    unsafe = [s for s, kind in zip(values, kinds, strict=True) if kind == "unsafe"]
-    others = sorted({kind for kind in kinds if kind != "unsafe"})
-    return Separation(
-        {
-            kind: auroc(unsafe, [s for s, k in zip(values, kinds, strict=True) if k == kind])
-            for kind in others
-        }
-    )
-
-
-MINIMUM_AUROC = 0.80
-
-MARGIN = 0.005  # a more elaborate estimator must beat a simpler one by this much
-
-MOST_LAYERS = 8
-
-# Shares of the layers: readouts lie in the first range, and the edit between them and the end.
-FIRST_DEPTH, READ_DEPTH, LAST_DEPTH = 0.3, 0.75, 0.8
 
 
 @dataclass(frozen=True)
@@ -172,6 +75,18 @@ class FormResiduals:
 
 
 @dataclass(frozen=True)
+class Separation:
+    """AUROC of unsafe prompts against each kind of safe prompt, and their plain mean."""
+
+    by_kind: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Every kind of safe prompt weighs the same, hard ones as much as ordinary ones."""
+        return sum(self.by_kind.values()) / len(self.by_kind)
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A readout and its AUROC on the selection split, per form and kind of safe prompt."""
 
@@ -191,16 +106,6 @@ class Candidate:
             "auroc": self.auroc,
             "auroc_by_form": {form: s.by_kind for form, s in self.separations.items()},
         }
-
-
-def is_unsafe(kind: str) -> bool:
-    """Whether rows of this kind are unsafe."""
-    return kind == "unsafe"
-
-
-def is_safe(kind: str) -> bool:
-    """Whether rows of this kind are safe."""
-    return kind != "unsafe"
 
 
 def compare(forms: dict[str, FormResiduals], layers: Sequence[int]) -> list[Candidate]:
@@ -287,3 +192,94 @@ def scored(made: LinearReadout, forms: dict[str, FormResiduals]) -> Candidate:
         if form.kinds_of("select")
     }
     return Candidate(made, separations)
+
+
+def separation(scores: Tensor, kinds: Sequence[str]) -> Separation:
+    """How well scores (n,) tell `unsafe` from every other kind."""
+    values = scores.tolist()
+    unsafe = [s for s, kind in zip(values, kinds, strict=True) if kind == "unsafe"]
+    others = sorted({kind for kind in kinds if kind != "unsafe"})
+    return Separation(
+        {
+            kind: auroc(unsafe, [s for s, k in zip(values, kinds, strict=True) if k == kind])
+            for kind in others
+        }
+    )
+
+
+def is_unsafe(kind: str) -> bool:
+    """Whether rows of this kind are unsafe."""
+    return kind == "unsafe"
+
+
+def is_safe(kind: str) -> bool:
+    """Whether rows of this kind are safe."""
+    return kind != "unsafe"
+
+
+def readout(
+    name: str, layer: int, unsafe: Sequence[Tensor], safe: Sequence[Tensor]
+) -> LinearReadout | None:
+    """Estimator `name` at one layer; None where it is degenerate.
+
+    Args:
+        name: a key of `ESTIMATORS`.
+        layer: which layer of the residuals.
+        unsafe: residuals of each form of prompts, (n, L, d_model); forms weigh the same, however
+            many prompts they have.
+        safe: the same forms, (m, L, d_model).
+    """
+    high, low = ([form[:, layer].double() for form in part] for part in (unsafe, safe))
+    weight = ESTIMATORS[name](high, low)
+    norm = weight.norm()
+    if not bool(torch.isfinite(norm) & (norm > 0)):
+        return None
+    weight = (weight / norm).float().double()  # as stored
+    zero, gap = weight @ _centre(low), weight @ (_centre(high) - _centre(low))
+    if not bool(gap > 0):
+        return None
+    return LinearReadout(name, (layer,), weight[None].float(), zero[None], gap[None])
+
+
+def averaged(readouts: Sequence[LinearReadout]) -> LinearReadout:
+    """The mean score of several layers, ascending."""
+    parts = sorted(readouts, key=lambda r: r.layers)
+    return LinearReadout(
+        parts[0].estimator,
+        tuple(layer for part in parts for layer in part.layers),
+        torch.cat([part.weight for part in parts]),
+        torch.cat([part.zero for part in parts]),
+        torch.cat([part.gap for part in parts]),
+    )
+
+
+def mean_difference(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
+    """Difference of means at one layer, forms of (n, d) and (m, d) float64 -> (d,)."""
+    return _centre(unsafe) - _centre(safe)
+
+
+def shrinkage_lda(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
+    """Within-class covariance, shrunk (Ledoit and Wolf 2004), solved for the difference of means.
+
+    Forms of (n, d) and (m, d) float64 -> (d,). Classes and forms weigh the same, however many
+    prompts they have; how a class moves between forms counts as variation within it. NaN where
+    nothing varies.
+    """
+    pooled = (_covariance(unsafe) + _covariance(safe)) / 2
+    solved: Tensor
+    solved, singular = torch.linalg.solve_ex(pooled, mean_difference(unsafe, safe))
+    return torch.full_like(solved, torch.nan) if singular else solved
+
+
+ESTIMATORS = {"difference of means": mean_difference, "shrinkage LDA": shrinkage_lda}
+
+
+def _centre(forms: Sequence[Tensor]) -> Tensor:
+    return torch.stack([form.mean(0) for form in forms]).mean(0)
+
+
+def _covariance(forms: Sequence[Tensor]) -> Tensor:
+    ledoit_wolf = require("sklearn.covariance").ledoit_wolf
+    centre = _centre(forms)
+    found = [ledoit_wolf((form - centre).numpy(), assume_centered=True)[0] for form in forms]
+    return torch.stack([torch.from_numpy(one) for one in found]).mean(0)

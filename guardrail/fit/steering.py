@@ -1,8 +1,7 @@
-"""Where to edit, how far and for how long: calibrated together, on text, behind the gate.
+"""Where to edit, how far and for how long: decided on text.
 
-Does the direction cause refusals? Measured on safe prompts, at the first token of the answer.
-
-Which layer to edit and how: causal effect first, then strength and positions behind the gate.
+First, at which layers does the direction cause refusals? Measured on safe prompts, at the first
+token of the answer. Then strength and positions are calibrated together, behind the gate.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from guardrail.stats import Rate
 from guardrail.types import Action, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from guardrail.artefact.header import Calibration
     from guardrail.fit.collect import Collector
@@ -33,29 +32,15 @@ if TYPE_CHECKING:
     from guardrail.fit.select import LinearReadout
 
 OPEN = 1e6  # a detection score above any gate
-
-
-class Unconditional:
-    """A detector that steers every row, for measuring the edit without the gate."""
-
-    def __init__(self, steering: Steering) -> None:
-        self.steering = steering
-        self.layers = (steering.layer,)
-        self.steering_layer: int | None = steering.layer
-        self.steer_tokens = steering.tokens
-
-    def decide(
-        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
-    ) -> Decision:
-        """Steer, whatever was read: (rows, 1, d_model)."""
-        rows = len(kinds)
-        scores = torch.full((rows,), OPEN, dtype=torch.float64)
-        return Decision(scores, [Action.STEER] * rows, [False] * rows)
-
-    def edit(self, decision: Decision, residual: Tensor, kinds: Sequence[str]) -> Tensor:
-        """The steering's own edit behind an open gate: (rows, d_model)."""
-        gates = torch.zeros(len(kinds), dtype=torch.float64)
-        return self.steering.edits(decision.scores, residual, gates, kinds)
+FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5)
+WEAKER = (0.75, 0.5)  # when even the first factor breaks a bound
+TOKENS = (0, 8)
+RAMP = 0.05  # score above the gate at which the move is whole: nearly a step, but continuous
+KL_BOUND = 0.1  # nats on safe prompts, behind the gate (Arditi et al. 2024, appendix C)
+ENOUGH = 0.95  # induced refusal beyond which a stronger edit only costs
+ANSWER = Settings(max_new_tokens=8, do_sample=False)
+CAUSAL_PROMPTS, STEERED_PROMPTS = 12, 20
+CANDIDATE_LAYERS, STEERING_LAYERS = 4, 2
 
 
 @dataclass(frozen=True)
@@ -64,77 +49,6 @@ class CausalEffect:
 
     log_odds_shift: float
     kl: float
-
-
-def refusal_token_ids(tokenize: object, prefixes: Sequence[str]) -> list[int]:
-    """First tokens of the refusal prefixes, as they begin an answer."""
-    ids = {tokenize(prefix)[0] for prefix in prefixes if prefix}  # type: ignore[operator]
-    return sorted(ids)
-
-
-def refusal_log_odds(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
-    """Log p - log(1 - p) of a refusal's first token: (rows, vocab) -> (rows,) float64.
-
-    The refusal metric of Arditi et al. (2024, arXiv 2406.11717, section 2.3).
-    """
-    logp = logits.double().log_softmax(-1)
-    rest = torch.ones(logits.shape[-1], dtype=torch.bool)
-    rest[list(token_ids)] = False
-    odds: Tensor = logp[:, ~rest].logsumexp(-1) - logp[:, rest].logsumexp(-1)
-    return odds
-
-
-def kl_divergence(plain: Tensor, edited: Tensor) -> Tensor:
-    """KL(plain || edited) of next-token distributions in nats: (rows, vocab) twice -> (rows,)."""
-    p, q = plain.double().log_softmax(-1), edited.double().log_softmax(-1)
-    terms = (p.exp() * (p - q)).masked_fill(p.isneginf(), 0.0)  # tokens never said add nothing
-    kl: Tensor = terms.sum(-1)
-    return kl
-
-
-def logits_of(
-    collect: Collector, requests: Sequence[Request], detector: Unconditional | None = None
-) -> Tensor:
-    """First-token logits of requests, batched, in their order: (n, vocab) float32."""
-    rows: list[Tensor] = [torch.empty(0)] * len(requests)
-    for batch in collect.batches(requests):
-        encoded = collect.encoder.encode([requests[i] for i in batch])
-        for i, row in zip(batch, next_token_logits(collect.loaded, encoded, detector), strict=True):
-            rows[i] = row
-    return torch.stack(rows)
-
-
-def causal_effects(
-    collect: Collector,
-    requests: Sequence[Request],
-    candidates: Sequence[Steering],
-    token_ids: Sequence[int],
-) -> list[CausalEffect]:
-    """The effect of each candidate edit on the same safe requests, one forward pass each."""
-    plain = logits_of(collect, requests)
-    before = refusal_log_odds(plain, token_ids)
-    effects = []
-    for done, steering in enumerate(candidates, start=1):
-        edited = logits_of(collect, requests, Unconditional(steering))
-        shift = (refusal_log_odds(edited, token_ids) - before).mean()
-        effects.append(CausalEffect(float(shift), float(kl_divergence(plain, edited).mean())))
-        collect.progress("causal effect", done, len(candidates))
-    return effects
-
-
-FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5)
-
-WEAKER = (0.75, 0.5)  # when even the first factor breaks a bound
-
-TOKENS = (0, 8)
-
-RAMP = 0.05  # score above the gate at which the move is whole: nearly a step, but continuous
-
-KL_BOUND = 0.1  # nats on safe prompts, behind the gate (Arditi et al. 2024, appendix C)
-
-ENOUGH = 0.95  # induced refusal beyond which a stronger edit only costs
-
-ANSWER = Settings(max_new_tokens=8, do_sample=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,53 +86,111 @@ class Trial:
         }
 
 
-def steering_at(
-    directions: Directions, layer: int, unsafe: Tensor, *, factor: float = 1.0, tokens: int = 0
-) -> Steering:
-    """The edit at one layer that moves a row to `factor` times the upper end of unsafe text.
+@dataclass(frozen=True)
+class SteeringFound:
+    """Causal effects by layer, all trials (best first) and the chosen one, if any is usable."""
 
-    Args:
-        directions: of the fit split.
-        layer: where the edit is added, after the layer.
-        unsafe: (n, L, d_model) residuals; the 95th percentile of their scores is the upper end of
-            what text covers.
-        factor: how far beyond it the trust region reaches.
-        tokens: generated tokens edited beside the last prompt position.
-    """
-    unit, gap = directions.direction[layer].double(), float(directions.norms[layer])
-    zero = float(directions.mu_safe[layer].double() @ unit)
-    upper = float(((unsafe[:, layer].double() @ unit - zero) / gap).quantile(0.95))
-    reach = max(upper * factor, 1e-6)
-    return Steering(
-        layer=layer,
-        direction=directions.direction[layer],
-        zero=zero,
-        gap=gap,
-        offsets={"text": 0.0},
-        gain=reach / RAMP,
-        a_max=reach,
-        region_max=reach,
-        tokens=tokens,
-    )
+    effects: dict[int, CausalEffect]
+    trials: list[Trial]
+
+    @property
+    def chosen(self) -> Trial | None:
+        """The best trial, when it keeps its bounds and induces any refusal that was not there."""
+        best = self.trials[0] if self.trials else None
+        return best if best and best.within_bounds and best.effective else None
 
 
-def refused(
+def search(
     collect: Collector,
-    requests: Sequence[Request],
-    steering: Steering | None,
+    readings: Readings,
+    readout: LinearReadout,
+    text: Calibration,
     prefixes: Sequence[str],
-) -> list[bool]:
-    """Which requests are refused (greedy, 8 tokens), all of them steered or none."""
-    detector = None if steering is None else Unconditional(steering)
-    answers = [False] * len(requests)
-    for batch in collect.batches(requests):
-        encoded = collect.encoder.encode([requests[i] for i in batch])
-        for i, row in zip(
-            batch, generate_rows(collect.loaded, encoded, detector, ANSWER), strict=True
-        ):
-            text = collect.loaded.tokenizer.decode(list(row.token_ids), skip_special_tokens=True)
-            answers[i] = is_refusal(str(text), prefixes)
-    return answers
+) -> SteeringFound:
+    """Find a steering layer, a strength and positions, all on text.
+
+    Layers from the readout's deepest to the last fifth come first: an edit there costs nothing.
+    Only when none of them is usable, layers before it are tried, but for the first ones; a steered
+    request then runs the layers between twice (see `guardrail.model.rerun`). Of layers at which the
+    direction does not raise the refusal log-odds of safe prompts, nothing is tried further; without
+    any other, the artefact will only detect.
+    """
+    layers, deepest = len(readings.layers), readout.layers[-1]
+    first, last = int(FIRST_DEPTH * layers), int(LAST_DEPTH * layers)
+
+    def tried(start: int, end: int) -> SteeringFound:
+        places = spread([i for i in readings.usable if start <= i < end], CANDIDATE_LAYERS)
+        return _tried(collect, readings, readout, text, prefixes, places)
+
+    found = tried(deepest, last)
+    if found.chosen is not None:
+        return found
+    earlier = tried(first, min(last, deepest))
+    trials = sorted([*earlier.trials, *found.trials], key=preference)
+    return SteeringFound(found.effects | earlier.effects, trials)
+
+
+def _tried(
+    collect: Collector,
+    readings: Readings,
+    readout: LinearReadout,
+    text: Calibration,
+    prefixes: Sequence[str],
+    places: list[int],
+) -> SteeringFound:
+    """The causal effect at each of these layers, and trials at the best of them."""
+    if not places:
+        return SteeringFound({}, [])
+    unsafe = readings.forms["plain"].rows("fit", is_unsafe)
+    starts = {i: steering_at(readings.directions, i, unsafe) for i in places}
+    measured = measured_effects(collect, readings, list(starts.values()), prefixes)
+    effects = dict(zip(starts, measured, strict=True))
+    causal = sorted(
+        (i for i in places if effects[i].log_odds_shift > 0),
+        key=lambda i: -effects[i].log_odds_shift,
+    )
+    if not causal:
+        return SteeringFound(effects, [])
+    data = _gated(readings, readout, text)
+    best = [starts[i] for i in causal[:STEERING_LAYERS]]
+    return SteeringFound(effects, calibrate_steering(collect, data, best, prefixes))
+
+
+def measured_effects(
+    collect: Collector, readings: Readings, edits: Sequence[Steering], prefixes: Sequence[str]
+) -> list[CausalEffect]:
+    """What edits without a gate do to the fit's safe prompts, always the same ones of a set."""
+    token_ids = refusal_token_ids(
+        lambda words: collect.loaded.tokenizer.encode(words, add_special_tokens=False), prefixes
+    )
+    return causal_effects(collect, causal_prompts(readings), edits, token_ids)
+
+
+def causal_prompts(readings: Readings) -> list[Request]:
+    """The safe prompts on which edits are measured, at most `CAUSAL_PROMPTS`."""
+    plain = readings.forms["plain"]
+    ordinary = plain.samples_of("select", lambda kind: kind == "ordinary")
+    ordinary = ordinary or plain.samples_of("select", is_safe)  # a user's set may have none
+    return [sample.request for sample in spread(ordinary, CAUSAL_PROMPTS)]
+
+
+def _gated(readings: Readings, readout: LinearReadout, text: Calibration) -> SteeringData:
+    """Held-out prompts for which the gate opens, and how many benign ones there were in all.
+
+    Unsafe prompts come with words around them: that is how they arrive with a picture, and fewer of
+    them are refused anyway.
+    """
+    plain, carried = readings.forms["plain"], readings.forms["carried"]
+    benign = plain.samples_of("calibrate", is_safe)
+    scores = readout.scores(plain.rows("calibrate", is_safe)).tolist()
+    gate = text.thresholds
+    opened = [
+        sample.request
+        for sample, score in zip(benign, scores, strict=True)
+        if gate.steer < score <= gate.flag
+    ]
+    asked = spread(carried.samples_of("select", is_unsafe), STEERED_PROMPTS)
+    return SteeringData([sample.request for sample in asked], opened, len(benign))
 
 
 @dataclass(frozen=True)
@@ -309,124 +281,128 @@ def _try(
     )
 
 
-CAUSAL_PROMPTS, STEERED_PROMPTS = 12, 20
+def steering_at(
+    directions: Directions, layer: int, unsafe: Tensor, *, factor: float = 1.0, tokens: int = 0
+) -> Steering:
+    """The edit at one layer that moves a row to `factor` times the upper end of unsafe text.
 
-CANDIDATE_LAYERS, STEERING_LAYERS = 4, 2
-
-
-@dataclass(frozen=True)
-class SteeringFound:
-    """Causal effects by layer, all trials (best first) and the chosen one, if any is usable."""
-
-    effects: dict[int, CausalEffect]
-    trials: list[Trial]
-
-    @property
-    def chosen(self) -> Trial | None:
-        """The best trial, when it keeps its bounds and induces any refusal that was not there."""
-        best = self.trials[0] if self.trials else None
-        return best if best and best.within_bounds and best.effective else None
-
-
-def search(
-    collect: Collector,
-    readings: Readings,
-    readout: LinearReadout,
-    text: Calibration,
-    prefixes: Sequence[str],
-) -> SteeringFound:
-    """Find a steering layer, a strength and positions, all on text.
-
-    Layers from the readout's deepest on come first: an edit there costs nothing. Only when none of
-    them is usable, layers before it are tried; a steered request then runs the layers between twice
-    (see `guardrail.model.rerun`). Of layers at which the direction does not raise the refusal
-    log-odds of safe prompts, nothing is tried further; without any other, the artefact will only
-    detect.
+    Args:
+        directions: of the fit split.
+        layer: where the edit is added, after the layer.
+        unsafe: (n, L, d_model) residuals; the 95th percentile of their scores is the upper end of
+            what text covers.
+        factor: how far beyond it the trust region reaches.
+        tokens: generated tokens edited beside the last prompt position.
     """
-
-    def tried(places: list[int]) -> SteeringFound:
-        return _tried(collect, readings, readout, text, prefixes, places)
-
-    found = tried(_eligible(readings, readout))
-    if found.chosen is not None:
-        return found
-    earlier = tried(_eligible_before(readings, readout))
-    trials = sorted([*earlier.trials, *found.trials], key=preference)
-    return SteeringFound(found.effects | earlier.effects, trials)
-
-
-def _tried(
-    collect: Collector,
-    readings: Readings,
-    readout: LinearReadout,
-    text: Calibration,
-    prefixes: Sequence[str],
-    places: list[int],
-) -> SteeringFound:
-    """The causal effect at each of these layers, and trials at the best of them."""
-    if not places:
-        return SteeringFound({}, [])
-    unsafe = readings.forms["plain"].rows("fit", is_unsafe)
-    starts = {i: steering_at(readings.directions, i, unsafe) for i in places}
-    measured = measured_effects(collect, readings, list(starts.values()), prefixes)
-    effects = dict(zip(starts, measured, strict=True))
-    causal = sorted(
-        (i for i in places if effects[i].log_odds_shift > 0),
-        key=lambda i: -effects[i].log_odds_shift,
+    unit, gap = directions.direction[layer].double(), float(directions.norms[layer])
+    zero = float(directions.mu_safe[layer].double() @ unit)
+    upper = float(((unsafe[:, layer].double() @ unit - zero) / gap).quantile(0.95))
+    reach = max(upper * factor, 1e-6)
+    return Steering(
+        layer=layer,
+        direction=directions.direction[layer],
+        zero=zero,
+        gap=gap,
+        offsets={"text": 0.0},
+        gain=reach / RAMP,
+        a_max=reach,
+        region_max=reach,
+        tokens=tokens,
     )
-    if not causal:
-        return SteeringFound(effects, [])
-    data = _gated(readings, readout, text)
-    best = [starts[i] for i in causal[:STEERING_LAYERS]]
-    return SteeringFound(effects, calibrate_steering(collect, data, best, prefixes))
 
 
-def measured_effects(
-    collect: Collector, readings: Readings, edits: Sequence[Steering], prefixes: Sequence[str]
+class Unconditional:
+    """A detector that steers every row, for measuring the edit without the gate."""
+
+    def __init__(self, steering: Steering) -> None:
+        self.steering = steering
+        self.layers = (steering.layer,)
+        self.steering_layer: int | None = steering.layer
+        self.steer_tokens = steering.tokens
+
+    def decide(
+        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
+    ) -> Decision:
+        """Steer, whatever was read: (rows, 1, d_model)."""
+        rows = len(kinds)
+        scores = torch.full((rows,), OPEN, dtype=torch.float64)
+        return Decision(scores, [Action.STEER] * rows, [False] * rows)
+
+    def edit(self, decision: Decision, residual: Tensor, kinds: Sequence[str]) -> Tensor:
+        """The steering's own edit behind an open gate: (rows, d_model)."""
+        gates = torch.zeros(len(kinds), dtype=torch.float64)
+        return self.steering.edits(decision.scores, residual, gates, kinds)
+
+
+def causal_effects(
+    collect: Collector,
+    requests: Sequence[Request],
+    candidates: Sequence[Steering],
+    token_ids: Sequence[int],
 ) -> list[CausalEffect]:
-    """What edits without a gate do to the fit's safe prompts, always the same ones of a set."""
-    token_ids = refusal_token_ids(
-        lambda words: collect.loaded.tokenizer.encode(words, add_special_tokens=False), prefixes
-    )
-    return causal_effects(collect, causal_prompts(readings), edits, token_ids)
+    """The effect of each candidate edit on the same safe requests, one forward pass each."""
+    plain = logits_of(collect, requests)
+    before = refusal_log_odds(plain, token_ids)
+    effects = []
+    for done, steering in enumerate(candidates, start=1):
+        edited = logits_of(collect, requests, Unconditional(steering))
+        shift = (refusal_log_odds(edited, token_ids) - before).mean()
+        effects.append(CausalEffect(float(shift), float(kl_divergence(plain, edited).mean())))
+        collect.progress("causal effect", done, len(candidates))
+    return effects
 
 
-def causal_prompts(readings: Readings) -> list[Request]:
-    """The safe prompts on which edits are measured, at most `CAUSAL_PROMPTS`."""
-    plain = readings.forms["plain"]
-    ordinary = plain.samples_of("select", lambda kind: kind == "ordinary")
-    ordinary = ordinary or plain.samples_of("select", is_safe)  # a user's set may have none
-    return [sample.request for sample in spread(ordinary, CAUSAL_PROMPTS)]
+def logits_of(
+    collect: Collector, requests: Sequence[Request], detector: Unconditional | None = None
+) -> Tensor:
+    """First-token logits of requests, batched, in their order: (n, vocab) float32."""
+
+    def read(batch: Sequence[Request]) -> Tensor:
+        return next_token_logits(collect.loaded, collect.encoder.encode(batch), detector)
+
+    return torch.stack(collect.each(requests, read))
 
 
-def _eligible(readings: Readings, readout: LinearReadout) -> list[int]:
-    """Usable layers from the readout's deepest to the last fifth, evenly thinned."""
-    end = int(LAST_DEPTH * len(readings.layers))
-    allowed = [i for i in readings.usable if readout.layers[-1] <= i < end]
-    return spread(allowed, CANDIDATE_LAYERS)
+def refused(
+    collect: Collector,
+    requests: Sequence[Request],
+    steering: Steering | None,
+    prefixes: Sequence[str],
+) -> list[bool]:
+    """Which requests are refused (greedy, 8 tokens), all of them steered or none."""
+    detector = None if steering is None else Unconditional(steering)
+
+    def answered(batch: Sequence[Request]) -> Iterator[bool]:
+        encoded = collect.encoder.encode(batch)
+        for row in generate_rows(collect.loaded, encoded, detector, ANSWER):
+            text = collect.loaded.tokenizer.decode(list(row.token_ids), skip_special_tokens=True)
+            yield is_refusal(str(text), prefixes)
+
+    return collect.each(requests, answered)
 
 
-def _eligible_before(readings: Readings, readout: LinearReadout) -> list[int]:
-    """Usable layers before the readout's deepest, but for the first ones, evenly thinned."""
-    begin, end = (int(depth * len(readings.layers)) for depth in (FIRST_DEPTH, LAST_DEPTH))
-    allowed = [i for i in readings.usable if begin <= i < min(end, readout.layers[-1])]
-    return spread(allowed, CANDIDATE_LAYERS)
+def refusal_token_ids(
+    tokenize: Callable[[str], Sequence[int]], prefixes: Sequence[str]
+) -> list[int]:
+    """First tokens of the refusal prefixes, as they begin an answer."""
+    return sorted({tokenize(prefix)[0] for prefix in prefixes if prefix})
 
 
-def _gated(readings: Readings, readout: LinearReadout, text: Calibration) -> SteeringData:
-    """Held-out prompts for which the gate opens, and how many benign ones there were in all.
+def refusal_log_odds(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """Log p - log(1 - p) of a refusal's first token: (rows, vocab) -> (rows,) float64.
 
-    Unsafe prompts come with words around them: that is how they arrive with a picture, and fewer of
-    them are refused anyway.
+    The refusal metric of Arditi et al. (2024, arXiv 2406.11717, section 2.3).
     """
-    plain, carried = readings.forms["plain"], readings.forms["carried"]
-    benign = plain.samples_of("calibrate", is_safe)
-    scores = readout.scores(plain.rows("calibrate", is_safe)).tolist()
-    gate = text.thresholds
-    opened = [
-        sample.request
-        for sample, score in zip(benign, scores, strict=True)
-        if gate.steer < score <= gate.flag
-    ]
-    asked = spread(carried.samples_of("select", is_unsafe), STEERED_PROMPTS)
-    return SteeringData([sample.request for sample in asked], opened, len(benign))
+    logp = logits.double().log_softmax(-1)
+    rest = torch.ones(logits.shape[-1], dtype=torch.bool)
+    rest[list(token_ids)] = False
+    odds: Tensor = logp[:, ~rest].logsumexp(-1) - logp[:, rest].logsumexp(-1)
+    return odds
+
+
+def kl_divergence(plain: Tensor, edited: Tensor) -> Tensor:
+    """KL(plain || edited) of next-token distributions in nats: (rows, vocab) twice -> (rows,)."""
+    p, q = plain.double().log_softmax(-1), edited.double().log_softmax(-1)
+    terms = (p.exp() * (p - q)).masked_fill(p.isneginf(), 0.0)  # tokens never said add nothing
+    kl: Tensor = terms.sum(-1)
+    return kl

@@ -1,7 +1,4 @@
-"""Benign traffic, scored chunk by chunk into a bounded sample of each modality.
-
-A uniform sample of a stream of unknown length, in bounded memory.
-"""
+"""Benign traffic, scored chunk by chunk into a bounded sample of each modality."""
 
 from __future__ import annotations
 
@@ -25,42 +22,8 @@ if TYPE_CHECKING:
     from guardrail.guard import Guard
     from guardrail.types import Modality, Verdict
 
-
-class Reservoir:
-    """At most `keep` of the values added, every one kept with the same probability.
-
-    Vitter (1985), algorithm R. A uniform subsample of exchangeable scores is exchangeable with
-    future ones as the whole would be, so conformal thresholds of the sample hold as they are; only
-    their n is that of the sample.
-    """
-
-    def __init__(self, keep: int, *, seed: int | str = 0) -> None:
-        if keep < 1:
-            raise ValueError(f"a sample keeps at least one value; got {keep}")
-        self._keep, self._random = keep, random.Random(seed)
-        self._values: list[float] = []
-        self.seen = 0
-
-    def add(self, value: float) -> None:
-        """Take one more value of the stream into account."""
-        self.seen += 1
-        if len(self._values) < self._keep:
-            self._values.append(value)
-            return
-        place = self._random.randrange(self.seen)
-        if place < self._keep:
-            self._values[place] = value
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """The sample, in no order that means anything."""
-        return tuple(self._values)
-
-
 log = logging.getLogger(__name__)
-
 MOST_FAILED = 0.01
-
 _NAMED = 5  # failures that are told one by one
 
 
@@ -69,49 +32,6 @@ class Placed(NamedTuple):
 
     where: str
     value: Any
-
-
-@dataclass(kw_only=True)
-class Traffic:
-    """What scoring saw: a sample of each modality's scores, and how many requests failed."""
-
-    keep: int
-    seed: int = 0
-    samples: dict[Modality, Reservoir] = field(default_factory=dict)
-    failed: int = 0
-    first_failure: str = ""
-
-    @property
-    def scored(self) -> int:
-        """Requests with a score, in the samples or not."""
-        return sum(sample.seen for sample in self.samples.values())
-
-    def add(self, modality: Modality, score: float) -> None:
-        """One more score."""
-        if modality not in self.samples:
-            self.samples[modality] = Reservoir(self.keep, seed=f"{self.seed} {modality}")
-        self.samples[modality].add(score)
-
-    def fail(self, problem: str) -> None:
-        """One more request without a score."""
-        self.failed += 1
-        self.first_failure = self.first_failure or problem
-        if self.failed <= _NAMED:
-            log.warning("left out: %s", problem)
-
-    def check_failures(self) -> None:
-        """Refuse a calibration on what is left when much is missing: it may be of one kind.
-
-        Raises:
-            CalibrationError: more than 1 % of the requests failed.
-        """
-        total = self.scored + self.failed
-        if self.failed > MOST_FAILED * total:
-            raise CalibrationError(
-                f"{self.failed} of {total} requests could not be scored, more than "
-                f"{MOST_FAILED:.0%}; the rest may not stand for all of them. Correct the "
-                f"requests, the first of them {self.first_failure}"
-            )
 
 
 def score_traffic(
@@ -170,3 +90,77 @@ def _chunks(values: Iterable[Placed], size: int) -> Iterator[list[Placed]]:
     rest = iter(values)
     while chunk := list(islice(rest, size)):
         yield chunk
+
+
+@dataclass(kw_only=True)
+class Traffic:
+    """What scoring saw: a sample of each modality's scores, and how many requests failed."""
+
+    keep: int
+    seed: int = 0
+    samples: dict[Modality, Reservoir] = field(default_factory=dict)
+    failed: int = 0
+    first_failure: str = ""
+
+    @property
+    def scored(self) -> int:
+        """Requests with a score, in the samples or not."""
+        return sum(sample.seen for sample in self.samples.values())
+
+    def add(self, modality: Modality, score: float) -> None:
+        """One more score."""
+        if modality not in self.samples:
+            self.samples[modality] = Reservoir(self.keep, seed=f"{self.seed} {modality}")
+        self.samples[modality].add(score)
+
+    def fail(self, problem: str) -> None:
+        """One more request without a score."""
+        self.failed += 1
+        self.first_failure = self.first_failure or problem
+        if self.failed <= _NAMED:
+            log.warning("left out: %s", problem)
+
+    def check_failures(self) -> None:
+        """Refuse a calibration on what is left when much is missing: it may be of one kind.
+
+        Raises:
+            CalibrationError: more than 1 % of the requests failed.
+        """
+        total = self.scored + self.failed
+        if self.failed > MOST_FAILED * total:
+            raise CalibrationError(
+                f"{self.failed} of {total} requests could not be scored, more than "
+                f"{MOST_FAILED:.0%}; the rest may not stand for all of them. Correct the "
+                f"requests, the first of them {self.first_failure}"
+            )
+
+
+class Reservoir:
+    """At most `keep` of the values added, every one kept with the same probability.
+
+    Vitter (1985), algorithm R. A uniform subsample of exchangeable scores is exchangeable with
+    future ones as the whole would be, so conformal thresholds of the sample hold as they are; only
+    their n is that of the sample.
+    """
+
+    def __init__(self, keep: int, *, seed: int | str = 0) -> None:
+        if keep < 1:
+            raise ValueError(f"a sample keeps at least one value; got {keep}")
+        self._keep, self._random = keep, random.Random(seed)
+        self._values: list[float] = []
+        self.seen = 0
+
+    def add(self, value: float) -> None:
+        """Take one more value of the stream into account."""
+        self.seen += 1
+        if len(self._values) < self._keep:
+            self._values.append(value)
+            return
+        place = self._random.randrange(self.seen)
+        if place < self._keep:
+            self._values[place] = value
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The sample, in no order that means anything."""
+        return tuple(self._values)

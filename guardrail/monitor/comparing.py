@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from guardrail.errors import ConfigurationError
 from guardrail.extras import require
 from guardrail.monitor.monitor import references
-from guardrail.stats import Rate
+from guardrail.stats import Rate, conformal_place
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
@@ -204,7 +204,10 @@ def _judged(
         )
     psi = population_stability_index(counts.counts, before)
     chance = index_by_chance(counts.n, reference.calibration.n, len(before), alpha)
-    shares = _exceedances(counts, reference, alpha)
+    shares = (
+        _exceedance("steer", Rate(counts.beyond_steer, counts.n), reference.calibration, alpha),
+        _exceedance("flag", Rate(counts.beyond_flag, counts.n), reference.calibration, alpha),
+    )
     reasons = [_index_reason(psi, psi_limit, chance)] if psi > max(psi_limit, chance) else []
     reasons += [_share_reason(share) for share in shares if share.alarm]
     return ModalityComparison(
@@ -221,19 +224,6 @@ def _judged(
         psi_by_chance=chance,
         exceedances=shares,
         reasons=tuple(reasons),
-    )
-
-
-def _exceedances(
-    counts: ModalityCounts, reference: Reference, alpha: float
-) -> tuple[Exceedance, ...]:
-    beyond: dict[Literal["steer", "flag"], int] = {
-        "steer": counts.beyond_steer,
-        "flag": counts.beyond_flag,
-    }
-    return tuple(
-        _exceedance(action, Rate(hits, counts.n), reference.calibration, alpha)
-        for action, hits in beyond.items()
     )
 
 
@@ -319,7 +309,7 @@ def exceedance_p_value(hits: int, n: int, *, target: float, n_before: int) -> fl
     if hits == 0:
         return 1.0
     stats = require("scipy.stats")
-    above = n_before - math.ceil((n_before + 1) * (1 - target) - 1e-9)  # old scores, without ties
+    above = n_before - conformal_place(n_before, target)  # old scores, without ties
     if above < 0:
         return float(stats.binom.sf(hits - 1, n, target))
     if n > _MANY:

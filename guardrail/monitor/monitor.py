@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Calibration
     from guardrail.types import Verdict
 
-
 BINS = 10
 
 

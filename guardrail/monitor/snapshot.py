@@ -23,44 +23,6 @@ if TYPE_CHECKING:
 
 WIDTH = 0.01  # text gaps
 LAST = 1000  # cells run from -LAST to LAST - 1, that is from -10 to 10 text gaps
-
-
-def cell_of(score: float) -> int:
-    """The cell of a finite score; scores beyond the grid are counted in its ends."""
-    return max(-LAST, min(LAST - 1, math.floor(max(-1e9, min(1e9, score)) / WIDTH)))
-
-
-def quantile(
-    cells: Sequence[tuple[int, int]], share: float, *, lowest: float, highest: float
-) -> float:
-    """The smallest score that at least `share` of all scores do not exceed.
-
-    Off by at most half a cell, 0.005 text gaps, for scores between -10 and 10; of scores outside
-    only the lowest and highest are known, and stand for the others.
-
-    Args:
-        cells: pairs of a cell and its positive count, ascending.
-        share: 0 to 1.
-        lowest: the smallest score of all.
-        highest: the largest score of all.
-    """
-    rank = max(1, math.ceil(share * sum(count for _, count in cells) - 1e-9))
-    seen = 0
-    for cell, count in cells:
-        seen += count
-        if seen >= rank:
-            return _middle(cell, lowest, highest)
-    raise ValueError("there is no quantile without scores")
-
-
-def _middle(cell: int, lowest: float, highest: float) -> float:
-    if cell == -LAST and lowest < -LAST * WIDTH:
-        return lowest
-    if cell == LAST - 1 and highest >= LAST * WIDTH:
-        return highest
-    return max(lowest, min(highest, (cell + 0.5) * WIDTH))
-
-
 MAX_BYTES = 2_000_000
 Count = Field(ge=0, le=2**53)  # a JSON number that every reader takes for the same
 
@@ -245,3 +207,39 @@ def _sum(parts: Sequence[ModalityCounts]) -> ModalityCounts:
         lowest=min((part.lowest for part in parts if part.lowest is not None), default=None),
         highest=max((part.highest for part in parts if part.highest is not None), default=None),
     )
+
+
+def cell_of(score: float) -> int:
+    """The cell of a finite score; scores beyond the grid are counted in its ends."""
+    return max(-LAST, min(LAST - 1, math.floor(max(-1e9, min(1e9, score)) / WIDTH)))
+
+
+def quantile(
+    cells: Sequence[tuple[int, int]], share: float, *, lowest: float, highest: float
+) -> float:
+    """The smallest score that at least `share` of all scores do not exceed.
+
+    Off by at most half a cell, 0.005 text gaps, for scores between -10 and 10; of scores outside
+    only the lowest and highest are known, and stand for the others.
+
+    Args:
+        cells: pairs of a cell and its positive count, ascending.
+        share: 0 to 1.
+        lowest: the smallest score of all.
+        highest: the largest score of all.
+    """
+    rank = max(1, math.ceil(share * sum(count for _, count in cells) - 1e-9))
+    seen = 0
+    for cell, count in cells:
+        seen += count
+        if seen >= rank:
+            return _middle(cell, lowest, highest)
+    raise ValueError("there is no quantile without scores")
+
+
+def _middle(cell: int, lowest: float, highest: float) -> float:
+    if cell == -LAST and lowest < -LAST * WIDTH:
+        return lowest
+    if cell == LAST - 1 and highest >= LAST * WIDTH:
+        return highest
+    return max(lowest, min(highest, (cell + 0.5) * WIDTH))

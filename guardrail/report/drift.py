@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from guardrail.drift.schema import DriftReport, Label, LayerDrift, Scores, Verdict
 
-
 BINS = 30
 When = Literal["fitted", "now"]
 _STYLES: tuple[tuple[Label, When], ...] = (

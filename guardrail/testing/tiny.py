@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from guardrail.artefact.artefact import Artefact, Calibration, Header, LayerRow, Readout, Steering
+from guardrail.artefact import Artefact
+from guardrail.artefact.header import Calibration, Header, LayerRow, Readout, Steering
 from guardrail.model.decoder import self_attention_layers
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import wrap_model

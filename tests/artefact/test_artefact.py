@@ -17,17 +17,17 @@ import pytest
 import torch
 from PIL import Image
 
-from guardrail.artefact.artefact import (
-    FILENAME,
-    Artefact,
+from guardrail.artefact.artefact import Artefact, sampling_notes, sampling_record
+from guardrail.artefact.file import FILENAME, MAX_FILE, MAX_HEADER, write_atomically
+from guardrail.artefact.header import (
     Calibration,
+    Fingerprint,
     Header,
+    LayerRow,
+    Offset,
+    Readout,
     Steering,
-    sampling_notes,
-    sampling_record,
 )
-from guardrail.artefact.file import MAX_FILE, MAX_HEADER, write_atomically
-from guardrail.artefact.header import Fingerprint, LayerRow, Offset, Readout
 from guardrail.errors import (
     ArtefactError,
     ArtefactFormatError,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from guardrail.fit.dataset import SPLITS, ContrastSet, Prompt
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from guardrail.fit.prompts import Form
+    from guardrail.fit.select import FormResiduals
     from guardrail.types import Request
 
 
@@ -34,18 +36,24 @@ def ones(requests: Sequence[Request], _stage: str) -> torch.Tensor:
     return torch.ones(len(requests), 2, 3)
 
 
+def read(
+    form: Form, prompts: ContrastSet, rates: Rates, offset: torch.Tensor, *, videos: int = 0
+) -> FormResiduals:
+    samples = readings.samples_shown(prompts, rates, videos)[form]
+    ask: Any = filmed if videos else ones
+    return readings.read_form(ask, prompts, form, samples, offset)
+
+
 def test_what_a_picture_adds_is_taken_off_prompts_beside_one() -> None:
     offset = torch.arange(6.0).reshape(2, 3).double()
-    for found in (
-        readings._pictured(ones, contrast("near"), offset),
-        readings._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.1), offset),
-    ):
+    for form in ("pictured", "drawn"):
+        found = read(form, contrast("near"), Rates(steer=0.1, flag=0.1), offset)
         assert len(found.residuals) == len(found.samples)
         torch.testing.assert_close(found.residuals[0], (1 - offset).float())
 
 
 def test_no_unsafe_prompt_is_drawn() -> None:
-    found = readings._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.1), torch.zeros(2, 3))
+    found = read("drawn", contrast("near"), Rates(steer=0.1, flag=0.1), torch.zeros(2, 3))
     assert set(found.kinds) == {"near"}
     assert set(found.splits) == {"calibrate"}
 
@@ -56,9 +64,8 @@ def test_there_are_enough_prompts_with_pictures_for_the_rates(
 ) -> None:
     """However few kinds of safe prompts there are, as long as there are enough prompts."""
     monkeypatch.setattr(readings, "DRAWN", 4)
-    found = readings._drawn(
-        ones, contrast(*kinds), Rates(steer=0.1, flag=1 / 50), torch.zeros(2, 3)
-    )
+    rates = Rates(steer=0.1, flag=1 / 50)
+    found = read("drawn", contrast(*kinds), rates, torch.zeros(2, 3))
     pairs = zip(found.splits, found.kinds, strict=True)
     counts = Counter(kind for split, kind in pairs if split == "calibrate" and kind != "unsafe")
     assert set(counts) == set(kinds)
@@ -66,7 +73,7 @@ def test_there_are_enough_prompts_with_pictures_for_the_rates(
 
 
 def test_no_more_prompts_are_asked_for_than_there_are() -> None:
-    found = readings._drawn(ones, contrast("near"), Rates(steer=0.1, flag=0.001), torch.zeros(2, 3))
+    found = read("drawn", contrast("near"), Rates(steer=0.1, flag=0.001), torch.zeros(2, 3))
     assert max(Counter(zip(found.splits, found.kinds, strict=True)).values()) == 60
 
 
@@ -77,7 +84,8 @@ def filmed(requests: Sequence[Request], _stage: str) -> torch.Tensor:
 
 def test_only_safe_prompts_are_filmed_and_what_a_video_adds_is_taken_off() -> None:
     offset = torch.arange(6.0).reshape(2, 3).double()
-    found = readings._filmed(filmed, contrast("near", "ordinary"), 10, offset)
+    rates = Rates(steer=0.1, flag=0.1)
+    found = read("filmed", contrast("near", "ordinary"), rates, offset, videos=10)
     assert set(found.kinds) == {"near", "ordinary"}
     assert set(found.splits) == {"calibrate"}
     assert len({sample.index for sample in found.samples}) == 10

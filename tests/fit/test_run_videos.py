@@ -10,7 +10,7 @@ import pytest
 from guardrail.artefact.header import Rates
 from guardrail.errors import ConfigurationError
 from guardrail.fit import run
-from guardrail.fit.run import unfit_for_fit
+from guardrail.fit.run import why_without_videos
 
 RATES = Rates(steer=0.1, flag=0.05)
 
@@ -28,12 +28,12 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("video", [None, True])
 def test_videos_are_read_where_they_can_be(model: Any, video: bool | None) -> None:
-    assert unfit_for_fit(model(None), RATES, video=video, videos=0) is None
+    assert why_without_videos(model(None), RATES, video=video, videos=0) is None
 
 
 def test_unless_told_otherwise_a_model_without_videos_is_fitted_without(model: Any) -> None:
-    assert unfit_for_fit(model("too small"), RATES, video=None, videos=0) == "too small"
-    assert unfit_for_fit(model(None), RATES, video=False, videos=0) is not None
+    assert why_without_videos(model("too small"), RATES, video=None, videos=0) == "too small"
+    assert why_without_videos(model(None), RATES, video=False, videos=0) is not None
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_what_cannot_be_done_is_refused(
     model: Any, reason: str | None, options: Any, words: str
 ) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        unfit_for_fit(model(reason), RATES, **options)
+        why_without_videos(model(reason), RATES, **options)
 
 
 def test_as_many_drawn_videos_as_the_target_needs_will_do(model: Any) -> None:
-    assert unfit_for_fit(model(None), RATES, video=None, videos=19) is None
+    assert why_without_videos(model(None), RATES, video=None, videos=19) is None
