@@ -48,7 +48,8 @@ def require(module: str) -> ModuleType:
         MissingExtraError: the module's package is not installed.
         KeyError: no extra brings this module; add it to `EXTRA_OF` and to pyproject.toml.
     """
-    extra = EXTRA_OF[module.partition(".")[0]]
+    package = module.partition(".")[0]
+    extra = EXTRA_OF[package]
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
