@@ -75,15 +75,15 @@ class ClusterSettings(BaseModel):
         json_schema_extra=_NO_OPTION,
     )
 
-    replicas: int = Field(default=1, ge=1, description="Each has its own model.")
+    replicas: int = Field(default=1, ge=1, description="How many; each has its own model.")
     max_replicas: int | None = Field(
         default=None, ge=1, description="Follow the load up to this many."
     )
     target_ongoing: float = Field(
         default=8.0, gt=0, description="Requests of a replica at once, when they follow the load."
     )
-    cpus: float = Field(default=1.0, ge=0, description="Of each replica.")
-    gpus: float = Field(default=0.0, ge=0, description="Of each replica; a share will do.")
+    cpus: float = Field(default=1.0, ge=0, description="Processors of each replica.")
+    gpus: float = Field(default=0.0, ge=0, description="GPUs of each replica; a share will do.")
     health_s: float = Field(default=5.0, gt=0, description="Seconds between health checks.")
 
     @field_validator("server")
