@@ -1,6 +1,6 @@
 """Doubles for the tests of applications: a guard without a model, and tiny models built in code.
 
-`FakeGuard` answers from a script and loads no tensor library. `tiny_model` and `tiny_artefact` make
+`FakeGuard` judges by words and loads no tensor library. `tiny_model` and `tiny_artefact` make
 a random vision-language model with its real processor, and an artefact for it, without a download;
 `scripted` makes such a model say what a test wants. Each name is resolved on first use.
 """

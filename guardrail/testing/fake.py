@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from guardrail.inputs.folding import folded
 from guardrail.inputs.messages import to_request
@@ -14,7 +14,7 @@ from guardrail.types import Action, Request, TextPart, Verdict, VideoStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Unpack
+    from typing import Literal, Unpack
 
     from guardrail.inputs.messages import Tools
     from guardrail.online.asking import AskOptions
@@ -86,15 +86,45 @@ class FakeGuard:
         """`check` for event loops."""
         return self.check(value, **options)
 
+    @overload
+    def check_batch(
+        self,
+        values: Iterable[Any],
+        *,
+        return_exceptions: Literal[False] = False,
+        **options: Unpack[AskOptions],
+    ) -> list[Verdict]: ...
+
+    @overload
+    def check_batch(
+        self,
+        values: Iterable[Any],
+        *,
+        return_exceptions: bool,
+        **options: Unpack[AskOptions],
+    ) -> list[Verdict | BaseException]: ...
+
     def check_batch(
         self,
         values: Iterable[Any],
         *,
         return_exceptions: bool = False,
         **options: Unpack[AskOptions],
-    ) -> list[Verdict]:
-        """Verdicts in the order of `values`; nothing here raises."""
-        return [self.check(value, **options) for value in values]
+    ) -> list[Verdict] | list[Verdict | BaseException]:
+        """Verdicts in the order of `values`.
+
+        With `return_exceptions` a request's error takes its verdict's place; otherwise the first
+        one is raised.
+        """
+        if not return_exceptions:
+            return [self.check(value, **options) for value in values]
+        return [self._outcome(value, options) for value in values]
+
+    def _outcome(self, value: Any, options: AskOptions) -> Verdict | BaseException:
+        try:
+            return self.check(value, **options)
+        except Exception as error:  # the caller wants to see it beside the other verdicts
+            return error
 
     def _score(self, text: str) -> float:
         found = (action for action, words in self._rules.items() if any(w in text for w in words))

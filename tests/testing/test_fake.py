@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from guardrail.errors import LimitExceededError, VideoDecodeError
+from guardrail.errors import LimitExceededError, UnsupportedContentError, VideoDecodeError
 from guardrail.policy import Limits, Policy, VideoSampling
 from guardrail.testing import FakeGuard
 from guardrail.types import Action, Modality
@@ -61,6 +61,15 @@ async def test_it_is_asked_with_the_options_of_a_guard():
     verdicts = [guard.check("bad", **options), await guard.acheck("bad", **options)]
     verdicts += guard.check_batch(["bad"], **options)
     assert [verdict.action for verdict in verdicts] == [Action.FLAG] * 3
+
+
+def test_in_a_list_an_error_takes_its_verdicts_place_where_that_is_wanted():
+    guard = FakeGuard()
+    fine, error, bad = guard.check_batch(["ok", 12345, "bad"], return_exceptions=True)
+    assert (fine.action, bad.action) == (Action.PASS, Action.FLAG)
+    assert isinstance(error, UnsupportedContentError)
+    with pytest.raises(UnsupportedContentError):
+        guard.check_batch(["ok", 12345])
 
 
 def test_words_that_other_letters_hide_are_found_as_a_guard_finds_them():
