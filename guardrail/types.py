@@ -189,10 +189,18 @@ class Verdict:
     """What the guard found in one request and what it did about it.
 
     `score` is the re-centred projection in units of the text gap (0 = text-safe centroid,
-    1 = text-unsafe centroid); None only when the detector failed (`reason`). `would_be` is the
-    action the thresholds ask for; it differs from `action` in shadow mode. `strength` is the length
-    of the vector that was added to the residual stream (0 when nothing was). `folded` says that
-    the score is that of the request in plain letters (see the policy's `fold_text`).
+    1 = text-unsafe centroid); None only when the detector failed (`reason`). `action` is what was
+    done, `would_be` what the thresholds ask for. They differ in shadow mode, where nothing is done,
+    and where a steer cannot be: an artefact that only detects lets it pass, a model that the guard
+    does not run is never steered. A prompt that is flagged because no edit can reach it has a flag
+    in both, though its score asks for a steer. `strength` is the length of the vector that was
+    added to the residual stream (0 when nothing was). `folded` says that the score is that of the
+    request in plain letters (see the policy's `fold_text`).
+
+    A new field is named by hand wherever a verdict is made or told: `Detector.verdict` and
+    `verdict_of` in `guardrail.online.answering`, `FakeGuard.check`, `summary` here,
+    `guardrail.cli.output`, `_FOR_ALL` in `guardrail.server.answers`, `guardrail.observe.tracing`,
+    and `VERDICT_FIELDS` in `guardrail.bulk.rows`.
     """
 
     action: Action

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
-from guardrail.bulk.rows import ROW_FIELDS, has_failed, out_row
+from guardrail.bulk.rows import ROW_FIELDS, VERDICT_FIELDS, has_failed, out_row
 from guardrail.errors import (
     GuardClosedError,
     ImageDecodeError,
@@ -11,6 +13,9 @@ from guardrail.errors import (
     RequestTimeoutError,
 )
 from guardrail.types import Action, Modality, Verdict, Window
+
+# The same for every row of an artefact, or of an edit that a check never makes.
+LEFT_OUT = {"layers", "strength", "steering_layer"}
 
 
 def verdict(**changes):
@@ -39,6 +44,11 @@ def test_a_verdict_is_kept_whole_with_the_piece_of_video_it_is_from():
     assert (row["window_start_s"], row["window_end_s"]) == (2.0, 3.5)
     assert (row["reason"], row["error"], row["error_type"]) == ("score", None, None)
     assert not has_failed(row)
+
+
+def test_no_field_of_a_verdict_is_left_out_unawares():
+    kept = {name.removesuffix("_start_s").removesuffix("_end_s") for name in VERDICT_FIELDS}
+    assert {field.name for field in fields(Verdict)} - kept == LEFT_OUT
 
 
 def test_an_outage_is_a_row_that_says_so():
