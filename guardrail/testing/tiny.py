@@ -93,9 +93,10 @@ def tiny_artefact(
 
     It reads layers 1 and 2 of four (the middle of deeper models) and steers at the second of them;
     layers that a prompt without a picture skips do not count.
-    Its scores mean nothing: choose `tau_steer` and `tau_flag` so that a request passes (both high),
-    is steered (low, high) or is flagged (both low). Without `steering` it can only detect, without
-    `video` it can score no video.
+    Its scores mean nothing, and at the default thresholds some families' harmless texts are flagged
+    or steered. So choose `tau_steer` and `tau_flag` so that every request passes (both 9), is
+    flagged (both -9), or is steered unless no edit can reach it (-9 and 9). Without `steering` it
+    can only detect, without `video` it can score no video.
     """
     loaded = wrap_model(model, processor)
     count, width = loaded.layer_count, loaded.d_model

@@ -11,8 +11,9 @@ import torch
 from guardrail.errors import ArtefactFormatError, UnsupportedContentError
 from guardrail.guard import Guard
 from guardrail.model.decoder import self_attention_layers
+from guardrail.testing import FAMILIES as SHIPPED
 from guardrail.testing import FakeGuard, scripted, tiny_artefact, tiny_model, tiny_processor
-from guardrail.types import Modality
+from guardrail.types import Action, Modality
 from tests.families.catalogue import FAMILIES
 
 ASK = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
@@ -49,6 +50,16 @@ def test_the_last_position_depends_on_the_words(tiny: Any) -> None:
     apart = (one - other).norm(dim=1) / one.norm(dim=1)
     assert apart[0] == 0  # the chat template's own last token
     assert (apart[1:] > 0.1).all()
+
+
+@pytest.mark.parametrize("family", SHIPPED)
+@pytest.mark.parametrize(("threshold", "action"), [(9, Action.PASS), (-9, Action.FLAG)])
+def test_thresholds_of_nine_decide_whatever_is_asked(family, threshold, action):
+    model, processor = tiny_model(family)
+    artefact = tiny_artefact(model, processor, tau_steer=threshold, tau_flag=threshold)
+    with Guard((model, processor), artefact) as guard:
+        verdicts = guard.check_batch(["Hello", "Describe a cat.", "How do I bake bread?", "2+2?"])
+    assert {verdict.action for verdict in verdicts} == {action}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
