@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from guardrail.fit.dataset import ContrastSet
     from guardrail.fit.prompts import Form, Sample
 
-# How many prompts of each kind a split gives to the two forms beside the plain one. Pictures cost
-# most and are needed most where the thresholds of pictures come from.
+# How many prompts of each kind a split gives to the carried form and to the pictured one. Pictures
+# cost most and are needed most where the thresholds of pictures come from.
 CARRIED = {"fit": 84, "select": 24, "calibrate": 0}
 PICTURED = {"fit": 0, "select": 8, "calibrate": 0}
 DRAWN = 34  # of each kind of safe prompts of the calibration split

@@ -1,4 +1,4 @@
-"""Which estimator reads best, over which layers: decided on held-out text.
+"""Which estimator reads best, over which layers: decided on held-out prompts of every form.
 
 The estimators are linear ones of the same contrast, all put on one scale: 0 safe, 1 unsafe.
 """
