@@ -22,9 +22,8 @@ from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import add_part
 from guardrail.inputs.canonical import Encoded, canonical_chat, canonical_picture
 from guardrail.inputs.images import upright_picture
-from guardrail.inputs.limits import Budget
 from guardrail.inputs.media import PICTURE, sniffed_format
-from guardrail.inputs.parts import MEDIA, MEDIA_KEYS
+from guardrail.inputs.parts import MEDIA, MEDIA_KEYS, Budget
 from guardrail.inputs.sources import decoded_base64, names_a_file
 from guardrail.policy.acting import enforces
 

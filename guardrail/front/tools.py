@@ -28,7 +28,7 @@ from guardrail.front.chats import (
 from guardrail.front.consequences import Reaction, resolved
 from guardrail.front.tool_values import cautioned_result, read_value
 from guardrail.front.wrap import LAST
-from guardrail.inputs.limits import read_apart
+from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import one_reading
 
 if TYPE_CHECKING:

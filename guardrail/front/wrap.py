@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from guardrail.front.arguments import Selector, decorated, kind_of
 from guardrail.front.consequences import Reaction, resolved
-from guardrail.inputs.limits import read_apart
+from guardrail.inputs.threads import read_apart
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -23,10 +23,10 @@ from PIL.Image import Image as PILImage
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.inputs.images import loaded_picture, orientation_of
-from guardrail.inputs.limits import DECODERS, Budget
 from guardrail.inputs.media import sniffed_format
-from guardrail.inputs.parts import PictureSource, picture_in
+from guardrail.inputs.parts import Budget, PictureSource, picture_in
 from guardrail.inputs.structure import JPEG_MARKER
+from guardrail.inputs.threads import DECODERS
 from guardrail.policy.acting import enforces, one_reading
 from guardrail.types import ImagePart, Message, Request
 

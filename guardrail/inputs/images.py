@@ -32,10 +32,10 @@ from guardrail.errors import (
     LimitExceededError,
     UnsupportedContentError,
 )
-from guardrail.inputs.limits import DECODERS
 from guardrail.inputs.media import sniffed_format
 from guardrail.inputs.sources import picture_bytes
 from guardrail.inputs.structure import check_exif, counted_frames
+from guardrail.inputs.threads import DECODERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -21,8 +21,7 @@ from PIL.Image import Image as PILImage
 
 from guardrail.errors import LimitExceededError, UnsupportedContentError, VideoDecodeError
 from guardrail.inputs.images import check_size, upright_picture
-from guardrail.inputs.limits import Budget
-from guardrail.inputs.parts import PictureSource, as_mapping, read_part, refuse_unknown
+from guardrail.inputs.parts import Budget, PictureSource, as_mapping, read_part, refuse_unknown
 from guardrail.inputs.tools import read_tool_call, read_tools, recheck_call
 from guardrail.inputs.video_windows import SampledVideo, Tally, read_video
 from guardrail.inputs.videos import Frames

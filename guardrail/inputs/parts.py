@@ -6,6 +6,7 @@ a source of such a part, and `messages` reads the source once all parts of a req
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from PIL.Image import Image as PILImage
 
-from guardrail.errors import UnsupportedContentError
+from guardrail.errors import InputError, UnsupportedContentError
 from guardrail.inputs.images import upright_picture
 from guardrail.inputs.media import PICTURE, VIDEO
 from guardrail.inputs.sources import decoded_base64, picture_bytes
@@ -22,9 +23,8 @@ from guardrail.inputs.videos import VideoSource
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from guardrail.inputs.limits import Budget
     from guardrail.inputs.media import Medium
-    from guardrail.policy import Policy
+    from guardrail.policy import Limits, Policy
 
 _TEXT_KEYS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 # By a part's type: what it holds, and the keys that may name it.
@@ -41,6 +41,65 @@ _ACCEPTED = ", ".join((*_TEXT_KEYS, *MEDIA))
 # Say how to handle a part, never what is in it; `source_type` is LangChain's older form.
 _ABOUT_PARTS = frozenset({"type", "id", "index", "cache_control", "detail"})
 _ABOUT_MEDIA = _ABOUT_PARTS | {"mime_type", "media_type", "source_type"}
+
+
+@dataclass(slots=True)
+class Budget:
+    """Counts, checked one by one, so that nothing is decoded that could not be accepted."""
+
+    limits: Limits
+    text_chars: int = 0
+    images: int = 0
+    videos: int = 0
+    pixels: int = 0
+
+    def text(self, value: object, what: str) -> str:
+        """The checked text: a str without lone surrogates; other control characters are kept."""
+        if not isinstance(value, str):
+            raise UnsupportedContentError(f"{what} must be a str, not {type(value).__name__}")
+        self.text_chars += len(value)
+        self._check("text_chars", self.text_chars)
+        try:
+            value.encode()
+        except UnicodeEncodeError as exc:
+            raise UnsupportedContentError(
+                f"{what} holds a lone surrogate at character {exc.start}, which no tokenizer can "
+                "read; decode the text with errors='replace'"
+            ) from exc
+        return str(value)
+
+    def image(self) -> None:
+        """Count one picture."""
+        self.images += 1
+        self._check("images", self.images)
+
+    def video(self) -> int:
+        """Count one video; its number in the request, from 0."""
+        self.videos += 1
+        self._check("videos", self.videos)
+        return self.videos - 1
+
+    def pixel_count(self, size: tuple[int, int]) -> None:
+        """Count the pixels of one picture, or of one frame of a clip."""
+        self.pixels += size[0] * size[1]
+        self._check("total_pixels", self.pixels)
+
+    def json(self, value: object, what: str) -> str:
+        """Uncounted JSON of plain values, bounded as it is written: shared or cyclic ones too."""
+        left, pieces = self.limits.text_chars - self.text_chars, list[str]()
+        try:
+            for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+                left -= len(piece)
+                self._check("text_chars", self.limits.text_chars - left)
+                pieces.append(piece)
+        except InputError:
+            raise
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise UnsupportedContentError(f"{what} cannot be written as JSON: {exc}") from exc
+        return "".join(pieces)
+
+    def _check(self, limit: str, found: int) -> None:
+        self.limits.check(limit, found, what="the request, read this far,")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,13 @@
-"""What reading one request may cost: counts, threads, and patience.
+"""The threads in which requests are read, and how a reader finds out that it may stop.
 
-Counts are held against the policy's limits as the parts come. Videos are read frame by frame, which
-may take minutes, and pictures wait for those who decode them: whoever asked says by `patience` how
-a reader finds out that it may stop. Decoding one picture cannot be interrupted, so no more are
-decoded at once than `DECODERS` has threads, whoever sends them.
+Videos are read frame by frame, which may take minutes, and pictures wait for those who decode them:
+whoever asks says by `patience` how to find that out. Decoding one picture cannot be interrupted,
+so no more are decoded at once than `DECODERS` has threads, whoever sends them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import threading
 from collections import deque
@@ -19,12 +17,10 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from guardrail.errors import InputError, RequestCancelledError, UnsupportedContentError
+from guardrail.errors import RequestCancelledError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-
-    from guardrail.policy import Limits
 
 T = TypeVar("T")
 
@@ -32,65 +28,6 @@ _LARGE = 4_000_000  # pixels
 _LARGE_AT_ONCE = min(4, os.cpu_count() or 1)
 _LOOK_S = 0.05  # how often a caller that waits looks whether it still should
 _ask: ContextVar[Callable[[], None] | None] = ContextVar("guardrail_patience", default=None)
-
-
-@dataclass(slots=True)
-class Budget:
-    """Counts, checked one by one, so that nothing is decoded that could not be accepted."""
-
-    limits: Limits
-    text_chars: int = 0
-    images: int = 0
-    videos: int = 0
-    pixels: int = 0
-
-    def text(self, value: object, what: str) -> str:
-        """The checked text: a str without lone surrogates; other control characters are kept."""
-        if not isinstance(value, str):
-            raise UnsupportedContentError(f"{what} must be a str, not {type(value).__name__}")
-        self.text_chars += len(value)
-        self._check("text_chars", self.text_chars)
-        try:
-            value.encode()
-        except UnicodeEncodeError as exc:
-            raise UnsupportedContentError(
-                f"{what} holds a lone surrogate at character {exc.start}, which no tokenizer can "
-                "read; decode the text with errors='replace'"
-            ) from exc
-        return str(value)
-
-    def image(self) -> None:
-        """Count one picture."""
-        self.images += 1
-        self._check("images", self.images)
-
-    def video(self) -> int:
-        """Count one video; its number in the request, from 0."""
-        self.videos += 1
-        self._check("videos", self.videos)
-        return self.videos - 1
-
-    def pixel_count(self, size: tuple[int, int]) -> None:
-        """Count the pixels of one picture, or of one frame of a clip."""
-        self.pixels += size[0] * size[1]
-        self._check("total_pixels", self.pixels)
-
-    def json(self, value: object, what: str) -> str:
-        """Uncounted JSON of plain values, bounded as it is written: shared or cyclic ones too."""
-        left, pieces = self.limits.text_chars - self.text_chars, list[str]()
-        try:
-            for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
-                left -= len(piece)
-                self._check("text_chars", self.limits.text_chars - left)
-                pieces.append(piece)
-        except InputError:
-            raise
-        except (TypeError, ValueError, RecursionError) as exc:
-            raise UnsupportedContentError(f"{what} cannot be written as JSON: {exc}") from exc
-        return "".join(pieces)
-
-    def _check(self, limit: str, found: int) -> None:
-        self.limits.check(limit, found, what="the request, read this far,")
 
 
 @contextmanager

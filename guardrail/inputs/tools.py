@@ -19,7 +19,7 @@ from guardrail.types import ToolCall
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from guardrail.inputs.limits import Budget
+    from guardrail.inputs.parts import Budget
 
 _ABOUT_TOOLS = {"name", "description", "parameters", "strict"}
 _ID = re.compile(r"[\w.:|+/=-]{0,64}", re.ASCII)

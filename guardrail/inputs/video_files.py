@@ -27,8 +27,8 @@ from PIL import Image
 from guardrail.errors import InputError, UnsupportedContentError, VideoDecodeError
 from guardrail.extras import require
 from guardrail.inputs.images import check_size
-from guardrail.inputs.limits import still_wanted
 from guardrail.inputs.media import DEMUXERS
+from guardrail.inputs.threads import still_wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

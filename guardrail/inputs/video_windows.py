@@ -18,7 +18,7 @@ import numpy as np
 
 from guardrail.errors import VideoDecodeError
 from guardrail.inputs.images import check_size
-from guardrail.inputs.limits import still_wanted
+from guardrail.inputs.threads import still_wanted
 from guardrail.types import Clip, VideoPart, VideoStream
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ from guardrail.inputs.images import (
     rgb_of,
     upright_picture,
 )
-from guardrail.inputs.limits import still_wanted
 from guardrail.inputs.media import ANIMATIONS, HEAD_BYTES, VIDEO, sniffed_video
 from guardrail.inputs.sources import decoded_base64, named_content, opened, picture_bytes
+from guardrail.inputs.threads import still_wanted
 from guardrail.inputs.video_files import Shot, decoded, small
 from guardrail.inputs.video_windows import SampledVideo, read_video
 

@@ -31,8 +31,8 @@ from guardrail.errors import (
     RequestTimeoutError,
 )
 from guardrail.inputs.folding import folded
-from guardrail.inputs.limits import in_own_thread, patience
 from guardrail.inputs.messages import drafted
+from guardrail.inputs.threads import in_own_thread, patience
 from guardrail.model.settings import Settings
 from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob
 from guardrail.online.video_scan import Scan

@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from guardrail.errors import GuardrailViolation
 from guardrail.front.chats import with_caution
-from guardrail.inputs.limits import read_apart
+from guardrail.inputs.threads import read_apart
 from guardrail_langchain.messages import to_messages
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from pydantic import Field, PrivateAttr, SkipValidation
 from guardrail.audit import Audit
 from guardrail.errors import ConfigurationError
 from guardrail.front.consequences import Checker, OnFlag, Reaction, Settled
-from guardrail.inputs.limits import read_apart
+from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import stopped
 from guardrail.types import Verdict
 from guardrail_llamaindex.judging import Judge, Request

@@ -14,7 +14,7 @@ from pydantic import Field, SkipValidation
 from guardrail.audit import Audit
 from guardrail.errors import InputError
 from guardrail.front.consequences import Checker, OnFlag, Reaction
-from guardrail.inputs.limits import read_apart
+from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import enforces, is_refused_outage
 from guardrail.types import Verdict
 from guardrail_llamaindex.llm import refuse_unknown

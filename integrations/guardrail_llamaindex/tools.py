@@ -17,7 +17,7 @@ from guardrail.front.arguments import snapshot
 from guardrail.front.chats import call_chat, error_words, result_chat
 from guardrail.front.tools import SIDES, WITHHELD, ToolRules
 from guardrail.inputs.canonical import canonical_chat
-from guardrail.inputs.limits import read_apart
+from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import enforces
 from guardrail.types import Action
 from guardrail_llamaindex.messages import blocks_with, to_parts

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from guardrail.inputs.limits import Decoders, patience, still_wanted
 from guardrail.inputs.messages import to_request
+from guardrail.inputs.threads import Decoders, patience, still_wanted
 from guardrail.policy import Policy, VideoSampling
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def test_a_caller_that_left_does_not_disturb_the_thread_that_works_for_it(
 def own_process(tmp_path: Path, script: str) -> Any:
     (tmp_path / "script.py").write_text(
         "import os, signal, threading\n"
-        "from guardrail.inputs.limits import DECODERS\n"
+        "from guardrail.inputs.threads import DECODERS\n"
         "begun, leave = threading.Event(), threading.Event()\n"
         "def block():\n"
         "    begun.set()\n"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from guardrail.errors import LimitExceededError, UnsupportedContentError
-from guardrail.inputs.limits import Budget
 from guardrail.inputs.messages import to_request
+from guardrail.inputs.parts import Budget
 from guardrail.inputs.tools import call_text, read_tool_call, read_tools, shown_labels
 from guardrail.policy import Limits, Policy
 

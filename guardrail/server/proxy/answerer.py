@@ -24,7 +24,7 @@ from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
 from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import canonical_chat
-from guardrail.inputs.limits import read_apart
+from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import is_refused_outage, passes_unchecked, stopped
 from guardrail.server.answers import (
     FIELD,
