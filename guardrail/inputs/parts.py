@@ -21,7 +21,7 @@ from guardrail.inputs.sources import decoded_base64, picture_bytes
 from guardrail.inputs.videos import VideoSource
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from guardrail.inputs.media import Medium
     from guardrail.policy import Limits, Policy
@@ -199,6 +199,26 @@ def picture_in(part: Mapping[object, object], what: str) -> tuple[str, PictureSo
             "URL, a data URL or base64"
         )
     return key, PictureSource(source, where, _media_type(part, what), _is_bare(key, source))
+
+
+def strings_in(value: object, *, leave_out: Collection[str] = ()) -> Iterator[tuple[str, bool]]:
+    """Every string inside of JSON, and whether it is the data of a picture or video.
+
+    What stands under the keys to `leave_out` is not looked at.
+    """
+    waiting = [(value, False)]
+    while waiting:
+        match waiting.pop():
+            case str(text), media:
+                yield text, media
+            case list(items), media:
+                waiting += [(each, media) for each in reversed(items)]
+            case dict(items), _:
+                waiting += [
+                    (each, key in MEDIA_KEYS)
+                    for key, each in reversed(items.items())
+                    if key not in leave_out
+                ]
 
 
 def _video(part: Mapping[object, object], what: str, number: int) -> VideoSource:

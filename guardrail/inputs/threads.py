@@ -1,8 +1,9 @@
 """The threads in which requests are read, and how a reader finds out that it may stop.
 
-Videos are read frame by frame, which may take minutes, and pictures wait for those who decode them:
-whoever asks says by `patience` how to find that out. Decoding one picture cannot be interrupted,
-so no more are decoded at once than `DECODERS` has threads, whoever sends them.
+Videos are read frame by frame, which may take minutes, and pictures wait for those who decode them;
+whoever asks gives by `patience` a function that raises once nobody waits. Decoding one picture
+cannot be interrupted, so no more are decoded at once than `DECODERS` has threads, whoever sends
+them.
 """
 
 from __future__ import annotations

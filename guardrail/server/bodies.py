@@ -22,11 +22,10 @@ from starlette.exceptions import HTTPException
 
 from guardrail.asgi.content import JSON, Body, media_type, parsed_json
 from guardrail.asgi.problems import Problem
-from guardrail.inputs.parts import MEDIA_KEYS
 from guardrail.server.errors import RefusedError, busy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from fastapi import Response
     from starlette.types import Message, Receive, Scope
@@ -166,26 +165,6 @@ def bounded_json(data: bytes) -> Any:
                 raise HTTPException(413, _TOO_MANY)
             waiting += outer.values() if isinstance(outer, dict) else outer
     return value
-
-
-def strings_in(value: object, *, leave_out: Collection[str] = ()) -> Iterator[tuple[str, bool]]:
-    """Every string inside of JSON, and whether it is the data of a picture or video.
-
-    What stands under the keys to `leave_out` is not looked at.
-    """
-    waiting = [(value, False)]
-    while waiting:
-        match waiting.pop():
-            case str(text), media:
-                yield text, media
-            case list(items), media:
-                waiting += [(each, media) for each in reversed(items)]
-            case dict(items), _:
-                waiting += [
-                    (each, key in MEDIA_KEYS)
-                    for key, each in reversed(items.items())
-                    if key not in leave_out
-                ]
 
 
 async def _check(request: Request) -> None:

@@ -23,10 +23,11 @@ from guardrail.asgi.chats import Content
 from guardrail.errors import DetectorError
 from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import require_one_reading
+from guardrail.inputs.parts import strings_in
 from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import passes_unchecked
 from guardrail.server.answers import FIELD, AsciiJSONResponse, headers_of, told
-from guardrail.server.bodies import StrictRoute, strings_in
+from guardrail.server.bodies import StrictRoute
 from guardrail.server.schemas import ERRORS, Object, Objects, Texts
 from guardrail.server.service import checked
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail import __version__
 from guardrail.audit import fan_out
+from guardrail.inputs.parts import strings_in
 from guardrail.monitor import compare
 from guardrail.observe.metrics import Metrics, Scraped
 from guardrail.observe.recent import Recent
-from guardrail.server.bodies import strings_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,6 +24,7 @@ from guardrail.asgi.content import JSON, media_type
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
 from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import canonical_chat
+from guardrail.inputs.parts import strings_in
 from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import is_refused_outage, passes_unchecked, stopped
 from guardrail.server.answers import (
@@ -34,7 +35,7 @@ from guardrail.server.answers import (
     headers_of,
     told,
 )
-from guardrail.server.bodies import bounded_json, strings_in
+from guardrail.server.bodies import bounded_json
 from guardrail.server.errors import ApiError, error_answer, unknown_model
 from guardrail.server.proxy.failures import UpstreamProblem
 from guardrail.server.proxy.forms import CHAT, COMPLETION, RESPONSE, Refusal
