@@ -19,7 +19,7 @@ from guardrail.server.answers import (
 from guardrail.server.bodies import StrictRoute
 from guardrail.server.errors import ApiError, stream_end, told_as, unknown_model
 from guardrail.server.schemas import ANSWER, ERRORS, ChatBody
-from guardrail.server.service import found
+from guardrail.server.service import require_verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,7 +72,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     if body.stream:
         return await _streamed(guard, body, asked, caller)
     result = await guard.agenerate(body.messages, **asked)
-    verdict = found(result.verdict, guard.policy)
+    verdict = require_verdict(result.verdict, guard.policy)
     answer = _completion(body, verdict, caller).whole(result)
     return AsciiJSONResponse(answer, headers=headers_of(verdict, caller))
 
@@ -106,7 +106,7 @@ async def _streamed(
     stream = guard.astream(body.messages, **asked)
     try:
         first = await anext(stream, None)
-        verdict = found(stream.verdict, guard.policy)
+        verdict = require_verdict(stream.verdict, guard.policy)
     except BaseException:  # a cancelled task among them
         await stream.aclose()
         raise

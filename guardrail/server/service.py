@@ -56,6 +56,7 @@ class Answerer(Protocol):
 class Service:
     """The parts of a running server. A request takes `guard` once and stays with it.
 
+    `guard` is made here, of the one given: on the same model, under the rules of a server.
     `note` is what an operator should know although requests are answered.
     """
 
@@ -67,7 +68,6 @@ class Service:
     lifecycle: Lifecycle = field(init=False)
     keys: tuple[ApiKey, ...] = field(init=False)
     note: str | None = None
-    _own: Guard | None = None  # the guard in force, if it was made here
 
     def __post_init__(self, answered_by: Callable[[Service], Answerer]) -> None:
         """Put the guard in force under the rules of a server."""
@@ -128,26 +128,24 @@ class Service:
     def replace(self, guard: Guard) -> Awaitable[None]:
         """Put another guard in force now; to wait for is that no request uses the one before it.
 
-        The guard before it is closed then, but only as far as it was made here.
+        The guard before it is closed then.
         """
-        before = self._own
+        before = self.guard
         self._enforce(guard)
         return self._let_go(before)
 
-    async def _let_go(self, before: Guard | None) -> None:
+    async def _let_go(self, before: Guard) -> None:
         await self.lifecycle.all_ended()
-        if before is not None:
-            await asyncio.to_thread(before.close)
+        await asyncio.to_thread(before.close)
 
     async def aclose(self) -> None:
         """Let go of what was made here."""
         await self.answerer.aclose()
-        if self._own is not None:
-            await asyncio.to_thread(self._own.close)
+        await asyncio.to_thread(self.guard.close)
 
     def _enforce(self, guard: Guard) -> None:
         policy = served_policy(guard.policy, self.settings)
-        self.guard = self._own = guard.with_policy(policy, audit=self.observation)
+        self.guard = guard.with_policy(policy, audit=self.observation)
 
 
 def served_policy(policy: Policy, settings: ServerSettings) -> Policy:
@@ -157,11 +155,11 @@ def served_policy(policy: Policy, settings: ServerSettings) -> Policy:
 
 
 async def checked(guard: Guard, content: Content, options: Mapping[str, Any]) -> Verdict:
-    """The verdict on a content, as it may be told; see `found`."""
-    return found(await content.judged(guard, **options), guard.policy)
+    """The verdict on a content, as it may be told; see `require_verdict`."""
+    return require_verdict(await content.judged(guard, **options), guard.policy)
 
 
-def found(verdict: Verdict | None, policy: Policy) -> Verdict:
+def require_verdict(verdict: Verdict | None, policy: Policy) -> Verdict:
     """A verdict that may be told: an outage is no finding of the guard's.
 
     Raises:
