@@ -25,7 +25,7 @@ from guardrail.front.consequences import Checker, OnFlag, Reaction, Settled
 from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import stopped
 from guardrail.types import Verdict
-from guardrail_llamaindex.judging import Judge, Request
+from guardrail_llamaindex.judging import Judge, LLMCall
 from guardrail_llamaindex.llm import RaisingLLM
 from guardrail_llamaindex.replies import as_completion, is_refusal, raise_refusal, refusal, told
 
@@ -50,8 +50,8 @@ class GuardedLLM(RaisingLLM):
 
     Judged are all messages of a request (system prompts, memory, tool calls and results, pictures),
     prompts, the schemas of tools and outputs, and every other keyword with words in it: what is
-    said as one chat, what stands piece by piece and once for as long as it stays the same. The
-    highest verdict counts. Pictures go on in the form that was judged.
+    said as one chat, what comes beside it piece by piece, once for as long as it stays the same.
+    The highest verdict counts. Pictures go on in the form that was judged.
 
     A flagged request gets the policy's refusal message, or raises `GuardrailViolation`; where an
     object or a call must come it raises always. Nothing is sent before the verdict, nor a stream
@@ -97,72 +97,70 @@ class GuardedLLM(RaisingLLM):
             InputError: something in it that a guard cannot read.
             GuardrailViolation: it was flagged, and the rules say `on_flag = "raise"`.
         """
-        after, request = self._settled(messages, kwargs)
+        after, call = self._settled(messages, kwargs)
         if after.done == "flag":
             return self._refusal(after)
-        return told(self.llm.chat(request.sent, **request.kwargs), after.verdict)
+        return told(self.llm.chat(call.sent, **call.kwargs), after.verdict)
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat` without blocking the event loop."""
-        after, request = await self._asettled(messages, kwargs)
+        after, call = await self._asettled(messages, kwargs)
         if after.done == "flag":
             return self._refusal(after)
-        return told(await self.llm.achat(request.sent, **request.kwargs), after.verdict)
+        return told(await self.llm.achat(call.sent, **call.kwargs), after.verdict)
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat` in chunks; this call waits for the verdict."""
-        after, request = self._settled(messages, kwargs)
+        after, call = self._settled(messages, kwargs)
         if after.done == "flag":
             return _each([self._refusal(after)], after)
-        return _each(self.llm.stream_chat(request.sent, **request.kwargs), after)
+        return _each(self.llm.stream_chat(call.sent, **call.kwargs), after)
 
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """`stream_chat` for `async for`."""
-        after, request = await self._asettled(messages, kwargs)
+        after, call = await self._asettled(messages, kwargs)
         if after.done == "flag":
             return _aeach(_alone(self._refusal(after)), after)
-        return _aeach(await self.llm.astream_chat(request.sent, **request.kwargs), after)
+        return _aeach(await self.llm.astream_chat(call.sent, **call.kwargs), after)
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Judge a prompt, and have it answered; pictures are `image_documents`."""
-        after, request = self._settled(prompt, kwargs)
+        after, call = self._settled(prompt, kwargs)
         if after.done == "flag":
             return as_completion(self._refusal(after))
-        answer = self.llm.complete(request.sent, formatted=formatted, **request.kwargs)
+        answer = self.llm.complete(call.sent, formatted=formatted, **call.kwargs)
         return told(answer, after.verdict)
 
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """`complete` without blocking the event loop."""
-        after, request = await self._asettled(prompt, kwargs)
+        after, call = await self._asettled(prompt, kwargs)
         if after.done == "flag":
             return as_completion(self._refusal(after))
-        answer = await self.llm.acomplete(request.sent, formatted=formatted, **request.kwargs)
+        answer = await self.llm.acomplete(call.sent, formatted=formatted, **call.kwargs)
         return told(answer, after.verdict)
 
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """`complete` in chunks; this call waits for the verdict."""
-        after, request = self._settled(prompt, kwargs)
+        after, call = self._settled(prompt, kwargs)
         if after.done == "flag":
             return _each([as_completion(self._refusal(after))], after)
-        answer = self.llm.stream_complete(request.sent, formatted=formatted, **request.kwargs)
+        answer = self.llm.stream_complete(call.sent, formatted=formatted, **call.kwargs)
         return _each(answer, after)
 
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """`stream_complete` for `async for`."""
-        after, request = await self._asettled(prompt, kwargs)
+        after, call = await self._asettled(prompt, kwargs)
         if after.done == "flag":
             return _aeach(_alone(as_completion(self._refusal(after))), after)
-        answer = await self.llm.astream_complete(
-            request.sent, formatted=formatted, **request.kwargs
-        )
+        answer = await self.llm.astream_complete(call.sent, formatted=formatted, **call.kwargs)
         return _aeach(answer, after)
 
     def _prepare_chat_with_tools(
@@ -199,17 +197,17 @@ class GuardedLLM(RaisingLLM):
             )
         return self.llm
 
-    def _settled(self, given: Any, kwargs: dict[str, Any]) -> tuple[Settled, Request]:
-        request = Request.of(given, kwargs, self.llm, self.guard.policy)
-        return self._ruled(request, self._judge.verdict(request))
+    def _settled(self, given: Any, kwargs: dict[str, Any]) -> tuple[Settled, LLMCall]:
+        call = LLMCall.of(given, kwargs, self.llm, self.guard.policy)
+        return self._ruled(call, self._judge.verdict(call))
 
-    async def _asettled(self, given: Any, kwargs: dict[str, Any]) -> tuple[Settled, Request]:
+    async def _asettled(self, given: Any, kwargs: dict[str, Any]) -> tuple[Settled, LLMCall]:
         # Pictures are read and written there.
-        request = await read_apart(partial(Request.of, given, kwargs, self.llm, self.guard.policy))
-        return self._ruled(request, await self._judge.averdict(request))
+        call = await read_apart(partial(LLMCall.of, given, kwargs, self.llm, self.guard.policy))
+        return self._ruled(call, await self._judge.averdict(call))
 
-    def _ruled(self, request: Request, verdict: Verdict) -> tuple[Settled, Request]:
-        after, sent = self._judge.settle(request, verdict, self.metadata.system_role)
+    def _ruled(self, call: LLMCall, verdict: Verdict) -> tuple[Settled, LLMCall]:
+        after, sent = self._judge.settle(call, verdict, self.metadata.system_role)
         if after.done == "flag":
             if self._raises:
                 raise stopped(after.verdict)

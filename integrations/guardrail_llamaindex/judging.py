@@ -1,9 +1,10 @@
 """What another LLM is about to read, as a guard reads it, and one verdict of it all.
 
-What is said (the chat) and what stands (system prompts, tools, schemas) are judged apart, and the
-higher verdict counts: a long system prompt, benign or not, would otherwise drown what a user asks,
-and a word planted in one tool would drown among twenty. What stands is judged piece by piece, each
-as something a user says, which scores are calibrated on, and once for as long as it stays the same.
+What is said (the chat) and what comes beside it (system prompts, tools, schemas) are judged apart,
+and the higher verdict counts: a long system prompt, benign or not, would otherwise drown what a
+user asks, and a word planted in one tool would drown among twenty. What comes beside it is judged
+piece by piece, each as something a user says, which scores are calibrated on, and once for as long
+as it stays the same.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 Chat = list[dict[str, Any]]
 
-_MOST_KEPT = 1024  # verdicts on what stands, a few hundred bytes each
+_MOST_KEPT = 1024  # verdicts on what comes beside chats, a few hundred bytes each
 _RANK = {Action.PASS: 0, Action.STEER: 1, Action.FLAG: 2}
 _SYSTEM = frozenset({"system", "developer"})
 # Keywords of a call that say how to answer, and are for a provider alone.
@@ -57,13 +58,13 @@ _HOW = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LLMCall:
     """What goes to an LLM, its pictures canonical, and the chats in which a guard reads it."""
 
     sent: Any  # messages, or a prompt
     kwargs: dict[str, Any]
     said: Chat
-    standing: list[Chat]
+    beside: list[Chat]
 
     @classmethod
     def of(
@@ -91,11 +92,11 @@ class Request:
         sent = given if isinstance(given, str) else with_pictures(given, shown)
         said = [turn for turn in chat if turn["role"] not in _SYSTEM]
         system = [turn["content"] for turn in chat if turn["role"] in _SYSTEM]
-        standing = [_as_user(content) for content in system if content]
+        beside = [_as_user(content) for content in system if content]
         names = shown_labels(chat, ())  # names and ids that hold more than that
         words = (*names, *_words_of(kwargs), *_own_words(llm))
-        standing += [_as_user(each) for each in words]
-        return cls(sent, kwargs, said, standing)
+        beside += [_as_user(each) for each in words]
+        return cls(sent, kwargs, said, beside)
 
     def cautioned(self, words: str, role: MessageRole) -> Self:
         """The same with words of caution before it; for a chat, in its system message."""
@@ -114,7 +115,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A guard and its rules, with the verdicts on what stands."""
+    """A guard and its rules, with the verdicts on what comes beside chats."""
 
     reaction: Reaction
     _kept: OrderedDict[str, Verdict] = field(default_factory=OrderedDict)
@@ -123,12 +124,12 @@ class Judge:
         """Itself: copies of an LLM share their guard and its verdicts."""
         return self
 
-    def verdict(self, request: Request) -> Verdict:
-        """The highest verdict on what is said and on all that stands."""
+    def verdict(self, call: LLMCall) -> Verdict:
+        """The highest verdict on what is said and on all that comes beside it."""
         LAST.set(None)  # a check that raises must not leave the verdict before it standing
-        return self._highest([self._judged(chat, keep) for chat, keep in _chats(request)])
+        return self._highest([self._judged(chat, keep) for chat, keep in _chats(call)])
 
-    async def averdict(self, request: Request) -> Verdict:
+    async def averdict(self, call: LLMCall) -> Verdict:
         """`verdict` without blocking the event loop."""
         LAST.set(None)
         limits = self._guard.policy.limits
@@ -139,16 +140,14 @@ class Judge:
                 return await self._ajudged(chat, keep)
 
         return self._highest(
-            await asyncio.gather(*(judged(chat, keep) for chat, keep in _chats(request)))
+            await asyncio.gather(*(judged(chat, keep) for chat, keep in _chats(call)))
         )
 
-    def settle(
-        self, request: Request, verdict: Verdict, role: MessageRole
-    ) -> tuple[Settled, Request]:
-        """What becomes of the request, and the request as it goes on."""
-        after = self.reaction.settle(verdict, lambda words: request.cautioned(words, role))
+    def settle(self, call: LLMCall, verdict: Verdict, role: MessageRole) -> tuple[Settled, LLMCall]:
+        """What becomes of the call, and the call as it goes on."""
+        after = self.reaction.settle(verdict, lambda words: call.cautioned(words, role))
         LAST.set(after.verdict)
-        return after, after.cautioned or request
+        return after, after.cautioned or call
 
     @property
     def _guard(self) -> Checker:
@@ -180,11 +179,11 @@ class Judge:
         return outage, _RANK[verdict.action], _RANK[verdict.would_be], score
 
 
-def _chats(request: Request) -> list[tuple[Chat, bool]]:
+def _chats(call: LLMCall) -> list[tuple[Chat, bool]]:
     """What is judged, and whether its verdict is kept."""
-    chats = [(chat, True) for chat in request.standing]
+    chats = [(chat, True) for chat in call.beside]
     # A chat of nothing at all is for the guard to refuse.
-    return [(request.said, False), *chats] if request.said or not chats else chats
+    return [(call.said, False), *chats] if call.said or not chats else chats
 
 
 def _chat(given: Sequence[ChatMessage] | str) -> Chat:
