@@ -78,9 +78,9 @@ $(LOWEST)/.installed: $(STAMP) tests/adapters/lowest.txt
 
 test-lowest: $(LOWEST)/.installed  ## adapters and server with the lowest versions they allow
 	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -o filterwarnings=default \
-	  tests/adapters tests/langchain tests/llamaindex tests/asgi tests/server tests/observe tests/bulk/test_parquet.py \
+	  tests/adapters tests/langchain tests/llamaindex tests/asgi tests/server tests/observe tests/bulk/test_tables.py \
 	  --ignore tests/server/clients --ignore tests/server/faults --ignore tests/server/test_load.py \
-	  --ignore tests/observe/test_names.py
+	  --ignore tests/server/test_memory.py --ignore tests/server/test_status_browser.py
 
 lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
 	$(BIN)/ruff check .
