@@ -5,6 +5,8 @@ Importing this module loads no tensor library; making a guard does.
 
 from __future__ import annotations
 
+import logging
+import warnings
 import weakref
 from functools import partial
 from types import MappingProxyType
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+    from guardrail.artefact.header import Fingerprint
     from guardrail.monitor import Monitor
     from guardrail.online.asking import AskOptions, GenerateOptions
     from guardrail.policy import Thresholds
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     Model = LoadedModel | tuple[PreTrainedModel, ProcessorMixin | PreTrainedTokenizerBase]
 
+log = logging.getLogger("guardrail")
 _CLOSE_WAIT_S = 30.0
 
 
@@ -62,11 +66,12 @@ class Guard:
             ArtefactMismatchError: the artefact was fitted on another model.
             UnsupportedModelError: a guard cannot work inside this model.
         """
-        from guardrail.online.engine import mismatch
+        from guardrail.model.fingerprint import require_fitted_on
 
         loaded = model if isinstance(model, LoadedModel) else wrap_model(*model)
         fitted = _found(artefact)
-        differing = mismatch(fitted, loaded, allowed=allow_mismatch)
+        running = require_fitted_on(fitted, loaded, allow_mismatch=allow_mismatch)
+        differing = _told(fitted.header.fingerprint, running)
         self._assemble(loaded, fitted, policy or Policy(), audit)
         if differing:
             facts = {name: list(pair) for name, pair in differing.items()}
@@ -272,3 +277,14 @@ class Guard:
 def _found(artefact: Artefact | str | Path) -> Artefact:
     """An artefact as it is, from a file, or from the hub."""
     return artefact if isinstance(artefact, Artefact) else Artefact.from_pretrained(artefact)
+
+
+def _told(fitted: Fingerprint, running: Fingerprint) -> dict[str, tuple[str, str]]:
+    """What makes the model another than the one of the fit, told to who runs it."""
+    for name, (then, now) in fitted.warnings(running).items():
+        warnings.warn(f"the artefact was fitted with {name} {then}, this is {now}", stacklevel=4)
+    fields = fitted.differences(running)
+    if fields:
+        told = "; ".join(f"{k}: fitted on {a}, running {b}" for k, (a, b) in fields.items())
+        log.warning("the artefact was fitted on another model, as allow_mismatch allows: %s", told)
+    return fields

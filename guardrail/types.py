@@ -22,7 +22,7 @@ class Action(StrEnum):
 
 
 class Modality(StrEnum):
-    """The richest part of a request."""
+    """What parts are, from the plainest to the richest; a request is what its richest part is."""
 
     TEXT = "text"
     IMAGE = "image"
@@ -157,17 +157,23 @@ class Request:
 
     @property
     def modality(self) -> Modality:
-        """Video when any message holds one, else image when any holds a picture, else text."""
-        if self.videos:
-            return Modality.VIDEO
-        return Modality.IMAGE if self.images else Modality.TEXT
+        """That of its richest part; text when there is none.
+
+        Raises:
+            TypeError: a part is of no kind that is known here.
+        """
+        found = {_modality_of(part) for message in self.messages for part in message.parts}
+        return max(found, key=list(Modality).index, default=Modality.TEXT)
 
     @property
     def offset_kind(self) -> str:
-        """Which re-centring offset applies: `text`, `image` (one), `images` (more) or `video`."""
-        if self.videos:
-            return "video"
-        return ("text", "image", "images")[min(len(self.images), 2)]
+        """Which re-centring offset applies: `text`, `image` (one), `images` (more) or `video`.
+
+        Raises:
+            TypeError: as `modality`.
+        """
+        modality = self.modality
+        return "images" if modality is Modality.IMAGE and len(self.images) > 1 else modality.value
 
     @property
     def shape(self) -> tuple[int, tuple[int, ...]]:
@@ -182,6 +188,18 @@ class Request:
                 raise TypeError("a long video is judged window by window, not as a whole")
             frames.append(len(video.clip.frames))
         return len(self.images), tuple(frames)
+
+
+def _modality_of(part: Part) -> Modality:
+    match part:
+        case TextPart():
+            return Modality.TEXT
+        case ImagePart():
+            return Modality.IMAGE
+        case VideoPart() | VideoStream():
+            return Modality.VIDEO
+        case _:
+            raise TypeError(f"a {type(part).__name__} is no part of a request")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,20 @@ from typing import get_type_hints
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image
 
-from guardrail.types import Action, Modality, Verdict, Window
+from guardrail.types import (
+    Action,
+    Clip,
+    ImagePart,
+    Message,
+    Modality,
+    Request,
+    TextPart,
+    Verdict,
+    VideoPart,
+    Window,
+)
 
 VERDICT = Verdict(
     action=Action.PASS,
@@ -54,3 +66,32 @@ def test_every_verdict_is_read_again_whole(facts):
     verdict = Verdict(**facts)
     assert Verdict.from_dict(verdict.to_dict()) == verdict
     assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+
+
+TEXT, PICTURE = TextPart("hello"), ImagePart(Image.new("RGB", (2, 2)))
+CLIP = VideoPart(Clip((PICTURE.image,), (0.0,)))
+
+
+def request(*parts):
+    return Request(tuple(Message(role="user", parts=(part,)) for part in parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "modality", "offset_kind"),
+    [
+        ((), "text", "text"),
+        ((TEXT, TEXT), "text", "text"),
+        ((PICTURE, TEXT), "image", "image"),
+        ((PICTURE, TEXT, PICTURE), "image", "images"),
+        ((CLIP, PICTURE, PICTURE, TEXT), "video", "video"),
+    ],
+)
+def test_a_request_is_what_its_richest_part_is(parts, modality, offset_kind):
+    assert (request(*parts).modality, request(*parts).offset_kind) == (modality, offset_kind)
+
+
+@pytest.mark.parametrize("told", ["modality", "offset_kind"])
+@pytest.mark.parametrize("beside", [TEXT, PICTURE, CLIP])
+def test_a_part_of_an_unknown_kind_is_never_taken_for_another(told, beside):
+    with pytest.raises(TypeError, match="a bytes is no part of a request"):
+        getattr(request(beside, b"sound"), told)

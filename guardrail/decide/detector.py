@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = ("text", "image", "images", "video")
+# Kinds of offsets, and by whose thresholds a row of each is judged.
+KINDS = {
+    "text": Modality.TEXT,
+    "image": Modality.IMAGE,
+    "images": Modality.IMAGE,
+    "video": Modality.VIDEO,
+}
 NO_FLOOR = -math.inf
-_MODALITIES = {"text": Modality.TEXT, "video": Modality.VIDEO}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class Detector:
         tensors, header = artefact.tensors, artefact.header
         weight = tensors["readout_weight"]
         # Artefacts made before there were videos have no offset for them.
-        kinds = [kind for kind in KINDS[1:] if f"readout_offset_{kind}" in tensors]
+        kinds = [kind for kind in KINDS if f"readout_offset_{kind}" in tensors]
         offsets = {kind: tensors[f"readout_offset_{kind}"] for kind in kinds}
         readout = Readout(
             layers=tuple(header.readout.layers),
@@ -205,4 +210,6 @@ class Detector:
 
 
 def _modality(kind: str) -> Modality:
-    return _MODALITIES.get(kind, Modality.IMAGE)
+    if kind not in KINDS:
+        raise DetectorError(f"no modality has the offset kind {kind!r}; known: {', '.join(KINDS)}")
+    return KINDS[kind]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from guardrail.drift.fitted import Fitted
-    from guardrail.fit.readings import Readings
-    from guardrail.fit.select import Candidate, FormResiduals, LinearReadout
+    from guardrail.fit.readings import FormResiduals, Readings
+    from guardrail.fit.select import Candidate, LinearReadout
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from guardrail.fit.outcome import Scores, from_header
 from guardrail.fit.readings import OFFSET_OF
 from guardrail.fit.select import LinearReadout
 from guardrail.fit.steering import RAMP
-from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Policy, Thresholds
 from guardrail.types import Modality
 
@@ -165,18 +164,6 @@ def require_shape(artefact: Artefact, loaded: LoadedModel) -> None:
     """
     if differing := artefact.shape_differences(loaded.layer_count, loaded.d_model):
         raise ArtefactMismatchError(differing)
-
-
-def require_fitted_on(artefact: Artefact, loaded: LoadedModel) -> Fingerprint:
-    """The fingerprint of an old model, which must be the artefact's.
-
-    Raises:
-        ArtefactMismatchError: the fingerprints differ.
-    """
-    identity = fingerprint(loaded)
-    if differing := artefact.header.fingerprint.differences(identity):
-        raise ArtefactMismatchError(differing)
-    return identity
 
 
 def fitted_contrast(artefact: Artefact, data: str | Path | None, *, extend: bool) -> ContrastSet:

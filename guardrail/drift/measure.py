@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from guardrail.drift.fitted import Fitted
     from guardrail.fit.collect import Collector
     from guardrail.fit.directions import Offset
-    from guardrail.fit.readings import Readings
-    from guardrail.fit.select import Candidate, FormResiduals
+    from guardrail.fit.readings import FormResiduals, Readings
+    from guardrail.fit.select import Candidate
 
 
 CLASSES: tuple[tuple[Label, Callable[[str], bool]], ...] = (

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from guardrail.artefact.header import Rates, Readout
-from guardrail.drift.fitted import Fitted, Reader, fitted_contrast, require_fitted_on, require_shape
+from guardrail.drift.fitted import Fitted, Reader, fitted_contrast, require_shape
 from guardrail.drift.measure import measure, score_lists
 from guardrail.drift.schema import DriftReport, FieldChange, Repair, Repaired
 from guardrail.drift.transport import Transport, find_transport, transported
@@ -35,7 +35,7 @@ from guardrail.fit.run import (
     form_calibration,
 )
 from guardrail.fit.select import is_safe, scored
-from guardrail.model.fingerprint import fingerprint
+from guardrail.model.fingerprint import fingerprint, require_fitted_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

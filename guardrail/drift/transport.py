@@ -26,7 +26,6 @@ from guardrail.drift.fitted import (
     Reader,
     fitted_contrast,
     require_finite,
-    require_fitted_on,
     require_shape,
 )
 from guardrail.drift.measure import offset_drifts
@@ -36,9 +35,9 @@ from guardrail.errors import ArtefactError
 from guardrail.extras import require, require_extra
 from guardrail.fit.directions import SMALLEST, Directions, difference_of_means, measure_offsets
 from guardrail.fit.prompts import plain, spread
-from guardrail.fit.readings import read_form
-from guardrail.fit.select import FormResiduals, is_safe, is_unsafe, separation
-from guardrail.model.fingerprint import fingerprint
+from guardrail.fit.readings import FormResiduals, read_form
+from guardrail.fit.select import is_safe, is_unsafe, separation
+from guardrail.model.fingerprint import fingerprint, require_fitted_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.artefact.artefact import sampling_record
 from guardrail.artefact.header import Calibration, Rates
-from guardrail.errors import ArtefactMismatchError, CalibrationError, ConfigurationError
+from guardrail.errors import CalibrationError, ConfigurationError
 from guardrail.extras import require, require_extra
 from guardrail.fit.outcome import NOTE, TRAFFIC, video_notes
 from guardrail.fit.traffic import score_traffic
-from guardrail.model.fingerprint import fingerprint
+from guardrail.model.fingerprint import require_fitted_on
 from guardrail.policy import Thresholds
 from guardrail.policy.acting import enforces
 from guardrail.stats import conformal_place, conformal_threshold, needed_scores
@@ -72,9 +72,7 @@ def calibrate(
     require_extra("fit")
     rates = target_rates(steer_rate, flag_rate)
     _check_keep(keep, rates)
-    differing = guard.artefact.header.fingerprint.differences(fingerprint(guard.loaded))
-    if differing:
-        raise ArtefactMismatchError(differing)
+    require_fitted_on(guard.artefact, guard.loaded)
     with _to_the_end(guard) as scorer:
         traffic = score_traffic(scorer, values, keep=keep, seed=seed, skip_errors=skip_errors)
     made, problems = _calibrations(traffic.samples, rates)

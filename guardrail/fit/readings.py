@@ -21,10 +21,10 @@ from guardrail.fit.directions import (
     no_offsets,
 )
 from guardrail.fit.prompts import drawn, filmed, formed, plain
-from guardrail.fit.select import FormResiduals, is_safe, is_unsafe
+from guardrail.fit.select import is_safe, is_unsafe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from guardrail.artefact.header import Rates
     from guardrail.fit.collect import Collector
@@ -46,6 +46,30 @@ _STAGES: dict[Form, str] = {
     "drawn": "safe prompts as pictures",
     "filmed": "safe prompts as videos",
 }
+
+
+@dataclass(frozen=True)
+class FormResiduals:
+    """Residuals of one form's samples, re-centred: (n, L, d_model), with what each row is."""
+
+    samples: Sequence[Sample]
+    residuals: Tensor
+    splits: Sequence[str]
+    kinds: Sequence[str]
+
+    def rows(self, split: str, keep: Callable[[str], bool] = lambda _kind: True) -> Tensor:
+        """Residuals of one split and the kinds kept."""
+        mask = [s == split and keep(k) for s, k in zip(self.splits, self.kinds, strict=True)]
+        return self.residuals[torch.tensor(mask)]
+
+    def samples_of(self, split: str, keep: Callable[[str], bool]) -> list[Sample]:
+        """What was asked in the rows of one split and the kinds kept."""
+        triples = zip(self.samples, self.splits, self.kinds, strict=True)
+        return [sample for sample, s, kind in triples if s == split and keep(kind)]
+
+    def kinds_of(self, split: str) -> list[str]:
+        """Kinds of one split's rows, in the order of `rows`."""
+        return [k for s, k in zip(self.splits, self.kinds, strict=True) if s == split]
 
 
 @dataclass(frozen=True)

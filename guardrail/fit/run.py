@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Calibration, Fingerprint, Rates
     from guardrail.fit.prompts import Form
-    from guardrail.fit.select import FormResiduals, LinearReadout
+    from guardrail.fit.readings import FormResiduals
+    from guardrail.fit.select import LinearReadout
     from guardrail.model.load import LoadedModel
 
 CALIBRATED_ON: dict[Modality, Form] = {

@@ -20,7 +20,7 @@ from guardrail.stats import auroc
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from guardrail.fit.prompts import Sample
+    from guardrail.fit.readings import FormResiduals
 
 MINIMUM_AUROC = 0.80
 MARGIN = 0.005  # a more elaborate estimator must beat a simpler one by this much
@@ -48,30 +48,6 @@ class LinearReadout:
             gap=self.gap,
             offset=torch.as_tensor(offset),
         )
-
-
-@dataclass(frozen=True)
-class FormResiduals:
-    """Residuals of one form's samples, re-centred: (n, L, d_model), with what each row is."""
-
-    samples: Sequence[Sample]
-    residuals: Tensor
-    splits: Sequence[str]
-    kinds: Sequence[str]
-
-    def rows(self, split: str, keep: Callable[[str], bool] = lambda _kind: True) -> Tensor:
-        """Residuals of one split and the kinds kept."""
-        mask = [s == split and keep(k) for s, k in zip(self.splits, self.kinds, strict=True)]
-        return self.residuals[torch.tensor(mask)]
-
-    def samples_of(self, split: str, keep: Callable[[str], bool]) -> list[Sample]:
-        """What was asked in the rows of one split and the kinds kept."""
-        triples = zip(self.samples, self.splits, self.kinds, strict=True)
-        return [sample for sample, s, kind in triples if s == split and keep(kind)]
-
-    def kinds_of(self, split: str) -> list[str]:
-        """Kinds of one split's rows, in the order of `rows`."""
-        return [k for s, k in zip(self.splits, self.kinds, strict=True) if s == split]
 
 
 @dataclass(frozen=True)

@@ -343,6 +343,8 @@ def _count_part(part: Part, what: str, policy: Policy, budget: Budget) -> None:
                     budget.pixel_count(frame.size)
         case VideoStream():
             budget.video()
+        case _:
+            raise UnsupportedContentError(f"{what} has a {type(part).__name__}, which is no part")
 
 
 def _check_clip(clip: Clip, policy: Policy, what: str) -> None:

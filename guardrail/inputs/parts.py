@@ -1,7 +1,8 @@
 """Content parts of the usual message forms -> text, picture and video sources, bounded.
 
-A new modality begins here. `MEDIA` says which parts hold it and under which keys, `read_part` makes
+A new modality begins here: `MEDIA` says which parts hold it and under which keys, `read_part` makes
 a source of such a part, and `messages` reads the source once all parts of a request are counted.
+"Where a new modality begins" in guardrail/inputs/README.md names every place after that.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def read_part(part: object, what: str, budget: Budget) -> Piece:
     if (picture := picture_in(part, what)) is not None:
         budget.image()
         return picture[1]
-    if kind in MEDIA:
+    if medium_of(part) is VIDEO:
         return _video(part, what, budget.video())
     raise UnsupportedContentError(
         f"{what} has the type {kind[:80]!r}, which is not read; accepted are {_ACCEPTED}"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from guardrail.errors import DatasetError, UnsupportedContentError
 from guardrail.inputs.media import PICTURE, VIDEO
 from guardrail.inputs.messages import Chat
-from guardrail.inputs.parts import medium_of
+from guardrail.inputs.parts import MEDIA, medium_of
 from guardrail.inputs.sources import names_a_file
 from guardrail.inputs.strict_json import strict_json
 
@@ -251,8 +251,8 @@ def _placed(part: object, folder: Path) -> object:
             return part
     # As a `path`, so that no file name is taken for base64 or an address.
     kept = {key: value for key, value in part.items() if key not in _KEYS}
-    kind = "image" if medium is PICTURE else "video"
-    return {**kept, "type": kind, "path": str(folder / name)}
+    plainest = next(kind for kind, (held, _) in MEDIA.items() if held is medium)
+    return {**kept, "type": plainest, "path": str(folder / name)}
 
 
 def _placed_frame(frame: object, folder: Path) -> object:

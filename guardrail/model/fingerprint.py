@@ -37,13 +37,14 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin
 
 from guardrail.artefact.header import Fingerprint
-from guardrail.errors import UnsupportedModelError
+from guardrail.errors import ArtefactMismatchError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from guardrail.artefact import Artefact
     from guardrail.model.load import LoadedModel
 
 # How a model is stored or run, not what it is.
@@ -116,6 +117,23 @@ def fingerprint(loaded: LoadedModel) -> Fingerprint:
         quantisation=_quantisation(model.config),
         trust_remote_code=loaded.trust_remote_code,
     )
+
+
+def require_fitted_on(
+    artefact: Artefact, loaded: LoadedModel, *, allow_mismatch: bool = False
+) -> Fingerprint:
+    """The model's fingerprint, which must be that of the model the artefact was fitted on.
+
+    Raises:
+        ArtefactMismatchError: it is another one's and `allow_mismatch` is false, or the numbers of
+            layers or the widths differ, which nothing allows.
+    """
+    running = fingerprint(loaded)
+    shapes = artefact.shape_differences(loaded.layer_count, loaded.d_model)
+    fields = artefact.header.fingerprint.differences(running) | shapes
+    if shapes or (fields and not allow_mismatch):
+        raise ArtefactMismatchError(fields)
+    return running
 
 
 def _config_digest(config: PreTrainedConfig) -> str:

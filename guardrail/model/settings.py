@@ -40,6 +40,8 @@ _REFUSED: dict[str, tuple[object, ...]] = {
     "token_healing": (None, False),
     "cache_implementation": (None, "dynamic", "static", "hybrid", "quantized", "offloaded"),
 }
+# Need not be equal in a greedy batch: where each row ends, and how tokens would be drawn.
+_EACH_ROWS_OWN = ("max_new_tokens", "stop", "temperature", "top_p", "top_k", "seed")
 
 
 class Settings(BaseModel):
@@ -86,10 +88,10 @@ class Settings(BaseModel):
         """
         if self.samples(model) or self.num_beams > 1:
             return None
-        common = Settings(do_sample=False, repetition_penalty=self.repetition_penalty)
-        if model.generation_config.forced_eos_token_id is None:
-            return common
-        return common.model_copy(update={"max_new_tokens": self.max_new_tokens})  # forced there
+        own = {name: Settings.model_fields[name].default for name in _EACH_ROWS_OWN}
+        if model.generation_config.forced_eos_token_id is not None:
+            own["max_new_tokens"] = self.max_new_tokens  # the token is forced there
+        return self.model_copy(update=own | {"do_sample": False})
 
 
 def generation_config(model: PreTrainedModel, settings: Settings) -> GenerationConfig:

@@ -3,10 +3,13 @@
 A text is queued at once. Before a request with media is, they are decoded and its long videos
 judged, which may take long: threads of callers do it themselves, event loops leave it to others.
 
-A new option of `generate` needs two or three lines: its name in `GenerateOptions`, a field with its
-bounds in `guardrail.model.settings.Settings`, and, where transformers knows it, its place in
-`generation_config` beside it. An option of every way of asking stands in `AskOptions` and goes with
-the `Caller`, in `_caller`.
+A new option of `generate` needs its name in `GenerateOptions`, a field with its bounds in
+`guardrail.model.settings.Settings`, and, where transformers knows it, its place in
+`generation_config` beside it; only requests with the same value then share a batch. The adapters
+have a field for every setting (`ChatGuardedVLM` in guardrail_langchain/chat_model.py, `GuardedVLM`
+in guardrail_llamaindex/llm.py); the server has those it lets clients choose (`ChatBody` in
+guardrail/server/schemas.py, `generate_options` in guardrail/server/chat.py). An option of every way
+of asking stands in `AskOptions` and goes with the `Caller`, in `_caller`.
 """
 
 from __future__ import annotations

@@ -1,22 +1,20 @@
 """What runs on the model's thread for one guard: batches in, verdicts and results out.
 
-Before that: whether the artefact belongs to the model, and a request into it.
+Before that: whether a request fits into the model.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from guardrail.artefact.artefact import sampling_notes
 from guardrail.decide.detector import NO_FLOOR, Detector
-from guardrail.errors import ArtefactMismatchError, LimitExceededError, UnsupportedContentError
+from guardrail.errors import LimitExceededError, UnsupportedContentError
 from guardrail.model.decoder import context_length
 from guardrail.model.encode import TEXT_ONLY, Encoded, Encoder
-from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import check_rows, generate_rows
 from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.monitor.monitor import Monitor
@@ -288,24 +286,3 @@ def require_room(
         what += f", with a video in it ({smaller} help),"
     if longest > allowed:
         raise LimitExceededError(limit="prompt_tokens", allowed=allowed, found=longest, what=what)
-
-
-def mismatch(
-    artefact: Artefact, loaded: LoadedModel, *, allowed: bool
-) -> dict[str, tuple[str, str]]:
-    """What makes the model another than the one the artefact was fitted on, if that is allowed.
-
-    Raises:
-        ArtefactMismatchError: it is not allowed, or the numbers of layers or the widths differ.
-    """
-    fitted, running = artefact.header.fingerprint, fingerprint(loaded)
-    for name, (then, now) in fitted.warnings(running).items():
-        warnings.warn(f"the artefact was fitted with {name} {then}, this is {now}", stacklevel=4)
-    shapes = artefact.shape_differences(loaded.layer_count, loaded.d_model)
-    fields = fitted.differences(running) | shapes
-    if shapes or (fields and not allowed):
-        raise ArtefactMismatchError(fields)
-    if fields:
-        told = "; ".join(f"{k}: fitted on {a}, running {b}" for k, (a, b) in fields.items())
-        log.warning("the artefact was fitted on another model, as allow_mismatch allows: %s", told)
-    return fields

@@ -285,6 +285,14 @@ def test_an_artefact_without_videos_knows_three_kinds_and_no_thresholds_for_them
     assert detector().kinds == KINDS
 
 
+def test_a_kind_of_no_modality_is_judged_by_no_others_thresholds(detector: Any) -> None:
+    guard = detector()
+    with pytest.raises(DetectorError, match="no modality has the offset kind 'audio'"):
+        guard.thresholds_for("audio")
+    with pytest.raises(DetectorError, match="'audio'"):
+        guard.verdict(None, 0, "audio")
+
+
 def test_only_steered_rows_are_edited(detector: Any) -> None:
     guard = detector()
     scores = [0.2, 0.9, 1.2, math.nan, 1.5, 0.7]

@@ -20,7 +20,8 @@ from guardrail.errors import (
     DatasetError,
 )
 from guardrail.fit.outcome import WIDE_SPREAD, from_header
-from guardrail.fit.select import FormResiduals, is_safe
+from guardrail.fit.readings import FormResiduals
+from guardrail.fit.select import is_safe
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
 from guardrail.stats import conformal_threshold

@@ -11,12 +11,14 @@ import torch
 from guardrail.artefact.header import Rates
 from guardrail.fit import readings
 from guardrail.fit.dataset import SPLITS, ContrastSet, Prompt
+from guardrail.fit.prompts import plain
+from guardrail.fit.select import is_safe, is_unsafe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from guardrail.fit.prompts import Form
-    from guardrail.fit.select import FormResiduals
+    from guardrail.fit.readings import FormResiduals
     from guardrail.types import Request
 
 
@@ -42,6 +44,20 @@ def read(
     samples = readings.samples_shown(prompts, rates, videos)[form]
     ask: Any = filmed if videos else ones
     return readings.read_form(ask, prompts, form, samples, offset)
+
+
+def test_rows_are_narrowed_to_a_split_and_kinds() -> None:
+    prompts = contrast("near", "ordinary", n=16)
+    samples = plain(prompts, None)
+    one = readings.with_residuals(prompts, samples, torch.arange(len(samples) * 2.0).view(-1, 1, 2))
+    assert one.rows("fit", is_unsafe).shape == (16, 1, 2)
+    assert one.rows("fit", is_safe).shape == (32, 1, 2)
+    assert one.rows("select").shape == (48, 1, 2)
+    assert one.rows("held out").shape == (0, 1, 2)
+    asked = one.samples_of("fit", is_unsafe)
+    assert one.rows("fit", is_unsafe)[:, 0, 0].tolist() == [2.0 * samples.index(s) for s in asked]
+    in_select = [prompts.prompts[s.index] for s in samples]
+    assert one.kinds_of("select") == [p.kind for p in in_select if p.split == "select"]
 
 
 def test_what_a_picture_adds_is_taken_off_prompts_beside_one() -> None:

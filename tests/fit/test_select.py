@@ -7,17 +7,15 @@ import torch
 
 from guardrail.errors import NoUsableDirectionError
 from guardrail.fit.prompts import Sample
+from guardrail.fit.readings import FormResiduals
 from guardrail.fit.select import (
     MARGIN,
     Candidate,
-    FormResiduals,
     LinearReadout,
     Separation,
     best_of_each,
     choose,
     compare,
-    is_safe,
-    is_unsafe,
     readout_layers,
 )
 
@@ -41,15 +39,6 @@ def form(*, seed: int, shift: tuple[float, ...], slant: float = 0.0) -> FormResi
     rows[..., 1] += common
     rows[[k == "unsafe" for k in kinds], :, 0] += torch.tensor(shift)
     return FormResiduals([Sample(i, "plain", None) for i in range(200)], rows, splits, kinds)
-
-
-def test_rows_are_narrowed_to_a_split_and_kinds() -> None:
-    one = form(seed=0, shift=(1.0,))
-    assert one.rows("fit", is_unsafe).shape == (60, 1, WIDTH)
-    assert one.rows("fit", is_safe).shape == (60, 1, WIDTH)
-    assert one.rows("select").shape == (80, 1, WIDTH)
-    assert one.rows("calibrate").shape == (0, 1, WIDTH)
-    assert one.kinds_of("select")[:4] == ["unsafe", "near", "ordinary", "unsafe"]
 
 
 def test_the_layer_with_the_gap_reads_best() -> None:

@@ -6,6 +6,7 @@ import base64
 import copy
 import itertools
 from collections import OrderedDict
+from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ from guardrail.errors import (
     UrlNotAllowedError,
     VideoDecodeError,
 )
+from guardrail.inputs.media import VIDEO
 from guardrail.inputs.messages import request_digest, to_request
+from guardrail.inputs.parts import MEDIA
 from guardrail.policy import Limits, Policy, VideoSampling
 from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart, VideoStream
 
@@ -245,6 +248,23 @@ def test_a_key_with_content_is_refused_by_name_and_an_empty_one_is_not(key: Any)
 )
 def test_a_part_that_is_not_understood_is_refused(part: Any, says: str) -> None:
     refused(user([part]), says)
+
+
+def test_a_medium_that_nobody_reads_yet_is_not_read_as_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sound = replace(VIDEO, name="sound")
+    monkeypatch.setitem(MEDIA, "audio", (sound, ("data",)))
+    with pytest.raises(UnsupportedContentError, match="type 'audio', which is not read"):
+        request([{"role": "user", "content": [{"type": "audio", "data": [RED, RED]}]}])
+
+
+def test_a_request_with_a_part_of_an_unknown_kind_is_refused() -> None:
+    odd: Any = (TextPart("hello"), b"sound")
+    with pytest.raises(
+        UnsupportedContentError, match=r"messages\[0\] has a bytes, which is no part"
+    ):
+        request(Request((Message(role="user", parts=odd),)))
 
 
 def test_a_declared_media_type_must_fit() -> None:

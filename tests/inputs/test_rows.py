@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from guardrail.bulk.tables import Columns, JsonlSource
 from guardrail.cli.calibrate import benign_lines
 from guardrail.errors import DatasetError
 from guardrail.evaluation.items import load_items
+from guardrail.inputs.media import VIDEO
 from guardrail.inputs.messages import to_request
+from guardrail.inputs.parts import MEDIA
 from guardrail.inputs.rows import picture_files, placed, video_files, words
 from guardrail.policy import Policy
 
@@ -82,6 +85,13 @@ def test_listed_frames_are_taken_from_the_folder_one_by_one():
 )
 def test_everything_else_stays_as_it_is(part):
     assert placed(chat(part), FOLDER)[0]["content"][0] == part
+
+
+def test_a_part_taken_from_the_folder_stays_of_its_medium(monkeypatch):
+    sound = replace(VIDEO, name="sound")
+    monkeypatch.setitem(MEDIA, "audio", (sound, ("path",)))
+    (message,) = placed(chat({"type": "audio", "path": "a.wav"}), FOLDER)
+    assert message["content"][0] == {"type": "audio", "path": "data/a.wav"}
 
 
 def test_an_absolute_path_stays_absolute():

@@ -16,17 +16,18 @@ import pytest
 import torch
 from torch import nn
 
-from guardrail.errors import UnsupportedModelError
+from guardrail.errors import ArtefactMismatchError, UnsupportedModelError
 from guardrail.model.fingerprint import (
     _code_digest,
     fingerprint,
     four_bit_parts,
     is_four_bit,
     own_tensors,
+    require_fitted_on,
     weights_digest,
 )
 from guardrail.model.load import load_model, wrap_model
-from guardrail.testing import tiny_model
+from guardrail.testing import tiny_artefact, tiny_model
 from tests.families.catalogue import FAMILIES, IMAGE_FAMILIES
 
 if TYPE_CHECKING:
@@ -406,3 +407,14 @@ def test_other_layers_save_themselves_as_ever() -> None:
     assert not is_four_bit(layer.weight)
     assert not is_four_bit(None)
     assert not is_four_bit(Params4bit(torch.zeros(1)))  # not quantised yet
+
+
+def test_a_model_is_held_to_the_one_the_artefact_was_fitted_on(tiny_of: Any) -> None:
+    tiny, other = tiny_of("llama"), wrap_model(*tiny_model("llama", seed=1))
+    artefact = tiny_artefact(tiny.model, tiny.processor)
+    fitted_on = wrap_model(tiny.model, tiny.processor)
+    assert require_fitted_on(artefact, fitted_on) == artefact.header.fingerprint
+    with pytest.raises(ArtefactMismatchError) as raised:
+        require_fitted_on(artefact, other)
+    assert set(raised.value.fields) == {"weights_digest"}
+    assert require_fitted_on(artefact, other, allow_mismatch=True) == fingerprint(other)

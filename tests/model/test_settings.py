@@ -46,6 +46,24 @@ def test_requests_have_in_common_what_is_not_a_rows_own_affair(llama):
     assert common(num_beams=2) is None
 
 
+@pytest.mark.parametrize("name", [*Settings.model_fields, "no_repeat_ngram_size"])
+def test_requests_share_a_batch_in_spite_of_a_setting_only_where_it_is_known_not_to_matter(
+    llama, name
+):
+    class Extended(Settings):
+        no_repeat_ngram_size: int = 0
+
+    plain, other = Extended(), Extended().model_copy(update={name: 2})
+    if name in {"max_new_tokens", "stop", "seed"}:
+        assert other.in_common(llama.model) == plain.in_common(llama.model)
+    elif name in {"temperature", "top_p", "top_k"}:
+        greedy = other.model_copy(update={"do_sample": False})
+        assert other.in_common(llama.model) is None
+        assert greedy.in_common(llama.model) == plain.in_common(llama.model)
+    else:
+        assert other.in_common(llama.model) != plain.in_common(llama.model)
+
+
 def test_a_token_that_is_forced_at_the_end_keeps_lengths_apart(llama, monkeypatch):
     monkeypatch.setattr(llama.model.generation_config, "forced_eos_token_id", 2)
     two, three = (Settings(max_new_tokens=n).in_common(llama.model) for n in (2, 3))
