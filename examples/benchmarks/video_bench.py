@@ -19,10 +19,10 @@ from typing import Annotated, Any
 import tables
 import typer
 from benchmark_data import LONGEST, read_rows
-from video_clips import Video, write_video
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from demo import artefact_for
+from video_clips import Video, write_video
 
 from guardrail import Guard, Policy, Verdict
 from guardrail.fit.calibrate import calibrate

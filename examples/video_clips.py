@@ -17,7 +17,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tiny_vlm"))
+sys.path.insert(0, str(Path(__file__).parent / "tiny_vlm"))
 from render import render
 
 FRAMES, RATE, SIDE, SHOWN = 64, 8, 512, 2
