@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from guardrail.errors import QueueFullError, RequestCancelledError, RequestTimeoutError
-from guardrail.inputs import images, limits
+from guardrail.inputs import images, threads
 from guardrail.inputs.video_files import Shot
 from guardrail.inputs.videos import VideoBytes
 from guardrail.online.asking import Places
@@ -21,7 +21,7 @@ from guardrail.policy import Limits
 from guardrail.types import Action
 from tests.waiting import LONG_S, auntil, until
 
-DECODERS = limits._LARGE_AT_ONCE + 1
+DECODERS = threads._LARGE_AT_ONCE + 1
 
 
 def endless(self, limits, what):
