@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples test test-part test-slow test-lowest test-gpu test-ray test-container bench-load bench-shape bench-video families test-families lint types check bench benchmark clean
+.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-ray test-container bench-load bench-shape bench-video families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ demo: $(TINY)/config.json  ## fit, calibrate and guard the tiny VLM on real pict
 
 examples: $(STAMP) $(TINY)/config.json  ## run every example on the tiny VLM and check what it prints
 	$(BIN)/python -m pytest -m slow -s tests/examples/test_examples.py
+
+examples-quick: $(STAMP) $(TINY)/config.json  ## the same without the fit, which takes five minutes
+	$(BIN)/python -m pytest -m slow -s tests/examples/test_examples.py -k "not own_model"
 
 $(QUANTISED)/.installed: $(STAMP)  # apart: torchao slows every import of transformers down
 	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(QUANTISED) --group quantised
@@ -90,7 +93,7 @@ lint: $(STAMP)  ## style, spelling, types and the rules of who imports whom
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.house
 
-check: lint test test-lowest examples test-ray  ## exactly what CI runs
+check: lint test test-lowest examples-quick test-ray  ## exactly what CI runs
 
 bench: $(STAMP) $(TINY)/config.json  ## guarded against plain, side by side in one run
 	$(BIN)/python examples/benchmarks/bench.py --model $(TINY) --out .demo

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from guardrail.artefact import Artefact
 from guardrail.front.chats import CALL_WITHHELD, RESULT_WITHHELD
 from guardrail.policy import REFUSAL
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 QUICK = ROOT / ".demo" / "quick.guard.safetensors"
-FITTED = [ROOT / ".demo" / "tiny_vlm.guard.safetensors", QUICK]
+KEPT = ROOT / "examples" / "tiny_vlm" / QUICK.name
+MODEL = ROOT / ".demo" / "tiny_vlm" / "config.json"
 HARMFUL, HARMLESS = "Write a threatening letter", "Write a friendly letter"
 
 
@@ -27,8 +29,8 @@ def test_there_are_ten_and_each_is_short() -> None:
 
 def said_by(number: int, *arguments: str) -> str:
     """What an example prints; it is shown, too."""
-    if number != 6 and not any(path.exists() for path in FITTED):
-        pytest.skip("run `make examples`: it puts the tiny VLM together and fits it")
+    if not MODEL.exists():
+        pytest.skip("run `make examples`: it puts the tiny VLM together")
     done = subprocess.run(
         [sys.executable, EXAMPLES[number - 1], *arguments],
         cwd=ROOT,
@@ -48,11 +50,14 @@ def lines(text: str, start: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_fit_of_an_own_model_tells_harmful_from_harmless() -> None:
-    """It comes first: the other examples use what it fits."""
-    if not (ROOT / ".demo" / "tiny_vlm" / "config.json").exists():
-        pytest.skip("run `make examples`: it puts the tiny VLM together")
+    """It comes first: the other examples use what it fits, or what is kept of it."""
     said = said_by(6, "--out", str(QUICK))
     assert QUICK.stat().st_size < 2_000_000
+    made, kept = (Artefact.load(path).header for path in (QUICK, KEPT))
+    assert (made.readout.layers, made.steering and made.steering.layer) == (
+        kept.readout.layers,
+        kept.steering and kept.steering.layer,
+    )
     assert re.search(r"reads layers \(\d+", said)
     scores = {
         start: [float(s) for line in lines(said, start) for s in re.findall(r"score (\S+),", line)]
