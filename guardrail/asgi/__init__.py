@@ -13,16 +13,10 @@ Needs the extra `asgi`.
 
 from __future__ import annotations
 
-from guardrail.errors import MissingExtraError
+from guardrail.extras import require
 
-try:
-    import python_multipart as python_multipart
-    import starlette as starlette
-except ModuleNotFoundError as error:
-    # An installed package that misses one of its own dependencies is another problem.
-    if error.name not in ("python_multipart", "starlette"):
-        raise
-    raise MissingExtraError(error.name, extra="asgi") from error
+require("python_multipart")
+require("starlette")
 
 from guardrail.asgi.middleware import GuardrailASGIMiddleware
 from guardrail.asgi.routes import GuardedRoute
