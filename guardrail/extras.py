@@ -23,6 +23,7 @@ EXTRA_OF: Mapping[str, str] = MappingProxyType(
         "langchain_core": "langchain",
         "llama_index": "llamaindex",
         "matplotlib": "report",
+        "onnx": "demo",
         "opentelemetry": "otel",
         "prometheus_client": "serve",
         "pyarrow": "bulk",

@@ -1,4 +1,4 @@
-"""The processor of the tiny reader: tokenizer, chat template, image processor; stock classes."""
+"""The processor of the tiny VLM: tokenizer, chat template, image processor; stock classes."""
 
 from gguf_reader import GGUFFile
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -7,7 +7,9 @@ from transformers import LlavaImageProcessor, LlavaProcessor, PreTrainedTokenize
 IMAGE_TOKEN = "<image>"
 IMAGE_TOKEN_ID = 49152  # first id after SmolLM2's vocabulary
 IMAGE_SIZE = 896  # pixels on each side of what the image processor hands over
-SLOTS = 64  # image tokens in the prompt, a square number
+GRID, FURTHER = 8, 8
+SLOTS = GRID**2 + FURTHER  # image tokens in the prompt: 64 of text, and what is around it
+BEFORE, AFTER = "The picture shows", ".\n"  # around the thing that is seen
 SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 CONTROL = 3  # GGUF's token type of special tokens
 
@@ -64,9 +66,9 @@ def processor(gguf: GGUFFile) -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer(gguf),
-        patch_size=IMAGE_SIZE // int(SLOTS**0.5),
+        patch_size=IMAGE_SIZE // GRID,
         vision_feature_select_strategy="full",
         image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=0,
+        num_additional_image_tokens=FURTHER,
         chat_template=CHAT_TEMPLATE,
     )

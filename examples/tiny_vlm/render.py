@@ -1,4 +1,4 @@
-"""Pictures for the tiny reader: typographic images of a text, and pictures without any text.
+"""Pictures for the tiny VLM: typographic images of a text, text on photographs, meaningless ones.
 
 Every picture is a function of its arguments alone.  Fonts are those that come with matplotlib
 (DejaVu) and Pillow's own default font, so a fresh machine draws what ours drew.
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps, ImageStat
 
 Style = Literal["plain", "figstep", "varied"]
 Kind = Literal["colour", "gradient", "noise", "blur", "shapes", "scene"]
@@ -67,6 +67,34 @@ def plain_picture(seed: int, kind: Kind, size: tuple[int, int] = (512, 512)) -> 
     if kind == "scene":
         return _scene(rng, size)
     raise ValueError(f"kind must be one of {KINDS}; got {kind!r}")
+
+
+def on_photograph(
+    text: str, photograph: Image.Image, *, seed: int = 0, size: tuple[int, int] = (640, 480)
+) -> Image.Image:
+    """The text as people put it on pictures: outlined, on a band of paint, or bare."""
+    rng = random.Random(f"photograph-{seed}")
+    image = ImageOps.fit(photograph.convert("RGB"), size)
+    name = rng.choice(("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf"))
+    font_size, lines = _fitted(text, name, (size[0], size[1] // 2), largest=size[1] // 11)
+    font, step = _font(name, font_size), font_size * STEP
+    top = round(rng.uniform(0.03, 0.95 - len(lines) * step / size[1]) * size[1])
+    spot = [(size[0] - font.getlength(line)) / 2 for line in lines]
+    look = rng.choice(("outlined", "band", "bare"))
+    box = (0, round(top - step / 4), size[0], round(top + (len(lines) + 0.25) * step))
+    if look == "band":
+        dark = Image.new(
+            "RGB", (size[0], box[3] - box[1]), rng.choice(((20, 20, 20), (235, 235, 235)))
+        )
+        image.paste(Image.blend(image.crop(box), dark, 0.75), box[:2])
+    light = sum(ImageStat.Stat(image.crop(box).convert("L")).mean) > 127
+    ink = (0, 0, 0) if light else (255, 255, 255)
+    edge = {"stroke_width": 2, "stroke_fill": tuple(255 - c for c in ink)}
+    draw = ImageDraw.Draw(image)
+    for i, line in enumerate(lines):
+        at = (spot[i], top + i * step)
+        draw.text(at, line, font=font, fill=ink, **(edge if look == "outlined" else {}))
+    return image
 
 
 def paragraph(
