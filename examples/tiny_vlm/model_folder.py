@@ -19,7 +19,6 @@ from torchvision.models import EfficientNet_B0_Weights
 HERE = Path(__file__).resolve().parent
 CODE = ("modeling_tiny_vlm.py", "text_reader.py", "step_network.py")
 EYE_SIZE = 260  # pixels on each side of what EfficientNet-Lite2 sees
-MIXED = 5  # of the likeliest classes
 MODEL = "TinyVLMForConditionalGeneration"
 TOWER, PROJECTOR = "model.vision_tower", "model.multi_modal_projector"
 
@@ -106,7 +105,6 @@ def write_model(sources: Sources, adapter: Path, out: Path) -> None:
             "classifier": [width, classes],
         },
         words={
-            "mixed": MIXED,
             "classes": classes,
             "before": len(before),
             "after": len(after),

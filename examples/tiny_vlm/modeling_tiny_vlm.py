@@ -28,6 +28,7 @@ from .step_network import StepNetwork
 from .text_reader import TextReader
 
 LONGEST = 1.4  # longer pictures are cut to a square in the middle, others squeezed into one
+THINGS = 5  # the four quarters and the whole
 PADDING = -1 / 255  # the processor's grey, 127 of 255 on [-1, 1]
 
 
@@ -54,7 +55,7 @@ class Eye(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Class logits, (3, H, W) in [-1, 1] -> (classes,)."""
+        """Class logits of each quarter and of the whole, (3, H, W) in [-1, 1] -> (5, classes)."""
         image = without_padding(image.float())
         height, width = image.shape[1:]
         if max(height, width) > LONGEST * min(height, width):
@@ -64,20 +65,21 @@ class Eye(nn.Module):
         size = (self.size, self.size)
         seen = F.interpolate(image[None], size, mode="bicubic", antialias=True)
         seen = (seen.clamp(-1, 1) * 127.5 + 0.5) / 128  # TensorFlow's scale: (pixel - 127) / 128
-        return self.classifier(self.features(seen).mean((2, 3)))[0]
+        features = self.features(seen)
+        quarters = F.adaptive_avg_pool2d(features, 2).flatten(2)[0].T
+        return self.classifier(torch.cat([quarters, features.mean((2, 3))]))
 
 
 class Words(nn.Module):
     """What the eye and the reader saw, as the language model's input embeddings.
 
-    Its settings are `config.words`: the reader's networks, how many of the likeliest classes are
-    mixed, and the tokens around them.  The tokenizer travels with the weights, as bytes.
+    Its settings are `config.words`: the reader's networks and the sizes of what is stored.  The
+    tokenizer travels with the weights, as bytes.
     """
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
         words = config.words
-        self.mixed: int = words["mixed"]
         self.slots: int = config.image_seq_length
         self.reader = TextReader(words["reader"])
         shape = (words["classes"], config.text_config.hidden_size)
@@ -93,16 +95,18 @@ class Words(nn.Module):
         """The language model's tokenizer."""
         return Tokenizer.from_str(self.tokenizer_json.cpu().numpy().tobytes().decode())
 
-    def thing(self, logits: Tensor) -> Tensor:
-        """The likeliest classes' names mixed by their probability, (classes,) -> (1, d_model)."""
-        best, classes = logits.softmax(-1).topk(self.mixed)
-        mixture = (best / best.sum()) @ self.class_embeddings[classes]
-        return (mixture * (self.length / mixture.norm()))[None]
+    def things(self, logits: Tensor) -> Tensor:
+        """The classes' names mixed by their probability, (n, classes) -> (n, d_model).
+
+        All of them are, so what a slot holds is continuous in the pixels.
+        """
+        mixtures = logits.softmax(-1) @ self.class_embeddings
+        return mixtures * (self.length / mixtures.norm(dim=-1, keepdim=True))
 
     def tokens(self, text: str) -> Tensor:
         """The text's tokens, as many as fit: (n,)."""
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        room = self.slots - len(self.before) - len(self.after) - 1
+        room = self.slots - len(self.before) - len(self.after) - THINGS
         return torch.tensor(ids[:room], dtype=torch.long)
 
 
@@ -126,7 +130,7 @@ class TinyVLMModel(LlavaModel):
     @torch.no_grad()
     def classes(self, pixel_values: Tensor) -> Tensor:
         """What is seen in each image, (n, 3, H, W) -> (n, classes) logits."""
-        return torch.stack([self.vision_tower(image) for image in pixel_values])
+        return torch.stack([self.vision_tower(image)[-1] for image in pixel_values])
 
     @torch.no_grad()
     def get_image_features(self, pixel_values: Tensor, **_: object) -> BaseModelOutputWithPooling:
@@ -137,12 +141,9 @@ class TinyVLMModel(LlavaModel):
         words, embed = self.multi_modal_projector, self.get_input_embeddings()
         found = []
         for image in pixel_values:
-            thing = words.thing(self.vision_tower(image))
-            parts = [words.before, None, words.after, words.tokens(words.reader(image))]
-            shown = [
-                thing if part is None else embed(part.to(embed.weight.device)) for part in parts
-            ]
-            row = torch.cat([part.to(embed.weight) for part in shown])
+            things = words.things(self.vision_tower(image)).to(embed.weight)
+            text = words.tokens(words.reader(image)).to(embed.weight.device)
+            row = torch.cat([embed(words.before), things, embed(words.after), embed(text)])
             found.append(F.pad(row, (0, 0, 0, words.slots - len(row))))
         return BaseModelOutputWithPooling(last_hidden_state=torch.stack(found), pooler_output=found)
 

@@ -7,9 +7,9 @@ from transformers import LlavaImageProcessor, LlavaProcessor, PreTrainedTokenize
 IMAGE_TOKEN = "<image>"
 IMAGE_TOKEN_ID = 49152  # first id after SmolLM2's vocabulary
 IMAGE_SIZE = 896  # pixels on each side of what the image processor hands over
-GRID, FURTHER = 8, 8
+GRID, FURTHER = 8, 10
 SLOTS = GRID**2 + FURTHER  # image tokens in the prompt: 64 of text, and what is around it
-BEFORE, AFTER = "The picture shows", ".\n"  # around the thing that is seen
+BEFORE, AFTER = "The picture shows", ".\n"  # around the things that are seen
 SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 CONTROL = 3  # GGUF's token type of special tokens
 
