@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import tables
@@ -25,7 +25,7 @@ from recentring_figures import Scores, figures, table
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.insert(0, str(EXAMPLES / "tiny_vlm"))
-from render import KINDS, plain_picture
+from render import KINDS, Kind, plain_picture
 
 from guardrail import Artefact, Policy
 from guardrail.cli.output import progress
@@ -51,7 +51,7 @@ def picture(kind: str, number: int) -> Image.Image:
     if kind == PHOTOGRAPH:
         paths = sorted((EXAMPLES / "photographs").glob("*.jpg"))
         return Image.open(paths[number % len(paths)]).convert("RGB")
-    return plain_picture(number, kind)
+    return plain_picture(number, cast(Kind, kind))
 
 
 def held_out(contrast: ContrastSet, per_class: int) -> tuple[list[int], list[int]]:
@@ -137,9 +137,8 @@ def fitted(collect: Collect, contrast: ContrastSet, per_kind: int) -> Directions
 
 def kept(artefact: Artefact) -> Directions:
     """The differences of means that an artefact holds."""
-    usable = torch.tensor([row.usable for row in artefact.header.layers])
-    names = ("direction", "mu_safe", "mu_unsafe")
-    return Directions(*(artefact.tensors[name] for name in names), usable)
+    made = {name: artefact.tensors[name] for name in ("direction", "mu_safe", "mu_unsafe")}
+    return Directions(**made, usable=torch.tensor([row.usable for row in artefact.header.layers]))
 
 
 def layers_of(

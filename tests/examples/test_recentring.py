@@ -19,6 +19,7 @@ from guardrail.fit.dataset import load_contrast
 from guardrail.guard import Guard
 from guardrail.stats import Rate
 from guardrail.testing import tiny_artefact
+from guardrail.types import TextPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,6 +48,12 @@ def scripts() -> Any:
     return SimpleNamespace(main=recentring, figures=recentring_figures)
 
 
+def words(request: Request) -> str:
+    part = request.messages[0].parts[-1]
+    assert isinstance(part, TextPart)
+    return part.text
+
+
 class StandIn:
     """One layer of width one: a text's score, and what the picture beside it adds."""
 
@@ -62,7 +69,7 @@ class StandIn:
 
     def __call__(self, requests: Sequence[Request], stage: str) -> torch.Tensor:
         self.asked[stage] = requests
-        texts = [request.messages[0].parts[-1].text for request in requests]  # type: ignore[union-attr]
+        texts = [words(request) for request in requests]
         rows = [
             self.alone(text) + len(request.images) * self.added(text)
             for text, request in zip(texts, requests, strict=True)
@@ -117,7 +124,7 @@ def test_what_mends_safe_requests_under_a_contraction_lowers_unsafe_ones(scripts
 def test_shifts_are_the_mean_of_each_request_less_itself(scripts: Any) -> None:
     model = StandIn("diluting")
     (found,) = report_on(scripts, model)["readouts"].values()
-    asked = [r.messages[0].parts[-1].text for r in model.asked["requests alone"]]  # type: ignore[union-attr]
+    asked = [words(r) for r in model.asked["requests alone"]]
     directions = scripts.main.fitted(model, CONTRAST, 32)
     for label in ("safe", "unsafe"):
         added = [model.added(t) for t in asked if (t in UNSAFE) == (label == "unsafe")]
@@ -131,7 +138,7 @@ def test_requests_are_held_out_and_see_every_kind_both_classes_the_same(scripts:
     model = StandIn()
     report = report_on(scripts, model, ("colour", "shapes", "photograph"))
     alone = model.asked["requests alone"]
-    texts = [r.messages[0].parts[-1].text for r in alone]  # type: ignore[union-attr]
+    texts = [words(r) for r in alone]
     prompts = {p.text: p for p in CONTRAST.prompts}
     assert {prompts[text].in_split for text in texts} == {"calibrate"}
     kinds = [prompts[text].kind for text in texts]
@@ -145,13 +152,13 @@ def test_requests_are_held_out_and_see_every_kind_both_classes_the_same(scripts:
     seen = set()
     for kind in report["kinds"]:
         beside = model.asked[f"requests beside a picture, {kind}"]
-        assert [r.messages[0].parts[-1].text for r in beside] == texts  # type: ignore[union-attr]
+        assert [words(r) for r in beside] == texts
         shown = [r.images[0].tobytes() for r in beside]
         assert shown[:24] == shown[24:]
         assert len(set(shown)) == (9 if kind == "photograph" else 24)
         seen |= set(shown)
     assert len(seen) == 24 + 24 + 9
-    fitted_on = {r.messages[0].parts[-1].text for r in model.asked["fit split, unsafe"]}  # type: ignore[union-attr]
+    fitted_on = {words(r) for r in model.asked["fit split, unsafe"]}
     assert {prompts[text].in_split for text in fitted_on} == {"fit"}
 
 
@@ -289,7 +296,7 @@ def test_with_an_artefact_the_scores_are_those_of_its_guard(
     path = artefact.save(tmp_path / "tiny.guard.safetensors")
     report, _ = run(scripts, tiny_folder, tmp_path, artefact=path)
     assert report["artefact"] == artefact.artefact_id
-    at = artefact.header.steering.layer  # type: ignore[union-attr]
+    at = artefact.header.steering.layer
     names = [f"means, layer {i}" for i in (at - 1, at, at + 1) if i < loaded.layer_count]
     *means, own = report["readouts"]
     assert means == names
