@@ -145,14 +145,18 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
         for kind in kinds
         for row in [found["shifts"][kind]]
     ]
-    yield f"Picture: each of {requests} beside one picture of each kind, paired with itself alone."
+    source = report["artefact"] or f"{report['per_kind']} prompts of each kind of the fit split"
+    yield (
+        f"Each of {requests}, paired: alone, and beside one picture of each kind, which are the "
+        f"same for both classes. Directions: {source}."
+    )
     yield ""
     head = ["readout", "picture", "shift, safe", "shift, unsafe", "left, safe", "left, unsafe"]
     yield from markdown([*head, "slope", "intercept", "r"], shifts)
     yield ""
     yield (
-        f"Rates: the same requests, at the score that {FPR:.0%} of {n['benign']} safe texts alone "
-        "exceed. Each cell is TPR; FPR."
+        f"Rates of the same requests above the score that at most {100 * FPR:g} % of "
+        f"{n['benign']} safe texts alone exceed, the safe requests among them. Each cell: TPR; FPR."
     )
     yield ""
     cells = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import zlib
 from pathlib import Path
@@ -279,6 +278,8 @@ def test_the_script_reads_a_model_without_artefact(
     assert all(name.startswith("means, layer ") for name in report["readouts"])
     assert "old" not in text
     assert "6 safe and 6 unsafe held-out requests" in text
+    assert "Directions: 8 prompts of each kind" in text
+    assert "at most 5 % of 292 safe texts" in text
     name, found = next(iter(report["readouts"].items()))
     shift = found["shifts"]["photograph"]["shift"]["safe"]["value"]
     assert f"| {name} | photograph | {shift:+.2f} (" in text
@@ -294,7 +295,8 @@ def test_with_an_artefact_the_scores_are_those_of_its_guard(
     loaded = load_model(tiny_folder)
     artefact = tiny_artefact(loaded.model, loaded.processor)
     path = artefact.save(tmp_path / "tiny.guard.safetensors")
-    report, _ = run(scripts, tiny_folder, tmp_path, artefact=path)
+    report, text = run(scripts, tiny_folder, tmp_path, artefact=path)
+    assert f"Directions: {artefact.artefact_id}." in text
     assert report["artefact"] == artefact.artefact_id
     at = artefact.header.steering.layer
     names = [f"means, layer {i}" for i in (at - 1, at, at + 1) if i < loaded.layer_count]
@@ -312,7 +314,6 @@ def test_with_an_artefact_the_scores_are_those_of_its_guard(
         (artefact.tensors["readout_offset_image"] / artefact.tensors["readout_gap"]).mean()
     )
     assert found["scores"]["picture"][7][1] - offset == pytest.approx(beside, abs=1e-4)
-    assert math.isfinite(offset)
 
 
 def test_a_model_without_eyes_and_a_layer_without_direction_are_refused(
