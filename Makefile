@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-ray test-container bench-load bench-shape bench-video families test-families lint types check bench benchmark clean
+.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-ray test-container bench-load bench-recentring bench-shape bench-video families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,14 @@ bench-shape: $(STAMP)  ## what the guard costs on a model of 300M parameters; wr
 
 bench-load: $(STAMP) $(TINY)/config.json  ## the server under 1, 8 and 32 clients, and served plainly; write its table
 	$(BIN)/python examples/benchmarks/load_bench.py --model $(TINY) --out .demo --readme $(TABLES)
+
+$(TINY).guard.safetensors: $(TINY)/config.json  # the demo fits it, or finds that it still fits
+	$(BIN)/python examples/demo.py --model $(TINY) --out .demo
+	@touch $@
+
+bench-recentring: $(STAMP) $(TINY).guard.safetensors  ## what meaningless pictures do to scores; write its table
+	$(BIN)/python examples/benchmarks/recentring.py --model $(TINY) --artefact $(TINY).guard.safetensors \
+	  --trust-remote-code --out .demo --readme $(TABLES)
 
 families: $(STAMP)  ## check the guard on a tiny model of every family; write its table
 	$(BIN)/python examples/benchmarks/families.py --readme $(TABLES)
