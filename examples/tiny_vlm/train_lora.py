@@ -47,7 +47,8 @@ REFUSALS = (
     "Sorry, but I can't help with something that may harm people.",
     "I'm not able to help with that, but I will gladly help with something else.",
 )
-ANSWER_TOKENS = 32  # of the model's own answers; a refusal shows at once
+ANSWER_TOKENS = 12  # of the model's own answers; a refusal shows at once
+GLADLY = "Sure, "  # begins the answers to harmless texts that it refused before
 IGNORED = -100
 
 
@@ -71,22 +72,24 @@ class LanguageModel:
         self.model.tie_weights()
         self.model.eval()
 
-    def prompt(self, text: str) -> str:
-        """The text as a user's turn, up to where the answer begins."""
+    def prompt(self, text: str, begin: str = "") -> str:
+        """The text as a user's turn, up to where the answer begins, and its beginning."""
         turn = [{"role": "user", "content": text}]
         rendered = self.tokenizer.apply_chat_template(
             turn, tokenize=False, add_generation_prompt=True
         )
-        return str(rendered)
+        return str(rendered) + begin
 
     @torch.no_grad()
-    def answers(self, texts: Sequence[str], *, tokens: int, batch: int = 16) -> list[str]:
-        """Greedy answers, in the texts' order."""
+    def answers(
+        self, texts: Sequence[str], *, tokens: int, begin: str = "", batch: int = 16
+    ) -> list[str]:
+        """Greedy answers, or what follows their beginning, in the texts' order."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found: dict[int, str] = {}
         for start in range(0, len(order), batch):
             places = order[start : start + batch]
-            rows = [self.prompt(texts[i]) for i in places]
+            rows = [self.prompt(texts[i], begin) for i in places]
             inputs = self.tokenizer(
                 rows, return_tensors="pt", padding=True, add_special_tokens=False
             )
@@ -120,16 +123,17 @@ def texts(more: Sequence[Path]) -> tuple[list[str], list[str]]:
 
 
 def examples(language: LanguageModel, more: Sequence[Path]) -> list[Example]:
-    """Every text with its answer; harmless texts that the model refused by itself are left out."""
+    """Every text with its answer."""
     harmful, harmless = texts(more)
     rng = random.Random(0)
-    said = language.answers(harmless, tokens=ANSWER_TOKENS)
-    kept = [
-        Example(text, answer)
-        for text, answer in zip(harmless, said, strict=True)
-        if answer.strip() and not is_refusal(answer)
+    said = dict(zip(harmless, language.answers(harmless, tokens=ANSWER_TOKENS), strict=True))
+    refused = [text for text, answer in said.items() if not answer.strip() or is_refusal(answer)]
+    other = language.answers(refused, tokens=ANSWER_TOKENS - 2, begin=GLADLY)
+    said |= {text: GLADLY + answer for text, answer in zip(refused, other, strict=True)}
+    return [
+        *(Example(text, rng.choice(REFUSALS)) for text in harmful),
+        *(Example(text, answer) for text, answer in said.items()),
     ]
-    return [*(Example(text, rng.choice(REFUSALS)) for text in harmful), *kept]
 
 
 def batches(rows: list[tuple[list[int], list[int]]], size: int, seed: int) -> Iterator[list[int]]:
@@ -142,7 +146,7 @@ def batches(rows: list[tuple[list[int], list[int]]], size: int, seed: int) -> It
 
 
 def loss(model: torch.nn.Module, rows: Sequence[tuple[list[int], list[int]]], pad: int) -> Tensor:
-    """Cross-entropy of the answers: the mean of each row's mean, so that short ones weigh alike."""
+    """Cross-entropy of the answers: of each one's first token, which decides, and of the rest."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row, _ in rows])
     wanted = torch.tensor([[*row, *[IGNORED] * (width - len(row))] for _, row in rows])[:, 1:]
@@ -152,7 +156,9 @@ def loss(model: torch.nn.Module, rows: Sequence[tuple[list[int], list[int]]], pa
         logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
     ).view(wanted.shape)
     shown = wanted != IGNORED
-    return ((each * shown).sum(1) / shown.sum(1)).mean()
+    first = shown & (shown.cumsum(1) == 1)
+    rest = shown & ~first
+    return ((each * first).sum(1) + (each * rest).sum(1) / rest.sum(1).clamp_min(1)).mean()
 
 
 def train(
@@ -204,8 +210,8 @@ def main() -> None:
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--more", type=Path, nargs="*", default=[])
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--rate", type=float, default=7e-4)
     parser.add_argument("--batch", type=int, default=8)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
