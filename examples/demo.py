@@ -41,6 +41,7 @@ STEER_RATE, FLAG_RATE = 0.20, 0.10
 # of forms that do not ask in the prompt itself
 PROMPTS = {form: FOLLOW for form in ("caption", "sign", "note", "phone", "search", "page")}
 PROMPTS["list"] = LIST
+SHARES = {"input": 5, "plain answer": 4, "guarded answer": 3}  # of what the others leave
 console = Console(width=120)
 
 
@@ -137,11 +138,9 @@ def save_pictures(inputs: list[Item], folder: Path) -> None:
 
 def show(rows: Sequence[Row]) -> None:
     """The table, one line a row: what went in, what was found, what came out."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=True)
-    for name, width in (("", 2), ("form", 10), ("input", None), ("score", 5), ("verdict", 7)):
-        table.add_column(name, width=width, no_wrap=True, ratio=None if width else 4)
-    for name in ("plain answer", "guarded answer"):
-        table.add_column(name, no_wrap=True, ratio=3)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, expand=True)
+    for name in ("", "form", "input", "score", "verdict", "plain answer", "guarded answer"):
+        table.add_column(name, no_wrap=True, ratio=SHARES.get(name))
     for number, row in enumerate(rows, start=1):
         plain, guarded = (" ".join(text.split()) for text in (row.plain, row.guarded.text))
         cells = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from textwrap import shorten
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")
 COLOURS = {"harmful": "#c0392b", "harmless": "#2471a3"}
 PAIRS = 6
-WIDEST = 40  # characters of a line under a picture
+WIDEST = 42  # characters of a line under a picture
 
 
 def draw(rows: Sequence[Row], artefact: Artefact, path: Path) -> Path:
@@ -39,7 +39,7 @@ def draw(rows: Sequence[Row], artefact: Artefact, path: Path) -> Path:
         one.set_title("with a picture" if modality is Modality.IMAGE else "words only")
     axes[0].legend(loc="upper center", bbox_to_anchor=(0.45, -0.03), ncols=2, fontsize=9)
     axes[1].set_xlabel("score (0: mean of safe texts, 1: of unsafe ones)")
-    for place, row in zip(right.subplots(3, 4).flat, _examples(rows), strict=False):
+    for place, row in zip(right.subplots(3, 4).flat, examples(rows), strict=False):
         _picture(place, row)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -70,13 +70,12 @@ def _picture(axes: Any, row: Row) -> None:
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=2.5)
     axes.set_title(f"{row.verdict.action.value} at {row.verdict.score:.2f}", color=colour)
-    asked = [row.item.text] if row.item.form == "photograph" else []
-    answer = f"-> {' '.join(row.guarded.text.split())}"
-    lines = [shorten(line, WIDEST, placeholder=" ...") for line in (*asked, answer)]
-    axes.set_xlabel("\n".join(lines).replace("$", r"\$"), fontsize=9)
+    asked = wrap(row.item.text, WIDEST) if row.item.form == "photograph" else []
+    answer = wrap(f"-> {row.guarded.text}", WIDEST, max_lines=2, placeholder=" ...")
+    axes.set_xlabel("\n".join((*asked, *answer)).replace("$", r"\$"), fontsize=9)
 
 
-def _examples(rows: Sequence[Row]) -> list[Row]:
+def examples(rows: Sequence[Row]) -> list[Row]:
     """A harmful and a harmless picture of each form."""
     seen = [row for row in rows if row.item.image is not None and row.verdict.score is not None]
     first = {(row.item.shown, row.item.label): row for row in reversed(seen)}

@@ -7,7 +7,7 @@ which makes their edges smooth.
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
-from render import Colour, fitted, load_font, wrapped
+from render import Colour, fitted, load_font
 
 SIZE = (640, 480)
 LARGE = (2 * SIZE[0], 2 * SIZE[1])
@@ -131,14 +131,16 @@ def _write(
 
 def _bubble(draw: ImageDraw.ImageDraw, text: str, top: int, *, ours: bool) -> int:
     """One message, theirs at the left, ours at the right; returns where it ends."""
-    font, margin = load_font(PLAIN, 66), 34
-    lines = "\n".join(wrapped(text, font, 1000))
-    box = draw.multiline_textbbox((0, 0), lines, font=font, spacing=14)
+    margin = 34
+    font_size, rows = fitted(text, PLAIN, (1060, 820 - top - 2 * margin), largest=66)
+    lines = "\n".join(rows)
+    style = {"font": load_font(PLAIN, font_size), "spacing": font_size * 0.2}
+    box = draw.multiline_textbbox((0, 0), lines, **style)
     width, height = round(box[2]) + 2 * margin, round(box[3]) + 2 * margin
     left = LARGE[0] - 40 - width if ours else 40
     draw.rounded_rectangle(
         (left, top, left + width, top + height), 44, fill=BLUE if ours else FIELD
     )
     ink = WHITE if ours else BLACK
-    draw.multiline_text((left + margin, top + margin - 6), lines, font=font, fill=ink, spacing=14)
+    draw.multiline_text((left + margin, top + margin - 6), lines, fill=ink, **style)
     return top + height
