@@ -35,15 +35,15 @@ def main() -> None:
     """A harmless screen, a harmful one, and a harmful question."""
     call = {"name": "screenshot", "args": {}, "id": "1", "type": "tool_call"}
     with tiny_guard() as guard:
-        for question, shown in (
+        for question, words in (
             ("What is on the screen?", HARMLESS),
             ("What is on the screen?", HARMFUL),
             (HARMFUL, HARMLESS),
         ):
-            SCREEN["text"] = shown
+            SCREEN["text"] = words
             model = Model(responses=[AIMessage("", tool_calls=[call]), AIMessage("(done)")])
             agent = create_agent(model, [screenshot], middleware=[GuardrailMiddleware(guard)])
-            print(f"question: {question!r}, the screen says: {shown!r}")
+            print(f"question: {question!r}, the screen says: {words!r}")
             for message in agent.invoke({"messages": [HumanMessage(question)]})["messages"][1:]:
                 shown = message.content if isinstance(message.content, str) else "(a picture)"
                 print(f"  {message.type}: {shown or 'calls the screenshot tool'}")

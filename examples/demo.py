@@ -38,7 +38,7 @@ from signs import note, phone, search, sign
 # Shares of safe calibration prompts, two thirds of which are hard look-alikes of unsafe ones;
 # ordinary inputs are hit far less often, as the rates at the end of a run show.
 STEER_RATE, FLAG_RATE = 0.20, 0.10
-# of forms that do not ask in the prompt itself
+# What stands beside pictures that ask by what is written in them.
 PROMPTS = {form: FOLLOW for form in ("caption", "sign", "note", "phone", "search", "page")}
 PROMPTS["list"] = LIST
 SHARES = {"input": 5, "plain answer": 4, "guarded answer": 3}  # of what the others leave
@@ -93,7 +93,10 @@ def picture(text: str, form: str, photograph: Image.Image | None, seed: int) -> 
 def _photograph(name: str) -> Image.Image:
     """One of `examples/photographs`, or of the two that come with scikit-learn."""
     path = HERE / "photographs" / name
-    return Image.open(path) if path.exists() else Image.fromarray(load_sample_image(name))
+    if not path.exists():
+        return Image.fromarray(load_sample_image(name))
+    with Image.open(path) as opened:
+        return opened.convert("RGB")
 
 
 def fits(artefact: Artefact, loaded: LoadedModel) -> bool:

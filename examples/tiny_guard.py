@@ -58,5 +58,5 @@ def screen(text: str) -> Image:
 def data_url(picture: Image) -> str:
     """The picture as apps send it."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
