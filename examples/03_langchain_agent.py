@@ -12,7 +12,7 @@ from langchain.agents import create_agent
 from langchain_core.language_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
-from tiny_guard import HARMFUL, HARMLESS, data_url, drawn, tiny_guard
+from tiny_guard import HARMFUL, HARMLESS, data_url, screen, tiny_guard
 
 SCREEN = {"text": HARMLESS}
 
@@ -20,7 +20,7 @@ SCREEN = {"text": HARMLESS}
 @tool
 def screenshot() -> list[dict[str, Any]]:
     """Look at the screen."""
-    return [{"type": "image_url", "image_url": {"url": data_url(drawn(SCREEN["text"]))}}]
+    return [{"type": "image_url", "image_url": {"url": data_url(screen(SCREEN["text"]))}}]
 
 
 class Model(FakeMessagesListChatModel):
@@ -35,15 +35,15 @@ def main() -> None:
     """A harmless screen, a harmful one, and a harmful question."""
     call = {"name": "screenshot", "args": {}, "id": "1", "type": "tool_call"}
     with tiny_guard() as guard:
-        for question, screen in (
+        for question, words in (
             ("What is on the screen?", HARMLESS),
             ("What is on the screen?", HARMFUL),
             (HARMFUL, HARMLESS),
         ):
-            SCREEN["text"] = screen
+            SCREEN["text"] = words
             model = Model(responses=[AIMessage("", tool_calls=[call]), AIMessage("(done)")])
             agent = create_agent(model, [screenshot], middleware=[GuardrailMiddleware(guard)])
-            print(f"question: {question!r}, the screen says: {screen!r}")
+            print(f"question: {question!r}, the screen says: {words!r}")
             for message in agent.invoke({"messages": [HumanMessage(question)]})["messages"][1:]:
                 shown = message.content if isinstance(message.content, str) else "(a picture)"
                 print(f"  {message.type}: {shown or 'calls the screenshot tool'}")

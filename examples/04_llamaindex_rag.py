@@ -31,7 +31,7 @@ class WordEmbedding(BaseEmbedding):
 
 
 def picture(caption: str, words: str) -> ImageNode:
-    """A picture of words, found by its caption."""
+    """A picture with words in it, found by its caption."""
     return ImageNode(text=caption, image=data_url(drawn(words)).partition(",")[2])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tiny_guard import HARMFUL, HARMLESS, drawn, tiny_guard
+from tiny_guard import HARMFUL, HARMLESS, screen, tiny_guard
 
 from guardrail import guard_tool
 
@@ -22,7 +22,7 @@ SCREEN = {"text": HARMLESS}
 @guard_tool(guard=guard)  # below the decorator that registers the tool, if there is one
 def screenshot() -> Image:
     """Look at the screen; what is on it may be written for the model that looks."""
-    return drawn(SCREEN["text"])
+    return screen(SCREEN["text"])
 
 
 @guard_tool(guard=guard, injected=["session"])

@@ -1,4 +1,4 @@
-"""Guard the tiny reading VLM: fit from text, then answer real pictures with and without the guard.
+"""Guard the tiny VLM: fit from text, then answer pictures and chats with and without the guard.
 
 python examples/demo.py --model FOLDER --out FOLDER
 """
@@ -8,14 +8,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from comparing import FOLLOW, LIST, LOOK, Item, Row, compare, rates
+from comparing import FOLLOW, LIST, Item, Row, compare, rates
 from demo_picture import draw
+from PIL import Image
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from sklearn.datasets import load_sample_image
 
 from guardrail import Artefact, Guard
 from guardrail.cli.output import progress
@@ -27,29 +32,71 @@ from guardrail.model.load import LoadedModel, load_model
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "tiny_vlm"))
-from render import plain_picture, render
+from render import on_photograph, render
+from signs import note, phone, search, sign
 
 # Shares of safe calibration prompts, two thirds of which are hard look-alikes of unsafe ones;
 # ordinary inputs are hit far less often, as the rates at the end of a run show.
 STEER_RATE, FLAG_RATE = 0.20, 0.10
-console = Console(width=150)
+# What stands beside pictures that ask by what is written in them.
+PROMPTS = {form: FOLLOW for form in ("caption", "sign", "note", "phone", "search", "page")}
+PROMPTS["list"] = LIST
+SHARES = {"input": 5, "plain answer": 4, "guarded answer": 3}  # of what the others leave
+console = Console(width=120)
 
 
 def items() -> list[Item]:
-    """The inputs, pictures drawn here and now."""
+    """The inputs, pictures drawn here and now: harmful ones, each followed by a harmless twin."""
     lines = (HERE / "demo_items.jsonl").read_text("utf-8").splitlines()
-    return [item(seed, **json.loads(line)) for seed, line in enumerate(lines)]
+    return [item(number // 2, **json.loads(line)) for number, line in enumerate(lines)]
 
 
-def item(seed: int, *, text: str, label: str, show: str) -> Item:
-    """One input in the form it is shown in."""
-    if show == "text":
-        return Item(text=text, label=label, source="text", prompt=text)
-    if show in ("figstep", "plain"):
-        image, prompt = render(text, seed=seed, style=show), LIST if show == "figstep" else FOLLOW
-    else:
-        image, prompt = plain_picture(seed, show), LOOK
-    return Item(text=text or f"({show})", label=label, source=show, prompt=prompt, image=image)
+def item(
+    seed: int,
+    *,
+    text: str,
+    label: str,
+    form: str,
+    photograph: str = "",
+    before: Sequence[str] = (),
+) -> Item:
+    """One input in its form; `photograph` names the one that is asked about or written on."""
+    image = picture(text, form, _photograph(photograph) if photograph else None, seed)
+    prompt = PROMPTS.get(form, text)
+    return Item(text=text, label=label, form=form, prompt=prompt, image=image, before=tuple(before))
+
+
+def picture(text: str, form: str, photograph: Image.Image | None, seed: int) -> Image.Image | None:
+    """What is shown beside the prompt; None where all is said in words."""
+    match form, photograph:
+        case "chat", None:
+            return None
+        case "photograph", Image.Image():
+            return photograph
+        case "caption", Image.Image():
+            return on_photograph(text, photograph, seed=seed)
+        case "sign", Image.Image():
+            return sign(text, photograph)
+        case "note", Image.Image():
+            return note(text, photograph)
+        case "phone", None:
+            return phone(text)
+        case "search", None:
+            return search(text)
+        case "list", None:
+            return render(text, style="figstep")
+        case "page", None:
+            return render(text, seed=seed)
+    raise ValueError(f"an item of form {form!r} with photograph {photograph} is not known")
+
+
+def _photograph(name: str) -> Image.Image:
+    """One of `examples/photographs`, or of the two that come with scikit-learn."""
+    path = HERE / "photographs" / name
+    if not path.exists():
+        return Image.fromarray(load_sample_image(name))
+    with Image.open(path) as opened:
+        return opened.convert("RGB")
 
 
 def fits(artefact: Artefact, loaded: LoadedModel) -> bool:
@@ -92,25 +139,24 @@ def save_pictures(inputs: list[Item], folder: Path) -> None:
             one.image.save(folder / f"{number:02}.png")
 
 
-def show(rows: list[Row]) -> None:
-    """The table: what went in, what was found, what came out."""
-    table = Table("input", "as", "score", "verdict", "plain answer", "guarded answer")
-    for row in rows:
-        table.add_row(
+def show(rows: Sequence[Row]) -> None:
+    """The table, one line a row: what went in, what was found, what came out."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, expand=True)
+    for name in ("", "form", "input", "score", "verdict", "plain answer", "guarded answer"):
+        table.add_column(name, no_wrap=True, ratio=SHARES.get(name))
+    for number, row in enumerate(rows, start=1):
+        plain, guarded = (" ".join(text.split()) for text in (row.plain, row.guarded.text))
+        cells = (
+            f"{number:02}",
+            row.item.shown,
             row.item.text,
-            row.item.source,
             "-" if row.verdict.score is None else f"{row.verdict.score:.2f}",
             row.verdict.action.value,
-            _short(row.plain),
-            _short(row.guarded.text),
-            style="red" if row.item.harmful else "",
+            plain,
+            "(the same)" if guarded == plain else guarded,
         )
+        table.add_row(*map(escape, cells), style="red" if row.item.harmful else "")
     console.print(table)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) < 60 else line[:57] + "..."
 
 
 def main(

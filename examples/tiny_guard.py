@@ -1,4 +1,4 @@
-"""What the examples share: a guard on the tiny reading VLM, and pictures with words in them.
+"""What the examples share: a guard on the tiny VLM, and pictures with words in them.
 
 `make examples` puts the model together; what example 06 makes of it lies in `tiny_vlm`, so that
 nobody has to wait for a fit. In your own code this file is one line,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE / "tiny_vlm"))
 DEMO = HERE.parent / ".demo"
 MODEL = DEMO / "tiny_vlm"
 FITTED = (DEMO / "tiny_vlm.guard.safetensors", DEMO / "quick.guard.safetensors")
@@ -39,15 +40,23 @@ def tiny_guard(**policy: Any) -> Guard:
 
 
 def drawn(text: str) -> Image:
-    """The text as a picture."""
-    sys.path.insert(0, str(HERE / "tiny_vlm"))
-    from render import render
+    """A photograph of a desk with a note on it that says the text."""
+    from PIL import Image
+    from signs import note
 
-    return render(text, seed=14)
+    with Image.open(HERE / "photographs" / "coffee.jpg") as desk:
+        return note(text, desk)
+
+
+def screen(text: str) -> Image:
+    """A screenshot of a browser with the text in a search box."""
+    from signs import search
+
+    return search(text)
 
 
 def data_url(picture: Image) -> str:
     """The picture as apps send it."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

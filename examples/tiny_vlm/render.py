@@ -47,7 +47,7 @@ def render(
         return _varied(text, rng, size or rng.choice(SHAPES))
     size = size or (512, 512)
     name = rng.choice(FONTS)
-    font_size, lines = _fitted(text, name, size, largest=size[1] // 10)
+    font_size, lines = fitted(text, name, size, largest=size[1] // 10)
     return _typeset(lines, name, font_size, size, at=(size[0] // 40, size[1] // 40))
 
 
@@ -76,8 +76,8 @@ def on_photograph(
     rng = random.Random(f"photograph-{seed}")
     image = ImageOps.fit(photograph.convert("RGB"), size)
     name = rng.choice(("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf"))
-    font_size, lines = _fitted(text, name, (size[0], size[1] // 2), largest=size[1] // 11)
-    font, step = _font(name, font_size), font_size * STEP
+    font_size, lines = fitted(text, name, (size[0], size[1] // 2), largest=size[1] // 11)
+    font, step = load_font(name, font_size), font_size * STEP
     top = round(rng.uniform(0.03, 0.95 - len(lines) * step / size[1]) * size[1])
     spot = [(size[0] - font.getlength(line)) / 2 for line in lines]
     look = rng.choice(("outlined", "band", "bare"))
@@ -109,7 +109,7 @@ def paragraph(
     step: float = STEP,
 ) -> tuple[str, Image.Image]:
     """The text in one of `FONTS` at this size, and as much of it as is shown: at most `lines`."""
-    shown = wrapped(text, _font(font, font_size), 0.94 * size[0])[:lines]
+    shown = wrapped(text, load_font(font, font_size), 0.94 * size[0])[:lines]
     at = (size[0] // 50, size[1] // 100)
     image = _typeset(shown, font, font_size, size, at=at, ink=ink, ground=ground, step=step)
     return " ".join(shown), image
@@ -125,7 +125,8 @@ def font_folder() -> Path:
 
 
 @cache
-def _font(name: str, size: int) -> Font:
+def load_font(name: str, size: int) -> Font:
+    """One of `FONTS` at this size."""
     return ImageFont.truetype(font_folder() / name, size) if name else ImageFont.load_default(size)
 
 
@@ -141,10 +142,10 @@ def wrapped(text: str, font: Font, width: float) -> Lines:
     return lines
 
 
-def _fitted(text: str, name: str, size: tuple[int, int], largest: int) -> tuple[int, Lines]:
+def fitted(text: str, name: str, size: tuple[int, int], largest: int) -> tuple[int, Lines]:
     """The largest font size that fits the picture, and the lines at that size."""
     for font_size in range(max(largest, 10), 9, -2):
-        font = _font(name, font_size)
+        font = load_font(name, font_size)
         lines = wrapped(text, font, 0.94 * size[0])
         fits = max(font.getlength(line) for line in lines) <= 0.95 * size[0]
         if fits and len(lines) * font_size * STEP <= 0.94 * size[1]:
@@ -168,21 +169,21 @@ def _typeset(
     draw = ImageDraw.Draw(image)
     for i, line in enumerate(lines):
         spot = (at[0], at[1] + round(i * font_size * step))
-        draw.text(spot, line, font=_font(name, font_size), fill=ink)
+        draw.text(spot, line, font=load_font(name, font_size), fill=ink)
     return image
 
 
 def _figstep(text: str, size: tuple[int, int]) -> Image.Image:
     """The statement in bold typewriter letters, then an empty list of three items."""
     font_size = max(10, round(size[1] * 0.095))
-    font = _font("DejaVuSansMono-Bold.ttf", font_size)
+    font = load_font("DejaVuSansMono-Bold.ttf", font_size)
     while font_size > 10:
         lines = [*wrapped(text, font, 0.95 * size[0]), "1.", "2.", "3."]
         wide = max(font.getlength(line) for line in lines) > 0.97 * size[0]
         if not wide and (len(lines) + 0.4) * font_size * 1.05 <= size[1]:
             break
         font_size -= 2
-        font = _font("DejaVuSansMono-Bold.ttf", font_size)
+        font = load_font("DejaVuSansMono-Bold.ttf", font_size)
     at = (round(size[0] * 0.02), round(size[1] * 0.01))
     return _typeset(lines, "DejaVuSansMono-Bold.ttf", font_size, size, at=at, step=1.05)
 
@@ -190,12 +191,12 @@ def _figstep(text: str, size: tuple[int, int]) -> Image.Image:
 def _varied(text: str, rng: random.Random, size: tuple[int, int]) -> Image.Image:
     """Any font, a light or dark ground, any readable colour, size, spacing and place."""
     name = rng.choice(FONTS)
-    largest, _ = _fitted(text, name, size, largest=size[1] // 7)
+    largest, _ = fitted(text, name, size, largest=size[1] // 7)
     font_size = max(14, round(largest * rng.uniform(0.5, 1.0)))
-    lines = wrapped(text, _font(name, font_size), 0.94 * size[0])
+    lines = wrapped(text, load_font(name, font_size), 0.94 * size[0])
     step = rng.uniform(1.15, 1.5)
     ground, ink = contrasting(rng)
-    width = max(_font(name, font_size).getlength(line) for line in lines)
+    width = max(load_font(name, font_size).getlength(line) for line in lines)
     free = (size[0] - width, size[1] - len(lines) * font_size * step)
     at = tuple(round(max(2.0, room * rng.uniform(0.05, 0.95))) for room in free)
     return _typeset(
