@@ -107,6 +107,12 @@ def test_a_piece_too_small_or_unsure_is_no_text(marks, number):
     assert len(reading.boxes(marks)) == number
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+def test_pieces_that_touch_at_a_corner_are_one(side):
+    upper, lower = Box(160 - side * 20, 100, 0.0, 40, 10), Box(160 + side * 20, 110, 0.0, 40, 10)
+    assert len(reading.boxes(marked(upper, lower))) == 1
+
+
 # ---- reading order
 
 
@@ -164,6 +170,14 @@ def test_what_is_in_a_box_is_cut_out_upright_and_at_one_height(angle, height):
     assert (found - wanted)[inside, inside].abs().max() < 0.06
 
 
+@pytest.mark.parametrize("angle", [0.0, 0.3])
+def test_fine_stripes_in_a_high_box_become_grey(angle):
+    box = Box(160, 112, angle, 180, 144)
+    stripes = (torch.arange(SIZE[0]) % 2 * 2.0 - 1).expand(3, SIZE[1], -1)
+    inner = reading.cut_out(stripes, box)[:, 3:-3, 3:-3]
+    assert inner.abs().max() < 0.3
+
+
 @pytest.mark.parametrize("shift", [(-50, 0), (50, 0), (0, -20), (0, 20)])
 def test_of_a_box_that_reaches_out_of_the_picture_the_inner_part_is_cut_out(shift):
     """And nothing beside the box instead of what lies outside."""
@@ -174,6 +188,12 @@ def test_of_a_box_that_reaches_out_of_the_picture_the_inner_part_is_cut_out(shif
     inner = Box((left + right) / 2, (top + foot) / 2, 0.0, right - left, foot - top)
     assert inner.width < 100 or inner.height < 40
     assert torch.equal(reading.cut_out(image, reaching), reading.cut_out(image, inner))
+
+
+def test_a_slanted_box_that_reaches_out_of_the_picture_goes_on_in_the_colour_of_its_edge():
+    image = torch.full((3, 64, 128), 0.7)
+    part = reading.cut_out(image, Box(10, 10, 0.3, 60, 30))
+    torch.testing.assert_close(part, torch.full_like(part, 0.7))
 
 
 @pytest.mark.parametrize(
