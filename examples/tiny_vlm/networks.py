@@ -67,33 +67,50 @@ def _folded(steps: list[Any], tensors: dict[str, Tensor]) -> list[Any]:
     for operation, inputs, output, settings in steps:
         inputs = [renamed.get(name, name) for name in inputs]
         before = out[-1] if out else None
-        constants = [name for name in inputs if name in tensors]
+        values = [tensors[name] for name in inputs if name in tensors]
         if (
             before is not None
             and before[0] in CONVOLUTIONS
             and before[2] in inputs
             and uses[before[2]] == 1
-            and operation in ("BatchNormalization", "Mul", "Add")
-            and len(constants) == len(inputs) - 1
+            and len(values) == len(inputs) - 1
+            and _of_channels(operation, values)
         ):
-            values = [tensors[name] for name in constants]
             scale, shift = _scale_and_shift(operation, values, settings)
             _fold(before, scale, shift, tensors)
             uses[before[2]] = uses[output]
             renamed[output] = before[2]
             continue
-        if operation == "Div" and [step[0] for step in out[-3:]] == ["Add", "Clip", "Mul"]:
-            value = out[-3][1][0]
-            if out[-1][1] == [value, out[-2][2]]:
-                del out[-3:]
-                out.append(["HardSwish", [value], output, {}])
-                continue
-        if operation == "Conv" or operation == "ConvTranspose":
+        if operation in CONVOLUTIONS:
             settings = {k: v for k, v in settings.items() if k != "kernel_shape"}
         if operation == "Resize":
             settings = {}
         out.append([operation, inputs, output, settings])
+        if _hard_swish(out[-4:], tensors, uses):
+            out[-4:] = [["HardSwish", out[-4][1][:1], output, {}]]
     return out
+
+
+def _of_channels(operation: str, values: list[Tensor]) -> bool:
+    """Is this a scale or a shift by one number, or by one a channel?"""
+    if operation in ("Mul", "Add"):
+        return values[0].numel() == 1 or values[0].shape[-3:-2] == (values[0].numel(),)
+    return operation == "BatchNormalization"
+
+
+def _hard_swish(steps: list[Any], tensors: dict[str, Tensor], uses: Counter[str]) -> bool:
+    """Are these steps x * clip(x + 3, 0, 6) / 6, and their inner results used nowhere else?"""
+    if [step[0] for step in steps] != ["Add", "Clip", "Mul", "Div"]:
+        return False
+    (x, three), (_, low, high), _, (_, six) = (step[1] for step in steps)
+    added, gate, product = (step[2] for step in steps[:3])
+    wanted = [[x, three], [added, low, high], [x, gate], [product, six]]
+    numbers = [tensors[name] for name in (three, low, high, six) if name in tensors]
+    return (
+        [step[1] for step in steps] == wanted
+        and [n for number in numbers for n in number.flatten().tolist()] == [3, 0, 6, 6]
+        and all(uses[name] == 1 for name in (added, gate, product))
+    )
 
 
 def _scale_and_shift(
@@ -109,17 +126,20 @@ def _scale_and_shift(
 
 
 def _fold(step: list[Any], scale: Tensor, shift: Tensor, tensors: dict[str, Tensor]) -> None:
-    """Put `x * scale + shift` after a convolution into its weight and bias."""
-    name = step[1][1]
-    weight = tensors[name].double()
+    """Put `x * scale + shift` after a convolution into its weight and bias.
+
+    They become its own: another convolution may have the same weight.
+    """
+    weight = tensors[step[1][1]].double()
     channels = 0 if step[0] == "Conv" else 1
     shape = [1] * weight.dim()
     shape[channels] = -1
     size = weight.shape[channels]
     bias = tensors[step[1][2]].double() if len(step[1]) > 2 else torch.zeros(size).double()
-    tensors[name + "*"] = (weight * scale.double().view(shape)).float()
-    tensors[name + "+"] = (bias * scale.double() + shift.double()).float()
-    step[1] = [step[1][0], name + "*", name + "+"]
+    own = [step[2] + ".weight", step[2] + ".bias"]
+    tensors[own[0]] = (weight * scale.double().view(shape)).float()
+    tensors[own[1]] = (bias * scale.double() + shift.double()).float()
+    step[1] = [step[1][0], *own]
 
 
 def _named(network: Network) -> Network:
@@ -145,6 +165,9 @@ NORM, EPSILON = ("weight", "bias", "running_mean", "running_var"), 1e-3  # batch
 
 def efficientnet_lite(weights: dict[str, Tensor], size: int) -> Network:
     """The feature extractor of EfficientNet-Lite, (n, 3, size, size) -> (n, 1280, s, s)."""
+    blocks = {int(found[1]) for key in weights if (found := re.match(r"_blocks\.(\d+)\.", key))}
+    if len(blocks) != (wanted := len(list(_strides()))):
+        raise ValueError(f"EfficientNet-Lite2 has {wanted} blocks; got {len(blocks)}")
     tensors: dict[str, Tensor] = {}
     steps: list[Any] = []
 
@@ -154,7 +177,7 @@ def efficientnet_lite(weights: dict[str, Tensor], size: int) -> Network:
         pads = [whole // 2, whole // 2, whole - whole // 2, whole - whole // 2]
         values = [weights[f"{norm}.{key}"] for key in NORM]
         tensors[name] = weight
-        groups = weights[f"{name}.weight"].shape[0] if weight.shape[1] == 1 else 1
+        groups = weight.shape[0] if weight.shape[1] == 1 else 1
         step = ["Conv", [source, name], name + ".out", _how(stride, pads, groups)]
         _fold(step, *_scale_and_shift("BatchNormalization", values, {"epsilon": EPSILON}), tensors)
         steps.append(step)
@@ -179,9 +202,6 @@ def efficientnet_lite(weights: dict[str, Tensor], size: int) -> Network:
             steps.append(["Add", [at, start], at + ".sum", {}])
             at += ".sum"
     bounded(convolve(at, "_conv_head", "_bn1", 1, side))
-    blocks = {int(found[1]) for key in weights if (found := re.match(r"_blocks\.(\d+)\.", key))}
-    if len(blocks) != (wanted := len(list(_strides()))):
-        raise ValueError(f"EfficientNet-Lite2 has {wanted} blocks; got {len(blocks)}")
     return _named(Network(steps, tensors))
 
 

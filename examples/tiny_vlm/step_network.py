@@ -72,7 +72,7 @@ OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "Relu6": F.relu6,
     "Reshape": _reshape,
     "Resize": _larger,
-    "Shape": lambda x: torch.tensor(x.shape),
+    "Shape": lambda x: torch.tensor(x.shape, device=x.device),
     "Sigmoid": torch.sigmoid,
     "Slice": _slice,
     "Softmax": lambda x, axis: x.softmax(axis),

@@ -96,8 +96,8 @@ def cut_out(image: Tensor, box: Box) -> Tensor:
             image[None], grid[None].to(image), padding_mode="border", align_corners=False
         )
     else:
-        left, top = max(0, round(box.x - wide / 2)), max(0, round(box.y - high / 2))
-        part = image[None, :, top : top + high, left : left + wide]
+        left, top = round(box.x - wide / 2), round(box.y - high / 2)
+        part = image[None, :, max(0, top) : top + high, max(0, left) : left + wide]
     width = min(WIDEST, max(1, round(HEIGHT * part.shape[3] / part.shape[2])))
     return F.interpolate(part, (HEIGHT, width), mode="bilinear", antialias=True)[0]
 
