@@ -180,7 +180,6 @@ class Random(VLM):
             image_seq_length=64,
             eye={"size": 32, "features": features, "classifier": [6, 10]},
             words={
-                "mixed": 3,
                 "classes": 10,
                 "before": 3,
                 "after": 2,
