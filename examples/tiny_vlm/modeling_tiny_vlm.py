@@ -41,6 +41,10 @@ def without_padding(image: Tensor) -> Tensor:
     return image[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
 
 
+def _pictures(pixel_values: Tensor) -> list[Tensor]:
+    return [without_padding(image) for image in pixel_values.float()]
+
+
 class Eye(nn.Module):
     """ImageNet's classes in a picture, from EfficientNet-Lite2.
 
@@ -56,7 +60,6 @@ class Eye(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         """Class logits of each quarter and of the whole, (3, H, W) in [-1, 1] -> (5, classes)."""
-        image = without_padding(image.float())
         height, width = image.shape[1:]
         if max(height, width) > LONGEST * min(height, width):
             side = min(height, width)
@@ -125,12 +128,12 @@ class TinyVLMModel(LlavaModel):
     @torch.no_grad()
     def read(self, pixel_values: Tensor) -> list[str]:
         """The text in each image, (n, 3, H, W) -> n strings, "" for an image without text."""
-        return [self.multi_modal_projector.reader(image) for image in pixel_values]
+        return [self.multi_modal_projector.reader(image) for image in _pictures(pixel_values)]
 
     @torch.no_grad()
     def classes(self, pixel_values: Tensor) -> Tensor:
         """What is seen in each image, (n, 3, H, W) -> (n, classes) logits."""
-        return torch.stack([self.vision_tower(image)[-1] for image in pixel_values])
+        return torch.stack([self.vision_tower(image)[-1] for image in _pictures(pixel_values)])
 
     @torch.no_grad()
     def get_image_features(self, pixel_values: Tensor, **_: object) -> BaseModelOutputWithPooling:
@@ -140,7 +143,7 @@ class TinyVLMModel(LlavaModel):
         """
         words, embed = self.multi_modal_projector, self.get_input_embeddings()
         found = []
-        for image in pixel_values:
+        for image in _pictures(pixel_values):
             things = words.things(self.vision_tower(image)).to(embed.weight)
             text = words.tokens(words.reader(image)).to(embed.weight.device)
             row = torch.cat([embed(words.before), things, embed(words.after), embed(text)])

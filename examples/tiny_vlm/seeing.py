@@ -135,7 +135,7 @@ def words_read(text: str, read: str) -> float:
 
 def drawn(texts: list[str], count: int) -> Iterator[tuple[str, list[Case]]]:
     """Kinds of pictures of the texts, `count` of each and fewer of those with many lines."""
-    rng = random.Random("reading")
+    rng = random.Random("seeing")
 
     def some(n: int) -> list[str]:
         return [rng.choice(texts) for _ in range(n)]

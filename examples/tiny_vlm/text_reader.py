@@ -24,6 +24,9 @@ BATCH = 8  # lines of one picture
 LEANING = 0.03  # radians; less is taken as level
 LEGIBLE = 0.5  # mean probability of a line's characters
 LINES = 60
+DETECTED = 544  # pixels of the longer side; in larger ones tight lines run together
+STEP = 32  # the detector halves sides five times
+PLAIN = 0.02  # a picture whose colours differ less is of one colour
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Box:
     angle: float
     width: float
     height: float
+
+    def larger(self, scale: float) -> "Box":
+        """The same box of a picture that is this many times as large."""
+        sizes = {"width": self.width * scale, "height": self.height * scale}
+        return Box(x=self.x * scale, y=self.y * scale, angle=self.angle, **sizes)
 
 
 def boxes(marks: np.ndarray) -> list[Box]:
@@ -102,6 +110,13 @@ def cut_out(image: Tensor, box: Box) -> Tensor:
     return F.interpolate(part, (HEIGHT, width), mode="bilinear", antialias=True)[0]
 
 
+def _smaller(image: Tensor, scale: float) -> Tensor:
+    """The picture scaled, with grey at its right and lower edge: sides divisible by `STEP`."""
+    size = [max(1, round(scale * side)) for side in image.shape[1:]]
+    image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    return F.pad(image, (0, -size[1] % STEP, 0, -size[0] % STEP))
+
+
 class TextReader(nn.Module):
     """Reads pictures with the two networks of `config` (see `networks.py`)."""
 
@@ -113,13 +128,15 @@ class TextReader(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> str:
-        """The words in a picture, (3, H, W) in [-1, 1], sides divisible by 32; "" if none."""
-        if float(image.std()) < 1e-3:  # one colour
+        """The words in a picture, (3, H, W) in [-1, 1], "" if there are none."""
+        colours = image.flatten(1)
+        if float((colours.amax(1) - colours.amin(1)).amax()) < PLAIN:
             return ""
         flipped = image.flip(0).float()  # both networks were trained on blue, green, red
-        marks = self.detector(flipped[None])[0, 0].cpu().numpy()
+        scale = min(1.0, DETECTED / max(image.shape[1:]))
+        marks = self.detector(_smaller(flipped, scale)[None])[0, 0].cpu().numpy()
         rows = in_order(boxes(marks))[:LINES]
-        parts = [cut_out(flipped, box) for row in rows for box in row]
+        parts = [cut_out(flipped, box.larger(1 / scale)) for row in rows for box in row]
         return " ".join(text for text in self.lines(parts) if text)
 
     def lines(self, parts: list[Tensor]) -> list[str]:
