@@ -56,6 +56,19 @@ def packaged(package: str, ending: str) -> Path:
     raise FileNotFoundError(f"the package {package} holds no file *{ending}; run `{INSTALL}`")
 
 
+def licences() -> dict[str, str]:
+    """The licence files of the packages that bring any."""
+    found = {}
+    for package in sorted({package for package, _ in PARTS.values()}):
+        texts = [
+            Path(str(file.locate())).read_text("utf-8")
+            for file in distribution(package).files or []
+            if file.name.upper().startswith("LICENSE") and ".dist-info" in str(file)
+        ]
+        found |= {package: "\n".join(texts)} if texts else {}
+    return found
+
+
 def digests(files: list[Path]) -> dict[str, str]:
     """SHA-256 of every input."""
     found = {}
@@ -82,7 +95,7 @@ def assemble(out: Path, *, adapter: Path = HERE) -> bool:
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         made = Path(folder) / "made"
         made.mkdir()
-        write_model(Sources(**parts), adapter, made)
+        write_model(Sources(**parts, licences=licences()), adapter, made)
         (made / MANIFEST).write_text(json.dumps(inputs, indent=1))
         if out.exists():
             out.rename(Path(folder) / "replaced")

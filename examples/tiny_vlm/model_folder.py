@@ -25,12 +25,13 @@ TOWER, PROJECTOR = "model.vision_tower", "model.multi_modal_projector"
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the weights of others are."""
+    """Where the weights of others are, and the licences that came with them."""
 
     gguf: Path
     detector: Path
     recogniser: Path
     eye: Path
+    licences: dict[str, str]
 
 
 def class_names() -> list[str]:
@@ -121,6 +122,10 @@ def write_model(sources: Sources, adapter: Path, out: Path) -> None:
     (out / "generation_config.json").write_text(json.dumps(generation))
     for name in CODE:
         shutil.copyfile(HERE / name, out / name)
+    shutil.copyfile(HERE / "MODEL_CARD.md", out / "README.md")
+    shutil.copyfile(HERE.parents[1] / "LICENSE", out / "LICENSE")  # Apache-2.0, as all parts are
+    for package, text in sources.licences.items():
+        (out / f"LICENSE.{package}").write_text(text, "utf-8")
     for path in out.iterdir():
         path.chmod(0o644)
 

@@ -28,7 +28,7 @@ from .step_network import StepNetwork
 from .text_reader import TextReader
 
 LONGEST = 1.4  # longer pictures are cut to a square in the middle, others squeezed into one
-THINGS = 5  # the four quarters and the whole
+THINGS = 5  # the whole and its four quarters
 PADDING = -1 / 255  # the processor's grey, 127 of 255 on [-1, 1]
 
 
@@ -59,7 +59,7 @@ class Eye(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Class logits of each quarter and of the whole, (3, H, W) in [-1, 1] -> (5, classes)."""
+        """Class logits of the whole and of each quarter, (3, H, W) in [-1, 1] -> (5, classes)."""
         height, width = image.shape[1:]
         if max(height, width) > LONGEST * min(height, width):
             side = min(height, width)
@@ -70,7 +70,7 @@ class Eye(nn.Module):
         seen = (seen.clamp(-1, 1) * 127.5 + 0.5) / 128  # TensorFlow's scale: (pixel - 127) / 128
         features = self.features(seen)
         quarters = F.adaptive_avg_pool2d(features, 2).flatten(2)[0].T
-        return self.classifier(torch.cat([quarters, features.mean((2, 3))]))
+        return self.classifier(torch.cat([features.mean((2, 3)), quarters]))
 
 
 class Words(nn.Module):
@@ -133,7 +133,7 @@ class TinyVLMModel(LlavaModel):
     @torch.no_grad()
     def classes(self, pixel_values: Tensor) -> Tensor:
         """What is seen in each image, (n, 3, H, W) -> (n, classes) logits."""
-        return torch.stack([self.vision_tower(image)[-1] for image in _pictures(pixel_values)])
+        return torch.stack([self.vision_tower(image)[0] for image in _pictures(pixel_values)])
 
     @torch.no_grad()
     def get_image_features(self, pixel_values: Tensor, **_: object) -> BaseModelOutputWithPooling:

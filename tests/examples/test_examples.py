@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from guardrail.artefact import Artefact
+from guardrail.fit.refusal import is_refusal
 from guardrail.front.chats import CALL_WITHHELD, RESULT_WITHHELD
 from guardrail.policy import REFUSAL
 
@@ -117,7 +118,10 @@ def test_the_app_answers_harmless_requests_and_refuses_harmful_ones() -> None:
 def test_a_harmful_title_on_two_frames_is_found_and_its_window_named() -> None:
     harmless, harmful = said_by(7).split(HARMFUL)
     assert REFUSAL not in harmless
-    assert REFUSAL in harmful
+    assert "\n  pass: " in harmless
+    answer, verdict = harmful.split(" -> ", 1)[1].split("\n  ", 1)
+    assert is_refusal(answer)
+    assert verdict.startswith(("flag: ", "steer: "))
     shown, until = map(float, re.findall(r"from (\S+) to (\S+) s\)", harmful)[0])
     start, end = map(float, re.findall(r", (\S+) to (\S+) s\)", harmful)[0])
     assert start <= until
