@@ -61,8 +61,8 @@ test: $(STAMP) $(QUANTISED)/.installed  ## the fast test suite
 test-part: $(STAMP)  ## those of the fast tests that are in PART
 	$(BIN)/python -m pytest $(PART)
 
-test-families: $(STAMP)  ## conformance of every family; `test` has a few of them
-	$(BIN)/python -m pytest -m families tests/conformance
+test-families: $(STAMP)  ## conformance and edits of every family; `test` has a few of them
+	$(BIN)/python -m pytest -m families tests/conformance tests/model
 
 test-ray: $(STAMP)  ## replicas, rolling updates and bulk scoring on a Ray started here
 	$(BIN)/python -m pytest -m ray tests/cluster tests/bulk

@@ -1,7 +1,7 @@
 """Runs that end before each of their steps with files, in a process of their own: forks of one.
 
-The model is built and a whole run made before the first fork, so that no fork imports or builds what
-all of them need; no thread runs then. Prints what it saw as JSON.
+The model is built and a whole run made before the first fork, so that no fork imports or builds
+what all of them need; no thread runs then. Prints what it saw as JSON.
 """
 
 from __future__ import annotations
