@@ -41,9 +41,7 @@ class Rate:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Lower and upper end of the Clopper-Pearson interval."""
-        test = require("scipy.stats").binomtest(self.hits, self.n)
-        ends = test.proportion_ci(confidence, method="exact")
-        return float(ends.low), float(ends.high)
+        return _clopper_pearson(self.hits, self.n, (1 - confidence) / 2)
 
     def to_dict(self) -> dict[str, float]:
         """Share, counts and interval as plain numbers."""
@@ -54,6 +52,13 @@ class Rate:
         """The share, its counts and its interval, for people."""
         low, high = self.interval()
         return f"{self.value:.3f} ({self.hits}/{self.n}, 95% CI {low:.3f} to {high:.3f})"
+
+
+def _clopper_pearson(hits: float, n: int, beyond: float = 0.025) -> tuple[float, float]:
+    """Ends that leave out `beyond` on each side, in closed form; `hits` may lie between counts."""
+    quantile = require("scipy.special").betaincinv
+    low = float(quantile(hits, n - hits + 1, beyond)) if hits > 0 else 0.0
+    return low, float(quantile(hits + 1, n - hits, 1 - beyond)) if hits < n else 1.0
 
 
 def auroc(unsafe: Sequence[float], safe: Sequence[float]) -> float:
@@ -146,10 +151,7 @@ def average_precision_interval(
 
     The binomial interval of Boyd et al. (2013, section 3), in its exact form; conservative.
     """
-    beta, m = require("scipy.stats").beta, len(unsafe)
-    hits = average_precision(unsafe, safe) * m
-    low = float(beta.ppf(0.025, hits, m - hits + 1))
-    return low, 1.0 if hits >= m else float(beta.ppf(0.975, hits + 1, m - hits))
+    return _clopper_pearson(average_precision(unsafe, safe) * len(unsafe), len(unsafe))
 
 
 def conformal_threshold(benign: Sequence[float], rate: float) -> float:

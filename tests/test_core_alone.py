@@ -41,12 +41,13 @@ found = {
     "counted": guard.monitor.snapshot().n,
 }
 """
-_FITTING = """
+_JOBS = """
 from guardrail.drift.run import check_drift
 from guardrail.evaluation.items import EvalItem
 from guardrail.evaluation.run import evaluate
 from guardrail.fit.calibrate import calibrate
 from guardrail.fit.run import fit
+from guardrail.model.load import load_model
 from guardrail.monitor import compare
 
 item = EvalItem(id="a", label="harmful", messages=asked, text="hello")
@@ -58,36 +59,26 @@ found["missing"] = {
     "evaluate": missing(evaluate, guard, [item], work_dir=work),
     "drift": missing(check_drift, artefact, guard.loaded, measure=True, work_dir=work),
     "compare": missing(compare, before, artefact, least=1),
+    "spread": missing(load_model, folder / "model", device_map="auto"),
 }
 found["written"] = work.exists()
 found["asked meanwhile"] = guard.monitor.snapshot().n - before.n
 """
-_SPREADING = """
-from guardrail.model.load import load_model
-
-found["missing"] = missing(load_model, folder / "model", device_map="auto")
-"""
 _END = "guard.close(); print(json.dumps(found))"
 
 
-def _found(code: str, folder: Path, *blocked: str) -> dict[str, Any]:
+def _found(folder: Path, *blocked: str) -> dict[str, Any]:
     """What a fresh interpreter finds that lacks some packages."""
-    command = [sys.executable, "-c", _BEGIN + code + _END, str(folder), " ".join(blocked)]
+    command = [sys.executable, "-c", _BEGIN + _JOBS + _END, str(folder), " ".join(blocked)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def test_a_guard_without_scipy_and_sklearn_works_and_what_fits_names_its_extra(tmp_path):
-    found = _found(_FITTING, tmp_path, "scipy", "sklearn")
+def test_pictures_are_guarded_by_the_core_alone_and_what_wants_more_names_its_extra(tmp_path):
+    found = _found(tmp_path, "accelerate", "scipy", "sklearn", "torchvision")
     assert (found["action"], found["answered"], found["counted"]) == ("pass", True, 2)
-    commands = ("fit", "calibrate", "evaluate", "drift", "compare")
-    assert found["missing"] == dict.fromkeys(commands, "fit")
+    fitting = dict.fromkeys(("fit", "calibrate", "evaluate", "drift", "compare"), "fit")
+    assert found["missing"] == fitting | {"spread": "offload"}
     assert (found["written"], found["asked meanwhile"]) == (False, 0)
-
-
-def test_a_model_that_takes_pictures_is_guarded_without_torchvision_and_accelerate(tmp_path):
-    found = _found(_SPREADING, tmp_path, "accelerate", "torchvision")
-    assert (found["action"], found["answered"], found["counted"]) == ("pass", True, 2)
-    assert found["missing"] == "offload"  # to spread a model

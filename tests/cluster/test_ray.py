@@ -306,6 +306,7 @@ def test_a_large_body_and_a_wrong_path_are_told_in_the_usual_form(cluster):
     assert wrong.json()["error"]["code"] == "not_found"
 
 
+@pytest.mark.slow
 def test_a_public_address_without_keys_is_refused(cluster):
     model, artefact = str(cluster.folder / "model"), str(cluster.folder / "a.safetensors")
     told = cluster.command("start", model, "-a", artefact, "--host", "0.0.0.0")
@@ -330,6 +331,7 @@ def test_an_update_under_load_loses_and_mixes_nothing(cluster):
     assert {process.pid for process in cluster.processes("ServeReplica")} == before
 
 
+@pytest.mark.slow
 def test_an_artefact_that_does_not_fit_is_refused_everywhere(cluster):
     told = cluster.update("foreign")
     assert told.returncode == 2
@@ -342,6 +344,7 @@ def test_an_artefact_that_does_not_fit_is_refused_everywhere(cluster):
             assert answer.artefact == cluster.ids["b"]
 
 
+@pytest.mark.slow
 def test_a_replica_killed_under_load_leaves_no_answer_unguarded(cluster):
     before = {process.pid for process in cluster.processes("ServeReplica")}
     with load(cluster) as asked:
@@ -362,6 +365,7 @@ def test_a_replica_killed_under_load_leaves_no_answer_unguarded(cluster):
     assert {answer.artefact for answer in answers} == {cluster.ids["b"]}  # not the configured one
 
 
+@pytest.mark.slow
 def test_a_replica_that_cannot_use_what_it_is_told_late_keeps_out_and_is_reported(cluster):
     """As if a file had gone bad on one machine after all replicas had said that they could."""
     before = cluster.status()["artefact_id"]

@@ -31,10 +31,21 @@ MILD = [
     ("template", ("recalibrate", "refit")),
 ]
 LOST = [("tuned to comply", "refitted"), ("rebased", "transported"), ("another", "refitted")]
+SEEN = ("nothing", "template", "tuned to comply", "rebased")  # one for each way it can end
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("change", "right"), MILD)
+def on_each_family(cases: list[Any]) -> list[Any]:
+    """Cases, named by their first value, on the text model; a few also on that of pictures."""
+    made = []
+    for family in FAMILIES:
+        for case in cases:
+            always = family == "llama" or case[0] in SEEN
+            marks = () if always else pytest.mark.slow
+            made.append(pytest.param(family, *case, marks=marks))
+    return made
+
+
+@pytest.mark.parametrize(("family", "change", "right"), on_each_family(MILD))
 def test_a_change_that_keeps_the_direction_costs_no_fit(
     drifted: Callable[[str, str], Drift], family: str, change: str, right: tuple[str, ...]
 ) -> None:
@@ -44,8 +55,7 @@ def test_a_change_that_keeps_the_direction_costs_no_fit(
     assert drift.report.repaired.how == how[drift.report.verdict]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("change", "how"), LOST)
+@pytest.mark.parametrize(("family", "change", "how"), on_each_family(LOST))
 def test_a_change_that_loses_the_direction_is_found_and_repaired(
     drifted: Callable[[str, str], Drift], family: str, change: str, how: str
 ) -> None:
@@ -63,8 +73,9 @@ def test_a_model_that_cannot_tell_prompts_apart_is_an_error(
         planted_of(family).check(changed(family, "deafened"), fix=True)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("change", [name for name, _ in (*MILD, *LOST)])
+@pytest.mark.parametrize(
+    ("family", "change"), on_each_family([(name,) for name, _ in (*MILD, *LOST)])
+)
 def test_the_repaired_artefact_guards_the_new_model_without_leave(
     drifted: Any, changed: Any, planted_of: Any, family: str, change: str
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -143,23 +144,21 @@ def test_a_kept_value_nobody_can_read_is_asked_again(tmp_path, caplog):
 _CODE = (
     "from guardrail.evaluation.measuring import plain_policy\n"
     "from guardrail.policy import Policy\n"
-    "hosts = frozenset(f'h{n}.org' for n in range(9))\n"
-    "print(plain_policy(Policy(allowed_hosts=hosts)))"
+    "print(plain_policy(Policy(allowed_hosts=frozenset({hosts}))))"
 )
 
 
 def test_a_policy_reads_the_same_in_every_process():
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", _CODE],
-            env={"PYTHONHASHSEED": seed, "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(said) == 1
+    """Sets are in another order there, as strings have other hashes."""
+    hosts = [f"h{n}.org" for n in range(9)]
+    there = subprocess.run(
+        [sys.executable, "-c", _CODE.format(hosts=hosts)],
+        env={"PYTHONHASHSEED": "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert there.stdout == f"{plain_policy(Policy(allowed_hosts=frozenset(hosts)))}\n"
 
 
 def test_every_part_of_a_key_counts():

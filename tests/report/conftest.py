@@ -210,17 +210,18 @@ def report() -> Callable[..., dict[str, Any]]:
     return whole
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `pictures/0.png` to `2.png`, a damaged `3.png`, and metadata in the first."""
     from PIL.PngImagePlugin import PngInfo
 
-    (tmp_path / "pictures").mkdir()
+    base = tmp_path_factory.mktemp("shown")
+    (base / "pictures").mkdir()
     for place in range(3):
         pixels = np.random.default_rng(place).integers(0, 255, (12, 20, 3), dtype=np.uint8)
         picture = Image.fromarray(pixels).resize((640, 400))
         notes = PngInfo()
         notes.add_text("Comment", "taken at home")
-        picture.save(tmp_path / "pictures" / f"{place}.png", pnginfo=notes)
-    (tmp_path / "pictures" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
-    return tmp_path
+        picture.save(base / "pictures" / f"{place}.png", pnginfo=notes)
+    (base / "pictures" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    return base
