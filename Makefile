@@ -50,8 +50,8 @@ examples: $(STAMP) $(TINY)/config.json  ## run every example on the tiny VLM and
 examples-quick: $(STAMP) $(TINY)/config.json  ## four of them, on a kept fit: a fit takes five minutes
 	$(BIN)/python -m pytest -m slow -s tests/examples/test_examples.py -k "callable or chains or nodes or app"
 
-$(QUANTISED)/.installed: pyproject.toml | $(BIN)/python  # apart: torchao slows every import of transformers down
-	$(BIN)/python -m pip install --quiet --no-compile --upgrade --no-deps --target $(QUANTISED) --group quantised
+$(QUANTISED)/.installed: pyproject.toml | $(BIN)/python  # apart: torchao slows every import of transformers down, and warns where it is compiled
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(QUANTISED) --group quantised
 	@touch $@
 
 test: $(STAMP) $(QUANTISED)/.installed  ## the fast test suite
