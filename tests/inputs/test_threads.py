@@ -121,11 +121,12 @@ def test_an_error_does_not_write_the_work_down() -> None:
 
 def test_no_small_picture_waits_for_large_ones(callers: ThreadPoolExecutor) -> None:
     decoders, first, second = Decoders(1), Blocked(), Blocked()
-    large = [callers.submit(decoders.result, work, pixels=LARGE) for work in (first, second)]
-    running = first if first.begun.wait(WAIT) else second
+    large = [callers.submit(decoders.result, first, pixels=LARGE)]
+    assert first.begun.wait(WAIT)  # before the other is asked for, which could be the first else
+    large.append(callers.submit(decoders.result, second, pixels=LARGE))
     assert decoders.result(lambda: "small") == "small"
     assert not second.begun.is_set()
-    running.leave.set()
+    first.leave.set()
     assert second.begun.wait(WAIT)
     second.leave.set()
     assert [each.result(WAIT) for each in large] == ["done", "done"]
