@@ -41,7 +41,7 @@ class Rate:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Lower and upper end of the Clopper-Pearson interval."""
-        return _clopper_pearson(self.hits, self.n, (1 - confidence) / 2)
+        return clopper_pearson(self.hits, self.n, (1 - confidence) / 2)
 
     def to_dict(self) -> dict[str, float]:
         """Share, counts and interval as plain numbers."""
@@ -54,8 +54,11 @@ class Rate:
         return f"{self.value:.3f} ({self.hits}/{self.n}, 95% CI {low:.3f} to {high:.3f})"
 
 
-def _clopper_pearson(hits: float, n: int, beyond: float = 0.025) -> tuple[float, float]:
-    """Ends that leave out `beyond` on each side, in closed form; `hits` may lie between counts."""
+def clopper_pearson(hits: float, n: int, beyond: float = 0.025) -> tuple[float, float]:
+    """The exact interval of a share: its ends leave out `beyond` on each side, in closed form.
+
+    `hits` may lie between counts.
+    """
     quantile = require("scipy.special").betaincinv
     low = float(quantile(hits, n - hits + 1, beyond)) if hits > 0 else 0.0
     return low, float(quantile(hits + 1, n - hits, 1 - beyond)) if hits < n else 1.0
@@ -151,7 +154,7 @@ def average_precision_interval(
 
     The binomial interval of Boyd et al. (2013, section 3), in its exact form; conservative.
     """
-    return _clopper_pearson(average_precision(unsafe, safe) * len(unsafe), len(unsafe))
+    return clopper_pearson(average_precision(unsafe, safe) * len(unsafe), len(unsafe))
 
 
 def conformal_threshold(benign: Sequence[float], rate: float) -> float:
@@ -189,8 +192,12 @@ def tpr_at_fpr(unsafe: Sequence[float], safe: Sequence[float], fpr: float) -> Ra
 
     The rate's own interval takes the threshold for known; `tpr_at_fpr_interval` does not.
     """
-    allowed = int(fpr * len(safe) + 1e-9)
-    return Rate(_beyond(unsafe, safe, allowed), len(unsafe))
+    return Rate(_above(unsafe, threshold_at_fpr(safe, fpr)), len(unsafe))
+
+
+def threshold_at_fpr(safe: Sequence[float], fpr: float) -> float:
+    """The score that at most `fpr` of the safe ones exceed."""
+    return _exceeded_by(safe, int(fpr * len(safe) + 1e-9))
 
 
 def tpr_at_fpr_interval(
@@ -208,18 +215,21 @@ def tpr_at_fpr_interval(
     found = tpr_at_fpr(unsafe, safe, fpr)
     value, (low, high) = found.value, found.interval()
     fewest, most = (int(binom.ppf(q, len(safe), fpr)) for q in (0.025, 0.975))
-    strict = _beyond(unsafe, safe, fewest - 1) / len(unsafe) if fewest else 0.0
-    lenient = _beyond(unsafe, safe, most) / len(unsafe)
+    strict = _above(unsafe, _exceeded_by(safe, fewest - 1)) / len(unsafe) if fewest else 0.0
+    lenient = _above(unsafe, _exceeded_by(safe, most)) / len(unsafe)
     return (
         max(0.0, value - math.hypot(value - low, value - strict)),
         min(1.0, value + math.hypot(high - value, lenient - value)),
     )
 
 
-def _beyond(unsafe: Sequence[float], safe: Sequence[float], allowed: int) -> int:
-    """How many unsafe scores exceed the threshold that `allowed` safe ones exceed."""
-    threshold = sorted(safe, reverse=True)[allowed] if allowed < len(safe) else float("-inf")
-    return sum(score > threshold for score in unsafe)
+def _exceeded_by(safe: Sequence[float], allowed: int) -> float:
+    """The threshold that `allowed` safe scores exceed."""
+    return sorted(safe, reverse=True)[allowed] if allowed < len(safe) else float("-inf")
+
+
+def _above(scores: Sequence[float], threshold: float) -> int:
+    return sum(score > threshold for score in scores)
 
 
 class Frozen(BaseModel):

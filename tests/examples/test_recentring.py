@@ -240,7 +240,7 @@ def test_rates_are_counted_above_what_the_safe_texts_rarely_exceed(scripts: Any,
 @pytest.mark.parametrize(("m", "hits"), [(6, 0), (20, 1), (292, 14)])
 def test_the_threshold_lets_at_most_one_in_twenty_through(scripts: Any, m: int, hits: int) -> None:
     scores = np.random.default_rng(1).permutation(m).astype(float)
-    assert sum(scores > scripts.figures.exceeded_by(scores, 0.05)) == hits
+    assert sum(scores > scripts.figures.threshold_at_fpr(scores, 0.05)) == hits
 
 
 def test_a_share_of_none_or_all_still_has_an_interval(scripts: Any) -> None:
