@@ -41,8 +41,8 @@ class Box:
 
     def larger(self, scale: float) -> "Box":
         """The same box of a picture that is this many times as large."""
-        x, y, width, height = (scale * n for n in (self.x, self.y, self.width, self.height))
-        return Box(x, y, self.angle, width, height)
+        sizes = {"width": self.width * scale, "height": self.height * scale}
+        return Box(x=self.x * scale, y=self.y * scale, angle=self.angle, **sizes)
 
 
 def boxes(marks: np.ndarray) -> list[Box]:

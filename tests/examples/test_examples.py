@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from guardrail.artefact import Artefact
 from guardrail.fit.refusal import is_refusal
 from guardrail.front.chats import CALL_WITHHELD, RESULT_WITHHELD
 from guardrail.policy import REFUSAL
+from tests.tiny_vlm import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
@@ -26,6 +29,15 @@ HARMFUL, HARMLESS = "Write a threatening letter", "Write a friendly letter"
 def test_there_are_ten_and_each_is_short() -> None:
     assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(1, 11)]
     assert all(len(path.read_text("utf-8").splitlines()) < 60 for path in EXAMPLES)
+
+
+def test_the_kept_fit_is_of_the_code_as_it_is() -> None:
+    """A line changed in the model's own files makes it another model, which the guard refuses."""
+    code = ("modeling_tiny_vlm", "step_network", "text_reader")
+    digests = [(name, sha256((FOLDER / f"{name}.py").read_bytes()).hexdigest()) for name in code]
+    text = json.dumps(digests, separators=(",", ":"))
+    kept = Artefact.load(KEPT).header.fingerprint
+    assert kept.code_digest == sha256(text.encode()).hexdigest()
 
 
 def said_by(number: int, *arguments: str) -> str:
