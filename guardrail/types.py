@@ -190,6 +190,111 @@ class Request:
         return len(self.images), tuple(frames)
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The positions [start, stop) of a prompt that one part of a message stands in."""
+
+    part: int
+    kind: Modality
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnSpan:
+    """The positions [start, stop) of one message, from its first own token to its last.
+
+    Pictures between its texts are within. `message` counts the request's messages from 0.
+    """
+
+    message: int
+    role: str
+    start: int
+    stop: int
+    stretches: tuple[Stretch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Where an earlier answer begins: the last position before it, which was the last of a prompt.
+
+    `message` is the answer's number in the request, `asked_by` the role of the message before it,
+    `kind` the kind of what stood before (see `Request.offset_kind`).
+    """
+
+    message: int
+    position: int
+    kind: str
+    asked_by: str = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class RowParts:
+    """What a prompt of `length` positions consists of; positions count from its first token.
+
+    `headers` are those of earlier answers, not the last position; `unread` the messages that the
+    chat template did not show whole. `aligned` is false where nothing is known but the length, and
+    all of it counts as one message of the user's.
+    """
+
+    length: int
+    turns: tuple[TurnSpan, ...] = ()
+    headers: tuple[Header, ...] = ()
+    unread: tuple[int, ...] = ()
+    aligned: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where:
+    """Which reading a score is from.
+
+    `reading` is `last` (the last prompt position), `turn` (the position at which an earlier answer
+    began, so what that turn alone scored) or `window` (some tokens of one message). `message`
+    counts the request's messages from 0, `role` is whose it is; of a window, `part` and `kind` say
+    in which part of the message it ends, [start, stop) are its positions in the prompt, and `words`
+    what they say. `slots` are a picture's positions that it covers, as (first, last, of how many).
+    """
+
+    reading: str
+    message: int
+    role: str
+    part: int | None = None
+    kind: Modality | None = None
+    start: int | None = None
+    stop: int | None = None
+    words: str = ""
+    slots: tuple[int, int, int] | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, ready for JSON."""
+        kind = None if self.kind is None else str(self.kind)
+        slots = None if self.slots is None else list(self.slots)
+        return asdict(self) | {"kind": kind, "slots": slots}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Where:
+        """What `to_dict` made these values of."""
+        kind, slots = plain.get("kind"), plain.get("slots")
+        typed = {
+            "kind": None if kind is None else Modality(kind),
+            "slots": None if slots is None else tuple(slots),
+        }
+        return cls(**{**plain, **typed})
+
+    def __str__(self) -> str:
+        """As it stands in a verdict's summary; without the words, which are somebody's."""
+        whose = f"message {self.message + 1} ({self.role})"
+        match self.reading, self.slots:
+            case "last", _:
+                return f"at the end of {whose}"
+            case "turn", _:
+                return f"at the end of {whose}, an earlier turn"
+            case _, (first, last, count):
+                return f"in {whose}, {self.kind} positions {first + 1} to {last + 1} of {count}"
+            case _:
+                return f"in {whose}, positions {self.start} to {self.stop}"
+
+
 def _modality_of(part: Part) -> Modality:
     match part:
         case TextPart():
@@ -235,6 +340,7 @@ class Verdict:
     reason: str = "score"  # score | detector_failed
     window: Window | None = None  # of a video: where the score is from
     folded: bool = False
+    where: Where | None = None
 
     def __post_init__(self) -> None:
         """Refuse a score that is no number: a silent NaN would compare as safe."""
@@ -245,20 +351,22 @@ class Verdict:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, ready for JSON and for stores that know no types of ours."""
-        window = None if self.window is None else asdict(self.window)
-        plain = asdict(self) | {"layers": list(self.layers), "window": window}
+        plain = asdict(self) | {"layers": list(self.layers)}
+        if self.where is not None:
+            plain["where"] = self.where.to_dict()
         return {k: str(v) if isinstance(v, StrEnum) else v for k, v in plain.items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Verdict:
         """The verdict that `to_dict` made these values of."""
-        window = plain.get("window")
+        window, where = plain.get("window"), plain.get("where")
         typed = {
             "action": Action(plain["action"]),
             "would_be": Action(plain["would_be"]),
             "modality": Modality(plain["modality"]),
             "layers": tuple(plain["layers"]),
             "window": None if window is None else Window(**window),
+            "where": None if where is None else Where.from_dict(where),
         }
         return cls(**{**plain, **typed})
 
@@ -266,7 +374,8 @@ class Verdict:
         """One line for people."""
         score = "none" if self.score is None else f"{self.score:.2f}"
         shadow = "" if self.action == self.would_be else f" (would be {self.would_be})"
-        where = "" if self.window is None else f" ({self.window})"
+        where = "" if self.where is None else f" {self.where}"
+        where += "" if self.window is None else f" ({self.window})"
         folded = " (in plain letters)" if self.folded else ""
         return (
             f"{self.action}{shadow}: score {score}, steer at {self.tau_steer:.2f}, "

@@ -34,10 +34,7 @@ if TYPE_CHECKING:
     from guardrail.policy import Policy
 
 _PER_LAYER = ("direction", "mu_safe", "mu_unsafe")
-_PER_READOUT = ("readout_zero", "readout_gap", "readout_offset_image", "readout_offset_images")
-_STEERING = ("steer_offset_image", "steer_offset_images")
-# Only in artefacts that were fitted with videos; both where there is steering.
-VIDEO_READOUT, VIDEO_STEERING = "readout_offset_video", "steer_offset_video"
+_PER_READOUT = ("readout_zero", "readout_gap")
 
 WINDOW = "video_window"
 """Where `header.data` tells of how many frames the clips were that re-centring was measured on."""
@@ -59,9 +56,8 @@ class Artefact:
     """A checked header and its tensors (float32, CPU), for L layers of width d, k read layers.
 
     Tensors: `direction`, `mu_safe`, `mu_unsafe` (L, d); `readout_weight` (k, d); `readout_zero`,
-    `readout_gap`, `readout_offset_image`, `readout_offset_images` (k,); and, if the header has
-    steering, `steer_offset_image` and `steer_offset_images` (). One that was fitted with videos
-    also has `readout_offset_video` (k,) and, with steering, `steer_offset_video` ().
+    `readout_gap` (k,); and, if the header has windows over w layers, `window_query` and
+    `window_value` (w, heads, d) and `window_bias` (w,).
 
     A header without an `artefact_id` gets one from the content; one that has an id must fit it.
 
@@ -93,8 +89,8 @@ class Artefact:
 
     @property
     def reads_videos(self) -> bool:
-        """Whether it was fitted with videos: without their offset no video can be scored."""
-        return VIDEO_READOUT in self.tensors
+        """Whether it was fitted with videos, without which none can be scored."""
+        return "video" in self.header.recentring
 
     def shape_differences(self, layer_count: int, d_model: int) -> dict[str, tuple[str, str]]:
         """Where a model has no place for these vectors, as (fitted, running); nothing allows it."""
@@ -225,7 +221,8 @@ class Artefact:
             "d_model": width,
             "readout": header.readout.model_dump(mode="json"),
             "steering": header.steering and header.steering.model_dump(mode="json"),
-            "offsets": {kind: row.size for kind, row in header.offsets.items()},
+            "windows": header.windows and header.windows.model_dump(mode="json"),
+            "recentring": {kind: row.model_dump() for kind, row in header.recentring.items()},
             "calibration": dict(_calibrations(self)),
             "data": header.data,
             "packages": header.packages,
@@ -255,7 +252,7 @@ def check_tensors(header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Te
     """
     import torch
 
-    expected = _expected_shapes(header, tensors)
+    expected = _expected_shapes(header, tensors.get("direction"))
     if set(tensors) != set(expected):
         missing = ", ".join(sorted(set(expected) - set(tensors))) or "none"
         unknown = ", ".join(sorted(set(tensors) - set(expected))) or "none"
@@ -272,20 +269,16 @@ def check_tensors(header: Header, tensors: Mapping[str, Tensor]) -> dict[str, Te
     return plain
 
 
-def _expected_shapes(header: Header, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    direction = tensors.get("direction")
+def _expected_shapes(header: Header, direction: Tensor | None) -> dict[str, tuple[int, ...]]:
     if direction is None or direction.dim() != 2 or direction.numel() == 0:
         raise ArtefactFormatError("there is no `direction` of shape (layers, d_model)")
     layers, width = direction.shape
     read = len(header.readout.layers)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_PER_LAYER, (layers, width))
     shapes |= {"readout_weight": (read, width), **dict.fromkeys(_PER_READOUT, (read,))}
-    if header.steering is not None:
-        shapes |= dict.fromkeys(_STEERING, ())
-    if "video" in header.offsets or VIDEO_READOUT in tensors:
-        shapes[VIDEO_READOUT] = (read,)
-        if header.steering is not None:
-            shapes[VIDEO_STEERING] = ()
+    if (windows := header.windows) is not None:
+        heads = (len(windows.layers), windows.heads, width)
+        shapes |= {"window_query": heads, "window_value": heads, "window_bias": heads[:1]}
     return shapes
 
 
@@ -293,7 +286,8 @@ def _check_layers(header: Header, tensors: Mapping[str, Tensor]) -> None:
     """Layer indices exist, gaps are positive, directions have length 1 (or 0: unusable)."""
     count = len(tensors["direction"])
     steered = [header.steering.layer] if header.steering else []
-    named = [*header.readout.layers, *steered, *(row.layer for row in header.layers)]
+    windows = header.windows.layers if header.windows else ()
+    named = [*header.readout.layers, *windows, *steered, *(row.layer for row in header.layers)]
     outside = sorted({layer for layer in named if not 0 <= layer < count})
     if outside:
         raise ArtefactFormatError(f"the header names layers {outside} of {count}")

@@ -186,8 +186,13 @@ def _require_known_format(metadata: dict[str, str], path: Path) -> None:
     version = metadata["guardrail_format"]
     if version == str(FORMAT_VERSION):
         return
-    if not version.isdecimal() or int(version[:9]) < FORMAT_VERSION:
+    if not version.isdecimal() or not int(version[:9]):
         raise _broken(path, f"it names the unknown format {version[:20]!r}")
+    if int(version[:9]) < FORMAT_VERSION:
+        raise ArtefactFormatError(
+            f"{path} has format {version[:9]}, of an earlier release, which read less of a prompt; "
+            "its scores and thresholds mean something else: run `guardrail fit` to make a new one"
+        )
     writer = str(metadata.get("written_by", "a later release"))[:40]
     raise ArtefactFormatError(
         f"{path} has format {version[:9]}, this release reads up to {FORMAT_VERSION}; it was "

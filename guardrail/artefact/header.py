@@ -15,7 +15,7 @@ from guardrail.types import Modality
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Fingerprint(Frozen):
@@ -53,10 +53,15 @@ class Fingerprint(Frozen):
 
 
 class Readout(Frozen):
-    """How the score is read: the estimator, its layers (ascending) and its validation figures."""
+    """How the score is read: the estimator, its layers (ascending) and its validation figures.
+
+    `turns` says whether earlier answer headers are read, too; some models run their last layers at
+    the last position alone.
+    """
 
     estimator: str
     layers: tuple[int, ...] = Field(min_length=1)
+    turns: bool = True
     figures: dict[str, JsonValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -98,14 +103,42 @@ class LayerRow(Frozen):
     figures: dict[str, JsonValue] = Field(default_factory=dict)
 
 
-class Offset(Frozen):
-    """How much a meaningless picture shifts the score, and how sure that is (text-gap units)."""
+class Line(Frozen):
+    """A score s of a text becomes `intercept` + `slope` s beside a meaningless picture."""
 
-    size: float
-    spread_colours: float
-    spread_prompts: float
-    n_colours: int = Field(ge=0)
-    n_prompts: int = Field(ge=0)
+    intercept: float
+    slope: float = Field(gt=0)
+
+
+class Recentring(Frozen):
+    """What one kind of meaningless picture does to scores of requests of both classes.
+
+    `score` and `steering` are what is taken back of the readout's score and of the one at the
+    steering layer (none, if nothing is steered). What is left is measured on `n` other requests,
+    beside other pictures: mean shifts of `safe` and `unsafe` ones and the `slope` on their text
+    scores. `separation` is the distance of the two classes' means beside pictures, over that of the
+    same requests alone, before anything is taken back.
+    """
+
+    score: Line
+    steering: Line | None = None
+    n: int = Field(ge=0)
+    safe: float
+    unsafe: float
+    slope: float
+    separation: float
+
+
+class Windows(Frozen):
+    """How windows of a prompt's parts are read: see `guardrail.decide.windows`."""
+
+    layers: tuple[int, ...] = Field(min_length=1)
+    heads: int = Field(gt=0)
+    width: int = Field(gt=0)
+    first: int = Field(gt=0)
+    zero: float
+    gap: float = Field(gt=0)
+    figures: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class Rates(Frozen):
@@ -149,7 +182,8 @@ class Header(Frozen):
     readout: Readout
     steering: Steering | None = None
     layers: tuple[LayerRow, ...] = ()
-    offsets: dict[str, Offset] = Field(default_factory=dict)
+    windows: Windows | None = None
+    recentring: dict[str, Recentring] = Field(default_factory=dict)
     calibration: dict[Modality, Calibration] = Field(default_factory=dict)
     refusal_prefixes: tuple[str, ...] = ()
     data: dict[str, JsonValue] = Field(default_factory=dict)

@@ -303,8 +303,12 @@ def _measured(figures: Figures) -> Iterator[tuple[str, str]]:
             f"layer {steering.layer}: refusal log-odds {now} ({then} at the fit, {fresh} with "
             f"this model's own direction; n = {steering.n})",
         )
-    for offset in figures.offsets:
-        yield f"offset {offset.kind}", f"{offset.now:.3f} ({offset.fitted:.3f} at the fit)"
+    for row in figures.pictures:
+        yield (
+            f"beside {row.kind}",
+            f"safe {row.safe_now:+.2f}, unsafe {row.unsafe_now:+.2f} "
+            f"({row.safe_fitted:+.2f}, {row.unsafe_fitted:+.2f} at the fit)",
+        )
 
 
 def _separations(figures: Figures) -> Table:

@@ -100,9 +100,15 @@ def _rows(header: Header) -> list[tuple[str, str]]:
     # nested figures are for programs: they stand in the JSON
     plain = {k: v for k, v in readout.figures.items() if isinstance(v, float | int | str)}
     rows += [(name, _figure(value)) for name, value in plain.items() if name != "estimator"]
+    if (windows := header.windows) is not None:
+        layers = ", ".join(map(str, windows.layers))
+        rows.append(("windows", f"up to {windows.width} tokens, layers {layers}"))
     rows += [
-        (f"offset {kind}", f"{o.size:.3f} (spread {max(o.spread_colours, o.spread_prompts):.3f})")
-        for kind, o in header.offsets.items()
+        (
+            f"beside {kind}",
+            f"safe {row.safe:+.2f}, unsafe {row.unsafe:+.2f}, slope {row.slope:.2f} (n = {row.n})",
+        )
+        for kind, row in header.recentring.items()
     ]
     rows += [(modality, _thresholds(found)) for modality, found in header.calibration.items()]
     rows += earlier_rows(header)

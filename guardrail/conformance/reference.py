@@ -147,16 +147,18 @@ def layers_of(model: PreTrainedModel, outputs: int) -> tuple[int, ...]:
 
 
 def score(artefact: Artefact, states: Tensor, kind: str) -> float:
-    """Mean over the readout layers of (<h, w> - offset - zero) / gap, in float64."""
+    """Mean over the readout layers of (<h, w> - zero) / gap, re-centred, in float64."""
     tensors, total = artefact.tensors, 0.0
     layers = artefact.header.readout.layers
     for number, layer in enumerate(layers):
         read = float(states[layer] @ tensors["readout_weight"][number].double())
-        if kind != "text":
-            read -= float(tensors[f"readout_offset_{kind}"][number])
         read -= float(tensors["readout_zero"][number])
         total += read / float(tensors["readout_gap"][number])
-    return total / len(layers)
+    value = total / len(layers)
+    if kind == "text":
+        return value
+    line = artefact.header.recentring[kind].score
+    return (value - line.intercept) / line.slope
 
 
 def edit(artefact: Artefact, value: float, gate: float) -> Tensor:

@@ -12,7 +12,15 @@ import torch
 from PIL import Image
 
 from guardrail.artefact.artefact import Artefact
-from guardrail.artefact.header import Calibration, Header, LayerRow, Readout, Steering
+from guardrail.artefact.header import (
+    Calibration,
+    Header,
+    LayerRow,
+    Line,
+    Readout,
+    Recentring,
+    Steering,
+)
 from guardrail.conformance import reference
 from guardrail.conformance.reference import DoesNotApplyError, WrongResultError, first_line
 from guardrail.decide.detector import Detector
@@ -234,10 +242,10 @@ class Subject:
             # where texts end alike, as after a first short convolution, any error would be small
             "readout_gap": along.std(dim=0).maximum(LEAST * lengths[rows]),
         }
-        for number, kind in enumerate(("image", "images", "video"), start=1):
-            tensors[f"readout_offset_{kind}"] = 0.1 * number * tensors["readout_gap"]
-            if steer is not None:
-                tensors[f"steer_offset_{kind}"] = 0.1 * number * gaps[steer]
+        recentring = {
+            kind: _recentring(0.1 * number, steered=steer is not None)
+            for number, kind in enumerate(("image", "images", "video"), start=1)
+        }
         edits = {"gain": 1.0, "a_max": 2.0, "region_max": FAR, **steering}
         never = Thresholds(steer=NEVER, flag=NEVER)
         made_up = Calibration(scores=(), thresholds=never, source="made up for checks", n=0)
@@ -246,6 +254,7 @@ class Subject:
             readout=Readout(estimator="random", layers=tuple(rows)),
             steering=None if steer is None else Steering(layer=steer, **edits),
             layers=tuple(LayerRow(layer=i, usable=True) for i in range(self.loaded.layer_count)),
+            recentring=recentring,
             calibration={Modality.TEXT: made_up},
             warnings=("random directions: for conformance checks only",),
         )
@@ -333,3 +342,16 @@ def score_of(ruling: Ruling) -> float:
         raise DetectorError("the detector failed on a row that has a score")
     scores: list[float] = getattr(decision, "scores").tolist()  # noqa: B009 - of our own detector
     return scores[ruling.row]
+
+
+def _recentring(intercept: float, *, steered: bool) -> Recentring:
+    line = Line(intercept=intercept, slope=0.9)
+    return Recentring(
+        score=line,
+        steering=line if steered else None,
+        n=0,
+        safe=0.0,
+        unsafe=0.0,
+        slope=1.0,
+        separation=1.0,
+    )

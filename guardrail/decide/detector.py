@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.decide.linear import Readout
+from guardrail.decide.linear import UNMOVED, Readout
 from guardrail.decide.linear import Steering as Steering
+from guardrail.decide.reading import PromptReading
+from guardrail.decide.windows import WindowReadout
 from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
 from guardrail.policy.acting import action_for, enforced, on_outage, outranks_outage
-from guardrail.types import Action, Modality, Verdict
+from guardrail.types import Action, Modality, Verdict, Where
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from guardrail.artefact import Artefact
     from guardrail.policy import Policy, Thresholds
+    from guardrail.types import RowParts
 
 log = logging.getLogger(__name__)
 
-# Kinds of offsets, and by whose thresholds a row of each is judged.
+# Kinds of requests by what pictures they hold, and by whose thresholds a row of each is judged.
 KINDS = {
     "text": Modality.TEXT,
     "image": Modality.IMAGE,
@@ -50,8 +53,9 @@ class Decision:
 class Detector:
     """Reads, decides and edits for one artefact under one policy; holds no request's state.
 
-    `layers` are those of the readout, ascending; `steering_layer` is None when the artefact only
-    detects.
+    `layers` are those of the readout at the last position, ascending, `reads` those of all
+    readings; `steering_layer` is None when the artefact only detects. `windows` None: what stands
+    in the prompt is judged at the ends of its turns alone.
     """
 
     def __init__(
@@ -62,8 +66,11 @@ class Detector:
         thresholds: dict[Modality, Thresholds],
         policy: Policy,
         artefact_id: str,
+        windows: WindowReadout | None = None,
     ) -> None:
-        self.readout, self.steering, self.layers = readout, steering, readout.layers
+        self.readout, self.steering, self.windows = readout, steering, windows
+        self.layers = readout.layers
+        self.reads = tuple(sorted({*readout.layers, *(windows.layers if windows else ())}))
         # Where a steered row is edited, and for how many tokens beside the last prompt position.
         self.steering_layer = None if steering is None else steering.layer
         self.steer_tokens = 0 if steering is None else steering.tokens
@@ -78,17 +85,28 @@ class Detector:
                 texts or pictures; a guard without thresholds for videos refuses those alone.
         """
         tensors, header = artefact.tensors, artefact.header
-        weight = tensors["readout_weight"]
-        # Artefacts made before there were videos have no offset for them.
-        kinds = [kind for kind in KINDS if f"readout_offset_{kind}" in tensors]
-        offsets = {kind: tensors[f"readout_offset_{kind}"] for kind in kinds}
+        pictures = header.recentring
         readout = Readout(
             layers=tuple(header.readout.layers),
-            weight=weight,
+            weight=tensors["readout_weight"],
             zero=tensors["readout_zero"],
             gap=tensors["readout_gap"],
-            offsets={"text": torch.zeros(len(weight)), **offsets},
+            recentring={"text": UNMOVED}
+            | {kind: (row.score.intercept, row.score.slope) for kind, row in pictures.items()},
         )
+        windows = None
+        if header.windows is not None:
+            w = header.windows
+            windows = WindowReadout(
+                layers=w.layers,
+                query=tensors["window_query"],
+                value=tensors["window_value"],
+                bias=tensors["window_bias"],
+                width=w.width,
+                first=w.first,
+                zero=w.zero,
+                gap=w.gap,
+            )
         steering = None
         if header.steering is not None:
             at, s = header.steering.layer, header.steering
@@ -99,43 +117,61 @@ class Detector:
                 direction=direction,
                 zero=float(safe.double() @ direction.double()),
                 gap=float(difference.norm()),
-                offsets={"text": 0.0}
-                | {kind: float(tensors[f"steer_offset_{kind}"]) for kind in kinds},
+                recentring={"text": UNMOVED}
+                | {
+                    kind: (row.steering.intercept, row.steering.slope)
+                    for kind, row in pictures.items()
+                    if row.steering is not None
+                },
                 gain=s.gain,
                 a_max=s.a_max,
                 region_max=s.region_max,
                 tokens=s.steer_tokens,
             )
         points = {m: artefact.thresholds(m, policy) for m in (Modality.TEXT, Modality.IMAGE)}
-        if "video" in kinds:
+        if "video" in pictures:
             try:
                 points[Modality.VIDEO] = artefact.thresholds(Modality.VIDEO, policy)
             except CalibrationError as error:  # of no matter to who never asks about a video
                 log.warning("videos will be refused: %s", error)
         return cls(
-            readout, steering, thresholds=points, policy=policy, artefact_id=header.artefact_id
+            readout,
+            steering,
+            thresholds=points,
+            policy=policy,
+            artefact_id=header.artefact_id,
+            windows=windows,
         )
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The offset kinds that can be judged; `video` is not always among them."""
-        return tuple(kind for kind in self.readout.offsets if _modality(kind) in self.thresholds)
+        return tuple(kind for kind in self.readout.recentring if _modality(kind) in self.thresholds)
 
     def thresholds_for(self, kind: str) -> Thresholds:
         """The thresholds of a row, by its offset kind."""
         return self.thresholds[_modality(kind)]
 
-    def decide(
-        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
-    ) -> Decision:
+    def reading(self, rows: Sequence[RowParts], prompt_len: int) -> PromptReading | None:
+        """What is read of a batch beside the last positions; None where there is nothing."""
+        found = PromptReading(
+            readout=self.readout,
+            windows=self.windows,
+            rows=rows,
+            judged=self.policy.judged_roles,
+            prompt_len=prompt_len,
+        )
+        return found if found.layers else None
+
+    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> Decision:
         """Scores and actions of a batch: (rows, k, d_model) and each row's offset kind.
 
-        A row's score is at least its floor, what another part of the same request scored before;
+        A row's score is at least its floors, what other readings of the same request gave;
         `NO_FLOOR` is none, and NaN says that the detector failed there.
         """
         scores = self.readout.scores(residuals, kinds)
-        if floors is not None:
-            scores = self._raised(scores, torch.tensor(list(floors), dtype=torch.float64), kinds)
+        for floor in floors:
+            scores = self._raised(scores, torch.tensor(list(floor), dtype=torch.float64), kinds)
         failed = (~torch.isfinite(scores)).tolist()
         on_failure = on_outage(self.policy)
         actions = [
@@ -182,11 +218,17 @@ class Detector:
         return chosen
 
     def verdict(
-        self, decision: Decision | None, row: int, kind: str, strength: float = 0.0
+        self,
+        decision: Decision | None,
+        row: int,
+        kind: str,
+        strength: float = 0.0,
+        *,
+        where: Where | None = None,
     ) -> Verdict:
         """The verdict of one row; `strength` is the length of the edit it really got.
 
-        Without a decision it is that of an outage.
+        Without a decision it is that of an outage. `where` tells which reading the score is from.
         """
         thresholds, would_be = self.thresholds_for(kind), on_outage(self.policy)
         score: float | None = None
@@ -206,6 +248,7 @@ class Detector:
             steering_layer=self.steering_layer,
             mode=self.policy.mode,
             reason="detector_failed" if score is None else "score",
+            where=None if score is None else where,
         )
 
 

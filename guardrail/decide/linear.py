@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -27,14 +27,12 @@ def projections(residuals: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-def refusal_scores(
-    residuals: Tensor, *, weight: Tensor, zero: Tensor, gap: Tensor, offset: Tensor
-) -> Tensor:
-    """Mean over the readout layers of (<h - b, w> - zero) / gap.
+def refusal_scores(residuals: Tensor, *, weight: Tensor, zero: Tensor, gap: Tensor) -> Tensor:
+    """Mean over the readout layers of (<h, w> - zero) / gap.
 
-    With w the unit difference of means this is the re-centred projection of MARS (arXiv
-    2606.31876) with 0 at the text-safe and 1 at the text-unsafe centroid; any other linear
-    estimator is put on the same scale by its own two centroids.
+    With w the unit difference of means this is the projection on the refusal direction (Arditi et
+    al. 2024, arXiv 2406.11717) with 0 at the text-safe and 1 at the text-unsafe centroid; any other
+    linear estimator is put on the same scale by its own two centroids.
 
     Args:
         residuals: (rows, k, d_model), any float dtype; the readout layers at the last prompt
@@ -42,13 +40,28 @@ def refusal_scores(
         weight: (k, d_model), the direction read at each layer.
         zero: (k,), projection of the text-safe centroid.
         gap: (k,), distance of the two text centroids along `weight`; positive.
-        offset: (rows, k), what the row's kind of picture adds to the projection (0 for text).
 
     Returns:
         (rows,) float64 on the CPU; NaN or infinite where a residual was.
     """
     read = projections(residuals, weight).cpu().double()
-    result: Tensor = ((read - offset.double() - zero.double()) / gap.double()).mean(-1)
+    result: Tensor = ((read - zero.double()) / gap.double()).mean(-1)
+    return result
+
+
+Recentring = tuple[float, float]
+"""(b, m): beside a meaningless picture a request that scores s as text scores b + m s."""
+UNMOVED: Recentring = (0.0, 1.0)
+
+
+def recentred(scores: Tensor, lines: Sequence[Recentring]) -> Tensor:
+    """Scores (rows,) float64 as they would be without the rows' pictures: (s - b) / m.
+
+    MARS (arXiv 2606.31876) takes a constant off. A picture contracts the scores, though: no
+    constant fits both classes, and one that fits the safe ones lowers the unsafe ones.
+    """
+    line = torch.tensor(lines, dtype=torch.float64)
+    result: Tensor = (scores - line[:, 0]) / line[:, 1]
     return result
 
 
@@ -85,20 +98,18 @@ def bounded_strength(
 
 @dataclass(frozen=True)
 class Readout:
-    """A linear detector over k layers; see `refusal_scores` for the formula."""
+    """A linear detector over k layers (see `refusal_scores`), re-centred by kind of picture."""
 
     layers: tuple[int, ...]
     weight: Tensor
     zero: Tensor
     gap: Tensor
-    offsets: dict[str, Tensor]
+    recentring: Mapping[str, Recentring]
 
     def scores(self, residuals: Tensor, kinds: Sequence[str]) -> Tensor:
-        """(rows, k, d_model) and the offset kind of each row -> (rows,) float64."""
-        offset = torch.stack([self.offsets[kind] for kind in kinds])
-        return refusal_scores(
-            residuals, weight=self.weight, zero=self.zero, gap=self.gap, offset=offset
-        )
+        """(rows, k, d_model) and the kind of each row -> (rows,) float64."""
+        read = refusal_scores(residuals, weight=self.weight, zero=self.zero, gap=self.gap)
+        return recentred(read, [self.recentring[kind] for kind in kinds])
 
 
 @dataclass(frozen=True)
@@ -109,11 +120,21 @@ class Steering:
     direction: Tensor
     zero: float
     gap: float
-    offsets: dict[str, float]
+    recentring: Mapping[str, Recentring]
     gain: float
     a_max: float
     region_max: float
     tokens: int
+
+    def local_scores(self, residuals: Tensor) -> Tensor:
+        """(rows, 1, d_model) here, or (rows, L, d_model) of all layers -> (rows,) float64.
+
+        Projections on the direction at this layer, 0 and 1 at the text centroids.
+        """
+        at = 0 if residuals.shape[1] == 1 else self.layer
+        read = projections(residuals[:, at : at + 1], self.direction[None])[:, 0]
+        scores: Tensor = (read.cpu().double() - self.zero) / self.gap
+        return scores
 
     def edits(
         self, scores: Tensor, residual: Tensor, gates: Tensor, kinds: Sequence[str]
@@ -122,9 +143,9 @@ class Steering:
 
         Not finite where the residual or the score is not; zero beyond the trust region.
         """
-        offset = torch.tensor([self.offsets[kind] for kind in kinds], dtype=torch.float64)
-        read = projections(residual[:, None], self.direction[None])[:, 0].cpu().double()
-        local = (read - offset - self.zero) / self.gap
+        local = recentred(
+            self.local_scores(residual[:, None]), [self.recentring[kind] for kind in kinds]
+        )
         move = bounded_strength(
             scores, local, gate=gates, gain=self.gain, a_max=self.a_max, region_max=self.region_max
         )

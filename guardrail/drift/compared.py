@@ -115,15 +115,17 @@ def _scorers(fitted: Fitted, readings: Readings, best: Candidate) -> _Scorers:
 
 
 def _scored(readout: LinearReadout, forms: Mapping[str, FormResiduals]) -> dict[str, list[float]]:
-    return {name: readout.scores(form.residuals).tolist() for name, form in forms.items()}
+    return {
+        name: readout.scores(form.residuals, form.media).tolist() for name, form in forms.items()
+    }
 
 
-def _known(scores: Mapping[int, float], form: FormResiduals) -> list[float] | None:
+def _known(scores: Mapping[str, float], form: FormResiduals) -> list[float] | None:
     """Old scores of a form's rows, 0 in the fit split; None if any other is not known."""
     rows = list(zip(form.samples, form.splits, strict=True))
-    if any(split == "select" and sample.index not in scores for sample, split in rows):
+    if any(split == "select" and sample.key not in scores for sample, split in rows):
         return None
-    return [scores.get(sample.index, 0.0) for sample, _ in rows]
+    return [scores.get(sample.key, 0.0) for sample, _ in rows]
 
 
 def _rows_of(

@@ -12,8 +12,8 @@ from guardrail.decide.detector import Detector, Steering
 from guardrail.errors import ArtefactMismatchError, DatasetError, DetectorError
 from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import ContrastSet, load_contrast
+from guardrail.fit.joint import JointReadout
 from guardrail.fit.outcome import Scores, from_header
-from guardrail.fit.readings import OFFSET_OF
 from guardrail.fit.select import LinearReadout
 from guardrail.fit.steering import RAMP
 from guardrail.policy import Policy, Thresholds
@@ -38,7 +38,7 @@ class Fitted:
     """What an artefact says. `reference`: old scores by form and place in the contrast set."""
 
     artefact: Artefact
-    readout: LinearReadout
+    joint: JointReadout
     reference: Scores
 
     @classmethod
@@ -51,9 +51,17 @@ class Fitted:
             tensors["readout_weight"],
             tensors["readout_zero"].double(),
             tensors["readout_gap"].double(),
+            {kind: (r.score.intercept, r.score.slope) for kind, r in header.recentring.items()},
         )
+        windows = Detector.from_artefact(artefact, _ANY_THRESHOLDS).windows
+        joint = JointReadout(readout, windows, header.readout.turns)
         stored = from_header(header.extra.get("reference"))
-        return cls(artefact, readout, stored if reference is None else reference)
+        return cls(artefact, joint, stored if reference is None else reference)
+
+    @property
+    def readout(self) -> LinearReadout:
+        """What is read at the ends of turns."""
+        return self.joint.readout
 
     @property
     def per_kind(self) -> int | None:
@@ -72,30 +80,13 @@ class Fitted:
         found = self.artefact.header.data.get("videos", 0)
         return found if isinstance(found, int) else 0
 
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of pictures that it has offsets for."""
-        return ("image", "images", "video") if self.reads_videos else ("image", "images")
-
-    def offset(self, kind: str) -> Tensor:
-        """What a kind of picture adds to each layer's projection at the fit, (k,) float64."""
-        return self.artefact.tensors[f"readout_offset_{kind}"].double()
-
     def scores(self, readings: Readings, form: str) -> Tensor:
         """Scores as the artefact would give them on the model that was read, (n,) float64.
-
-        The residuals of picture forms come re-centred with the new model's offset; a guard would
-        use the old one.
 
         Raises:
             DetectorError: some are not finite.
         """
-        shift: Tensor | float = 0.0
-        kind = OFFSET_OF.get(form)
-        if kind is not None:
-            now = readings.offsets[kind].along(self.readout.weight, self.readout.layers)
-            shift = self.offset(kind) - now
-        return require_finite(self.readout.scores(readings.forms[form].residuals, shift), form)
+        return require_finite(self.joint.scores(readings.forms[form]), form)
 
     def paired_scores(
         self, readings: Readings, form: str, belongs: Callable[[str], bool], *splits: str
@@ -105,7 +96,7 @@ class Fitted:
         now = self.scores(readings, form).tolist()
         pairs = enumerate(zip(rows.splits, rows.kinds, strict=True))
         places = [i for i, (split, kind) in pairs if split in splits and belongs(kind)]
-        indices = [rows.samples[i].index for i in places]
+        indices = [rows.samples[i].key for i in places]
         paired = all(index in known for index in indices)
         return [now[i] for i in places], [known[i] for i in indices] if paired else None
 

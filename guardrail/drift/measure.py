@@ -13,7 +13,7 @@ from guardrail.drift.schema import (
     Figures,
     Label,
     LayerDrift,
-    OffsetDrift,
+    PictureDrift,
     RateDrift,
     Scores,
     ScoreShift,
@@ -22,8 +22,9 @@ from guardrail.drift.schema import (
 from guardrail.errors import CalibrationError
 from guardrail.extras import require
 from guardrail.fit.outcome import DECIMALS
+from guardrail.fit.recentring import measured
 from guardrail.fit.refusal import REFUSAL_PREFIXES
-from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE
+from guardrail.fit.run import CALIBRATED_ON, CONTRAST_SOURCE, groups_of
 from guardrail.fit.select import is_safe, is_unsafe
 from guardrail.fit.steering import causal_prompts, measured_effects, steering_at
 from guardrail.stats import Estimate, Rate, Share
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Calibration
     from guardrail.drift.fitted import Fitted
     from guardrail.fit.collect import Collector
-    from guardrail.fit.directions import Offset
     from guardrail.fit.readings import FormResiduals, Readings
+    from guardrail.fit.recentring import Beside
     from guardrail.fit.select import Candidate
 
 
@@ -49,7 +50,7 @@ ACTIONS: tuple[Action, ...] = ("steer", "flag")
 # A threshold is one prompt's own score; stored scores are rounded, and must not exceed it for that.
 TIE = 2 * 10.0**-DECIMALS
 # Unsafe prompts of the selection split: no threshold depends on them. None is ever filmed.
-UNSAFE_FORM = {Modality.TEXT: "plain", Modality.IMAGE: "pictured", Modality.VIDEO: "filmed"}
+UNSAFE_GROUPS = {Modality.TEXT: ("plain", "worded"), Modality.IMAGE: ("pictured",)}
 
 
 def measure(
@@ -62,7 +63,6 @@ def measure(
         DetectorError: the old readout gives no finite score on the new model.
     """
     separation, forms = separations(fitted, readings, candidates)
-    multimodal = collect.loaded.is_multimodal
     return Figures(
         separation=separation,
         forms=forms,
@@ -70,7 +70,7 @@ def measure(
         rates=tuple(rate_drifts(fitted, readings)),
         shifts=tuple(_shift(row) for row in score_lists(fitted, readings)),
         centroids_now=_centroids(fitted, readings),
-        offsets=tuple(offset_drifts(fitted, readings.offsets)) if multimodal else (),
+        pictures=tuple(picture_drifts(fitted, readings.beside)),
         steering=_steering(fitted, collect, readings),
     )
 
@@ -147,21 +147,23 @@ def _mask(form: FormResiduals, keep: Callable[[str], bool]) -> torch.Tensor:
     return torch.tensor([split == "fit" and keep(kind) for split, kind in rows])
 
 
-def offset_drifts(fitted: Fitted, offsets: Mapping[str, Offset]) -> Iterator[OffsetDrift]:
-    """What each kind of picture adds to the old readout's score, then and now.
+def picture_drifts(fitted: Fitted, beside: Mapping[str, Beside]) -> Iterator[PictureDrift]:
+    """What each kind of picture does to the old readout's re-centred score, then and now.
 
     Raises:
-        DetectorError: what it adds now is not finite.
+        DetectorError: what it does now is not finite.
     """
-    readout = fitted.readout
-    for kind in fitted.kinds:
-        now = offsets[kind].along(readout.weight, readout.layers)
-        require_finite(now, f"re-centring, {kind}")
-        yield OffsetDrift(
-            kind=kind,
-            fitted=float((fitted.offset(kind) / readout.gap).mean()),
-            now=float((now / readout.gap).mean()),
-        )
+    readout, then = fitted.readout, fitted.artefact.header.recentring
+    for kind, now in measured(beside, readout.scores, readout.recentring, {}).items():
+        require_finite(torch.tensor([now.safe, now.unsafe]), f"re-centring, {kind}")
+        if kind in then:
+            yield PictureDrift(
+                kind=kind,
+                safe_fitted=then[kind].safe,
+                unsafe_fitted=then[kind].unsafe,
+                safe_now=now.safe,
+                unsafe_now=now.unsafe,
+            )
 
 
 def _steering(fitted: Fitted, collect: Collector, readings: Readings) -> SteeringDrift | None:
@@ -171,7 +173,7 @@ def _steering(fitted: Fitted, collect: Collector, readings: Readings) -> Steerin
     edits = [edit]
     if edit.layer in readings.usable:
         unsafe = readings.forms["plain"].rows("fit", is_unsafe)
-        edits.append(steering_at(readings.directions, edit.layer, unsafe))
+        edits.append(steering_at(readings.directions, edit.layer, unsafe, readings.beside))
     prefixes = header.refusal_prefixes or REFUSAL_PREFIXES
     now, *fresh = measured_effects(collect, readings, edits, prefixes)
     row = next((row for row in header.layers if row.layer == edit.layer), None)
@@ -197,23 +199,36 @@ def rate_drifts(fitted: Fitted, readings: Readings) -> Iterator[RateDrift]:
 
     Benign prompts are those that a fit sets its thresholds on.
     """
-    for modality, form in CALIBRATED_ON.items():
+    for modality in CALIBRATED_ON:
         try:
             source, calibration = fitted.artefact.calibration_for(modality)
         except CalibrationError:
             continue
         contrast = source is modality and calibration.source.startswith(CONTRAST_SOURCE)
-        rows: tuple[tuple[Label, Callable[[str], bool], str, str], ...] = (
-            ("safe", is_safe, form, "calibrate"),
-            ("unsafe", is_unsafe, UNSAFE_FORM[modality], "select"),
+        groups = groups_of(modality, calibration if contrast else None)
+        rows: tuple[tuple[Label, Callable[[str], bool], Sequence[str], str], ...] = (
+            ("safe", is_safe, groups, "calibrate"),
+            ("unsafe", is_unsafe, UNSAFE_GROUPS.get(modality, ()), "select"),
         )
-        for label, belongs, name, split in rows:
-            if name not in readings.forms:
-                continue
-            scores = fitted.paired_scores(readings, name, belongs, split)
+        for label, belongs, names, split in rows:
+            found = [
+                fitted.paired_scores(readings, name, belongs, split)
+                for name in names
+                if name in readings.forms
+            ]
+            scores = _together(found)
             aimed = contrast and label == "safe"
             for action in ACTIONS if scores[0] else ():
                 yield _rate(modality, label, action, calibration, scores, aimed=aimed)
+
+
+def _together(
+    groups: Sequence[tuple[list[float], list[float] | None]],
+) -> tuple[list[float], list[float] | None]:
+    """New scores of several groups, and old ones if all are known."""
+    then = [old for _, old in groups]
+    known = [score for old in then if old is not None for score in old]
+    return [s for now, _ in groups for s in now], None if None in then else known
 
 
 def mcnemar(before: Sequence[bool], now: Sequence[bool]) -> float:

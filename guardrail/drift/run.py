@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -18,21 +18,20 @@ from guardrail.extras import require_extra
 from guardrail.fit.outcome import (
     NOTE,
     data_record,
-    offset_spreads,
-    offset_tensors,
     reference_scores,
-    spread_warnings,
     to_header,
     video_notes,
 )
 from guardrail.fit.readings import read_all
+from guardrail.fit.recentring import lines, lost_scores, measured
 from guardrail.fit.refusal import REFUSAL_PREFIXES
 from guardrail.fit.run import (
     CALIBRATED_ON,
     CONTRAST_SOURCE,
+    calibrations,
     candidates_of,
     finish,
-    form_calibration,
+    recentred_readout,
 )
 from guardrail.fit.select import is_safe, scored
 from guardrail.model.fingerprint import fingerprint, require_fitted_on
@@ -42,13 +41,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pydantic import JsonValue
-    from torch import Tensor
 
     from guardrail.artefact import Artefact
-    from guardrail.artefact.header import Calibration, Fingerprint, Offset
+    from guardrail.artefact.header import Calibration, Fingerprint, Recentring
     from guardrail.drift.schema import Figures, Scores, TransportFigures
     from guardrail.fit.collect import Collector, Progress
     from guardrail.fit.dataset import ContrastSet
+    from guardrail.fit.joint import JointReadout
     from guardrail.fit.readings import Readings
     from guardrail.fit.select import Candidate
     from guardrail.model.load import LoadedModel
@@ -126,7 +125,7 @@ def check_drift(
     if old_model is not None and old_identity is not None:
         collect = reader.collector(old_model, old_identity)
         old_readings = _read(collect, contrast, rates, fitted, per_kind)
-        fitted = Fitted.of(artefact, reference_scores(old_readings, fitted.readout))
+        fitted = Fitted.of(artefact, reference_scores(old_readings, fitted.joint))
     collect = reader.collector(loaded, identity)
     readings = _read(collect, contrast, rates, fitted, per_kind)
     found = candidates_of(readings)
@@ -332,24 +331,27 @@ def renamed(artefact: Artefact, identity: Fingerprint, record: JsonValue) -> Art
 def recalibrated(
     fitted: Fitted, readings: Readings, identity: Fingerprint, record: JsonValue
 ) -> Artefact:
-    """The old readout and edit, with offsets and thresholds of the new model.
+    """The old readout and edit, with re-centring and thresholds of the new model.
 
     Thresholds that the contrast prompts cannot renew are left out: none of the old model stay.
     """
-    old, readout = fitted.artefact, fitted.readout
-    offsets = offset_spreads(readings, readout)
-    made = _calibrations(fitted, readings)
+    old = fitted.artefact
+    readout = recentred_readout(fitted.readout, readings)
+    joint = replace(fitted.joint, readout=readout)
+    edit = fitted.edit()
+    along = {} if edit is None else lines(readings.beside, edit.local_scores)
+    recentring = measured(readings.beside, readout.scores, readout.recentring, along)
+    made = _calibrations(fitted, readings, joint)
     figures = scored(readout, readings.forms).to_dict()
     return old.revised(
-        tensors=_tensors(fitted, readings),
         fingerprint=identity,
         readout=Readout.model_validate(old.header.readout.model_dump() | {"figures": figures}),
-        offsets=offsets,
+        recentring=recentring,
         calibration=made,
         data=data_record(readings),
         extra={name: value for name, value in old.header.extra.items() if name not in _OF_TRAFFIC}
-        | {"reference": to_header(reference_scores(readings, readout)), "drift": record},
-        warnings=tuple(_warnings_of_recalibrated(old, made, offsets)),
+        | {"reference": to_header(reference_scores(readings, joint)), "drift": record},
+        warnings=tuple(_warnings_of_recalibrated(old, made, recentring)),
     )
 
 
@@ -378,42 +380,40 @@ def targets(artefact: Artefact) -> Rates:
 
 
 def supported(
-    rates: Rates, readings: Readings, wanted: Iterable[str] = tuple(CALIBRATED_ON.values())
+    rates: Rates, readings: Readings, wanted: Iterable[Modality] = tuple(CALIBRATED_ON)
 ) -> Rates:
-    """The rates, raised to what the fewest benign prompts of a wanted form can support.
+    """The rates, raised to what the fewest benign prompts of a wanted modality can support.
 
     Rates that were set on much traffic may be smaller than any the contrast prompts can give.
     """
-    forms = [readings.forms[name] for name in wanted if name in readings.forms]
-    least = 1 / (min(len(form.rows("calibrate", is_safe)) for form in forms) + 1)
+    counts = [
+        max(len(readings.forms[g].of("calibrate", is_safe).samples) for g in groups)
+        for modality in wanted
+        if (groups := [g for g in CALIBRATED_ON[modality] if g in readings.forms])
+    ]
+    least = 1 / (min(counts) + 1)
     return Rates(steer=max(rates.steer, least), flag=max(rates.flag, least))
 
 
-def _calibrations(fitted: Fitted, readings: Readings) -> dict[Modality, Calibration]:
-    made = {}
-    for modality, form in CALIBRATED_ON.items():
-        if form in readings.forms:
+def _calibrations(
+    fitted: Fitted, readings: Readings, joint: JointReadout
+) -> dict[Modality, Calibration]:
+    made: dict[Modality, Calibration] = {}
+    for modality, groups in CALIBRATED_ON.items():
+        if any(group in readings.forms for group in groups):
             before = fitted.artefact.header.calibration.get(modality)
             wanted = targets(fitted.artefact) if before is None else before.targets
-            rates = supported(wanted, readings, [form])
-            made[modality] = form_calibration(readings.forms[form], form, fitted.readout, rates)
+            rates = supported(wanted, readings, [modality])
+            made |= calibrations(readings, joint, rates, [modality])
     return made
 
 
-def _tensors(fitted: Fitted, readings: Readings) -> dict[str, Tensor]:
-    tensors, steering = fitted.artefact.tensors, fitted.artefact.header.steering
-    offsets = {kind: readings.offsets[kind] for kind in fitted.kinds}
-    edited = None if steering is None else steering.layer
-    found = offset_tensors(offsets, fitted.readout, tensors["direction"], edited)
-    return tensors | {name: tensor.float() for name, tensor in found.items()}
-
-
 def _warnings_of_recalibrated(
-    old: Artefact, made: dict[Modality, Calibration], offsets: Mapping[str, Offset]
+    old: Artefact, made: dict[Modality, Calibration], rows: Mapping[str, Recentring]
 ) -> Iterator[str]:
     renewed = (*_RENEWED, NOTE) if old.reads_videos else _RENEWED
     yield from (w for w in old.header.warnings if not w.startswith(renewed))
-    yield from spread_warnings(offsets)
+    yield from lost_scores(rows)
     yield from _replaced(old, made)
     yield from video_notes(made, reads_videos=old.reads_videos)
     yield "drift: the layers' figures are those of the parent, measured on its model"

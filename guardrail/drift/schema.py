@@ -102,12 +102,19 @@ class ScoreShift(Frozen):
     shift: Estimate | None
 
 
-class OffsetDrift(Frozen):
-    """What a kind of picture adds to the score, along the old readout."""
+class PictureDrift(Frozen):
+    """How far meaningless pictures of a kind move the old readout's re-centred scores, by class."""
 
     kind: str
-    fitted: float
-    now: float
+    safe_fitted: float
+    unsafe_fitted: float
+    safe_now: float
+    unsafe_now: float
+
+    @property
+    def moved(self) -> float:
+        """The larger change of the two, in text gaps."""
+        return max(abs(self.safe_now - self.safe_fitted), abs(self.unsafe_now - self.unsafe_fitted))
 
 
 class SteeringDrift(Frozen):
@@ -149,7 +156,7 @@ class Figures(Frozen):
     rates: tuple[RateDrift, ...]
     shifts: tuple[ScoreShift, ...]
     centroids_now: tuple[float, float]
-    offsets: tuple[OffsetDrift, ...]
+    pictures: tuple[PictureDrift, ...]
     steering: SteeringDrift | None
 
 
@@ -194,7 +201,7 @@ class DriftReport(SavedReport):
     name: ClassVar[str] = "drift report"
     command: ClassVar[str] = "guardrail drift --out"
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     created: str
     guardrail_version: str
     model: str

@@ -7,7 +7,7 @@ leaves only permutations. Which of these holds need not be known: the map is rec
 both checkpoints make of the same prompts. The basis is shared by all layers, so a coordinate is
 known by its values in all of them.
 
-Directions, means and weights move with the basis; gaps, zeros, offsets and thresholds are inner
+Directions, means and weights move with the basis; gaps, zeros and thresholds are inner
 products or follow from them, so they stay. The map is believed only if the carried readout
 separates prompts it was not found from as well as the old one did, and scores them as the old one
 did: stored thresholds stay.
@@ -28,14 +28,14 @@ from guardrail.drift.fitted import (
     require_finite,
     require_shape,
 )
-from guardrail.drift.measure import offset_drifts
+from guardrail.drift.measure import picture_drifts
 from guardrail.drift.schema import TransportFigures
 from guardrail.drift.verdict import MOVED
 from guardrail.errors import ArtefactError
 from guardrail.extras import require, require_extra
-from guardrail.fit.directions import SMALLEST, Directions, difference_of_means, measure_offsets
+from guardrail.fit.directions import SMALLEST, Directions, difference_of_means
 from guardrail.fit.prompts import plain, spread
-from guardrail.fit.readings import FormResiduals, read_form
+from guardrail.fit.readings import FormResiduals, read_form, read_pictured
 from guardrail.fit.select import is_safe, is_unsafe, separation
 from guardrail.model.fingerprint import fingerprint, require_fitted_on
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Fingerprint
     from guardrail.fit.collect import Collector, Progress
     from guardrail.fit.dataset import ContrastSet
-    from guardrail.fit.directions import Offset
+    from guardrail.fit.recentring import Beside
     from guardrail.model.load import LoadedModel
 
 RATIO = 4.0  # squared distance of the next best place to that of the best; below it, ambiguous
@@ -59,7 +59,7 @@ AMBIGUOUS = 0.01  # share of the readout and the edit on coordinates of uncertai
 RESTORED = 0.01  # AUROC
 SHIFT = 0.05  # text gaps; the noise of bfloat16 does not move means
 PAIRED_PROMPTS = 64
-_BASED = ("direction", "mu_safe", "mu_unsafe", "readout_weight")
+_BASED = ("direction", "mu_safe", "mu_unsafe", "readout_weight", "window_query", "window_value")
 _INPUTS = {"tokenizer_digest": "tokenizer or chat template", "processor_digest": "processor"}
 
 
@@ -144,8 +144,7 @@ def transport(
     record = {"from": artefact.artefact_id, "how": "transported", **found.figures.model_dump()}
     made = transported(artefact, found.map, identity, record)
     if loaded.is_multimodal:
-        offsets = measure_offsets(collect, video=artefact.reads_videos)
-        _require_same_offsets(Fitted.of(made), offsets)
+        _require_same_pictures(Fitted.of(made), pictured(collect, reader.contrast, artefact))
     return made, found.figures
 
 
@@ -158,14 +157,20 @@ def _require_same_inputs(artefact: Artefact, identity: Fingerprint) -> None:
         )
 
 
-def _require_same_offsets(carried: Fitted, offsets: Mapping[str, Offset]) -> None:
-    for row in offset_drifts(carried, offsets):
-        if abs(row.now - row.fitted) > MOVED:
+def _require_same_pictures(carried: Fitted, beside: Mapping[str, Beside]) -> None:
+    for row in picture_drifts(carried, beside):
+        if row.moved > MOVED:
             raise ArtefactError(
-                f"the artefact cannot be carried over: a picture (kind {row.kind!r}) adds "
-                f"{row.now:.2f} text gaps to the carried readout's score, {row.fitted:.2f} at the "
-                "fit; more than the basis has changed. Run `guardrail drift --fix`"
+                f"the artefact cannot be carried over: beside a picture (kind {row.kind!r}) scores "
+                f"move by {row.safe_now:+.2f} (safe) and {row.unsafe_now:+.2f} (unsafe) text gaps, "
+                f"{row.safe_fitted:+.2f} and {row.unsafe_fitted:+.2f} at the fit; more than the "
+                "basis has changed. Run `guardrail drift --fix`"
             )
+
+
+def pictured(collect: Collector, contrast: ContrastSet, artefact: Artefact) -> dict[str, Beside]:
+    """Prompts beside the kinds of pictures that the artefact knows."""
+    return read_pictured(collect, contrast, video=artefact.reads_videos)[1]
 
 
 def _plain(collect: Collector, contrast: ContrastSet, per_kind: int | None) -> FormResiduals:
@@ -264,7 +269,7 @@ def _auroc(fitted: Fitted, plain: FormResiduals) -> float:
 def _auroc_fitted(fitted: Fitted, plain: FormResiduals) -> float | None:
     """The same of the old scores of the same prompts, or what the fit recorded."""
     known = fitted.reference.get("plain", {})
-    places = [s.index for s in plain.samples_of("select", lambda _kind: True)]
+    places = [s.key for s in plain.samples_of("select", lambda _kind: True)]
     if all(index in known for index in places):
         scores = torch.tensor([known[index] for index in places], dtype=torch.float64)
         return separation(scores, plain.kinds_of("select")).mean
@@ -283,7 +288,7 @@ def _shift(fitted: Fitted, carried: Fitted, plain: FormResiduals) -> float:
     for belongs, mean in ((is_unsafe, "mu_unsafe"), (is_safe, "mu_safe")):
         rows = [i for i, kind in enumerate(plain.kinds) if belongs(kind)]
         held = [i for i in rows if plain.splits[i] != "fit"]
-        old = [known.get(plain.samples[i].index) for i in held]
+        old = [known.get(plain.samples[i].key) for i in held]
         then = torch.tensor([score for score in old if score is not None], dtype=torch.float64)
         if not held or len(then) < len(held):  # the means are those of the fit split
             held = [i for i in rows if plain.splits[i] == "fit"]
@@ -358,7 +363,7 @@ def transported(
 def moved(artefact: Artefact, change: SignedPermutation, **header: object) -> Artefact:
     """The artefact with everything that has a basis in the new one."""
     tensors = dict(artefact.tensors)
-    tensors |= {name: change.apply(tensors[name]) for name in _BASED}
+    tensors |= {name: change.apply(tensors[name]) for name in _BASED if name in tensors}
     return artefact.revised(tensors=tensors, **header)
 
 

@@ -12,11 +12,11 @@ recalibrate, if none of these but any of the following holds:
     same prompts (McNemar, `ALPHA`), or has grown and its exact interval lies above the target;
     where old scores are not known, its exact interval excludes the target;
   - the share of unsafe prompts beyond it has fallen (McNemar, `ALPHA`);
-  - the re-centring offset of a kind of picture has moved by more than `MOVED` text gaps;
+  - what a kind of picture does to the scores of a class has changed by more than `MOVED` text gaps;
   - no rate of texts can be compared, and a centroid has moved by more than `MOVED` text gaps.
 keep otherwise.
 
-A small change of every score that leaves separation, rates and offsets alone is no reason: no
+A small change of every score that leaves separation, rates and pictures alone is no reason: no
 decision depends on it.
 """
 
@@ -99,11 +99,12 @@ def _moved(figures: Figures) -> Iterator[str]:
         comparable = comparable or (known and rate.modality == "text")
         if _differs(rate) or _misses_target(rate):
             yield _rate_in_words(rate)
-    for offset in figures.offsets:
-        if abs(offset.now - offset.fitted) > MOVED:
+    for row in figures.pictures:
+        if row.moved > MOVED:
             yield (
-                f"the re-centring offset of kind {offset.kind!r} is {offset.now:.2f} text gaps, "
-                f"{offset.fitted:.2f} at the fit"
+                f"beside a meaningless picture (kind {row.kind!r}) scores move by "
+                f"{row.safe_now:+.2f} (safe) and {row.unsafe_now:+.2f} (unsafe) text gaps, "
+                f"{row.safe_fitted:+.2f} and {row.unsafe_fitted:+.2f} at the fit"
             )
     safe, unsafe = figures.centroids_now
     if not comparable and max(abs(safe), abs(unsafe - 1)) > MOVED:

@@ -1,10 +1,11 @@
-"""Residuals at the last prompt position, for many prompts, resumable."""
+"""Residuals of many prompts, resumable: at the last position, and of the tokens of their parts."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from guardrail.artefact.file import write_atomically
+from guardrail.decide.reading import TokenReading
 from guardrail.inputs.messages import request_digest
 from guardrail.model.encode import Encoder
+from guardrail.model.generate import last_residuals
 from guardrail.model.prefix import SharedPrefix
 from guardrail.types import ImagePart, Message, Request, TextPart
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from guardrail.decide.reading import Found
+    from guardrail.model.encode import Encoded
     from guardrail.model.load import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -31,6 +36,9 @@ log = logging.getLogger(__name__)
 # Residuals of one version of these are not those of another.
 VERSIONS = {name: version(name) for name in ("torch", "transformers")}
 
+# Where tokens are read: in the second half, where harmfulness shows most, before the last layers.
+TOKEN_DEPTHS = (0.47, 0.57, 0.67, 0.77)
+JUDGED = frozenset({"user", "tool"})  # as a policy's defaults judge
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
 
@@ -41,8 +49,27 @@ def text_request(text: str, *, images: Sequence[Image.Image] = ()) -> Request:
     return Request((Message(role="user", parts=(*pictures, TextPart(text))),))
 
 
+@dataclass(frozen=True)
+class Read:
+    """What was read of one prompt, on the CPU.
+
+    `last` is (L, d_model) float32, of the last position; `headers` (h, L, d_model) of earlier
+    answers' headers, whose kinds of requests are `kinds`. `tokens` are (n, k, d_model) float16, of
+    the judged messages in order, `lengths` how many each of them has, `layers` the k layers.
+    """
+
+    last: Tensor
+    headers: Tensor
+    kinds: tuple[str, ...]
+    tokens: Tensor
+    lengths: tuple[int, ...]
+    layers: tuple[int, ...]
+
+
 class Collector:
     """Reads every layer's residual at the last prompt position: n requests -> (n, L, d_model).
+
+    `read` gives the tokens' residuals, too, at the `token_layers`.
 
     Requests are sorted by length so that a batch is padded little, and only the last position is
     kept, so memory does not grow with prompt length. With a `work_dir` each batch is written as it
@@ -62,13 +89,19 @@ class Collector:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         self.loaded, self.encoder = loaded, Encoder(loaded)
         self._prefix = SharedPrefix(loaded, self.encoder)
+        self.whole_layers = whole_layers(loaded, self.encoder.encode([text_request("a b c")]))
+        self.token_layers = token_layers(self.whole_layers, loaded.layer_count)
         self.batch_size = batch_size
         self.work_dir, self.key = work_dir, key
         self.progress = progress or (lambda _stage, _done, _total: None)
 
     def __call__(self, requests: Sequence[Request], stage: str) -> Tensor:
         """Residuals of all layers, (n, L, d_model) float32 on the CPU, in the requests' order."""
-        return torch.stack(self.each(requests, self._read, stage))
+        return torch.stack([read.last for read in self.read(requests, stage)])
+
+    def read(self, requests: Sequence[Request], stage: str) -> list[Read]:
+        """Everything that a fit needs of the prompts, in the requests' order."""
+        return self.each(requests, self._read, stage)
 
     def each(
         self,
@@ -107,17 +140,32 @@ class Collector:
             for start in range(0, len(places), size):
                 yield places[start : start + size]
 
-    def _read(self, requests: Sequence[Request]) -> Tensor:
+    def _read(self, requests: Sequence[Request]) -> list[Read]:
         path = None if self.work_dir is None else self.work_dir / f"{self._digest(requests)}.part"
         if path is not None and path.exists():
             try:
-                return load_file(path)["residuals"]
+                return _unpacked(load_file(path), requests, self.token_layers)
             except (SafetensorError, KeyError, OSError):
                 log.warning("%s is damaged; its batch is read again", path)
-        residuals = self._prefix.residuals(self.encoder.encode(requests))
+        packed = self._ask(requests)
         if path is not None:
-            write_atomically(path, save({"residuals": residuals.contiguous()}))
-        return residuals
+            write_atomically(path, save(packed))
+        return _unpacked(packed, requests, self.token_layers)
+
+    def _ask(self, requests: Sequence[Request]) -> dict[str, Tensor]:
+        encoded = self.encoder.encode(requests)
+
+        def reading(prompt_len: int) -> TokenReading:
+            return TokenReading(
+                rows=encoded.parts,
+                judged=JUDGED,
+                prompt_len=prompt_len,
+                layers=tuple(range(self.loaded.layer_count)),
+                token_layers=self.token_layers,
+            )
+
+        last, read = self._prefix.residuals(encoded, reading)
+        return {"last": last.contiguous(), **_packed(read, last)}
 
     def _digest(self, requests: Sequence[Request]) -> str:
         """Of the model and of everything in the batch, pictures included."""
@@ -125,3 +173,75 @@ class Collector:
         for request in requests:
             digest.update(request_digest(request).encode())
         return digest.hexdigest()[:32]
+
+
+def token_layers(whole: Sequence[int], count: int) -> tuple[int, ...]:
+    """Those of `whole` nearest to `TOKEN_DEPTHS` of `count` layers."""
+    return tuple(
+        sorted({min(whole, key=lambda i: (abs(i - int(d * count)), i)) for d in TOKEN_DEPTHS})
+    )
+
+
+class _Lengths:
+    """A reading of how many positions each layer gives."""
+
+    def __init__(self, layers: Iterable[int]) -> None:
+        self.layers, self.seen = tuple(layers), dict[int, int]()
+
+    def attends(self, mask: Tensor) -> None:
+        """Of no matter here."""
+
+    def see(self, layer: int, hidden: Tensor, first: int) -> None:
+        """Count them."""
+        self.seen[layer] = hidden.shape[1]
+
+    def found(self) -> list[Found]:
+        """Nothing is judged."""
+        return []
+
+
+def whole_layers(loaded: LoadedModel, encoded: Encoded) -> tuple[int, ...]:
+    """The layers that run at every position of a text prompt.
+
+    Some models run their last layers on the last position alone, which is all that generation asks
+    for, and cross-attention layers do not run without a picture.
+    """
+    reading = _Lengths(range(loaded.layer_count))
+    last_residuals(loaded, encoded, reading=reading)
+    return tuple(i for i, length in reading.seen.items() if length == encoded.prompt_len)
+
+
+def _packed(read: TokenReading, last: Tensor) -> dict[str, Tensor]:
+    """A batch's readings as tensors; what a layer that did not run would give is NaN."""
+    rows, layers, width = last.shape
+    spans, headers = [row for row, _ in read.spans()], [row for row, _, _ in read.headers()]
+    tokens = torch.stack(
+        [torch.cat([torch.zeros(0, width).half(), *read.tokens[i]]) for i in read.token_layers], 1
+    )
+    heads = torch.full((len(headers), layers, width), torch.nan)
+    for layer, found in read.heads.items():
+        if found:
+            heads[:, layer] = torch.stack(found)
+    lengths = [len(one) for one in read.tokens[read.token_layers[0]]]
+    return {
+        "tokens": tokens.contiguous(),
+        "headers": heads,
+        "lengths": torch.tensor(lengths, dtype=torch.long),
+        "spans": torch.bincount(torch.tensor(spans, dtype=torch.long), minlength=rows),
+        "turns": torch.bincount(torch.tensor(headers, dtype=torch.long), minlength=rows),
+    }
+
+
+def _unpacked(
+    packed: dict[str, Tensor], requests: Sequence[Request], layers: tuple[int, ...]
+) -> list[Read]:
+    lengths = [
+        tuple(some.tolist()) for some in torch.split(packed["lengths"], packed["spans"].tolist())
+    ]
+    tokens = torch.split(packed["tokens"], [sum(some) for some in lengths])
+    headers = torch.split(packed["headers"], packed["turns"].tolist())
+    rows = zip(requests, packed["last"], headers, tokens, lengths, strict=True)
+    return [
+        Read(last, heads, (request.offset_kind,) * len(heads), own, some, layers)
+        for request, last, heads, own, some in rows
+    ]

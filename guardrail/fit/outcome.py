@@ -16,6 +16,7 @@ from guardrail.artefact import Artefact
 from guardrail.artefact import header as h
 from guardrail.artefact.artefact import WINDOW
 from guardrail.fit.prompts import SAMPLING
+from guardrail.fit.recentring import lost_scores, measured
 from guardrail.fit.select import Candidate, best_of_each
 from guardrail.types import Modality
 
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from guardrail.artefact.header import Calibration
-    from guardrail.fit.directions import Offset
+    from guardrail.decide.windows import WindowReadout
+    from guardrail.fit.joint import JointReadout
     from guardrail.fit.readings import Readings
     from guardrail.fit.select import LinearReadout
-    from guardrail.fit.steering import SteeringFound
+    from guardrail.fit.steering import SteeringFound, Trial
 
 DECIMALS = 6
-Scores = dict[str, dict[int, float]]
+Scores = dict[str, dict[str, float]]
 TRAFFIC = "benign traffic"
 """The source of a calibration on a user's own requests."""
 NOTE = "video: "
@@ -41,7 +43,6 @@ _LONG = (
     "the score of a long video is the highest of its windows', so more benign ones than the target "
     "lie beyond; run `guardrail calibrate` on benign videos of your own"
 )
-WIDE_SPREAD = 0.5  # of the text gap: an offset that moves so much is no constant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Outcome:
     fingerprint: h.Fingerprint
     readings: Readings
     chosen: Candidate
+    joint: JointReadout
+    window_figures: dict[str, object]
     candidates: Sequence[Candidate]
     calibration: dict[Modality, h.Calibration]
     steering: SteeringFound
@@ -61,24 +64,26 @@ class Outcome:
 def artefact_of(outcome: Outcome) -> Artefact:
     """The artefact, every figure of the decisions in its header."""
     readings, readout = outcome.readings, outcome.chosen.readout
-    offsets = offset_spreads(readings, readout)
+    recentring = recentrings(readings, readout, outcome.steering.chosen)
     compared = [candidate.to_dict() for candidate in best_of_each(outcome.candidates)]
     header = h.Header(
         fingerprint=outcome.fingerprint,
         readout=h.Readout(
             estimator=readout.estimator,
             layers=readout.layers,
+            turns=outcome.joint.turns,
             figures=_json({**outcome.chosen.to_dict(), "compared": compared}),
         ),
+        windows=_windows(outcome.joint.windows, outcome.window_figures),
         steering=_steering(outcome.steering),
         layers=tuple(_layer_rows(outcome)),
-        offsets=offsets,
+        recentring=recentring,
         calibration=outcome.calibration,
         refusal_prefixes=outcome.prefixes,
         data=data_record(readings),
         packages={name: version(name) for name in ("torch", "transformers", "safetensors")},
-        extra={"reference": to_header(reference_scores(readings, readout))},
-        warnings=tuple(_warnings(outcome, offsets)),
+        extra={"reference": to_header(reference_scores(readings, outcome.joint))},
+        warnings=tuple(_warnings(outcome, recentring)),
     )
     return Artefact(header, _tensors(outcome))
 
@@ -90,9 +95,23 @@ def data_record(readings: Readings) -> dict[str, JsonValue]:
         "digest": contrast.digest,
         "counts": dict(contrast.counts),
         "per_kind": readings.per_kind,
-        **({WINDOW: SAMPLING.window} if "video" in readings.offsets else {}),
+        **({WINDOW: SAMPLING.window} if "video" in readings.beside else {}),
         **({"videos": readings.videos} if readings.videos else {}),
     }
+
+
+def _windows(windows: WindowReadout | None, figures: dict[str, object]) -> h.Windows | None:
+    if windows is None:
+        return None
+    return h.Windows(
+        layers=windows.layers,
+        heads=windows.query.shape[1],
+        width=windows.width,
+        first=windows.first,
+        zero=windows.zero,
+        gap=windows.gap,
+        figures=_json(figures),
+    )
 
 
 def _steering(found: SteeringFound) -> h.Steering | None:
@@ -134,62 +153,45 @@ def _tensors(outcome: Outcome) -> dict[str, Tensor]:
         "readout_zero": readout.zero,
         "readout_gap": readout.gap,
     }
-    best = outcome.steering.chosen
-    edited = None if best is None else best.steering.layer
-    tensors |= offset_tensors(readings.offsets, readout, directions.direction, edited)
+    tensors |= window_tensors(outcome.joint.windows)
     return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
 
-def offset_spreads(readings: Readings, readout: LinearReadout) -> dict[str, h.Offset]:
-    """How far each kind of picture shifts a readout's score, and how much that varies."""
+def window_tensors(windows: WindowReadout | None) -> dict[str, Tensor]:
+    """The tensors of windows, if there are any."""
+    if windows is None:
+        return {}
     return {
-        kind: h.Offset.model_validate(offset.spread(readout.weight, readout.layers, readout.gap))
-        for kind, offset in readings.offsets.items()
+        "window_query": windows.query,
+        "window_value": windows.value,
+        "window_bias": windows.bias,
     }
 
 
-def offset_tensors(
-    offsets: Mapping[str, Offset], readout: LinearReadout, direction: Tensor, edited: int | None
-) -> dict[str, Tensor]:
-    """What each kind of picture adds along a readout and along the direction that is edited.
-
-    Args:
-        offsets: by kind.
-        readout: what the score is read with.
-        direction: (L, d_model).
-        edited: the steering layer, if there is one.
-    """
-    tensors = {}
-    for kind, offset in offsets.items():
-        tensors[f"readout_offset_{kind}"] = offset.along(readout.weight, readout.layers)
-        if edited is not None:
-            tensors[f"steer_offset_{kind}"] = offset.along(direction[edited][None], [edited])[0]
-    return tensors
+def recentrings(
+    readings: Readings, readout: LinearReadout, steered: Trial | None
+) -> dict[str, h.Recentring]:
+    """What is taken back beside each kind of picture, and what is left, by kind."""
+    along = {} if steered is None else steered.steering.recentring
+    return measured(readings.beside, readout.scores, readout.recentring, along)
 
 
-def _warnings(outcome: Outcome, offsets: dict[str, h.Offset]) -> Iterator[str]:
+def _warnings(outcome: Outcome, recentring: dict[str, h.Recentring]) -> Iterator[str]:
     if outcome.steering.chosen is None:
         tried = len(outcome.steering.trials)
         yield (
             "detect only: no edit raises refusals within its bounds "
             f"({len(outcome.steering.effects)} layers measured, {tried} settings tried)"
         )
-    yield from spread_warnings(offsets)
+    yield from lost_scores(recentring)
+    if not outcome.joint.turns:
+        yield (
+            "earlier turns are not judged again: this model runs the layers that are read at the "
+            "last position alone; windows judge what stands in them"
+        )
     if outcome.without_video is not None:
         yield f"{NOTE}no video can be scored: {outcome.without_video}"
-    yield from video_notes(outcome.calibration, reads_videos="video" in offsets)
-
-
-def spread_warnings(offsets: Mapping[str, h.Offset]) -> Iterator[str]:
-    """A warning for each kind of picture whose offset is not the same for all."""
-    for kind, offset in offsets.items():
-        widest = max(offset.spread_colours, offset.spread_prompts)
-        if widest > WIDE_SPREAD:
-            own = "videos" if kind == "video" else "pictures"
-            yield (
-                f"re-centring of kind {kind!r} varies by {widest:.2f} text gaps between colours or "
-                f"prompts; calibrate on {own} of your own"
-            )
+    yield from video_notes(outcome.calibration, reads_videos="video" in recentring)
 
 
 def video_notes(
@@ -206,13 +208,13 @@ def video_notes(
         yield f"{NOTE}the thresholds are of videos of one window ({own.source}); {_LONG}"
 
 
-def reference_scores(readings: Readings, readout: LinearReadout) -> Scores:
-    """Re-centred scores of every prompt outside the fit split, by form and place in the set."""
+def reference_scores(readings: Readings, joint: JointReadout) -> Scores:
+    """Joint scores of every prompt outside the fit split, by group and place in the set."""
     found: Scores = {}
     for name, form in readings.forms.items():
-        rows = zip(form.samples, form.splits, readout.scores(form.residuals).tolist(), strict=True)
+        rows = zip(form.samples, form.splits, joint.scores(form).tolist(), strict=True)
         found[name] = {
-            sample.index: round(score, DECIMALS)
+            sample.key: round(score, DECIMALS)
             for sample, split, score in rows
             if split != "fit" and math.isfinite(score)
         }
@@ -236,13 +238,13 @@ def from_header(stored: JsonValue | None) -> Scores:
         return {}
 
 
-def _rows(columns: Mapping[str, list[float]] | JsonValue) -> dict[int, float]:
+def _rows(columns: JsonValue) -> dict[str, float]:
     if not isinstance(columns, dict):
         raise TypeError("not a form's columns")
     index, score = columns["index"], columns["score"]
     if not isinstance(index, list) or not isinstance(score, list):
         raise TypeError("not lists")
-    return {int(i): float(s) for i, s in zip(index, score, strict=True)}
+    return {str(i): float(str(s)) for i, s in zip(index, score, strict=True)}
 
 
 def _json(value: dict[str, object]) -> dict[str, Any]:

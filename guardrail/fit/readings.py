@@ -1,10 +1,11 @@
-"""Everything a fit asks of the model before it decides: residuals, offsets, directions, layers."""
+"""Everything a fit asks of the model before it decides: residuals of prompts in many forms."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,49 +14,68 @@ from torch import Tensor
 from guardrail.fit.directions import (
     Directions,
     LayerScore,
-    Offset,
     difference_of_means,
     layer_scores,
-    meaningless_images,
-    measure_offsets,
-    no_offsets,
 )
-from guardrail.fit.prompts import drawn, filmed, formed, plain
+from guardrail.fit.forms import FORMS, PLAN, readable, samples
+from guardrail.fit.prompts import drawn, filmed, plain
+from guardrail.fit.recentring import Beside, read_beside
 from guardrail.fit.select import is_safe, is_unsafe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from guardrail.artefact.header import Rates
-    from guardrail.fit.collect import Collector
+    from guardrail.fit.collect import Collector, Read
     from guardrail.fit.dataset import ContrastSet
-    from guardrail.fit.prompts import Form, Sample
+    from guardrail.fit.prompts import Sample
 
-# How many prompts of each kind a split gives to the carried form and to the pictured one. Pictures
-# cost most and are needed most where the thresholds of pictures come from.
-CARRIED = {"fit": 84, "select": 24, "calibrate": 0}
-PICTURED = {"fit": 0, "select": 8, "calibrate": 0}
 DRAWN = 34  # of each kind of safe prompts of the calibration split
-PICTURES = 8
-# What the residuals of a form come re-centred with.
-OFFSET_OF: dict[str, str] = {"pictured": "image", "drawn": "image", "filmed": "video"}
-_STAGES: dict[Form, str] = {
+STAGES = {
     "plain": "contrast prompts",
-    "carried": "prompts with words around",
+    "worded": "prompts with words around",
     "pictured": "prompts beside a picture",
     "drawn": "safe prompts as pictures",
     "filmed": "safe prompts as videos",
 }
+"""The groups in which prompts are read and count, and what a progress bar calls them.
+
+`worded` are the forms of text but the bare one, together."""
 
 
 @dataclass(frozen=True)
 class FormResiduals:
-    """Residuals of one form's samples, re-centred: (n, L, d_model), with what each row is."""
+    """What was read of one group's samples, with what each of them is."""
 
     samples: Sequence[Sample]
-    residuals: Tensor
+    reads: Sequence[Read]
     splits: Sequence[str]
     kinds: Sequence[str]
+
+    @cached_property
+    def residuals(self) -> Tensor:
+        """(n, L, d_model) float32, at the end of the turn in which the prompt stands."""
+        rows = zip(self.samples, self.reads, strict=True)
+        return torch.stack([_end(sample, read) for sample, read in rows])
+
+    @property
+    def media(self) -> list[str]:
+        """What pictures each request holds, as `Request.offset_kind`."""
+        return [sample.request.offset_kind for sample in self.samples]
+
+    def of(self, split: str, keep: Callable[[str], bool] = lambda _kind: True) -> FormResiduals:
+        """The rows of one split and the kinds kept."""
+        pairs = enumerate(zip(self.splits, self.kinds, strict=True))
+        return self.taken([i for i, (s, kind) in pairs if s == split and keep(kind)])
+
+    def taken(self, rows: Sequence[int]) -> FormResiduals:
+        """These rows, in this order."""
+        return FormResiduals(
+            [self.samples[i] for i in rows],
+            [self.reads[i] for i in rows],
+            [self.splits[i] for i in rows],
+            [self.kinds[i] for i in rows],
+        )
 
     def rows(self, split: str, keep: Callable[[str], bool] = lambda _kind: True) -> Tensor:
         """Residuals of one split and the kinds kept."""
@@ -64,27 +84,35 @@ class FormResiduals:
 
     def samples_of(self, split: str, keep: Callable[[str], bool]) -> list[Sample]:
         """What was asked in the rows of one split and the kinds kept."""
-        triples = zip(self.samples, self.splits, self.kinds, strict=True)
-        return [sample for sample, s, kind in triples if s == split and keep(kind)]
+        return list(self.of(split, keep).samples)
 
     def kinds_of(self, split: str) -> list[str]:
         """Kinds of one split's rows, in the order of `rows`."""
         return [k for s, k in zip(self.splits, self.kinds, strict=True) if s == split]
 
 
+def _end(sample: Sample, read: Read) -> Tensor:
+    """The residual at the end of a prompt's own turn; of an earlier turn that is its header."""
+    earlier = sample.message + 1 < len(sample.request.messages)
+    return read.headers[-1] if earlier and len(read.headers) else read.last
+
+
 @dataclass(frozen=True)
 class Readings:
-    """Residuals by form, offsets by kind, directions of the fit split, layer scores.
+    """Residuals by group, requests beside pictures, directions of the fit split, layer scores.
 
     `per_kind` bounded the bare prompts (see `prompts.plain`); None means that all were read.
-    `videos` safe prompts were read as drawn videos.
+    `videos` safe prompts were read as drawn videos. `token_layers` are those of the tokens,
+    `whole_layers` those that run at every position.
     """
 
     contrast: ContrastSet
     forms: dict[str, FormResiduals]
-    offsets: dict[str, Offset]
+    beside: dict[str, Beside]
     directions: Directions
     layers: list[LayerScore]
+    token_layers: tuple[int, ...]
+    whole_layers: tuple[int, ...]
     per_kind: int | None = None
     videos: int = 0
 
@@ -104,19 +132,23 @@ def read_all(
     video: bool = False,
     videos: int = 0,
 ) -> Readings:
-    """Ask the model everything: the prompts bare, some in the other forms, and the offsets.
+    """Ask the model everything: the prompts bare, some in the other forms, and beside pictures.
 
-    With `video` that of clips, too, and `videos` safe prompts drawn as such.
+    With `video` also beside clips, and `videos` safe prompts drawn as such.
     """
-    bare = read_form(collect, contrast, "plain", plain(contrast, per_kind, of_these=of_these))
-    carried = formed(contrast, "carried", limits=CARRIED)
-    forms = {"plain": bare, "carried": read_form(collect, contrast, "carried", carried)}
-    offsets = no_offsets(*bare.residuals.shape[1:])
+    read = {"plain": plain(contrast, per_kind, of_these=of_these)}
+    forms = [form for form in readable(collect.encoder) if form.name != FORMS[0].name]
+    worded = [form for form in forms if not form.pictures]
+    read["worded"] = [s for form in worded for s in samples(contrast, form, PLAN[form.name])]
     if collect.loaded.is_multimodal:
-        offsets = measure_offsets(collect, video=video)
-        for form, samples in samples_shown(contrast, rates, videos if video else 0).items():
-            offset = offsets[OFFSET_OF[form]].mean
-            forms[form] = read_form(collect, contrast, form, samples, offset)
+        read["drawn"] = drawn(contrast, _drawn_of_a_kind(contrast, rates))
+        if video and videos:
+            read["filmed"] = filmed(contrast, videos)
+    found = {name: read_form(collect, contrast, name, some) for name, some in read.items()}
+    beside: dict[str, Beside] = {}
+    if collect.loaded.is_multimodal:
+        found["pictured"], beside = read_pictured(collect, contrast, video=video)
+    bare = found["plain"]
     directions = difference_of_means(bare.rows("fit", is_unsafe), bare.rows("fit", is_safe))
     scores = layer_scores(
         directions,
@@ -124,42 +156,36 @@ def read_all(
         bare.rows("select", is_safe),
         _pair_differences(contrast, bare),
     )
-    filmed_count = len(forms["filmed"].samples) if "filmed" in forms else 0
-    return Readings(contrast, forms, offsets, directions, scores, per_kind, filmed_count)
+    return Readings(
+        contrast,
+        found,
+        beside,
+        directions,
+        scores,
+        collect.token_layers,
+        collect.whole_layers,
+        per_kind,
+        len(read.get("filmed", ())),
+    )
 
 
-def samples_shown(contrast: ContrastSet, rates: Rates, videos: int) -> dict[Form, list[Sample]]:
-    """The prompts that come with a picture, by form, and `videos` that come as one, if any."""
-    pictures = meaningless_images(PICTURES, seed=1)  # other colours than offsets are read from
-    found: dict[Form, list[Sample]] = {
-        "pictured": formed(contrast, "pictured", pictures, limits=PICTURED),
-        "drawn": drawn(contrast, _drawn_of_a_kind(contrast, rates)),
-    }
-    return found | {"filmed": filmed(contrast, videos)} if videos else found
+def read_pictured(
+    collect: Collector, contrast: ContrastSet, *, video: bool
+) -> tuple[FormResiduals, dict[str, Beside]]:
+    """Prompts of both classes beside meaningless pictures, and with `video` some beside clips."""
+    (form,) = (form for form in FORMS if form.pictures)
+    some = samples(contrast, form, PLAN[form.name])
+    found = read_form(collect, contrast, form.name, some)
+    return found, read_beside(collect, contrast, some, found.reads, video=video)
 
 
 def read_form(
-    collect: Collector,
-    contrast: ContrastSet,
-    form: Form,
-    samples: Sequence[Sample],
-    offset: Tensor | None = None,
+    collect: Collector, contrast: ContrastSet, name: str, some: Sequence[Sample]
 ) -> FormResiduals:
-    """The residuals of one form's samples, re-centred by its `offset` (L, d_model)."""
-    residuals = collect([sample.request for sample in samples], _STAGES[form])
-    if offset is not None:
-        residuals = residuals - offset.float()
-    return with_residuals(contrast, samples, residuals)
-
-
-def with_residuals(
-    contrast: ContrastSet, samples: Sequence[Sample], residuals: Tensor
-) -> FormResiduals:
-    """Samples with what was read for them, (n, L, d_model), and what each row is."""
-    prompts = [contrast.prompts[s.index] for s in samples]
-    return FormResiduals(
-        samples, residuals, [p.in_split for p in prompts], [p.kind for p in prompts]
-    )
+    """What is read of a group of samples."""
+    reads = collect.read([sample.request for sample in some], STAGES[name])
+    prompts = [contrast.prompts[s.index] for s in some]
+    return FormResiduals(some, reads, [p.in_split for p in prompts], [p.kind for p in prompts])
 
 
 def _drawn_of_a_kind(contrast: ContrastSet, rates: Rates) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from guardrail.errors import ConfigurationError
@@ -9,11 +10,13 @@ from guardrail.extras import require_extra
 from guardrail.fit.calibrate import calibration, target_rates
 from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import load_contrast
+from guardrail.fit.joint import JointReadout, fit_windows
 from guardrail.fit.outcome import Outcome, artefact_of
 from guardrail.fit.prompts import unfit_for_video
 from guardrail.fit.readings import Readings, read_all
+from guardrail.fit.recentring import lines
 from guardrail.fit.refusal import REFUSAL_PREFIXES
-from guardrail.fit.select import Candidate, choose, compare, is_safe, readout_layers
+from guardrail.fit.select import MEANS, Candidate, choose, compare, is_safe, readout_layers
 from guardrail.fit.steering import search
 from guardrail.model.fingerprint import fingerprint
 from guardrail.stats import needed_scores
@@ -25,16 +28,16 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Calibration, Fingerprint, Rates
-    from guardrail.fit.prompts import Form
     from guardrail.fit.readings import FormResiduals
     from guardrail.fit.select import LinearReadout
     from guardrail.model.load import LoadedModel
 
-CALIBRATED_ON: dict[Modality, Form] = {
-    Modality.TEXT: "plain",
-    Modality.IMAGE: "drawn",
-    Modality.VIDEO: "filmed",
+CALIBRATED_ON = {
+    Modality.TEXT: ("plain", "worded"),
+    Modality.IMAGE: ("drawn", "pictured"),
+    Modality.VIDEO: ("filmed",),
 }
+"""The groups of prompts whose safe ones set the thresholds: the larger of each one's own."""
 CONTRAST_SOURCE = "safe contrast prompts"
 
 
@@ -154,13 +157,21 @@ def finish(
         CalibrationError: too few prompts for the target rates.
     """
     chosen = choose(candidates)
-    calibrated = calibrations(readings, chosen.readout, rates)
-    found = search(collect, readings, chosen.readout, calibrated[Modality.TEXT], prefixes)
+    readout = recentred_readout(chosen.readout, readings)
+    windows, figures = fit_windows(
+        readings.forms, readout, readings.token_layers, progress=collect.progress
+    )
+    turns = set(readout.layers) <= set(readings.whole_layers)
+    joint = JointReadout(readout, windows, turns)
+    calibrated = calibrations(readings, joint, rates)
+    found = search(collect, readings, joint, calibrated, prefixes)
     return artefact_of(
         Outcome(
             fingerprint=identity,
             readings=readings,
-            chosen=chosen,
+            chosen=replace(chosen, readout=readout),
+            joint=joint,
+            window_figures=figures,
             candidates=candidates,
             calibration=calibrated,
             steering=found,
@@ -170,24 +181,53 @@ def finish(
     )
 
 
-def calibrations(
-    readings: Readings, readout: LinearReadout, rates: Rates
-) -> dict[Modality, Calibration]:
-    """Thresholds of text from bare safe prompts, of pictures and videos from drawn ones."""
-    return {
-        modality: form_calibration(readings.forms[form], form, readout, rates)
-        for modality, form in CALIBRATED_ON.items()
-        if form in readings.forms
-    }
+def recentred_readout(readout: LinearReadout, readings: Readings) -> LinearReadout:
+    """The readout with what is taken back of its scores beside pictures, if it reads means alone.
 
-
-def form_calibration(
-    found: FormResiduals, form: Form, readout: LinearReadout, rates: Rates
-) -> Calibration:
-    """Thresholds from the safe prompts of one form.
-
-    Raises:
-        CalibrationError: too few prompts for the target rates.
+    Other estimators are fitted with prompts beside pictures as a further form.
     """
-    scores = readout.scores(found.rows("calibrate", is_safe)).tolist()
-    return calibration(scores, rates, source=f"{CONTRAST_SOURCE}, {form}")
+    if readout.estimator != MEANS or not readings.beside:
+        return replace(readout, recentring={})
+    return replace(readout, recentring=lines(readings.beside, readout.scores))
+
+
+def calibrations(
+    readings: Readings,
+    joint: JointReadout,
+    rates: Rates,
+    wanted: Sequence[Modality] = tuple(CALIBRATED_ON),
+) -> dict[Modality, Calibration]:
+    """Thresholds of the joint score, by modality.
+
+    Those of text are of safe prompts in all forms, those of pictures of drawn ones, or of ones
+    beside a picture where these score higher, those of videos of drawn ones.
+    """
+    made = {}
+    for modality in wanted:
+        groups = CALIBRATED_ON[modality]
+        found = {g: safe_scores(readings.forms[g], joint) for g in groups if g in readings.forms}
+        if modality is Modality.TEXT and found:
+            found = {"+".join(found): [s for scores in found.values() for s in scores]}
+        enough = {g: s for g, s in found.items() if len(s) >= needed_scores(rates.flag)} or found
+        rows = [
+            calibration(scores, rates, source=f"{CONTRAST_SOURCE}, {group}")
+            for group, scores in enough.items()
+        ]
+        if rows:
+            made[modality] = max(rows, key=lambda row: row.thresholds.steer)
+    return made
+
+
+def groups_of(modality: Modality, found: Calibration | None) -> tuple[str, ...]:
+    """The groups of prompts that set a modality's thresholds, or would without a user's own."""
+    source = "" if found is None else found.source.removeprefix(f"{CONTRAST_SOURCE}, ")
+    if found is None or source == found.source:
+        return CALIBRATED_ON[modality]
+    return tuple(source.split("+"))
+
+
+def safe_scores(found: FormResiduals, joint: JointReadout) -> list[float]:
+    """Joint scores of the safe prompts of a group's calibration split."""
+    held = found.of("calibrate", is_safe)
+    scores: list[float] = joint.scores(held).tolist() if held.samples else []
+    return scores

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.decide.linear import refusal_scores
+from guardrail.decide.linear import UNMOVED, recentred, refusal_scores
 from guardrail.errors import NoUsableDirectionError
 from guardrail.extras import require
 from guardrail.stats import auroc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from guardrail.decide.linear import Recentring
     from guardrail.fit.readings import FormResiduals
 
 MINIMUM_AUROC = 0.80
@@ -31,23 +32,24 @@ FIRST_DEPTH, READ_DEPTH, LAST_DEPTH = 0.3, 0.75, 0.8
 
 @dataclass(frozen=True)
 class LinearReadout:
-    """`weight` (k, d_model), unit rows, with the centroids' projections `zero` and `gap` (k,)."""
+    """`weight` (k, d_model), unit rows, with the centroids' projections `zero` and `gap` (k,).
+
+    `recentring` is what is taken back of scores beside pictures, by kind; none where it lacks one.
+    """
 
     estimator: str
     layers: tuple[int, ...]
     weight: Tensor
     zero: Tensor
     gap: Tensor
+    recentring: Mapping[str, Recentring] = field(default_factory=dict)
 
-    def scores(self, residuals: Tensor, offset: Tensor | float = 0.0) -> Tensor:
-        """All-layer residuals (n, L, d_model), offsets (k,) -> (n,) float64."""
-        return refusal_scores(
-            residuals[:, list(self.layers)],
-            weight=self.weight,
-            zero=self.zero,
-            gap=self.gap,
-            offset=torch.as_tensor(offset),
+    def scores(self, residuals: Tensor, kinds: Sequence[str] = ()) -> Tensor:
+        """All-layer residuals (n, L, d_model) -> (n,) float64; `kinds` re-centres those of it."""
+        read = refusal_scores(
+            residuals[:, list(self.layers)], weight=self.weight, zero=self.zero, gap=self.gap
         )
+        return recentred(read, [self.recentring.get(k, UNMOVED) for k in kinds]) if kinds else read
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,8 @@ def shrinkage_lda(unsafe: Sequence[Tensor], safe: Sequence[Tensor]) -> Tensor:
     return torch.full_like(solved, torch.nan) if singular else solved
 
 
-ESTIMATORS = {"difference of means": mean_difference, "shrinkage LDA": shrinkage_lda}
+MEANS = "difference of means"
+ESTIMATORS = {MEANS: mean_difference, "shrinkage LDA": shrinkage_lda}
 
 
 def _centre(forms: Sequence[Tensor]) -> Tensor:

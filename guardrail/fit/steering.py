@@ -1,12 +1,15 @@
-"""Where to edit, how far and for how long: decided on text.
+"""Where to edit, how far and for how long: decided on what users send, behind the gate they get.
 
 First, at which layers does the direction cause refusals? Measured on safe prompts, at the first
-token of the answer. Then strength and positions are calibrated together, behind the gate.
+token of the answer. Then strength and positions are calibrated together, on requests in several
+forms: what makes a model refuse a bare text does little to the same text in a picture. The gate
+carries the selectivity, so harmless requests count as they are hit: those the gate opens for, of
+all there are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -14,32 +17,42 @@ import torch
 from torch import Tensor
 
 from guardrail.decide.detector import Decision, Steering
-from guardrail.fit.prompts import spread
+from guardrail.decide.linear import UNMOVED
+from guardrail.fit.prompts import drawn_unsafe, spread
+from guardrail.fit.recentring import lines
 from guardrail.fit.refusal import is_refusal
 from guardrail.fit.select import FIRST_DEPTH, LAST_DEPTH, is_safe, is_unsafe
-from guardrail.model.generate import generate_rows, next_token_logits
+from guardrail.model.generate import continued_logits, generate_rows, next_token_logits
 from guardrail.model.settings import Settings
 from guardrail.stats import Rate
-from guardrail.types import Action, Request
+from guardrail.types import Action, Modality, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from guardrail.artefact.header import Calibration
     from guardrail.fit.collect import Collector
     from guardrail.fit.directions import Directions
+    from guardrail.fit.joint import JointReadout
     from guardrail.fit.readings import Readings
-    from guardrail.fit.select import LinearReadout
+    from guardrail.fit.recentring import Beside
+    from guardrail.policy import Thresholds
+    from guardrail.types import RowParts
 
 OPEN = 1e6  # a detection score above any gate
-FACTORS = (1.0, 1.25, 1.5, 2.0, 2.5)
-WEAKER = (0.75, 0.5)  # when even the first factor breaks a bound
+FIRST = 2.0  # of the upper end of unsafe text; a move merely to it often does nothing
+STRONGER, WEAKER = (3.0, 4.0, 6.0), (1.5, 1.0, 0.5)
 TOKENS = (0, 8)
 RAMP = 0.05  # score above the gate at which the move is whole: nearly a step, but continuous
-KL_BOUND = 0.1  # nats on safe prompts, behind the gate (Arditi et al. 2024, appendix C)
+KL_BOUND = 0.1  # nats over all benign prompts, behind the gate (Arditi et al. 2024, appendix C)
+FALSE_BOUND = 0.02  # of all benign prompts: refused behind the gate that were answered before
+GARBLED_BOUND = 0.1  # of steered answers: neither a refusal nor what the model would ever say
+UNLIKELY = 4.0  # nats a token under the model itself, from which an answer is garbled
 ENOUGH = 0.95  # induced refusal beyond which a stronger edit only costs
 ANSWER = Settings(max_new_tokens=8, do_sample=False)
-CAUSAL_PROMPTS, STEERED_PROMPTS = 12, 20
+CAUSAL_PROMPTS = 12
+STEERED = {"plain": 8, "worded": 16, "pictured": 4, "drawn": 6}
+"""How many unsafe prompts of each group the strength is chosen on; pictures cost most."""
 CANDIDATE_LAYERS, STEERING_LAYERS = 4, 2
 
 
@@ -61,11 +74,17 @@ class Trial:
     induced: Rate
     false_refusal: Rate
     kl: float
+    garbled: Rate
+    induced_by: dict[str, Rate] = field(default_factory=dict)
 
     @property
     def within_bounds(self) -> bool:
-        """Whether safe prompts stay as they were, on average."""
-        return self.kl <= KL_BOUND
+        """Whether safe prompts stay as they were, and steered answers are answers."""
+        return (
+            self.kl <= KL_BOUND
+            and self.false_refusal.value <= FALSE_BOUND
+            and (not self.garbled.n or self.garbled.value <= GARBLED_BOUND)
+        )
 
     @property
     def effective(self) -> bool:
@@ -81,7 +100,9 @@ class Trial:
             "tokens": self.steering.tokens,
             "unsteered_refusal": self.unsteered.to_dict(),
             "induced_refusal": self.induced.to_dict(),
+            "induced_by_group": {name: rate.to_dict() for name, rate in self.induced_by.items()},
             "false_refusal": self.false_refusal.to_dict(),
+            "garbled": self.garbled.to_dict(),
             "kl": self.kl,
         }
 
@@ -103,11 +124,11 @@ class SteeringFound:
 def search(
     collect: Collector,
     readings: Readings,
-    readout: LinearReadout,
-    text: Calibration,
+    joint: JointReadout,
+    calibrated: Mapping[Modality, Calibration],
     prefixes: Sequence[str],
 ) -> SteeringFound:
-    """Find a steering layer, a strength and positions, all on text.
+    """Find a steering layer, a strength and positions.
 
     Layers from the readout's deepest to the last fifth come first: an edit there costs nothing.
     Only when none of them is usable, layers before it are tried, but for the first ones; a steered
@@ -115,12 +136,12 @@ def search(
     direction does not raise the refusal log-odds of safe prompts, nothing is tried further; without
     any other, the artefact will only detect.
     """
-    layers, deepest = len(readings.layers), readout.layers[-1]
+    layers, deepest = len(readings.layers), joint.deepest
     first, last = int(FIRST_DEPTH * layers), int(LAST_DEPTH * layers)
 
     def tried(start: int, end: int) -> SteeringFound:
         places = spread([i for i in readings.usable if start <= i < end], CANDIDATE_LAYERS)
-        return _tried(collect, readings, readout, text, prefixes, places)
+        return _tried(collect, readings, joint, calibrated, prefixes, places)
 
     found = tried(deepest, last)
     if found.chosen is not None:
@@ -133,8 +154,8 @@ def search(
 def _tried(
     collect: Collector,
     readings: Readings,
-    readout: LinearReadout,
-    text: Calibration,
+    joint: JointReadout,
+    calibrated: Mapping[Modality, Calibration],
     prefixes: Sequence[str],
     places: list[int],
 ) -> SteeringFound:
@@ -142,7 +163,7 @@ def _tried(
     if not places:
         return SteeringFound({}, [])
     unsafe = readings.forms["plain"].rows("fit", is_unsafe)
-    starts = {i: steering_at(readings.directions, i, unsafe) for i in places}
+    starts = {i: steering_at(readings.directions, i, unsafe, readings.beside) for i in places}
     measured = measured_effects(collect, readings, list(starts.values()), prefixes)
     effects = dict(zip(starts, measured, strict=True))
     causal = sorted(
@@ -151,7 +172,7 @@ def _tried(
     )
     if not causal:
         return SteeringFound(effects, [])
-    data = _gated(readings, readout, text)
+    data = _gated(readings, joint, calibrated)
     best = [starts[i] for i in causal[:STEERING_LAYERS]]
     return SteeringFound(effects, calibrate_steering(collect, data, best, prefixes))
 
@@ -174,30 +195,44 @@ def causal_prompts(readings: Readings) -> list[Request]:
     return [sample.request for sample in spread(ordinary, CAUSAL_PROMPTS)]
 
 
-def _gated(readings: Readings, readout: LinearReadout, text: Calibration) -> SteeringData:
-    """Held-out prompts for which the gate opens, and how many benign ones there were in all.
+def _gated(
+    readings: Readings, joint: JointReadout, calibrated: Mapping[Modality, Calibration]
+) -> SteeringData:
+    """Requests as users send them, and the benign ones that the gate opens for.
 
-    Unsafe prompts come with words around them: that is how they arrive with a picture, and fewer of
-    them are refused anyway.
+    Unsafe prompts are those of the selection split, in every group; drawn ones are made here.
     """
-    plain, carried = readings.forms["plain"], readings.forms["carried"]
-    benign = plain.samples_of("calibrate", is_safe)
-    scores = readout.scores(plain.rows("calibrate", is_safe)).tolist()
-    gate = text.thresholds
-    opened = [
-        sample.request
-        for sample, score in zip(benign, scores, strict=True)
-        if gate.steer < score <= gate.flag
-    ]
-    asked = spread(carried.samples_of("select", is_unsafe), STEERED_PROMPTS)
-    return SteeringData([sample.request for sample in asked], opened, len(benign))
+    opened, total = [], 0
+    for form in readings.forms.values():
+        held = form.of("calibrate", is_safe)
+        total += len(held.samples)
+        scores = joint.scores(held).tolist() if held.samples else []
+        for sample, score in zip(held.samples, scores, strict=True):
+            gate = _gate(calibrated, sample.request.modality)
+            if gate.steer < score <= gate.flag:
+                opened.append(sample.request)
+    unsafe = {
+        name: [s.request for s in spread(form.samples_of("select", is_unsafe), STEERED[name])]
+        for name, form in readings.forms.items()
+        if name in STEERED
+    }
+    if "drawn" in readings.forms:
+        unsafe["drawn"] = [
+            sample.request for sample in drawn_unsafe(readings.contrast, "select", STEERED["drawn"])
+        ]
+    return SteeringData({n: rows for n, rows in unsafe.items() if rows}, opened, total)
+
+
+def _gate(calibrated: Mapping[Modality, Calibration], modality: Modality) -> Thresholds:
+    """The thresholds of a modality; those of texts where it has none of its own."""
+    return calibrated.get(modality, calibrated[Modality.TEXT]).thresholds
 
 
 @dataclass(frozen=True)
 class SteeringData:
-    """Unsafe requests, the benign ones the gate opens for, and how many benign ones there are."""
+    """Unsafe requests by group, benign ones the gate opens for, and how many benign there are."""
 
-    unsafe: Sequence[Request]
+    unsafe: Mapping[str, Sequence[Request]]
     benign: Sequence[Request]
     benign_total: int
 
@@ -208,24 +243,26 @@ class _Unsteered:
 
     logits: Tensor
     benign: list[bool]
-    unsafe: list[bool]
+    unsafe: dict[str, list[bool]]
 
 
 def calibrate_steering(
     collect: Collector, data: SteeringData, starts: Sequence[Steering], prefixes: Sequence[str]
 ) -> list[Trial]:
-    """Try every layer and position at the least strength, then the best of them at more.
+    """Try every layer and position at one strength, then the best of them at others.
 
-    A setting that breaks a bound, or after which (nearly) everything unsafe is refused, ends the
-    search; if the least strength breaks one already, weaker ones are tried until one keeps them.
-    Sorted by: within bounds, induced refusal, then low KL.
+    Stronger ones as long as bounds are kept and not (nearly) everything unsafe is refused; weaker
+    ones where a bound is broken. Sorted by: within bounds, induced refusal, then low KL.
     """
     before = _Unsteered(
         logits=logits_of(collect, data.benign) if data.benign else torch.zeros(0, 1),
-        benign=refused(collect, data.benign, None, prefixes),
-        unsafe=refused(collect, data.unsafe, None, prefixes),
+        benign=refusals(answers(collect, data.benign, None), prefixes),
+        unsafe={
+            name: refusals(answers(collect, rows, None), prefixes)
+            for name, rows in data.unsafe.items()
+        },
     )
-    total = len(starts) * len(TOKENS) + len(FACTORS) - 1
+    total = len(starts) * len(TOKENS) + len(STRONGER)
     trials: list[Trial] = []
 
     def attempt(start: Steering, factor: float, tokens: int) -> Trial:
@@ -235,11 +272,11 @@ def calibrate_steering(
         return trial
 
     for start, tokens in product(starts, TOKENS):
-        attempt(start, FACTORS[0], tokens)
+        attempt(start, FIRST, tokens)
     last = min(trials, key=preference)
     begin = next(start for start in starts if start.layer == last.steering.layer)
     too_strong = not last.within_bounds
-    for factor in WEAKER if too_strong else FACTORS[1:]:
+    for factor in WEAKER if too_strong else STRONGER:
         if last.within_bounds is too_strong or (not too_strong and last.induced.value >= ENOUGH):
             break
         last = attempt(begin, factor, last.steering.tokens)
@@ -266,23 +303,67 @@ def _try(
     prefixes: Sequence[str],
 ) -> Trial:
     kl, newly = 0.0, 0
+    said: list[Answer] = []
     if data.benign:
         edited = logits_of(collect, data.benign, Unconditional(steering))
         kl = float(kl_divergence(before.logits, edited).sum()) / data.benign_total
-        now = refused(collect, data.benign, steering, prefixes)
+        said += answers(collect, data.benign, steering)
+        now = refusals(said, prefixes)
         newly = sum(a and not b for a, b in zip(now, before.benign, strict=True))
+    induced = {}
+    for name, rows in data.unsafe.items():
+        steered = answers(collect, rows, steering)
+        induced[name] = Rate.of(refusals(steered, prefixes))
+        said += steered
     return Trial(
         steering=steering,
         factor=factor,
-        unsteered=Rate.of(before.unsafe),
-        induced=Rate.of(refused(collect, data.unsafe, steering, prefixes)),
+        unsteered=_together(Rate.of(rows) for rows in before.unsafe.values()),
+        induced=_together(induced.values()),
+        induced_by=induced,
         false_refusal=Rate(newly, data.benign_total),
         kl=kl,
+        garbled=garbled(collect, said, prefixes),
     )
 
 
+def _together(rates: Iterable[Rate]) -> Rate:
+    found = list(rates)
+    return Rate(sum(rate.hits for rate in found), sum(rate.n for rate in found))
+
+
+def garbled(collect: Collector, said: Sequence[Answer], prefixes: Sequence[str]) -> Rate:
+    """Steered answers that are no refusal and that the model itself would hardly ever give.
+
+    By the mean log-probability of their tokens under the unsteered model, of texts alone: pictures
+    would have to be read again.
+    """
+    texts = [one for one in said if not one.request.images and not one.request.videos]
+    rest = [one for one in texts if one.token_ids and not is_refusal(one.text, prefixes)]
+    unlikely = sum(nats > UNLIKELY for nats in surprise(collect, rest))
+    return Rate(unlikely, len(texts))
+
+
+def surprise(collect: Collector, said: Sequence[Answer]) -> list[float]:
+    """Mean negative log-probability of each answer's tokens under the model, in nats a token."""
+    found = []
+    for one in said:
+        encoded = collect.encoder.encode([one.request])
+        logits = continued_logits(collect.loaded, encoded, one.token_ids)
+        logp = logits.double().log_softmax(-1)
+        ids = torch.tensor(one.token_ids)
+        found.append(-float(logp[torch.arange(len(ids)), ids].mean()))
+    return found
+
+
 def steering_at(
-    directions: Directions, layer: int, unsafe: Tensor, *, factor: float = 1.0, tokens: int = 0
+    directions: Directions,
+    layer: int,
+    unsafe: Tensor,
+    beside: Mapping[str, Beside],
+    *,
+    factor: float = 1.0,
+    tokens: int = 0,
 ) -> Steering:
     """The edit at one layer that moves a row to `factor` times the upper end of unsafe text.
 
@@ -291,19 +372,25 @@ def steering_at(
         layer: where the edit is added, after the layer.
         unsafe: (n, L, d_model) residuals; the 95th percentile of their scores is the upper end of
             what text covers.
+        beside: requests alone and beside pictures, whose effect is taken back before the region is
+            looked at.
         factor: how far beyond it the trust region reaches.
         tokens: generated tokens edited beside the last prompt position.
     """
     unit, gap = directions.direction[layer].double(), float(directions.norms[layer])
     zero = float(directions.mu_safe[layer].double() @ unit)
-    upper = float(((unsafe[:, layer].double() @ unit - zero) / gap).quantile(0.95))
+
+    def local(residuals: Tensor) -> Tensor:
+        return (residuals[:, layer].double() @ unit - zero) / gap
+
+    upper = float(local(unsafe).quantile(0.95))
     reach = max(upper * factor, 1e-6)
     return Steering(
         layer=layer,
         direction=directions.direction[layer],
         zero=zero,
         gap=gap,
-        offsets={"text": 0.0},
+        recentring={"text": UNMOVED, **lines(beside, local)},
         gain=reach / RAMP,
         a_max=reach,
         region_max=reach,
@@ -316,13 +403,14 @@ class Unconditional:
 
     def __init__(self, steering: Steering) -> None:
         self.steering = steering
-        self.layers = (steering.layer,)
+        self.layers = self.reads = (steering.layer,)
         self.steering_layer: int | None = steering.layer
         self.steer_tokens = steering.tokens
 
-    def decide(
-        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
-    ) -> Decision:
+    def reading(self, rows: Sequence[RowParts], prompt_len: int) -> None:
+        """Nothing else is read."""
+
+    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> Decision:
         """Steer, whatever was read: (rows, 1, d_model)."""
         rows = len(kinds)
         scores = torch.full((rows,), OPEN, dtype=torch.float64)
@@ -363,22 +451,34 @@ def logits_of(
     return torch.stack(collect.each(requests, read))
 
 
-def refused(
-    collect: Collector,
-    requests: Sequence[Request],
-    steering: Steering | None,
-    prefixes: Sequence[str],
-) -> list[bool]:
-    """Which requests are refused (greedy, 8 tokens), all of them steered or none."""
+@dataclass(frozen=True)
+class Answer:
+    """The first tokens of an answer, greedy."""
+
+    request: Request
+    token_ids: tuple[int, ...]
+    text: str
+
+
+def answers(
+    collect: Collector, requests: Sequence[Request], steering: Steering | None
+) -> list[Answer]:
+    """How the requests are answered, all of them steered or none."""
     detector = None if steering is None else Unconditional(steering)
 
-    def answered(batch: Sequence[Request]) -> Iterator[bool]:
+    def answered(batch: Sequence[Request]) -> Iterator[Answer]:
         encoded = collect.encoder.encode(batch)
-        for row in generate_rows(collect.loaded, encoded, detector, ANSWER):
+        rows = generate_rows(collect.loaded, encoded, detector, ANSWER)
+        for request, row in zip(batch, rows, strict=True):
             text = collect.loaded.tokenizer.decode(list(row.token_ids), skip_special_tokens=True)
-            yield is_refusal(str(text), prefixes)
+            yield Answer(request, row.token_ids, str(text))
 
     return collect.each(requests, answered)
+
+
+def refusals(said: Sequence[Answer], prefixes: Sequence[str]) -> list[bool]:
+    """Which answers are refusals."""
+    return [is_refusal(one.text, prefixes) for one in said]
 
 
 def refusal_token_ids(

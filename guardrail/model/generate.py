@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from guardrail.model.load import LoadedModel
-    from guardrail.model.prefill import AnyDetector, Ruling
+    from guardrail.model.prefill import AnyDetector, ReadingLike, Ruling
     from guardrail.policy import Policy
 
 _ONE_TOKEN = Settings(max_new_tokens=1, do_sample=False)
@@ -132,11 +132,13 @@ def last_residuals(
     encoded: Encoded,
     layers: Sequence[int] | None = None,
     chunk: int | None = None,
+    reading: ReadingLike | None = None,
 ) -> Tensor:
     """Residuals at the last prompt position: (rows, k, d_model), float32 on the CPU.
 
     `layers` ascend; None reads all of them. Cross-attention layers, which run for pictures only,
-    are not read: their residuals are NaN. `chunk` is that of `run_until_read`.
+    are not read: their residuals are NaN. `chunk` is that of `run_until_read`; a `reading` sees the
+    layers it asks for.
     """
     chosen = tuple(range(len(decoder_layers(loaded.model)))) if layers is None else tuple(layers)
     always = set(self_attention_layers(loaded.model))
@@ -146,6 +148,7 @@ def last_residuals(
         kinds=encoded.kinds,
         layers=read,
         leave_after_readout=True,
+        reading=reading,
     )
     with prompt_hooks(loaded.model, read) as hooks, hooks.active(call):
         run_until_read(loaded, encoded, chunk=chunk)
@@ -180,6 +183,21 @@ def next_token_logits(
     return logits.float().cpu()
 
 
+@torch.no_grad()
+def continued_logits(loaded: LoadedModel, encoded: Encoded, token_ids: Sequence[int]) -> Tensor:
+    """Logits that foretell each token of an answer to one text prompt: (n, vocab) float32, CPU."""
+    count = len(token_ids)
+    inputs = {}
+    for name, value in on_device(encoded, loaded.device, loaded.dtype).items():
+        if isinstance(value, Tensor) and value.shape == (1, encoded.prompt_len):
+            more = value.new_full((1, count), int(name == "attention_mask"))
+            inputs[name] = torch.cat([value, more], dim=1)
+    inputs["input_ids"][0, -count:] = torch.tensor(token_ids, device=loaded.device)
+    model: Any = loaded.model
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits[0, -count - 1 : -1].float().cpu()
+
+
 def run_until_read(loaded: LoadedModel, encoded: Encoded, *, chunk: int | None = None) -> None:
     """A prefill that the call leaves by itself once it has read what it came for.
 
@@ -212,6 +230,7 @@ def _guarded(
         layers=detector.layers,
         floors=tuple(floors),
         detector=detector,
+        reading=detector.reading(encoded.parts, encoded.prompt_len),
         policy=policy,
         leave_after_readout=leave_after_readout,
     )

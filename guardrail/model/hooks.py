@@ -83,7 +83,9 @@ class PromptHooks:
             tokens = kwargs.get("input_ids", args[0] if args else None)
         cache = passed_cache((*args, *kwargs.values()))
         past = 0 if cache is None else positions_in(cache)
-        call.enter(past, 0 if tokens is None else tokens.shape[1])
+        mask = kwargs.get("attention_mask")
+        whole = isinstance(mask, torch.Tensor) and mask.dim() == 2
+        call.enter(past, 0 if tokens is None else tokens.shape[1], mask if whole else None)
 
     def _before(
         self, layer: int
@@ -128,10 +130,10 @@ def check_layers(detector: AnyDetector, model: PreTrainedModel) -> tuple[int, ..
     Where the edit lies before the last readout, all layers between them run again for a steered
     row, and need hooks too.
     """
-    layers, steering = detector.layers, detector.steering_layer
+    layers, steering, reads = detector.layers, detector.steering_layer, detector.reads
     if not layers or list(layers) != sorted(set(layers)):
         raise ConfigurationError(f"readout layers must ascend; got {layers}")
-    named = sorted({*layers, *(() if steering is None else (steering,))})
+    named = sorted({*layers, *reads, *(() if steering is None else (steering,))})
     count = len(decoder_layers(model))
     if named[0] < 0 or named[-1] >= count:
         raise ConfigurationError(f"layers {named} do not fit a model with {count} layers")
@@ -141,5 +143,5 @@ def check_layers(detector: AnyDetector, model: PreTrainedModel) -> tuple[int, ..
             f"layers {skipped} of this model are cross-attention layers, which do not run for a "
             "prompt without a picture; use an artefact that reads and steers at other layers"
         )
-    between = range(layers[-1] if steering is None else steering, layers[-1] + 1)
+    between = range(reads[-1] if steering is None else steering, reads[-1] + 1)
     return tuple(sorted({*named, *between}))

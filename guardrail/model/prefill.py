@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from guardrail.types import RowParts
+
 log = logging.getLogger("guardrail")
 
 D = TypeVar("D")
@@ -44,12 +46,44 @@ class DecisionLike(Protocol):
         """Rows that could not be scored."""
 
 
+class FoundLike(Protocol):
+    """The highest score of a row beside its last position."""
+
+    @property
+    def score(self) -> float:
+        """-inf where nothing was read, NaN where a reading failed."""
+
+
+class ReadingLike(Protocol):
+    """What is read of a batch beside the last positions, in the same pass."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers it has to see, ascending; none where it reads nothing of this batch."""
+
+    def attends(self, mask: Tensor) -> None:
+        """The decoder's mask, (rows, positions so far)."""
+
+    def see(self, layer: int, hidden: Tensor, first: int) -> None:
+        """A layer's output (rows, length, d_model), whose first position is number `first`."""
+
+    def found(self) -> Sequence[FoundLike]:
+        """One for each request, once its layers were seen."""
+
+
 class DetectorLike(Protocol[D]):
     """Pure tensors on the CPU in, tensors on the CPU out; it never sees the model."""
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Readout layers, ascending."""
+        """Layers read at the last position, ascending."""
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Layers of any reading, ascending."""
+
+    def reading(self, rows: Sequence[RowParts], prompt_len: int) -> ReadingLike | None:
+        """What is to be read of a batch beside the last positions."""
 
     @property
     def steering_layer(self) -> int | None:
@@ -59,10 +93,8 @@ class DetectorLike(Protocol[D]):
     def steer_tokens(self) -> int:
         """How many generated tokens are edited beside the last prompt position."""
 
-    def decide(
-        self, residuals: Tensor, kinds: Sequence[str], floors: Sequence[float] | None = None
-    ) -> D:
-        """Judge residuals (rows, k, d_model), float32; no row's score lies below its floor."""
+    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> D:
+        """Judge residuals (rows, k, d_model), float32; no row's score lies below its floors."""
 
     def edit(self, decision: D, residual: Tensor, kinds: Sequence[str]) -> Tensor:
         """What to add to the residual (rows, d_model), float32; zero rows where nothing is."""
@@ -76,7 +108,10 @@ _FITTING = Policy(actions=frozenset({Action.STEER}))
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What happened to one request. `row` is its first row in `decision`."""
+    """What happened to one request. `row` is its first row in `decision`.
+
+    `found` is what was read of it beside the last position.
+    """
 
     action: Action
     stops: bool
@@ -84,6 +119,7 @@ class Ruling:
     strength: float
     decision: DecisionLike | None
     row: int
+    found: FoundLike | None = None
 
 
 @dataclass(slots=True)
@@ -153,7 +189,7 @@ class PromptCall:
     """State of one call. `layers` are read; without a detector they are only recorded.
 
     `policy` None applies the detector's edits and stops nothing, for fitting. `floors` are scores
-    that the requests have at least.
+    that the requests have at least; `reading` reads more than the last position.
     """
 
     prompt_len: int
@@ -163,7 +199,10 @@ class PromptCall:
     policy: Policy | None = None
     leave_after_readout: bool = False
     floors: tuple[float, ...] = ()
+    reading: ReadingLike | None = None
     residuals: dict[int, Tensor] = field(default_factory=dict)
+    found: Sequence[FoundLike] = ()
+    _past: int = 0
     _length: int = 0
     _index: int | None = None
     _edited: slice | None = None
@@ -195,9 +234,15 @@ class PromptCall:
         """Whether passes after the prompt may have to be edited, and so must run with hooks."""
         return self.may_edit and self.detector is not None and self.detector.steer_tokens > 0
 
-    def enter(self, past: int, length: int) -> None:
-        """A forward pass over the absolute positions [past, past + length) begins."""
+    def enter(self, past: int, length: int, mask: Tensor | None = None) -> None:
+        """A forward pass over the absolute positions [past, past + length) begins.
+
+        `mask` is the decoder's, (rows, past + length), if it was given such a one.
+        """
         last = self.prompt_len - 1
+        self._past = past
+        if self.reading is not None and mask is not None and not self.decided:
+            self.reading.attends(mask)
         # Counted from the end: some models run their last layers on the last positions alone.
         self._length = length
         self._index = last - past - length if 0 <= last - past < length else None
@@ -212,7 +257,7 @@ class PromptCall:
         self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         """Layer `layer` is about to run."""
-        if self._span is not None and self._steers_at < layer <= self.layers[-1]:
+        if self._span is not None and self._steers_at < layer <= self._decides_at:
             self._span.entered(layer, module, args, kwargs)
 
     def see(self, layer: int, hidden: Tensor) -> Tensor | None:
@@ -222,16 +267,20 @@ class PromptCall:
         span = self._span
         if span is not None and layer == self._steers_at:
             span.begin(layer, hidden)
-        elif span is not None and self._steers_at < layer <= self.layers[-1]:
+        elif span is not None and self._steers_at < layer <= self._decides_at:
             span.left(layer, hidden)
-        if self._index is not None and not self.decided and layer in self.layers:
+        if self.decided:
+            return self._edit_here(layer, hidden)
+        if self.reading is not None and layer in self.reading.layers:
+            self.reading.see(layer, hidden, self._past + self._length - hidden.shape[1])
+        if self._index is not None and layer in self.layers:
             # A copy: a view would keep the residuals of every position of the prompt.
             self.residuals[layer] = hidden[:, self._index].detach().clone()
-            if layer == self.layers[-1]:
-                self._decide(hidden.shape[0])
-                if span is not None:
-                    self._span = None
-                    return self._edit_before(span)
+        if self._index is not None and layer == self._decides_at:
+            self._decide(hidden.shape[0])
+            if span is not None:
+                self._span = None
+                return self._edit_before(span)
         return self._edit_here(layer, hidden)
 
     def recorded(self) -> Tensor:
@@ -273,6 +322,7 @@ class PromptCall:
             strength=0.0 if delta is None else float(delta[row].norm()),
             decision=rows.decision,
             row=row,
+            found=self.found[request] if self.found else None,
         )
 
     @property
@@ -281,8 +331,13 @@ class PromptCall:
         return -1 if at is None else at
 
     @property
+    def _decides_at(self) -> int:
+        """The deepest layer that is read of this batch."""
+        return max((*self.layers, *(() if self.reading is None else self.reading.layers)))
+
+    @property
     def _edits_before_reading(self) -> bool:
-        return self.may_edit and self._steers_at < self.layers[-1]
+        return self.may_edit and self._steers_at < self._decides_at
 
     def _decide(self, count: int) -> None:
         """Ask the detector once, then leave if nobody needs the rest of the forward pass."""
@@ -293,8 +348,9 @@ class PromptCall:
         rows = self._rows = RowRulings.unjudged(self.policy, kinds, can_steer=self.may_edit)
         if self.detector is not None:
             try:
-                floors = [floor for floor in self.floors for _ in range(each)]
-                given = (floors,) if floors else ()
+                self.found = () if self.reading is None else self.reading.found()
+                floors = [list(self.floors), [found.score for found in self.found]]
+                given = [[floor for floor in one for _ in range(each)] for one in floors if one]
                 rows.decision = self.detector.decide(self.recorded(), kinds, *given)
                 rows.failed = list(rows.decision.failed)
             except Exception:  # the fail-mode border: the policy says what an outage means

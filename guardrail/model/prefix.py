@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,10 +22,11 @@ from guardrail.model.prefill import PrefillDoneError, PromptCall
 from guardrail.types import Message, Request, TextPart
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from guardrail.model.encode import Encoded, Encoder
     from guardrail.model.load import LoadedModel
+    from guardrail.model.prefill import ReadingLike
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,13 @@ WORTH_IT = 8  # shared tokens below which the short cut saves nothing
 _ANY = tuple(
     Request((Message(role="user", parts=(TextPart(text),)),)) for text in ("a", "7", "The")
 )
+
+
+R = TypeVar("R", bound="ReadingLike | None")
+
+
+def _nothing(_prompt_len: int) -> None:
+    """No reading but of the last position."""
 
 
 class SharedPrefix:
@@ -61,23 +69,26 @@ class SharedPrefix:
         # Where layers do not always run, prompts are read whole.
         self._state = "new" if len(self_attention_layers(loaded.model)) == count else "off"
 
-    def residuals(self, encoded: Encoded) -> Tensor:
-        """As `last_residuals` over the layers: (rows, k, d_model) float32 on the CPU."""
-        if self._state == "off" or set(encoded.inputs) != PLAIN_INPUTS:
-            return last_residuals(self._loaded, encoded, self._layers)
-        if self._state == "checked" and self._fits(encoded):
-            return self._tail(encoded)
-        plain = last_residuals(self._loaded, encoded, self._layers)
-        if self._state == "new":
+    def residuals(self, encoded: Encoded, read: Callable[[int], R]) -> tuple[Tensor, R]:
+        """As `last_residuals` over the layers: (rows, k, d_model) float32 on the CPU.
+
+        `read` makes a reading of a batch whose prompts have that many positions; the one that saw
+        the pass is given back, too.
+        """
+        if self._state == "checked" and set(encoded.inputs) == PLAIN_INPUTS and self._fits(encoded):
+            return self._tail(encoded, read)
+        reading = read(encoded.prompt_len)
+        plain = last_residuals(self._loaded, encoded, self._layers, reading=reading)
+        if self._state == "new" and set(encoded.inputs) == PLAIN_INPUTS:
             self._state = "checked" if self._works(encoded, plain) else "off"
-        return plain
+        return plain, reading
 
     def _works(self, encoded: Encoded, plain: Tensor) -> bool:
         if len(self._tokens) < WORTH_IT or not self._fits(encoded):
             return False
         try:
             self._cache = self._prefilled(self._tokens)
-            quick = self._tail(encoded)
+            quick, _ = self._tail(encoded, _nothing)
         except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
             log.info("prompts are read whole: the model does not take a cached start (%s)", error)
             return False
@@ -101,7 +112,7 @@ class SharedPrefix:
         return getattr(output, cache_argument(model))
 
     @torch.no_grad()
-    def _tail(self, encoded: Encoded) -> Tensor:
+    def _tail(self, encoded: Encoded, read: Callable[[int], R]) -> tuple[Tensor, R]:
         """Run only what follows the shared tokens, padded on the left behind them."""
         model: Any = self._loaded.model
         n, count = len(self._tokens), len(encoded.kinds)
@@ -114,11 +125,13 @@ class SharedPrefix:
         positions = (mask.cumsum(-1) - 1)[:, n:]
         cache = copy.deepcopy(self._cache)
         cache.batch_repeat_interleave(count)
+        reading = read(n + width)
         call = PromptCall(
             prompt_len=n + width,
             kinds=encoded.kinds,
             layers=self._layers,
             leave_after_readout=True,
+            reading=reading,
         )
         with prompt_hooks(self._loaded.model, self._layers) as hooks, hooks.active(call):
             try:
@@ -131,8 +144,8 @@ class SharedPrefix:
                     **{cache_argument(model): cache},
                 )
             except PrefillDoneError:
-                return call.recorded()
-        return call.recorded()
+                pass
+        return call.recorded(), reading
 
 
 def _unpadded(encoded: Encoded, row: int) -> list[int]:

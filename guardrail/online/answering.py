@@ -22,7 +22,7 @@ from guardrail.model.generate import RowControl, RowOutcome
 from guardrail.online.jobs import NOTHING_YET, verdict_facts, who
 from guardrail.online.tool_calls import CallReader
 from guardrail.policy.acting import stopped
-from guardrail.types import Action, Request, Result, ToolCall, Verdict
+from guardrail.types import Action, Request, Result, ToolCall, Verdict, Where
 from guardrail.worker.jobs import LATE
 
 if TYPE_CHECKING:
@@ -39,8 +39,16 @@ _INCOMPLETE = "\ufffd"
 class Answering:
     """Turns what happens to one row of the model into what the job's caller gets."""
 
-    def __init__(self, job: AnswerJob, tokenizer: Any, detector: Detector, record: Audit) -> None:
-        self._job, self._detector, self._record = job, detector, record
+    def __init__(
+        self,
+        job: AnswerJob,
+        tokenizer: Any,
+        detector: Detector,
+        record: Audit,
+        said: Callable[[Where], Where],
+    ) -> None:
+        """`said` puts the words of a window into where it is."""
+        self._job, self._detector, self._record, self._said_at = job, detector, record, said
         tools = job.request.tools
         self._calls = CallReader(tokenizer, tools) if tools else None
         self._text = AnswerText(
@@ -80,7 +88,8 @@ class Answering:
             self._record(job.verdict, facts)
 
     def _rule(self, ruling: Ruling) -> None:
-        verdict = verdict_of(self._detector, self._job.request, ruling, self._job.floor)
+        job = self._job
+        verdict = verdict_of(self._detector, job.request, ruling, job.floor, said=self._said_at)
         if self._job.verdict is None:  # else a batch failed later, and this one was on record
             self._job.verdict_s = self._job.running_s
             self._record(verdict, verdict_facts(self._job))
@@ -144,11 +153,20 @@ class Answering:
 
 
 def verdict_of(
-    detector: Detector, request: Request, ruling: Ruling, floor: Floor = NOTHING_YET
+    detector: Detector,
+    request: Request,
+    ruling: Ruling,
+    floor: Floor = NOTHING_YET,
+    *,
+    said: Callable[[Where], Where] | None = None,
 ) -> Verdict:
-    """The detector's words, corrected by what was really done; `floor` is what it was judged by."""
+    """The detector's words, corrected by what was really done; `floor` is what it was judged by.
+
+    `said` puts the words of a window into where it is.
+    """
     decision: Any = ruling.decision
     verdict = detector.verdict(decision, ruling.row, request.offset_kind, ruling.strength)
+    where = _where(request, ruling, floor, verdict.score)
     return replace(
         verdict,
         action=ruling.action,
@@ -157,7 +175,20 @@ def verdict_of(
         reason="detector_failed" if ruling.failed else verdict.reason,
         window=floor.window_of(request, verdict.score),
         folded=floor.folded and floor.holds(verdict.score),
+        where=where if where is None or said is None else said(where),
     )
+
+
+def _where(request: Request, ruling: Ruling, floor: Floor, score: float | None) -> Where | None:
+    """Which reading the score is from; None if that was of another prompt than this one."""
+    if score is None or ruling.failed or floor.holds(score):
+        return None
+    found: Any = ruling.found
+    if found is not None and found.score == score:
+        where: Where = found.where
+        return where
+    last = len(request.messages) - 1
+    return Where(reading="last", message=last, role=request.messages[last].role)
 
 
 class AnswerText:

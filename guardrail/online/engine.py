@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from guardrail.artefact.artefact import sampling_notes
@@ -21,7 +23,7 @@ from guardrail.monitor.monitor import Monitor
 from guardrail.online.answering import Answering, verdict_of
 from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob, verdict_facts, who
 from guardrail.policy.acting import enforced, on_outage, outranks_outage, stops
-from guardrail.types import Modality, Request, Verdict
+from guardrail.types import Modality, Request, Verdict, Where
 from guardrail.worker.worker import WorkerLease
 
 if TYPE_CHECKING:
@@ -162,7 +164,14 @@ class Engine:
         """Answer a batch; of several jobs each is settled as soon as its own row has ended."""
         encoded = self._encode([job.request for job in jobs], new_tokens=1)
         answers = [
-            Answering(job, self.loaded.tokenizer, self._detector, self.record) for job in jobs
+            Answering(
+                job,
+                self.loaded.tokenizer,
+                self._detector,
+                self.record,
+                partial(self._said, encoded, row),
+            )
+            for row, job in enumerate(jobs)
         ]
         early = len(jobs) > 1  # a lone caller goes on only when the model is at rest again
         controls = [
@@ -205,9 +214,11 @@ class Engine:
 
     def _check(self, jobs: Sequence[CheckJob]) -> None:
         floors = self._floors(jobs)
-        rulings = self._rulings(jobs, [job.request for job in jobs], floors)
-        for job, floor, ruling in zip(jobs, floors, rulings, strict=True):
-            verdict = verdict_of(self._detector, job.request, ruling, floor)
+        requests = [job.request for job in jobs]
+        encoded, rulings = self._rulings(jobs, requests, floors)
+        for row, (job, floor, ruling) in enumerate(zip(jobs, floors, rulings, strict=True)):
+            said = partial(self._said, encoded, row)
+            verdict = verdict_of(self._detector, job.request, ruling, floor, said=said)
             if job.first_outage is None:  # what a window is of goes on record as a whole
                 self.record(verdict, verdict_facts(job))
             job.settle(verdict)
@@ -217,18 +228,18 @@ class Engine:
         floors = [job.floor for job in jobs]
         copies = {n: job.folded for n, job in enumerate(jobs) if job.folded is not None}
         if copies:
-            rulings = self._rulings(jobs, [*copies.values()], [floors[n] for n in copies])
+            _, rulings = self._rulings(jobs, [*copies.values()], [floors[n] for n in copies])
             for (n, copy), ruling in zip(copies.items(), rulings, strict=True):
                 floors[n] = floors[n].raised(verdict_of(self._detector, copy, ruling).score)
         return floors
 
     def _rulings(
         self, jobs: Sequence[CheckJob], requests: Sequence[Request], floors: Sequence[Floor]
-    ) -> list[Ruling]:
+    ) -> tuple[Encoded, list[Ruling]]:
         """Judge what a batch of jobs asks about, or a part of it, in one pass."""
         encoded = self._encode(requests, new_tokens=0)
         with self._outages(jobs):
-            return check_rows(
+            return encoded, check_rows(
                 self.loaded,
                 encoded,
                 self._detector,
@@ -236,6 +247,16 @@ class Engine:
                 hooks=self._hooks,
                 floors=_scores(floors),
             )
+
+    def _said(self, encoded: Encoded, row: int, where: Where) -> Where:
+        """A window with the words of its tokens; what is no text says nothing."""
+        if where.start is None or where.stop is None:
+            return where
+        ids = encoded.inputs["input_ids"][row, encoded.prompt_len - encoded.lengths[row] :]
+        said = self.loaded.tokenizer.decode(
+            ids[where.start : where.stop].tolist(), skip_special_tokens=True
+        )
+        return replace(where, words=str(said))
 
     def _encode(self, requests: Sequence[Request], *, new_tokens: int) -> Encoded:
         """The batch's inputs; a prompt that is too long is refused before the model sees it."""

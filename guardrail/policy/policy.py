@@ -26,6 +26,13 @@ CAUTION = (
 )
 
 
+Judged = Literal["turns", "tools", "system", "answers"]
+_ROLE_OF: dict[Judged, str] = {
+    "turns": "user",
+    "tools": "tool",
+    "system": "system",
+    "answers": "assistant",
+}
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -126,6 +133,10 @@ class Policy(_Frozen):
     plain letters, where that differs, and the higher score counts (`guardrail.inputs.folding`).
     `pictures`: what was judged is handed on in a form that all decoders read alike, or pictures
     that they may read in two ways are refused (`guardrail.inputs.canonical`).
+
+    `judge` names the parts of a prompt whose windows count: users' `turns` and results of `tools`
+    by default, and `system` prompts or the model's own `answers` if they are not trusted either.
+    Every turn is judged at its end in any case.
     """
 
     mode: Literal["enforce", "shadow"] = "enforce"
@@ -144,6 +155,7 @@ class Policy(_Frozen):
     allowed_hosts: frozenset[str] = frozenset()
     local_files: bool = True
     fold_text: bool = True
+    judge: frozenset[Judged] = frozenset({"turns", "tools"})
 
     @field_validator("actions")
     @classmethod
@@ -159,7 +171,12 @@ class Policy(_Frozen):
             allowed_host(entry)
         return value
 
-    @field_serializer("actions", "allowed_hosts", when_used="json")
+    @property
+    def judged_roles(self) -> frozenset[str]:
+        """The roles of the messages whose windows count."""
+        return frozenset(_ROLE_OF[name] for name in self.judge)
+
+    @field_serializer("actions", "allowed_hosts", "judge", when_used="json")
     def _sorted(self, value: frozenset[str]) -> list[str]:
         return sorted(value)  # sets have no order of their own, and what is written is compared
 

@@ -13,7 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from guardrail.artefact import Artefact
-from guardrail.artefact.header import Calibration, Header, LayerRow, Readout, Steering
+from guardrail.artefact.header import (
+    Calibration,
+    Header,
+    LayerRow,
+    Line,
+    Readout,
+    Recentring,
+    Steering,
+    Windows,
+)
 from guardrail.model.decoder import self_attention_layers
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import wrap_model
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
 
     from guardrail.model.load import LoadedModel
 
+_HEADS = 2
 _kind = family  # parameters are named like it
 _SWITCHES = ("gate", "lambda_", "layer_scale")
 """Vectors that scale a whole branch, and start at (or near) nought in untrained models."""
@@ -88,6 +98,7 @@ def tiny_artefact(
     tau_steer: float = 0.5,
     tau_flag: float = 1.0,
     video: bool = True,
+    windows: bool = True,
 ) -> Artefact:
     """An artefact for `model` with random unit directions, for tests of plumbing.
 
@@ -96,7 +107,8 @@ def tiny_artefact(
     Its scores mean nothing, and at the default thresholds some families' harmless texts are flagged
     or steered. So choose `tau_steer` and `tau_flag` so that every request passes (both 9), is
     flagged (both -9), or is steered unless no edit can reach it (-9 and 9). Without `steering` it
-    can only detect, without `video` it can score no video.
+    can only detect, without `video` it can score no video, without `windows` it reads the ends of
+    turns alone.
     """
     loaded = wrap_model(model, processor)
     count, width = loaded.layer_count, loaded.d_model
@@ -118,16 +130,27 @@ def tiny_artefact(
         "readout_weight": direction[rows],
         "readout_zero": (safe[rows] * direction[rows]).sum(dim=1),
         "readout_gap": torch.full((len(rows),), 2.0),
-        "readout_offset_image": 0.1 * draw(len(rows)),
-        "readout_offset_images": 0.1 * draw(len(rows)),
     }
-    if steering:
-        tensors |= {"steer_offset_image": 0.1 * draw(), "steer_offset_images": 0.1 * draw()}
-    if video:
-        tensors["readout_offset_video"] = 0.1 * draw(len(rows))
-    if video and steering:
-        tensors["steer_offset_video"] = 0.1 * draw()
-    return Artefact(_tiny_header(loaded, read, steering, tau_steer, tau_flag), tensors)
+    if windows:
+        tensors |= {
+            "window_query": 0.1 * draw(len(rows), _HEADS, width),
+            "window_value": 0.1 * draw(len(rows), _HEADS, width),
+            "window_bias": torch.zeros(len(rows)),
+        }
+    header = _tiny_header(loaded, read, steering, tau_steer, tau_flag)
+    kinds = ("image", "images", "video") if video else ("image", "images")
+    rows_of = {kind: _recentring(float(0.1 * draw()), steering=steering) for kind in kinds}
+    read_too = Windows(layers=read, heads=_HEADS, width=8, first=2, zero=0.0, gap=2.0)
+    updated = {"recentring": rows_of, "windows": read_too if windows else None}
+    return Artefact(header.model_copy(update=updated), tensors)
+
+
+def _recentring(intercept: float, *, steering: bool) -> Recentring:
+    line = Line(intercept=intercept, slope=0.8)
+    steered = line if steering else None
+    return Recentring(
+        score=line, steering=steered, n=0, safe=0.0, unsafe=0.0, slope=1.0, separation=1.0
+    )
 
 
 def _tiny_header(

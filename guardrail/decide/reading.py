@@ -1,0 +1,225 @@
+"""What is read in a prefill beside the last position: earlier answer headers, and tokens of parts.
+
+In a causal decoder the residual at a position depends on nothing behind it. So at an answer header
+stands what that turn's own last prompt position was, and every turn of a chat is judged again, for
+nothing; windows judge the words and pictures themselves (see `guardrail.decide.windows`). The
+highest of all is what a request scores at least. A reading belongs to one batch and dies with it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from guardrail.errors import DetectorError
+from guardrail.types import Where
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from guardrail.decide.linear import Readout
+    from guardrail.decide.windows import WindowReadout
+    from guardrail.types import Header, RowParts, TurnSpan
+
+LARGEST = 65_504.0  # float16's
+
+
+@dataclass(kw_only=True)
+class PartsReading:
+    """Where things stand in a batch of prompts of `prompt_len` positions, padded on the left.
+
+    `rows` say what each prompt consists of, `judged` the roles of messages whose tokens count.
+    """
+
+    rows: Sequence[RowParts]
+    judged: Collection[str]
+    prompt_len: int
+    _mask: Tensor | None = None
+
+    def attends(self, mask: Tensor) -> None:
+        """The decoder was given this mask, (rows, positions so far); the last one counts."""
+        self._mask = mask
+
+    def headers(self) -> Iterator[tuple[int, int, Header]]:
+        """Row and position of every earlier answer header, in order."""
+        for row, parts in enumerate(self.rows):
+            for header in parts.headers:
+                yield row, self.prompt_len - parts.length + header.position, header
+
+    def spans(self) -> Iterator[tuple[int, TurnSpan]]:
+        """Row and span of every judged message, in order."""
+        for row, parts in enumerate(self.rows):
+            for turn in parts.turns:
+                if turn.role in self.judged:
+                    yield row, turn
+
+    def places(self, row: int, turn: TurnSpan) -> Tensor:
+        """The positions of a message's tokens, (n,), without those that the model hides.
+
+        Some models hide picture slots they have no use for, as all do with padding.
+        """
+        pad = self.prompt_len - self.rows[row].length
+        places = torch.arange(pad + turn.start, pad + turn.stop)
+        if self._mask is None or self._mask.shape[1] < pad + turn.stop:
+            return places
+        each = len(self._mask) // len(self.rows)  # beams of one request are alike
+        return places[self._mask[row * each].cpu().bool()[places]]
+
+    def first_of_each(self, hidden: Tensor, first: int) -> Tensor:
+        """One row a request, and no position behind the prompt: (rows, length, d_model)."""
+        each = len(hidden) // len(self.rows)
+        return hidden[::each, : self.prompt_len - first].detach()
+
+
+@dataclass(kw_only=True)
+class TokenReading(PartsReading):
+    """Residuals for fitting: of earlier headers at all `layers`, of tokens at `token_layers`.
+
+    `tokens` are (n, d_model) float16 by layer and judged message, `heads` (d_model,) float32 by
+    layer and header, both in the order of `spans` and `headers`.
+    """
+
+    layers: tuple[int, ...]
+    token_layers: tuple[int, ...]
+    tokens: dict[int, list[Tensor]] = field(default_factory=dict)
+    heads: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def see(self, layer: int, hidden: Tensor, first: int) -> None:
+        """Layer `layer` gave `hidden` (rows, length, d_model), from position `first` on."""
+        hidden = self.first_of_each(hidden, first)
+        if layer in self.token_layers:
+            self.tokens[layer] = [
+                hidden[row, self._within(self.places(row, turn) - first)]
+                .float()
+                .clamp(-LARGEST, LARGEST)
+                .half()
+                .cpu()
+                for row, turn in self.spans()
+            ]
+        nothing = torch.full(
+            (hidden.shape[-1],), torch.nan
+        )  # some layers run for the last one only
+        self.heads[layer] = [
+            hidden[row, at - first].float().cpu() if at >= first else nothing
+            for row, at, _ in self.headers()
+        ]
+
+    def _within(self, places: Tensor) -> Tensor:
+        if places.numel() and int(places.min()) < 0:
+            raise DetectorError("a prompt was not read from its first own token on")
+        return places
+
+    def found(self) -> list[Found]:
+        """Nothing is judged here."""
+        return [NOTHING] * len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The highest score beside the last position, and where; NaN where a reading failed."""
+
+    score: float
+    where: Where | None
+
+
+NOTHING = Found(-math.inf, None)
+
+
+@dataclass(kw_only=True)
+class PromptReading(PartsReading):
+    """The scores of one batch. Of a token only two numbers a head and layer are kept."""
+
+    readout: Readout
+    windows: WindowReadout | None
+    _heads: dict[int, list[Tensor]] = field(default_factory=dict)
+    _products: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that have to be seen, ascending; none where there is nothing beside."""
+        read: set[int] = set()
+        if self.windows is not None and any(True for _ in self.spans()):
+            read |= set(self.windows.layers)
+        if any(parts.headers for parts in self.rows):
+            read |= set(self.readout.layers)
+        return tuple(sorted(read))
+
+    def see(self, layer: int, hidden: Tensor, first: int) -> None:
+        """Layer `layer` gave `hidden` (rows, length, d_model), from position `first` on."""
+        hidden = self.first_of_each(hidden, first)
+        if self.windows is not None and layer in self.windows.layers:
+            self._products.setdefault(layer, []).append(self.windows.products(layer, hidden))
+        if layer in self.readout.layers:
+            kept = self._heads.setdefault(layer, [])
+            for row, at, _ in self.headers():
+                if first <= at < first + hidden.shape[1]:
+                    kept.append(hidden[row, at - first].float())
+
+    def found(self) -> list[Found]:
+        """The highest score of each row, once all layers were seen.
+
+        Raises:
+            DetectorError: a layer did not run at every position of the prompt.
+        """
+        best = [NOTHING] * len(self.rows)
+        for row, candidate in [*self._turns(), *self._parts()]:
+            # NaN outranks all: a reading that failed is no low score
+            if not candidate.score <= best[row].score and not math.isnan(best[row].score):
+                best[row] = candidate
+        return best
+
+    def _turns(self) -> Iterator[tuple[int, Found]]:
+        """What the turns of before scored when they were the last."""
+        places = list(self.headers())
+        if not places:
+            return
+        read = [self._heads.get(layer, []) for layer in self.readout.layers]
+        if any(len(layer) != len(places) for layer in read):
+            raise DetectorError("an answer header of the prompt was not read")
+        residuals = torch.stack([torch.stack(layer) for layer in read], dim=1)
+        scores = self.readout.scores(residuals, [header.kind for _, _, header in places])
+        for (row, _, header), score in zip(places, scores.tolist(), strict=True):
+            where = Where(reading="turn", message=header.message - 1, role=header.asked_by)
+            yield row, Found(score if math.isfinite(score) else math.nan, where)
+
+    def _parts(self) -> Iterator[tuple[int, Found]]:
+        """The highest window of every judged message."""
+        windows, spans = self.windows, list(self.spans())
+        if windows is None or not spans:
+            return
+        read = [torch.cat(self._products[i], 1) for i in windows.layers if i in self._products]
+        if any(layer.shape[1] != self.prompt_len for layer in read):
+            raise DetectorError(
+                "a layer whose windows are read did not run at every position of the prompt"
+            )
+        products = torch.stack(read, dim=2).cpu()
+        for row, turn in spans:
+            places = self.places(row, turn)
+            highest = windows.highest(products[row, places])
+            if highest is not None:
+                score, end = highest
+                pad = self.prompt_len - self.rows[row].length
+                start = int(places[max(0, end - windows.width + 1)]) - pad
+                yield row, Found(score, _window_at(turn, start, int(places[end]) - pad + 1))
+
+
+def _window_at(turn: TurnSpan, start: int, stop: int) -> Where:
+    """A window over the positions [start, stop) of a prompt; it is of the part in which it ends."""
+    part = next((s for s in reversed(turn.stretches) if s.start < stop and s.stop > start), None)
+    slots = None
+    if part is not None and part.kind != "text":
+        slots = max(start, part.start) - part.start, stop - 1 - part.start, part.stop - part.start
+    return Where(
+        reading="window",
+        message=turn.message,
+        role=turn.role,
+        part=None if part is None else part.part,
+        kind=None if part is None else part.kind,
+        start=start,
+        stop=stop,
+        slots=slots,
+    )

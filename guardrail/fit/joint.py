@@ -1,0 +1,182 @@
+"""The joint score: the highest of the readout at the ends of turns and of windows, on one scale.
+
+Windows find a request among words; the readout at the end of a turn tells short look-alikes apart.
+Which windows, and how much they count beside it, is decided on the selection split.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from guardrail.fit.select import is_safe, is_unsafe, separation
+from guardrail.fit.windows import TokenRows, over_layers, trained
+from guardrail.stats import auroc
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from guardrail.decide.windows import WindowReadout
+    from guardrail.fit.collect import Progress, Read
+    from guardrail.fit.readings import FormResiduals
+    from guardrail.fit.select import LinearReadout
+
+WIDTHS, FIRSTS = (16, 32), (4, 8)
+TAILS = (0.95, 0.99)  # shares of safe prompts whose scores are laid over each other
+HANDICAPS = (0.0, 0.1, 0.2, 0.3, 0.5)  # text gaps that windows count less
+SHARP = 0.005  # AUROC of bare look-alikes that the windows may cost
+LOOKALIKES = ("matched", "near")
+
+
+@dataclass(frozen=True)
+class JointReadout:
+    """What a guard scores a request by; without `windows` the ends of its turns alone.
+
+    `turns` says whether the ends of earlier turns are read.
+    """
+
+    readout: LinearReadout
+    windows: WindowReadout | None = None
+    turns: bool = True
+
+    @property
+    def deepest(self) -> int:
+        """The deepest layer that is read."""
+        own = () if self.windows is None else self.windows.layers
+        return max(*self.readout.layers, *own, self.readout.layers[-1])
+
+    def scores(self, form: FormResiduals) -> Tensor:
+        """Scores of a form's prompts as a guard would give them, (n,) float64."""
+        last = self.readout.scores(torch.stack([read.last for read in form.reads]), form.media)
+        rows = zip(form.reads, last.tolist(), strict=True)
+        return torch.tensor([self._highest(read, end) for read, end in rows], dtype=torch.float64)
+
+    def _highest(self, read: Read, end: float) -> float:
+        """NaN where a reading failed."""
+        found = [end]
+        if self.turns and len(read.headers):
+            found += self.readout.scores(read.headers, read.kinds).tolist()
+        if self.windows is not None:
+            found.append(float(highest_windows(self.windows, [read])[0]))
+        return math.nan if any(map(math.isnan, found)) else max(found)
+
+
+def highest_windows(windows: WindowReadout, reads: Sequence[Read]) -> Tensor:
+    """The highest window of each prompt, (n,) float64; -inf where there is none."""
+    highest = []
+    for read in reads:
+        products = torch.stack(
+            [windows.products(i, read.tokens[:, read.layers.index(i)]) for i in windows.layers],
+            dim=1,
+        )
+        parts = (windows.scores(part) for part in torch.split(products, list(read.lengths)))
+        highest.append(max((float(s.max()) for s in parts if len(s)), default=-math.inf))
+    return torch.tensor(highest, dtype=torch.float64)
+
+
+def fit_windows(
+    forms: Mapping[str, FormResiduals],
+    readout: LinearReadout,
+    layers: Sequence[int],
+    *,
+    progress: Progress | None = None,
+) -> tuple[WindowReadout, dict[str, object]]:
+    """Train windows on the fit split and choose everything else on the selection split.
+
+    Width and first end are those with the highest mean AUROC over forms. Then both readouts are
+    laid over each other where it counts, at the tail of the safe prompts, and windows are held back
+    until bare look-alikes are told apart as well as by the readout alone.
+    """
+    told = None if progress is None else (lambda i, n: progress("windows", i, n))
+    singles = trained(token_rows(forms, layers), progress=told)
+    tried = [
+        (made := over_layers(singles, width, first), _aurocs(made, forms))
+        for width, first in product(WIDTHS, FIRSTS)
+    ]
+    best, aurocs = max(tried, key=lambda pair: _mean(pair[1]))
+    placed, figures = _placed(best, readout, forms)
+    compared = [
+        {"width": made.width, "first": made.first, "auroc": _mean(found)} for made, found in tried
+    ]
+    return placed, {"auroc": _mean(aurocs), "auroc_by_form": aurocs, "compared": compared} | figures
+
+
+def token_rows(
+    forms: Mapping[str, FormResiduals], layers: Sequence[int], split: str = "fit"
+) -> TokenRows:
+    """The tokens of a split's prompts, whatever their form."""
+    rows = [
+        (read, is_unsafe(kind))
+        for form in forms.values()
+        for read, s, kind in zip(form.reads, form.splits, form.kinds, strict=True)
+        if s == split and len(read.tokens) > 1
+    ]
+    return TokenRows(tuple(layers), [read.tokens for read, _ in rows], [u for _, u in rows])
+
+
+def _aurocs(windows: WindowReadout, forms: Mapping[str, FormResiduals]) -> dict[str, float]:
+    """AUROC on the selection split, by form."""
+    found = {}
+    for name, form in forms.items():
+        held = form.of("select")
+        if held.reads and len(set(map(is_unsafe, held.kinds))) == 2:
+            found[name] = separation(_finite(highest_windows(windows, held.reads)), held.kinds).mean
+    return found
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Prompts too short for a window score below all others."""
+    known = scores[scores.isfinite()]
+    return scores.where(scores.isfinite(), float(known.min()) - 1.0 if len(known) else 0.0)
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / max(len(values), 1)
+
+
+def _placed(
+    windows: WindowReadout, readout: LinearReadout, forms: Mapping[str, FormResiduals]
+) -> tuple[WindowReadout, dict[str, object]]:
+    """The windows on the readout's scale, and how they were put there."""
+    held = [form.of("select") for form in forms.values()]
+    kinds = [kind for form in held for kind in form.kinds]
+    ends = torch.cat([readout.scores(form.residuals, form.media) for form in held if form.reads])
+    raw = _finite(torch.cat([highest_windows(windows, form.reads) for form in held]))
+    safe = torch.tensor([is_safe(kind) for kind in kinds])
+    bare = forms["plain"].of("select")
+    alone = readout.scores(bare.residuals, bare.media)
+    own = _finite(highest_windows(windows, bare.reads))
+    sharp = _lookalike_auroc(alone, bare.kinds)
+    for handicap, tail in product(HANDICAPS, TAILS):
+        placed = _laid(windows, raw, ends, safe, tail, handicap)
+        joint = torch.maximum(alone, (own - placed.zero) / placed.gap)
+        kept = _lookalike_auroc(joint, bare.kinds)
+        if kept >= sharp - SHARP:
+            break
+    told: dict[str, object] = {"tail": tail, "handicap": handicap}
+    return placed, told | {"lookalikes": kept, "lookalikes_alone": sharp}
+
+
+def _laid(
+    windows: WindowReadout, raw: Tensor, ends: Tensor, safe: Tensor, tail: float, handicap: float
+) -> WindowReadout:
+    """Raw scores put so that both tails of safe prompts, and both means of unsafe ones, agree."""
+    low, high = float(raw[safe].quantile(tail)), float(raw[~safe].mean())
+    at, one = float(ends[safe].quantile(tail)) - handicap, float(ends[~safe].mean()) - handicap
+    if not (high > low and one > at):  # no order to keep: windows never decide
+        return replace(windows, zero=float(raw.max()) + 1.0, gap=1.0)
+    gap = (high - low) / (one - at)
+    return replace(windows, zero=low - at * gap, gap=gap)
+
+
+def _lookalike_auroc(scores: Tensor, kinds: Sequence[str]) -> float:
+    values = list(zip(scores.tolist(), kinds, strict=True))
+    unsafe = [score for score, kind in values if is_unsafe(kind)]
+    alike = [score for score, kind in values if kind in LOOKALIKES]
+    alike = alike or [score for score, kind in values if is_safe(kind)]
+    return auroc(unsafe, alike)
