@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from guardrail.errors import DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 Label = Literal["unsafe", "safe"]
 Split = Literal["fit", "select", "calibrate"]
@@ -119,12 +119,46 @@ class ContrastSet:
         return [(i, safe[self.prompts[i].pair]) for i in unsafe if self.prompts[i].pair in safe]
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A line of `frames.jsonl`: what one side says, and the other's answer where it has one.
+
+    `{text}` in either is the place of a prompt. `call` is the tool call between the two.
+    """
+
+    text: str
+    answer: str = ""
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+
 @cache
 def neutral_prompts(split: NeutralSplit) -> tuple[str, ...]:
     """What people write beside a picture or a quoted text, without any request of its own."""
-    lines = files("guardrail.data").joinpath("neutral_prompts.jsonl").read_text("utf-8")
-    rows = [json.loads(line) for line in lines.splitlines()]
-    return tuple(row["text"] for row in rows if row["split"] == split)
+    return tuple(row["text"] for row in _packaged_rows("neutral_prompts", split))
+
+
+@cache
+def surroundings(split: NeutralSplit) -> Mapping[str, tuple[str, ...]]:
+    """Harmless sentences to put around a prompt, by register; a split has registers of its own."""
+    found: dict[str, list[str]] = {}
+    for row in _packaged_rows("surroundings", split):
+        found.setdefault(row["register"], []).append(row["text"])
+    return {register: tuple(texts) for register, texts in found.items()}
+
+
+@cache
+def frames(split: NeutralSplit) -> Mapping[str, tuple[Frame, ...]]:
+    """What may hold a prompt or stand in a chat before or behind it, by use."""
+    found: dict[str, list[Frame]] = {}
+    for row in _packaged_rows("frames", split):
+        frame = Frame(row["text"], row.get("answer", ""), row.get("call", {}))
+        found.setdefault(row["use"], []).append(frame)
+    return {use: tuple(rows) for use, rows in found.items()}
+
+
+def _packaged_rows(name: str, split: NeutralSplit) -> list[dict[str, Any]]:
+    lines = files("guardrail.data").joinpath(f"{name}.jsonl").read_text("utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
 
 
 def packaged() -> list[Prompt]:

@@ -42,11 +42,15 @@ Form = Literal["plain", "carried", "pictured", "drawn", "filmed"]
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt in one form; `index` is its place in the contrast set."""
+    """One prompt in one form; `index` is its place in the contrast set.
+
+    `message` is the turn of the request in which the prompt stands.
+    """
 
     index: int
-    form: Form
+    form: str
     request: Request
+    message: int = 0
 
 
 def plain(
@@ -61,7 +65,7 @@ def plain(
     first, then = _limits(per_kind), _limits(of_these)
     return [
         Sample(i, "plain", text_request(contrast.prompts[i].text))
-        for (split, kind), group in _groups(contrast).items()
+        for (split, kind), group in grouped(contrast).items()
         if (split, kind) != ("calibrate", "unsafe")
         for i in spread(spread(group, first[split]), then[split])
     ]
@@ -85,7 +89,7 @@ def formed(
     the number of each kind in a split; the prompts are spread evenly over the set. Every kind gets
     the same neutral prompts in the same order, so that no class is told by the words around it.
     """
-    groups = _groups(contrast)
+    groups = grouped(contrast)
     samples = []
     for (split, _), group in groups.items():
         around = neutral_prompts("fit" if split == "fit" else "held out")
@@ -106,7 +110,7 @@ def drawn(contrast: ContrastSet, per_kind: int) -> list[Sample]:
     around = neutral_prompts("held out")
     rng = random.Random(1)
     samples = []
-    for (split, kind), group in _groups(contrast).items():
+    for (split, kind), group in grouped(contrast).items():
         if split == "calibrate" and kind != "unsafe":
             for i in spread(group, per_kind):
                 picture = draw_text(contrast.prompts[i].text, seed=i)
@@ -129,7 +133,7 @@ def filmed(contrast: ContrastSet, count: int) -> list[Sample]:
     return samples
 
 
-def _groups(contrast: ContrastSet) -> dict[tuple[Split, str], list[int]]:
+def grouped(contrast: ContrastSet) -> dict[tuple[Split, str], list[int]]:
     """Places of the prompts of each split and kind."""
     groups: dict[tuple[Split, str], list[int]] = {}
     for i, prompt in enumerate(contrast.prompts):

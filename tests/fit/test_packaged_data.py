@@ -5,10 +5,24 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from guardrail.fit.dataset import SPLITS, Prompt, load_contrast, neutral_prompts, packaged
+from guardrail.fit.dataset import (
+    SPLITS,
+    Frame,
+    Prompt,
+    frames,
+    load_contrast,
+    neutral_prompts,
+    packaged,
+    surroundings,
+)
+
+ROBUSTNESS = Path(__file__).parents[2] / "examples/benchmarks/robustness_texts.json"
 
 FORMS = {"question", "imperative", "statement", "chat"}
 LENGTHS = range(15, 218)
@@ -130,3 +144,102 @@ def test_neutral_prompts_ask_for_nothing_twice() -> None:
     assert len(both) == len(set(both)) >= 16
     assert all(text.isascii() and text == text.strip() for text in both)
     assert not set(both) & {p.text.lower() for p in packaged()}
+
+
+def sentences(split: Any) -> list[str]:
+    return [text for texts in surroundings(split).values() for text in texts]
+
+
+def words(text: str) -> list[str]:
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
+def test_there_are_enough_surroundings_in_registers_of_their_own() -> None:
+    fitted, held_out = surroundings("fit"), surroundings("held out")
+    assert not set(fitted) & set(held_out)
+    assert len(fitted) >= 6
+    assert len(held_out) == 3
+    assert len(sentences("fit")) >= 300
+    assert len(sentences("held out")) >= 60
+    assert min(map(len, [*fitted.values(), *held_out.values()])) >= 20
+
+
+def test_surroundings_are_plain_sentences() -> None:
+    for text in sentences("fit") + sentences("held out"):
+        assert 6 <= len(text.split()) <= 30, text
+        assert text.isascii(), text
+        assert text == text.strip(), text
+        assert "\n" not in text, text
+
+
+def test_no_sentence_is_there_twice_or_nearly_so() -> None:
+    known = {text: set(words(text)) for text in sentences("fit") + sentences("held out")}
+    assert len(known) == len(sentences("fit")) + len(sentences("held out"))
+    close = [
+        (one, other)
+        for one, other in combinations(known, 2)
+        if len(known[one] & known[other]) > 0.4 * len(known[one] | known[other])
+    ]
+    assert close == []
+
+
+def test_surroundings_share_nothing_with_other_texts() -> None:
+    def strings(value: Any) -> list[str]:
+        if isinstance(value, str):
+            return [value]
+        inside = value.values() if isinstance(value, dict) else value
+        return [text for each in inside for text in strings(each)]
+
+    others = [p.text for p in packaged()]
+    others += [text for split in ("fit", "held out") for text in neutral_prompts(split)]
+    others += strings(json.loads(ROBUSTNESS.read_text("utf-8")))
+    plain = "\n".join(" ".join(words(text)) for text in others)
+    both = sentences("fit") + sentences("held out")
+    assert [text for text in both if " ".join(words(text)) in plain] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("surroundings", {"register", "split", "text"}),
+        ("frames", {"use", "split", "text", "answer", "call"}),
+    ],
+)
+def test_rows_hold_nothing_but_known_fields_and_are_counted_in_the_readme(
+    name: str, fields: set[str]
+) -> None:
+    folder = files("guardrail.data")
+    rows = [*map(json.loads, folder.joinpath(f"{name}.jsonl").read_text("utf-8").splitlines())]
+    assert {key for row in rows for key in row} == fields
+    assert {row["split"] for row in rows} == {"fit", "held out"}
+    assert f"`{name}.jsonl` holds {len(rows)} " in folder.joinpath("README.md").read_text("utf-8")
+
+
+HOLDERS = ("quoted", "json", "code", "fiction")
+
+
+@pytest.mark.parametrize("split", ["fit", "held out"])
+def test_frames_have_one_place_for_a_prompt_where_they_hold_one(split: Any) -> None:
+    found = frames(split)
+    assert set(found) == {*HOLDERS, "refusal", "start", "follow-up", "exchange", "tool"}
+    for use, rows in found.items():
+        assert len(rows) >= 6, use
+        for row in rows:
+            assert row.text.count("{text}") == (use in HOLDERS), row
+            assert row.answer.count("{text}") == (use == "tool"), row
+            assert bool(row.answer) == (use in ("exchange", "tool")), row
+            assert bool(row.call) == (use == "tool"), row
+
+
+def test_no_frame_is_in_both_splits_or_twice() -> None:
+    def said(row: Frame) -> list[str]:
+        return [" ".join(words(text)) for text in (row.text, row.answer) if text]
+
+    both = [
+        text
+        for split in ("fit", "held out")
+        for rows in frames(split).values()
+        for row in rows
+        for text in said(row)
+    ]
+    assert [text for text, n in Counter(both).items() if n > 1] == []
