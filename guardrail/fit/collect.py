@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class Collector:
         return [found[i] for i in range(len(requests))]
 
     def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Places of the requests, grouped by pictures and frames, then by length of text.
+        """Places of the requests, grouped by pictures, frames and tools, then by length of text.
 
         Videos are fewer in a batch, so that it holds no more frames than `batch_size`.
         """
@@ -131,10 +132,10 @@ class Collector:
             parts = (p for m in requests[i].messages for p in m.parts)
             return sum(len(p.text) for p in parts if isinstance(p, TextPart))
 
-        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        groups: dict[tuple[int, tuple[int, ...], str], list[int]] = {}
         for i, request in enumerate(requests):
-            groups.setdefault(request.shape, []).append(i)
-        for (_, frames), places in groups.items():
+            groups.setdefault((*request.shape, json.dumps(request.tools)), []).append(i)
+        for (_, frames, _), places in groups.items():
             size = max(1, most // max(1, sum(frames)))
             places.sort(key=text_length)
             for start in range(0, len(places), size):

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 from guardrail.errors import InputError, UnsupportedModelError
 from guardrail.fit.collect import text_request
 from guardrail.fit.dataset import frames, neutral_prompts, surroundings
-from guardrail.fit.directions import meaningless_images
-from guardrail.fit.prompts import Sample, grouped
+from guardrail.fit.prompts import Sample, grouped, meaningless_images
 from guardrail.types import ImagePart, Message, Request, TextPart, ToolCall
 
 if TYPE_CHECKING:
@@ -223,7 +222,7 @@ FORMS = (
     Form("pictured", _beside, pictures=True),
 )
 
-_SOME: Mapping[Split, int | None] = {"fit": 16, "select": 8, "calibrate": 8}
+_SOME: Mapping[Split, int | None] = {"fit": 12, "select": 4, "calibrate": 6}
 PLAN: dict[str, Mapping[Split, int | None]] = {form.name: _SOME for form in FORMS} | {
     "bare": {"fit": 112, "select": 56, "calibrate": None},
     "pictured": {"fit": 32, "select": 8, "calibrate": 8},

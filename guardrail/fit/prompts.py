@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, MARGIN = 512, 512, 24
 SIZES = (44, 40, 36, 32, 28, 24, 20, 16, 12)
+SIDE = 336  # pixels of a meaningless picture; processors resize it anyway
 LINE = 1.35  # height of a line in font sizes
 SAMPLING = VideoSampling()
 """Clips of a fit are sampled as a policy's defaults sample videos."""
@@ -51,6 +52,11 @@ class Sample:
     form: str
     request: Request
     message: int = 0
+
+    @property
+    def key(self) -> str:
+        """What names the sample among all that are read of a set."""
+        return f"{self.index} {self.form}"
 
 
 def plain(
@@ -75,47 +81,38 @@ def _limits(per_kind: int | None) -> dict[Split, int | None]:
     return {"fit": per_kind, "select": per_kind and -(-per_kind // 2), "calibrate": None}
 
 
-def formed(
-    contrast: ContrastSet,
-    form: Form,
-    pictures: Sequence[Image.Image] = (),
-    *,
-    limits: dict[str, int],
-) -> list[Sample]:
-    """Some prompts of each split with a neutral prompt after them, beside a picture if given.
-
-    The neutral prompts of the fit split are others than those of the two splits that judge it.
-    About every second text is lower case, as text is that was read from somewhere. `limits` bounds
-    the number of each kind in a split; the prompts are spread evenly over the set. Every kind gets
-    the same neutral prompts in the same order, so that no class is told by the words around it.
-    """
-    groups = grouped(contrast)
-    samples = []
-    for (split, _), group in groups.items():
-        around = neutral_prompts("fit" if split == "fit" else "held out")
-        for turn, i in enumerate(spread(group, limits[split])):
-            text = contrast.prompts[i].text
-            lower = (turn + turn // len(around)) % 2
-            words = f"{text.lower() if lower else text}\n{around[turn % len(around)]}"
-            images = [pictures[turn % len(pictures)]] if pictures else []
-            samples.append(Sample(i, form, text_request(words, images=images)))
-    return samples
+def meaningless_images(count: int, *, seed: int = 0) -> list[Image.Image]:
+    """Pictures of one random colour each."""
+    rng = random.Random(seed)
+    colours = [(rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(count)]
+    return [Image.new("RGB", (SIDE, SIDE), colour) for colour in colours]
 
 
 def drawn(contrast: ContrastSet, per_kind: int) -> list[Sample]:
     """Safe prompts of the calibration split written into pictures, with neutral prompts beside.
 
-    What a picture's thresholds need: benign pictures that say something. No unsafe prompt is drawn.
+    What a picture's thresholds need: benign pictures that say something.
     """
+    safe = {
+        key: spread(group, per_kind)
+        for key, group in grouped(contrast).items()
+        if key[0] == "calibrate" and key[1] != "unsafe"
+    }
+    return _drawn(contrast, [i for group in safe.values() for i in group])
+
+
+def drawn_unsafe(contrast: ContrastSet, split: Split, count: int) -> list[Sample]:
+    """Unsafe prompts of a split written into pictures, likewise: what steering is tried on."""
+    return _drawn(contrast, spread(contrast.indices(split, labels=("unsafe",)), count))
+
+
+def _drawn(contrast: ContrastSet, places: Sequence[int]) -> list[Sample]:
     around = neutral_prompts("held out")
     rng = random.Random(1)
     samples = []
-    for (split, kind), group in grouped(contrast).items():
-        if split == "calibrate" and kind != "unsafe":
-            for i in spread(group, per_kind):
-                picture = draw_text(contrast.prompts[i].text, seed=i)
-                request = text_request(rng.choice(around), images=[picture])
-                samples.append(Sample(i, "drawn", request))
+    for i in places:
+        picture = draw_text(contrast.prompts[i].text, seed=i)
+        samples.append(Sample(i, "drawn", text_request(rng.choice(around), images=[picture])))
     return samples
 
 
