@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from guardrail.errors import UnsupportedContentError, UnsupportedModelError
 from guardrail.inputs.tools import call_text
 from guardrail.model.control_tokens import ControlTokens
+from guardrail.model.parts import Expansion, RowParts, Turn, find_parts
 from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart, VideoStream
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ REFUSALS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, Value
 
 VideoAs = Literal["video", "images"]
 
+_KINDS = {TextPart: "text", ImagePart: "image", VideoPart: "video"}
+
 # Processors work times out as frame number / frames per second; ours are not evenly spread, so
 # frames are numbered by the millisecond.
 _PER_SECOND = 1000.0
@@ -51,13 +55,15 @@ _HARMLESS = (224, 224)  # pixels: what every image processor takes
 class Encoded:
     """A batch the model can run. Every row ends at position `prompt_len - 1`.
 
-    `lengths` are the rows' own numbers of tokens, `kinds` their re-centring offsets.
+    `lengths` are the rows' own numbers of tokens, `kinds` their re-centring offsets, `parts` says
+    what in them belongs to which message.
     """
 
     inputs: Mapping[str, Any]
     prompt_len: int
     lengths: tuple[int, ...]
     kinds: tuple[str, ...]
+    parts: tuple[RowParts, ...]
 
 
 class Encoder:
@@ -84,6 +90,11 @@ class Encoder:
         self.video_as = video_as(loaded.processor) if self._multimodal else None
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether a request may hold pictures and videos."""
+        return bool(self._multimodal)
+
+    @property
     def can_batch(self) -> bool:
         """Whether rows of unequal length can share a batch."""
         return self._tokenizer.pad_token_id is not None
@@ -93,17 +104,84 @@ class Encoder:
 
         The rows of a batch have the same tools.
         """
-        chats = [[self._turn(message) for message in r.messages] for r in requests]
+        turns = [[self._turn(message) for message in r.messages] for r in requests]
         clips = [video.clip for r in requests for video in r.videos if isinstance(video, VideoPart)]
-        batch = self._apply(requests, chats, self._tools(requests), clips)
+        options = self._options(requests, clips)
+        batch = self._apply(requests, turns, options, clips)
+        expansions = batch.pop("text_replacement_offsets", None)
         ids, mask = batch["input_ids"], batch.get("attention_mask")
-        lengths = [ids.shape[1]] * len(chats) if mask is None else mask.sum(dim=1).tolist()
+        width = ids.shape[1]
+        lengths = [width] * len(turns) if mask is None else mask.sum(dim=1).tolist()
+        parts = (
+            find_parts(
+                chat,
+                ids[row, width - int(lengths[row]) :].tolist(),
+                tokenizer=self._tokenizer,
+                render=partial(self._rendered, options),
+                opening=self._opening,
+                expansions=self._expansions(chat, expansions and expansions[row]),
+            )
+            for row, chat in enumerate(turns)
+        )
         return Encoded(
             inputs=batch,
-            prompt_len=ids.shape[1],
+            prompt_len=width,
             lengths=tuple(int(n) for n in lengths),
             kinds=tuple(r.offset_kind for r in requests),
+            parts=tuple(parts),
         )
+
+    @cached_property
+    def _opening(self) -> str:
+        """What the template writes before an answer; "" where it cannot be told."""
+        probe = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        try:
+            asked = self._rendered({}, probe)
+            told = self._rendered({}, probe, add_generation_prompt=False)
+        except REFUSALS:
+            return ""
+        opening = asked.removeprefix(told) if asked.startswith(told) else ""
+        return opening if opening.strip() else ""
+
+    def _options(self, requests: Sequence[Request], clips: list[Clip]) -> dict[str, Any]:
+        """What the chat template is given besides a chat."""
+        tools = self._tools(requests)
+        options: dict[str, Any] = {} if tools is None else {"tools": tools}
+        if clips and self.video_as == "video":
+            options |= own_template(self._processor)
+        return options
+
+    def _rendered(
+        self,
+        options: dict[str, Any],
+        chat: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        text: str = self._processor.apply_chat_template(
+            [self._as_read(turn) for turn in chat],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **options,
+        )
+        return text
+
+    def _as_read(self, turn: dict[str, Any]) -> dict[str, Any]:
+        """A turn with its content as one text, for a model that reads texts alone."""
+        if self._multimodal:
+            return turn
+        return {**turn, "content": "\n".join(shown["text"] for shown in turn["content"])}
+
+    def _expansions(self, turns: list[Turn], replaced: Any) -> list[Expansion]:
+        """What the processor wrote for each picture and video of a row.
+
+        One that says nothing of it leaves placeholders as they are, or its rows are not aligned.
+        """
+        if replaced is not None:
+            return [Expansion(r["type"], r["text"], r["replacement"]) for r in replaced]
+        shown = (part["type"] for turn in turns for part in turn.shown["content"])
+        names = ((kind, getattr(self._processor, f"{kind}_token", "")) for kind in shown)
+        return [Expansion(k, n, n) for k, n in names if k != "text" and isinstance(n, str) and n]
 
     def _tools(self, requests: Sequence[Request]) -> list[Any] | None:
         tools = requests[0].tools
@@ -119,23 +197,24 @@ class Encoder:
     def _apply(
         self,
         requests: Sequence[Request],
-        chats: list[list[dict[str, Any]]],
-        tools: list[Any] | None,
+        turns: list[list[Turn]],
+        options: dict[str, Any],
         clips: list[Clip],
     ) -> dict[str, Any]:
         """The chat template and the processor, padding on the left for this call only."""
         padding: dict[str, Any] = {"padding_side": "left"}
-        options: dict[str, Any] = {} if tools is None else {"tools": tools}
         if self._multimodal:
             # A processor cuts where its tokenizer's files say so, unless it is told not to.
             whole = {"padding": self.can_batch, "truncation": False, "max_length": None}
-            options["processor_kwargs"] = padding | whole
+            named = {"return_text_replacement_offsets": True}  # what became of placeholders
+            called = padding | whole | named
             if clips and self.video_as == "video":
                 shown = [shown_clip(self._processor, clip) for clip in clips]
-                options["processor_kwargs"] |= clip_options(shown)
-                options |= own_template(self._processor)
+                called |= clip_options(shown)
+            options = options | {"processor_kwargs": called}
         else:
-            options |= {"tokenizer_kwargs": padding, "padding": self.can_batch}
+            options = options | {"tokenizer_kwargs": padding, "padding": self.can_batch}
+        chats = [[self._as_read(turn.shown) for turn in chat] for chat in turns]
         try:
             batch = self._processor.apply_chat_template(
                 chats,
@@ -149,26 +228,27 @@ class Encoder:
             raise refusal(self._processor, requests, error) from error
         return dict(batch)
 
-    def _turn(self, message: Message) -> dict[str, Any]:
+    def _turn(self, message: Message) -> Turn:
         """A message in the form that chat templates read."""
         if message.tool_calls and not self._reads_calls:
             message = _with_calls_as_text(message)
         texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+        if not self._multimodal and len(texts) != len(message.parts):
+            raise UnsupportedContentError(TEXT_ONLY)
         safe = iter(self._controls.neutralise(texts))
-        turn: dict[str, Any] = {"role": message.role}
-        if self._multimodal:
-            turn["content"] = [shown for part in message.parts for shown in self._shown(part, safe)]
-        else:
-            if len(texts) != len(message.parts):
-                raise UnsupportedContentError(TEXT_ONLY)
-            turn["content"] = "\n".join(safe)
+        content, owners = [], []
+        for number, part in enumerate(message.parts):
+            shown = self._shown(part, safe)
+            content += shown
+            owners += [(number, _KINDS[type(part)])] * len(shown)
+        turn: dict[str, Any] = {"role": message.role, "content": content}
         for key in ("name", "tool_call_id"):
             value = getattr(message, key)
             if value is not None:
                 (turn[key],) = self._controls.neutralise([value])
         if message.tool_calls:
             turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
-        return turn
+        return Turn(turn, tuple(owners))
 
     def _shown(self, part: Part, texts: Iterator[str]) -> list[dict[str, Any]]:
         """A part in the form that chat templates read; a clip may be several pictures."""
