@@ -394,8 +394,6 @@ class _Found:
             ends = self._ends(opening, begin, end) if self._unread.isdisjoint(skipped) else []
             if len(ends) == len(answers):
                 yield from zip(answers, ends, strict=True)
-            elif message in answers and ends:
-                yield message, ends[0]
             elif message in answers and message not in self._unread:
                 # An answer that goes on where another message ends has no header.
                 if last not in self._own or self._text[begin:end].strip():

@@ -309,6 +309,34 @@ def test_thinking_that_is_left_out_makes_the_answer_unread_and_keeps_its_header(
     ]
 
 
+def test_a_template_that_writes_empty_thinking_of_its_own_does_not_lose_the_header(shown_by):
+    none = "<think>\\n\\n</think>\\n\\n"
+    kept = "{{- m['content'].split('</think>')[-1].lstrip('\\n') }}"
+    empty = "{%- if m['role'] == 'assistant' %}{{- '" + none + "' }}{%- endif %}"
+    template = spoken(empty + kept).replace("assistant\\n' }}", "assistant\\n" + none + "' }}")
+    encoder = shown_by(template)
+    request = request_of((("user", "hi"), ("assistant", "a</think>\n\na cat"), ("user", THEN)))
+    (parts,) = encoder.encode([request]).parts
+    assert parts.unread == (1,)
+    assert [message for message, _ in parts.headers] == [1]
+    check_headers(encoder, request, parts)
+
+
+def test_what_is_not_found_cannot_move_a_header_either(shown_by):
+    template = (
+        "{%- for m in messages %}{{- m['role'] | upper ~ ': ' ~ m['content'] ~ '\\n' }}"
+        "{%- if m['role'] == 'user' %}{{- m['content'] ~ '\\n' }}{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- 'ASSISTANT:' }}{%- endif %}"
+    )
+    encoder = shown_by(template)
+    request = request_of((("user", "x ASSISTANT: y"), ("assistant", "a cat"), ("user", "so")))
+    ids = ids_of(encoder, request)
+    (parts,) = encoder.encode([request]).parts
+    ((message, position),) = parts.headers
+    assert (parts.unread, message) == ((0, 2), 1)
+    assert encoder._tokenizer.decode(ids[: position + 1]).count("ASSISTANT:") == 3
+
+
 def test_a_header_with_thinking_before_it_is_where_the_model_began(shown_by):
     think = "{%- if m['role'] == 'assistant' %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
     encoder = shown_by(spoken(think + "{{- m['content'] }}"))
@@ -377,6 +405,15 @@ def test_calls_that_are_written_otherwise_leave_the_rest_aligned(shown_by):
     check_texts(encoder, request, parts)
     assert parts.headers
     check_headers(encoder, request, parts)
+
+
+def test_a_text_in_tags_costs_no_call_its_place(shown_by):
+    calls = "{%- for c in m['tool_calls'] or [] %}{{- c['function'] | tojson }}{%- endfor %}"
+    looks = "{%- set tool = messages[0]['content'].endswith('</r>') %}{{- 'a result: ' if tool }}"
+    encoder = shown_by(looks + spoken("{{- m['content'] }}" + calls))
+    request = chat(turn("user", "<r>42</r>"), turn("assistant", tool_calls=(CALL,)))
+    (parts,) = encoder.encode([request]).parts
+    assert [span.message for span in parts.turns] == [0, 1]
 
 
 def test_calls_as_lines_are_one_part_more_than_the_message_has(shown_by):
