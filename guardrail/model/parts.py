@@ -99,7 +99,7 @@ def find_parts(
     ids: Sequence[int],
     *,
     tokenizer: PreTrainedTokenizerBase,
-    render: Callable[[Chat], str],
+    render: Callable[[Chat], str | None],
     opening: str,
     expansions: Sequence[Expansion] = (),
 ) -> RowParts:
@@ -109,14 +109,17 @@ def find_parts(
         turns: the chat; text in it is text only.
         ids: the row's tokens, without padding.
         tokenizer: the row's.
-        render: the chat template as it was applied, as text.
+        render: the chat template as it was applied, as text; None where it refuses the chat.
         opening: what the template writes before an answer; "" if that cannot be told.
         expansions: those of the row, in order.
     """
     tried = None
     for late in (True, False) if tokenizer.is_fast else ():
         marks = _Marks(turns, late=late)
-        text, places = marks.taken_out_of(render(marks.chat))
+        rendered = render(marks.chat)
+        if rendered is None:
+            continue
+        text, places = marks.taken_out_of(rendered)
         if text == tried:  # another place for the marks changes nothing
             break
         tried = text

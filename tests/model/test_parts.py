@@ -425,6 +425,19 @@ def test_a_text_in_tags_costs_no_call_its_place(shown_by):
     assert [span.message for span in parts.turns] == [0, 1]
 
 
+def test_a_template_that_refuses_a_marked_chat_does_not_refuse_the_chat(shown_by):
+    calls = (
+        "{%- for c in m['tool_calls'] or [] %}{%- if c['function']['name'] != 'find' %}"
+        "{{- raise_exception('no such tool') }}{%- endif %}{{- c['function'] | tojson }}"
+        "{%- endfor %}"
+    )
+    encoder = shown_by(spoken("{{- m['content'] }}" + calls))
+    request = chat(turn("user", "hi"), turn("assistant", tool_calls=(CALL,)), turn("user", "so"))
+    (parts,) = encoder.encode([request]).parts
+    check_texts(encoder, request, parts)
+    assert [message for message, _ in parts.headers] == [1]
+
+
 def test_calls_as_lines_are_one_part_more_than_the_message_has(shown_by):
     encoder = shown_by(spoken("{{- m['content'] }}"))
     request = chat(turn("user", "hi"), turn("assistant", tool_calls=(CALL,)), turn("user", "so"))
