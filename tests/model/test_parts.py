@@ -72,7 +72,12 @@ def check_texts(encoder, request, parts, *, but=()):
         texts = {p: t.strip() for p, t in neutral(encoder, message).items() if t.strip()}
         stretches = spans[number].stretches if number in spans else ()
         found = {s.part: said(encoder, ids, s) for s in stretches if s.kind == "text"}
-        assert found == texts, number
+        assert found.keys() == texts.keys(), number
+        joined = "".join(neutral(encoder, message).values())
+        for place, text in texts.items():
+            # where two texts touch, a token may hold the end of one and the start of the other
+            assert text in found[place], number
+            assert found[place] == text or (len(texts) > 1 and found[place] in joined), number
         media = [i for i, part in enumerate(message.parts) if not isinstance(part, TextPart)]
         assert sorted(s.part for s in stretches if s.kind != "text") == media
         for stretch in stretches:
