@@ -59,6 +59,7 @@ class Outcome:
     steering: SteeringFound
     prefixes: tuple[str, ...]
     without_video: str | None = None
+    history: tuple[str, ...] = ()
 
 
 def artefact_of(outcome: Outcome) -> Artefact:
@@ -184,6 +185,7 @@ def _warnings(outcome: Outcome, recentring: dict[str, h.Recentring]) -> Iterator
             f"({len(outcome.steering.effects)} layers measured, {tried} settings tried)"
         )
     yield from lost_scores(recentring)
+    yield from (f"history: {gap}" for gap in outcome.history)
     if not outcome.joint.turns:
         yield (
             "earlier turns are not judged again: this model runs the layers that are read at the "

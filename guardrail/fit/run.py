@@ -19,6 +19,7 @@ from guardrail.fit.refusal import REFUSAL_PREFIXES
 from guardrail.fit.select import MEANS, Candidate, choose, compare, is_safe, readout_layers
 from guardrail.fit.steering import search
 from guardrail.model.fingerprint import fingerprint
+from guardrail.model.history import history_gaps
 from guardrail.stats import needed_scores
 from guardrail.types import Modality
 
@@ -177,6 +178,7 @@ def finish(
             steering=found,
             prefixes=prefixes,
             without_video=without_video,
+            history=tuple(history_gaps(collect.encoder)),
         )
     )
 

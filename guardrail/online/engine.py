@@ -18,6 +18,7 @@ from guardrail.errors import LimitExceededError, UnsupportedContentError
 from guardrail.model.decoder import context_length
 from guardrail.model.encode import TEXT_ONLY, Encoded, Encoder
 from guardrail.model.generate import check_rows, generate_rows
+from guardrail.model.history import history_gaps
 from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.monitor.monitor import Monitor
 from guardrail.online.answering import Answering, verdict_of
@@ -50,6 +51,8 @@ class Engine:
         self.loaded, self.artefact, self.policy, self._audit = loaded, artefact, policy, audit
         self.encoder, self.monitor = Encoder(loaded), Monitor(artefact)
         self._detector = Detector.from_artefact(artefact, policy)
+        for gap in history_gaps(self.encoder):
+            log.warning("what is read of a chat with this model: %s", gap)
         self._notes = tuple(sampling_notes(artefact, policy))  # told with the first video
         layers = check_layers(self._detector, loaded.model)
         self._context = context_length(loaded.model)
