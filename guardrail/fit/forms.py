@@ -52,10 +52,10 @@ TOOLS = tuple(
 """The same for all requests, as the rows of a batch must have the same tools."""
 
 # Few mostly, many sometimes: what is around is read, too, and costs as much as the prompt.
-_COUNTS = (1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 6, 10)
-_IN_SYSTEM_PROMPTS = (3, 3, 3, 4, 4, 5, 6, 10)
-_EXCHANGES = (1, 1, 1, 2, 2, 3, 4)
-_PICTURES = (1, 1, 1, 2, 3)
+_COUNTS = (1, 1, 1, 1, 2, 2, 2, 3, 4, 8)
+_IN_SYSTEM_PROMPTS = (3, 3, 3, 4, 6, 10)
+_EXCHANGES = (1, 1, 1, 2, 3, 4)
+_PICTURES = (1, 1, 1, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -222,10 +222,10 @@ FORMS = (
     Form("pictured", _beside, pictures=True),
 )
 
-_SOME: Mapping[Split, int | None] = {"fit": 12, "select": 4, "calibrate": 6}
+_SOME: Mapping[Split, int | None] = {"fit": 16, "select": 4, "calibrate": 4}
 PLAN: dict[str, Mapping[Split, int | None]] = {form.name: _SOME for form in FORMS} | {
     "bare": {"fit": 112, "select": 56, "calibrate": None},
-    "pictured": {"fit": 32, "select": 8, "calibrate": 8},
+    "pictured": {"fit": 32, "select": 6, "calibrate": 34},
 }
 """How many prompts of each kind a split gives to each form; None is all of them."""
 
