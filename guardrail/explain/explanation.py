@@ -20,7 +20,8 @@ class Position:
 
     `text` is what the token adds to the decoded prompt: "" for a token inside a character that a
     later one completes. `kind` is `text` for what somebody wrote, `image` and `video` for the slots
-    of pictures and videos, `template` for what the chat template and the processor put around them.
+    of pictures and videos, `template` for what the chat template and the processor put around them,
+    calls of tools among it.
     `role` is that of the message it lies in, None between messages and where that is not known.
     `score` is that of what the guard reads and that ends here; None where nothing does.
     """

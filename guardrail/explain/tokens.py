@@ -73,13 +73,18 @@ def positions_of(
     """Every token of a row with its text, origin and score; `slots` are those of media."""
     special = set(tokenizer.all_special_ids)
     roles = {at: turn.role for turn in parts.turns for at in range(turn.start, turn.stop)}
-    stretches = [stretch for turn in parts.turns for stretch in turn.stretches]
-    media = {at for s in stretches if s.kind is not Modality.TEXT for at in range(s.start, s.stop)}
+    texts = {
+        at
+        for turn in parts.turns
+        for stretch in turn.stretches
+        if stretch.kind is Modality.TEXT
+        for at in range(stretch.start, stretch.stop)
+    }
     made = []
     for at, (token, text, score) in enumerate(
         zip(ids, token_texts(tokenizer, ids), scores, strict=True)
     ):
-        written = at in roles and at not in media and token not in special
+        written = (at in texts or not parts.aligned) and token not in special
         kind = slots.get(at, "text" if written else "template")
         role = roles.get(at) if parts.aligned else None
         made.append(Position(index=at, text=text, kind=kind, role=role, score=score))
