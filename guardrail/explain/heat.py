@@ -136,7 +136,7 @@ def marks(explanation: Explanation) -> list[Mark]:
         if name is not None and name not in made:
             decides = name in decided
             made[name] = Mark(text=f"[{name}]", kind="picture", position=at, decides=decides)
-        elif name is None and (found.text or at in decided):
+        elif name is None and found.text:
             text = shown(found.text)
             words = text.rstrip("\n")
             made[at] = Mark(

@@ -103,25 +103,27 @@ CALLED = [
 ]
 
 
-def by_hand(guard: Guard, encoded: Any) -> dict[int, float]:
-    """Each position's score, one after the other, from what a plain pass has there."""
-    layers = list(guard.artefact.header.readout.layers)
-    outputs: dict[int, torch.Tensor] = {}
-    handles = []
-    for number in layers:
+def residuals(guard: Guard, encoded: Any) -> torch.Tensor:
+    """What a plain pass has at the layers read: (positions, k, d_model)."""
+    outputs: list[torch.Tensor] = []
 
-        def keep(_module: Any, _args: Any, output: Any, number: int = number) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            outputs[number] = hidden[0].double()
+    def keep(_module: Any, _args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        outputs.append(hidden[0].double())
 
-        stack = decoder_layers(guard.loaded.model)
-        handles.append(stack[number].register_forward_hook(keep))
+    stack = decoder_layers(guard.loaded.model)
+    layers = guard.artefact.header.readout.layers
+    handles = [stack[number].register_forward_hook(keep) for number in layers]
     with torch.no_grad():
         guard.loaded.model(**encoded.inputs)
     for handle in handles:
         handle.remove()
-    hidden = torch.stack([outputs[number] for number in layers], dim=1)  # (positions, k, d_model)
-    header = guard.artefact.header
+    return torch.stack(outputs, dim=1)
+
+
+def by_hand(guard: Guard, encoded: Any) -> dict[int, float]:
+    """Each position's score, one after the other, from what a plain pass has there."""
+    hidden, header = residuals(guard, encoded), guard.artefact.header
     held = {name: tensor.double() for name, tensor in guard.artefact.tensors.items()}
     (parts,) = encoded.parts
 
@@ -133,22 +135,22 @@ def by_hand(guard: Guard, encoded: Any) -> dict[int, float]:
         line = header.recentring[kind].score
         return (score - line.intercept) / line.slope
 
+    def window(tokens: torch.Tensor) -> float:
+        score = 0.0
+        for number, layer in enumerate(tokens.unbind(1)):
+            queries, values = held["window_query"][number], held["window_value"][number]
+            for query, value in zip(queries, values, strict=True):
+                score += float((layer @ query).softmax(0) @ (layer @ value))
+            score += float(held["window_bias"][number])
+        return (score / tokens.shape[1] - header.windows.zero) / header.windows.gap
+
     found = {header.position: end(header.position, header.kind) for header in parts.headers}
     found[len(hidden) - 1] = end(len(hidden) - 1, encoded.kinds[0])
     for turn in parts.turns:
-        if turn.role not in guard.policy.judged_roles:
-            continue
-        for last in range(turn.start + header.windows.first - 1, turn.stop):
-            window = hidden[max(turn.start, last - header.windows.width + 1) : last + 1]
-            score = 0.0
-            for number in range(len(layers)):
-                for query, value in zip(
-                    held["window_query"][number], held["window_value"][number], strict=True
-                ):
-                    share = (window[:, number] @ query).softmax(0)
-                    score += float(share @ (window[:, number] @ value)) / len(layers)
-                score += float(held["window_bias"][number]) / len(layers)
-            found[last] = (score - header.windows.zero) / header.windows.gap
+        if turn.role in guard.policy.judged_roles:
+            for last in range(turn.start + header.windows.first - 1, turn.stop):
+                first = max(turn.start, last - header.windows.width + 1)
+                found[last] = window(hidden[first : last + 1])
     return found
 
 
