@@ -204,7 +204,7 @@ def _picture_panel(number: int, picture: Picture, decided: range, scale: Scale) 
     told += f"; {picture.note}" if picture.note else ""
     unread = sum(score is None for score in picture.scores)
     if unread:
-        told += f"; without a score: {unread} positions"
+        told += f"; positions without a score: {unread}"
     framed = [slot for slot, at in enumerate(picture.positions) if at in decided]
     if framed:
         told += f"; framed: what decided, positions {framed[0] + 1} to {framed[-1] + 1}"

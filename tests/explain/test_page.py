@@ -106,7 +106,7 @@ def test_a_part_fits_into_another_page_more_than_once():
 def test_a_picture_without_a_grid_is_shown_as_bars_and_says_why():
     read = _Reader(explanation_page(explanation(grid=None)))
     assert "not known <b>where</b>" in read.text
-    assert "without a score: 1 positions" in read.text
+    assert "positions without a score: 1" in read.text
     assert "as the model got it" not in read.text
     assert "Scores of picture 1, position by position" in read.text
     assert "2 \N{MULTIPLICATION SIGN} 3 positions" in _Reader(explanation_page(explanation())).text
