@@ -175,7 +175,7 @@ class PromptReading(PartsReading):
     def _found_in_turns(self) -> Iterator[tuple[int, Found]]:
         for row, header, score in self._turns():
             where = Where(reading="turn", message=header.message - 1, role=header.asked_by)
-            yield row, Found(score if math.isfinite(score) else math.nan, where)
+            yield row, Found(score, where)
 
     def _found_in_parts(self) -> Iterator[tuple[int, Found]]:
         for row, turn, places, products in self._parts():
@@ -188,7 +188,7 @@ class PromptReading(PartsReading):
     def scores(self, row: int) -> dict[int, float]:
         """Every score of a row that `found` is the highest of, by the position it ends at.
 
-        Positions count from the row's first token. NaN where a reading failed.
+        Positions count from the row's first token. Not finite where a reading failed.
 
         Raises:
             DetectorError: as in `found`.
@@ -200,8 +200,7 @@ class PromptReading(PartsReading):
                 ends += zip(places[self.windows.first - 1 :].tolist(), scores, strict=True)
         found: dict[int, float] = {}
         for position, score in ends:
-            if not found.get(position, -math.inf) >= score:
-                found[position] = score if math.isfinite(score) else math.nan
+            found[position] = max(score, found.get(position, score))
         return found
 
     def _turns(self) -> Iterator[tuple[int, Header, float]]:
@@ -215,7 +214,7 @@ class PromptReading(PartsReading):
         residuals = torch.stack([torch.stack(layer) for layer in read], dim=1)
         scores = self.readout.scores(residuals, [header.kind for _, _, header in places])
         for (row, _, header), score in zip(places, scores.tolist(), strict=True):
-            yield row, header, score
+            yield row, header, score if math.isfinite(score) else math.nan
 
     def _parts(self) -> Iterator[tuple[int, TurnSpan, Tensor, Tensor]]:
         """Row and span of every judged message, its tokens' positions in the row and products."""
@@ -230,12 +229,8 @@ class PromptReading(PartsReading):
         products = torch.stack(read, dim=2).cpu()
         for row, turn in spans:
             places = self.places(row, turn)
-            yield (
-                row,
-                turn,
-                places - (self.prompt_len - self.rows[row].length),
-                products[row, places],
-            )
+            pad = self.prompt_len - self.rows[row].length
+            yield row, turn, places - pad, products[row, places]
 
 
 def _window_at(turn: TurnSpan, start: int, stop: int) -> Where:

@@ -121,7 +121,8 @@ class Explanation:
             return range(0)
         if self.where.start is not None and self.where.stop is not None:
             return range(self.where.start, self.where.stop)
-        at = self.highest(1)[0].index
+        last = self.where.reading == "last"
+        at = len(self.positions) - 1 if last else self.highest(1)[0].index
         return range(at, at + 1)
 
     def highest(self, count: int = 10) -> list[Position]:

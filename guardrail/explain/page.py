@@ -162,7 +162,7 @@ def _along_prompt(part: SubFigure, explanation: Explanation, scale: Scale) -> No
     _line(axes, range(len(scores)), scores)
     decided = explanation.decided
     if decided:
-        (best,) = explanation.highest(1)
+        best = explanation.positions[decided[-1]]
         axes.axvspan(decided[0] - 0.5, decided[-1] + 0.5, fc="none", ec="black", linewidth=1)
         ring = axes.plot(best.index, best.score or 0.0, "o", mfc="none", mec="black", ms=9)[0]
         ring.set_label("the highest, which decides")

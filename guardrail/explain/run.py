@@ -59,7 +59,8 @@ def explain(
         layout: how picture positions are laid out; see `patches.picture_spans`.
 
     Of a long video every window is read, and the positions are those of the highest; the guard
-    itself stops at one that is flagged.
+    itself stops at one that is flagged. A request that differs in plain letters is read in both
+    forms, and the positions are those of the higher one.
 
     Raises:
         InputError: the request cannot be read, or is larger than the policy allows.
