@@ -1,4 +1,4 @@
-"""`guardrail explain`: where along one prompt, and where in its pictures, the direction appears."""
+"""`guardrail explain`: which words of a prompt, or which part of its pictures, decided."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from guardrail.explain.heat import (
     marks,
     picture_name,
     scale_for,
+    told_where,
     video_name,
 )
 from guardrail.extras import require
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _BAR = 30  # characters of the highest window's bar
 _UNREAD = "\N{MIDDLE DOT} "
+_DECIDES = "[]"  # in a cell
 
 
 class LayoutName(StrEnum):
@@ -71,7 +73,7 @@ def explain(
     as_json: o.AsJson = False,
     debug: o.Debug = False,
 ) -> None:
-    """Show one request's score at every position of its prompt; exits like `check`."""
+    """Show every score that is read in one request, and which one decided; exits like `check`."""
     with session(debug=debug) as stdout:
         value = read_request(asked)
         if png is not None or html is not None:  # named before a model is loaded
@@ -105,15 +107,17 @@ def _write(found: Explanation, png: Path | None, html: Path | None) -> None:
 
 
 def show_explanation(stdout: TextIO, explanation: Explanation) -> None:
-    """The prompt, its pictures and the highest positions; colours only where there are any."""
+    """What decided, the prompt, its pictures, the highest positions; in colour if there is any."""
     console = Console(file=stdout, highlight=False)
     paint = _Paint(scale_for(explanation.verdict), coarse=console.color_system == "standard")
+    if explanation.where is not None:
+        console.print(Text(f"decided {told_where(explanation)}"), "", sep="\n")
     console.print(Text.assemble(*(_token(mark, paint) for mark in marks(explanation))))
     for number, picture in enumerate(explanation.pictures, 1):
         name = (picture_name(number, picture), "bold")
         console.print("", Text.assemble(name, "  ", picture.note), sep="\n")
         if console.color_system is not None:
-            console.print(_cells(picture, paint, console.width))
+            console.print(_cells(picture, explanation.decided, paint, console.width))
     for number, video in enumerate(explanation.videos, 1):
         name = (video_name(number, video), "bold")
         console.print("", Text.assemble(name, "\n", video.note or _frames(video)), sep="\n")
@@ -143,32 +147,32 @@ class _Paint:
 
 
 def _token(mark: Mark, paint: _Paint) -> tuple[str, str]:
-    """A run and its style: grey words are the template's, the last position is underlined."""
-    ground = "" if mark.score is None else paint.style(mark.score)
-    if mark.decides:
-        return mark.text, f"bold underline {ground}"
-    other = "dim" if mark.kind == "template" and ground else "italic dim"
-    return mark.text + mark.after, ground if mark.kind == "text" and ground else other
+    """A run and its style: what decided is underlined, what has no score of its own is grey."""
+    ground = "dim" if mark.score is None else paint.style(mark.score)
+    return mark.text + mark.after, f"bold underline {ground}" if mark.decides else ground
 
 
-def _cells(picture: Picture, paint: _Paint, width: int) -> Text:
+def _cells(picture: Picture, decided: range, paint: _Paint, width: int) -> Text:
     """One cell per position: the picture's grid where it is known and fits, else a sequence."""
     columns = max(width // 2, 1)
     if picture.grid is not None and picture.grid[1] <= columns:
         columns = picture.grid[1]
     cells = [
-        (_UNREAD, "dim") if score is None else ("  ", paint.style(score, 1.0))
-        for score in picture.scores
+        (
+            _DECIDES if at in decided else _UNREAD if score is None else "  ",
+            "dim" if score is None else paint.style(score, 1.0),
+        )
+        for at, score in zip(picture.positions, picture.scores, strict=True)
     ]
     rows = [Text.assemble(*cells[at : at + columns]) for at in range(0, len(cells), columns)]
     return Text("\n").join(rows)
 
 
 def _frames(video: Video) -> str:
-    """The score after each frame, in order."""
+    """The highest score in each frame, in order."""
     scores = ["none" if frame.score is None else f"{frame.score:.2f}" for frame in video.frames]
     told = [f"{f.time_s:.1f} s {score}" for f, score in zip(video.frames, scores, strict=True)]
-    return "  ".join(["score after the frame at", *told])
+    return "  ".join(["highest score in the frame at", *told])
 
 
 def _windows(explanation: Explanation) -> Table:

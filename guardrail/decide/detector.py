@@ -42,12 +42,14 @@ class Decision:
     """One answer per row of a batch.
 
     `scores` is (rows,) float64 on the CPU; `actions` what the policy lets the guard do; `failed`
-    marks rows without a finite score, whose action is the policy's fail mode.
+    marks rows without a finite score, whose action is the policy's fail mode. `last` are the scores
+    of the last positions alone, which other readings may have outdone.
     """
 
     scores: Tensor
     actions: list[Action]
     failed: list[bool]
+    last: Tensor | None = None
 
 
 class Detector:
@@ -172,7 +174,7 @@ class Detector:
         A row's score is at least its floors, what other readings of the same request gave;
         `NO_FLOOR` is none, and NaN says that the detector failed there.
         """
-        scores = self.readout.scores(residuals, kinds)
+        last = scores = self.readout.scores(residuals, kinds)
         for floor in floors:
             scores = self._raised(scores, torch.tensor(list(floor), dtype=torch.float64), kinds)
         failed = (~torch.isfinite(scores)).tolist()
@@ -183,7 +185,7 @@ class Detector:
         ]
         if any(failed):
             log.error("%d of %d rows have no finite score", sum(failed), len(failed))
-        return Decision(scores, actions, failed)
+        return Decision(scores, actions, failed, last)
 
     def _raised(self, scores: Tensor, floors: Tensor, kinds: Sequence[str]) -> Tensor:
         """(rows,) float64 scores lifted to their floors; NaN where an outage of either counts."""

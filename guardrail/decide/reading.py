@@ -168,13 +168,44 @@ class PromptReading(PartsReading):
             DetectorError: a layer did not run at every position of the prompt.
         """
         best = [NOTHING] * len(self.rows)
-        for row, candidate in [*self._turns(), *self._parts()]:
+        for row, candidate in [*self._found_in_turns(), *self._found_in_parts()]:
             # NaN outranks all: a reading that failed is no low score
             if not candidate.score <= best[row].score and not math.isnan(best[row].score):
                 best[row] = candidate
         return best
 
-    def _turns(self) -> Iterator[tuple[int, Found]]:
+    def _found_in_turns(self) -> Iterator[tuple[int, Found]]:
+        for row, header, score in self._turns():
+            where = Where(reading="turn", message=header.message - 1, role=header.asked_by)
+            yield row, Found(score, where)
+
+    def _found_in_parts(self) -> Iterator[tuple[int, Found]]:
+        for row, turn, places, products in self._parts():
+            highest = None if self.windows is None else self.windows.highest(products)
+            if self.windows is not None and highest is not None:
+                score, end = highest
+                start = int(places[max(0, end - self.windows.width + 1)])
+                yield row, Found(score, _window_at(turn, start, int(places[end]) + 1))
+
+    def scores(self, row: int) -> dict[int, float]:
+        """Every score of a row that `found` is the highest of, by the position it ends at.
+
+        Positions count from the row's first token. Not finite where a reading failed.
+
+        Raises:
+            DetectorError: as in `found`.
+        """
+        ends = [(header.position, score) for of, header, score in self._turns() if of == row]
+        for of, _, places, products in self._parts():
+            if of == row and self.windows is not None:
+                scores = self.windows.scores(products).tolist()
+                ends += zip(places[self.windows.first - 1 :].tolist(), scores, strict=True)
+        found: dict[int, float] = {}
+        for position, score in ends:
+            found[position] = max(score, found.get(position, score))
+        return found
+
+    def _turns(self) -> Iterator[tuple[int, Header, float]]:
         """What the turns of before scored when they were the last."""
         places = list(self.headers())
         if not places:
@@ -185,11 +216,10 @@ class PromptReading(PartsReading):
         residuals = torch.stack([torch.stack(layer) for layer in read], dim=1)
         scores = self.readout.scores(residuals, [header.kind for _, _, header in places])
         for (row, _, header), score in zip(places, scores.tolist(), strict=True):
-            where = Where(reading="turn", message=header.message - 1, role=header.asked_by)
-            yield row, Found(score if math.isfinite(score) else math.nan, where)
+            yield row, header, score if math.isfinite(score) else math.nan
 
-    def _parts(self) -> Iterator[tuple[int, Found]]:
-        """The highest window of every judged message."""
+    def _parts(self) -> Iterator[tuple[int, TurnSpan, Tensor, Tensor]]:
+        """Row and span of every judged message, its tokens' positions in the row and products."""
         windows, spans = self.windows, list(self.spans())
         if windows is None or not spans:
             return
@@ -201,12 +231,8 @@ class PromptReading(PartsReading):
         products = torch.stack(read, dim=2).cpu()
         for row, turn in spans:
             places = self.places(row, turn)
-            highest = windows.highest(products[row, places])
-            if highest is not None:
-                score, end = highest
-                pad = self.prompt_len - self.rows[row].length
-                start = int(places[max(0, end - windows.width + 1)]) - pad
-                yield row, Found(score, _window_at(turn, start, int(places[end]) - pad + 1))
+            pad = self.prompt_len - self.rows[row].length
+            yield row, turn, places - pad, products[row, places]
 
 
 def _window_at(turn: TurnSpan, start: int, stop: int) -> Where:

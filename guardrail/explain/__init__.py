@@ -1,4 +1,4 @@
-"""Where along one prompt, and where in its pictures and videos, the refusal direction appears.
+"""Which words of a request, or which part of its pictures and videos, gave it its score.
 
     from guardrail.explain import explain
 

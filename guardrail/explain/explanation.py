@@ -1,4 +1,4 @@
-"""One request's projection at every prompt position, as data."""
+"""What the guard read in one request, position by position, as data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from guardrail.types import Verdict
+    from guardrail.types import Verdict, Where
 
 Kind = Literal["template", "text", "image", "video"]
 _PIXELS = {"original", "seen", "image"}
@@ -19,11 +19,11 @@ class Position:
     """One token of the prompt.
 
     `text` is what the token adds to the decoded prompt: "" for a token inside a character that a
-    later one completes. `kind` is `text` for what somebody wrote in a turn of `role`, `template`
-    for what the chat template put around it (tools and turn marks), `image` and `video` for the
-    slots of pictures and videos.
-    `score` is None where the model hides the position from attention, so that it has no part in
-    the answer.
+    later one completes. `kind` is `text` for what somebody wrote, `image` and `video` for the slots
+    of pictures and videos, `template` for what the chat template and the processor put around them,
+    calls of tools among it.
+    `role` is that of the message it lies in, None between messages and where that is not known.
+    `score` is that of what the guard reads and that ends here; None where nothing does.
     """
 
     index: int
@@ -53,9 +53,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """A frame of a video, and the score at its last position: after it, before the next.
+    """A frame of a video, and the highest score in its slots, which is at `position`.
 
-    Where several frames share their positions, it is the last of them.
+    Where several frames share their slots, it is the last of them. Without a score `position` is
+    the last slot.
     """
 
     time_s: float
@@ -88,36 +89,52 @@ class WindowScore:
 class Explanation:
     """What the guard read in one request, position by position.
 
-    Every score is on the verdict's scale: the readout layers' mean of (<h - b, w> - zero) / gap,
-    0 at the text-safe and 1 at the text-unsafe centroid. **Only the last position's score is what
-    the guard decides on.** The direction w, both centroids and the offset b of a picture were
-    measured at the last position of prompts; earlier positions are read on the same scale for
-    illustration. They show where along the prompt the direction appears, not how much a word
-    contributed to the verdict.
+    Every score is on the verdict's scale, 0 at the text-safe and 1 at the text-unsafe prompts, and
+    each of them counts: the verdict's score is the highest. At a token of a judged message it is
+    that of the window that ends there (the tokens up to this one that the window readout holds); at
+    the last position, and where an earlier answer began, that of the refusal direction there.
+    Elsewhere there is none: in the template, in messages whose role is not judged, in the first
+    tokens of a message and in slots that the model hides from attention.
 
-    A long video is judged window by window; the verdict rests on the highest of `windows`, and that
-    one is what the positions are of.
-
-    `notes` say what about this model is not known.
+    `where` says which reading is the highest one of these positions; None when the detector failed.
+    A long video is judged window by window; then the positions are of the highest of `windows`, and
+    of a request in plain letters where that one scored higher. `notes` say so, and what about this
+    model is not known.
     """
 
     model: str
     verdict: Verdict
+    where: Where | None
     positions: tuple[Position, ...]
     pictures: tuple[Picture, ...]
     videos: tuple[Video, ...] = ()
     windows: tuple[WindowScore, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def decided(self) -> range:
+        """The positions that decided: those of a window, or the one where the direction was read.
+
+        Empty when the detector failed.
+        """
+        if self.where is None:
+            return range(0)
+        if self.where.start is not None and self.where.stop is not None:
+            return range(self.where.start, self.where.stop)
+        last = self.where.reading == "last"
+        at = len(self.positions) - 1 if last else self.highest(1)[0].index
+        return range(at, at + 1)
+
     def highest(self, count: int = 10) -> list[Position]:
-        """The positions with the highest scores, template tokens left out, highest first."""
-        shown = [p for p in self.positions if p.kind != "template" and p.score is not None]
-        return sorted(shown, key=lambda p: -(p.score or 0.0))[:count]
+        """The positions with the highest scores, highest first."""
+        scored = [(p.score, p) for p in self.positions if p.score is not None]
+        return [p for _, p in sorted(scored, key=lambda pair: -pair[0])[:count]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; pictures without their pixels."""
         plain: dict[str, Any] = _plain(self)
-        return plain | {"verdict": self.verdict.to_dict()}
+        where = None if self.where is None else self.where.to_dict()
+        return plain | {"verdict": self.verdict.to_dict(), "where": where}
 
 
 def _plain(value: Any) -> Any:

@@ -106,8 +106,8 @@ def heat_map(picture: Picture, scale: Scale, side: int = 448) -> Image | None:
 class Mark:
     """A run of the prompt with one colour: a token, or all positions of a picture or video.
 
-    `decides` marks the last position. `after` are the line breaks that `text` ends with; they show
-    as arrows in `text`, and take the next run to a new line.
+    `decides` marks what the verdict's score is of. `after` are the line breaks that `text` ends
+    with; they show as arrows in `text`, and take the next run to a new line.
     """
 
     text: str
@@ -129,13 +129,14 @@ def marks(explanation: Explanation) -> list[Mark]:
         owners |= dict.fromkeys(picture.positions, picture_name(number, picture))
     for number, video in enumerate(explanation.videos, 1):
         owners |= dict.fromkeys(video.positions, video_name(number, video))
-    last = len(explanation.positions) - 1
+    decided = {owners.get(at, at) for at in explanation.decided}
     made: dict[str | int, Mark] = {}
     for found in explanation.positions:
         at, name = found.index, owners.get(found.index)
-        if name is not None:
-            made.setdefault(name, Mark(text=f"[{name}]", kind="picture", position=at))
-        elif found.text or at == last:
+        if name is not None and name not in made:
+            decides = name in decided
+            made[name] = Mark(text=f"[{name}]", kind="picture", position=at, decides=decides)
+        elif name is None and found.text:
             text = shown(found.text)
             words = text.rstrip("\n")
             made[at] = Mark(
@@ -145,7 +146,7 @@ def marks(explanation: Explanation) -> list[Mark]:
                 score=found.score,
                 position=at,
                 role=found.role,
-                decides=at == last,
+                decides=at in decided,
             )
     return list(made.values())
 
@@ -177,11 +178,25 @@ def _glyph(character: str) -> str:
     return "\N{REPLACEMENT CHARACTER}" if hidden else character
 
 
-def highest_rows(explanation: Explanation, count: int = 10) -> list[tuple[Position, str, str]]:
-    """The positions outside the chat template with the highest scores, highest first.
+def told_where(explanation: Explanation) -> str:
+    """Which reading decided, with the words of a window; "" when the detector failed."""
+    words = quoted(explanation)
+    return f"{explanation.where}{words and f': {words}'}" if explanation.where else ""
 
-    Each with its token or its place in a picture, and where it is from.
+
+def quoted(explanation: Explanation) -> str:
+    """The words of the window that decided; "" where none did, or it holds none."""
+    words = "" if explanation.where is None else shown(explanation.where.words)
+    words = words.replace("\n", "").strip()
+    return words and f'"{words}"'
+
+
+def highest_rows(explanation: Explanation, count: int = 10) -> list[tuple[Position, str, str]]:
+    """The positions with the highest scores, highest first.
+
+    Each with its token or its place in a picture, and what it is part of.
     """
+    last = len(explanation.positions) - 1
     media = [(f"picture {n}", p.positions) for n, p in enumerate(explanation.pictures, 1)]
     media += [(f"video {n}", v.positions) for n, v in enumerate(explanation.videos, 1)]
     places = {
@@ -192,5 +207,6 @@ def highest_rows(explanation: Explanation, count: int = 10) -> list[tuple[Positi
     rows = []
     for found in explanation.highest(count):
         word = shown(found.text).replace("\n", "").strip() or "(part of a character)"
-        rows.append((found, *places.get(found.index, (word, found.role or "text"))))
+        between = "the last position" if found.index == last else "the end of an earlier turn"
+        rows.append((found, *places.get(found.index, (word, found.role or between))))
     return rows

@@ -21,8 +21,10 @@ from guardrail.explain.heat import (
     heat_map,
     highest_rows,
     marks,
+    quoted,
     scale_for,
     shown,
+    told_where,
 )
 from guardrail.report.figures import figure, legend, short, svg
 from guardrail.report.page import render
@@ -48,7 +50,7 @@ _WORDS = 11  # font size
 
 
 def explanation_page(explanation: Explanation) -> str:
-    """One self-contained page: verdict, figure, prompt, the highest positions, notes.
+    """One self-contained page: verdict and what decided it, figure, prompt, highest positions.
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
@@ -83,6 +85,7 @@ def explanation_html(
         marks=marks(explanation),
         scale=scale_for(explanation.verdict),
         highest=highest_rows(explanation),
+        decided_by=told_where(explanation),
     )
     from markupsafe import Markup
 
@@ -131,7 +134,8 @@ def explanation_figure(explanation: Explanation) -> tuple[Figure, str]:
 
 def _panels(explanation: Explanation, scale: Scale) -> Iterator[_Panel]:
     about = f"{short(shown(explanation.model), 80)}, {explanation.verdict.artefact_id}"
-    head = f"{explanation.verdict.summary()}. {about}"
+    words = quoted(explanation)
+    head = f"{explanation.verdict.summary()}. {words and f'{words}. '}{about}"
     yield _Panel(head, 230, lambda part: _along_prompt(part, explanation, scale))
     videos = [window for window in explanation.windows if window.video is not None]
     if videos:
@@ -142,7 +146,7 @@ def _panels(explanation: Explanation, scale: Scale) -> Iterator[_Panel]:
         )
         yield _Panel(caption, 190, lambda part: _by_window(part, videos, explanation, scale))
     for number, picture in enumerate(explanation.pictures, 1):
-        yield _picture_panel(number, picture, scale)
+        yield _picture_panel(number, picture, explanation.decided, scale)
     for number, video in enumerate(explanation.videos, 1):
         yield _video_panel(number, video, scale)
 
@@ -156,9 +160,12 @@ def _along_prompt(part: SubFigure, explanation: Explanation, scale: Scale) -> No
         if found:
             axes.axvspan(found[0] - 0.5, found[-1] + 0.5, color="black", alpha=0.1, linewidth=0)
     _line(axes, range(len(scores)), scores)
-    if scores and scores[-1] is not None:
-        ring = axes.plot(len(scores) - 1, scores[-1], "o", mfc="none", mec="black", ms=9)[0]
-        ring.set_label("the last position, which decides")
+    decided = explanation.decided
+    if decided:
+        best = explanation.positions[decided[-1]]
+        axes.axvspan(decided[0] - 0.5, decided[-1] + 0.5, fc="none", ec="black", linewidth=1)
+        ring = axes.plot(best.index, best.score or 0.0, "o", mfc="none", mec="black", ms=9)[0]
+        ring.set_label("the highest, which decides")
     _thresholds(axes, explanation.verdict)
 
 
@@ -178,8 +185,11 @@ def _by_window(
     _thresholds(axes, explanation.verdict)
 
 
-def _picture_panel(number: int, picture: Picture, scale: Scale) -> _Panel:
-    """The picture as given, beside its heat map or the bars of its positions."""
+def _picture_panel(number: int, picture: Picture, decided: range, scale: Scale) -> _Panel:
+    """The picture as given, beside its heat map or the bars of its positions.
+
+    What decided is framed, slot by slot.
+    """
     over = heat_map(picture, scale, _SIDE)
     images = [] if over is None else [over]
     if picture.original is not None:
@@ -194,7 +204,10 @@ def _picture_panel(number: int, picture: Picture, scale: Scale) -> _Panel:
     told += f"; {picture.note}" if picture.note else ""
     unread = sum(score is None for score in picture.scores)
     if unread:
-        told += f"; hidden from attention or without a finite score: {unread} positions"
+        told += f"; positions without a score: {unread}"
+    framed = [slot for slot, at in enumerate(picture.positions) if at in decided]
+    if framed:
+        told += f"; framed: what decided, positions {framed[0] + 1} to {framed[-1] + 1}"
 
     def draw(part: SubFigure) -> None:
         columns = len(images) + (over is None)
@@ -202,8 +215,25 @@ def _picture_panel(number: int, picture: Picture, scale: Scale) -> _Panel:
             _show(part.add_subplot(1, columns, place), image)
         if over is None:
             _bars(part.add_subplot(1, columns, columns), picture.scores, scale)
+            for slot in framed:
+                part.axes[-1].axvspan(slot + 0.5, slot + 1.5, fc="none", ec="black", linewidth=1)
+        elif picture.grid is not None:
+            _frame_cells(part.axes[-1], framed, picture.grid, over.size)
 
     return _Panel(told, _HALF * min(max(tall, 0.55 if over is None else 0.25), 1), draw)
+
+
+def _frame_cells(
+    axes: Axes, slots: Sequence[int], grid: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Frames around cells of a heat map of that size, black with white beside it."""
+    from matplotlib.patches import Rectangle
+
+    width, height = size[0] / grid[1], size[1] / grid[0]
+    for colour, line in (("white", 3), ("black", 1.2)):
+        for row, column in (divmod(slot, grid[1]) for slot in slots):
+            corner = column * width - 0.5, row * height - 0.5
+            axes.add_patch(Rectangle(corner, width, height, fc="none", ec=colour, linewidth=line))
 
 
 def _bars(axes: Axes, scores: Sequence[float | None], scale: Scale) -> None:
@@ -215,7 +245,7 @@ def _bars(axes: Axes, scores: Sequence[float | None], scale: Scale) -> None:
 
 
 def _video_panel(number: int, video: Video, scale: Scale) -> _Panel:
-    """The score after each frame against its time, above some of the frames."""
+    """The highest score in each frame against its time, above some of the frames."""
     frames = video.frames
     told = f"Scores of video {number}, frame by frame"
     known = [(frame.score, frame.time_s) for frame in frames if frame.score is not None]
@@ -276,9 +306,11 @@ def _chart(
 
 
 def _line(axes: Axes, places: Sequence[float], scores: Sequence[float | None]) -> None:
+    """A curve with gaps; the marks show a score that stands alone, as ends of turns do."""
     known = [math.nan if score is None else score for score in scores]
-    marker = "." if len(known) <= 200 else ""
-    axes.plot(places, known, color="black", linewidth=1, marker=marker)
+    axes.plot(
+        places, known, color="black", linewidth=1, marker=".", ms=6 if len(known) <= 200 else 3
+    )
 
 
 def _thresholds(axes: Axes, verdict: Verdict) -> None:

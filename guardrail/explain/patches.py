@@ -5,28 +5,28 @@ input size and patch size give the number of positions. Anything else, such as t
 or slots filled with something read out of the picture, is a sequence: a square heat map over the
 picture would claim what nobody knows.
 
-A model that knows no videos is shown their frames as pictures, one after the other. One that does
-has slots of its own for them, often for several frames at a time.
+Whose a slot is, the parts of the prompt say. A model that knows no videos is shown their frames as
+pictures, one after the other. One that does has slots of its own for them, often for several frames
+at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from math import ceil, isqrt
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from guardrail.errors import ConfigurationError
-from guardrail.types import ImagePart, VideoPart
+from guardrail.types import Modality, VideoPart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from PIL.Image import Image
 
-    from guardrail.model.encode import Encoder
+    from guardrail.model.encode import Encoded
     from guardrail.model.load import LoadedModel
     from guardrail.types import Clip, Request
 
@@ -34,13 +34,12 @@ Layout = Literal["auto", "grid", "strip"]
 Grid = tuple[int, int]
 
 UNKNOWN = (
-    "which part of the picture a position stands for is not known for this model; the positions "
-    "are shown as a sequence"
+    "which part of the picture a position stands for is not known; the positions are shown as a "
+    "sequence"
 )
 ASKED = "shown as a sequence, as asked for"
 ASSUMED = "a square in reading order, as asked for; the model's numbers do not confirm it"
 UNTIED = "the slots of several pictures cannot be told apart; shown as a sequence"
-BESIDE = "beside the frames of a video; shown as a sequence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,23 +57,34 @@ class Span:
 
 
 def spans_of(
-    loaded: LoadedModel,
-    encoder: Encoder,
-    inputs: Mapping[str, Any],
-    request: Request,
-    layout: Layout = "auto",
+    loaded: LoadedModel, encoded: Encoded, request: Request, layout: Layout = "auto"
 ) -> tuple[list[Span], list[list[Span]]]:
-    """The positions of each picture, and of the frames of each video; none where not tied.
+    """The positions of each picture, and of the frames of each video, in a batch of one.
+
+    Slots that are not tied to a picture are one span; those not tied to a video are none.
 
     Raises:
         ConfigurationError: as in `picture_spans`.
     """
-    ids = inputs["input_ids"][0].tolist()
-    if encoder.video_as != "images" or not request.videos:
-        pictures = picture_spans(loaded, inputs, ids, len(request.images), layout)
-        return pictures, video_spans(loaded, inputs, ids, clips_of(request))
-    shown = len(shown_as_pictures(request))
-    return told_apart(request, picture_spans(loaded, inputs, ids, shown, layout))
+    ids = encoded.inputs["input_ids"][0].tolist()
+    image, video = (slots_of(loaded, ids, what) for what in ("image", "video"))
+    images, clips = len(request.images), clips_of(request)
+    alone = images + len(clips) == 1
+
+    def owned(slots: Sequence[int], kind: Modality, count: int) -> list[tuple[int, ...]] | None:
+        spans = [s for turn in encoded.parts[0].turns for s in turn.stretches if s.kind is kind]
+        if len(spans) == count:
+            return [tuple(at for at in slots if s.start <= at < s.stop) for s in spans]
+        return [tuple(slots)] if alone and count else None
+
+    mine = owned(image, Modality.IMAGE, images)
+    if mine is None:
+        pictures = [_laid_out(None, image, None, layout, UNTIED)] if image else []
+    else:
+        pictures = picture_spans(loaded, encoded.inputs, mine, layout)
+    # A model that knows no videos has their frames in slots for pictures.
+    films = owned(video or image, Modality.VIDEO, len(clips)) or [()] * len(clips)
+    return pictures, video_spans(loaded, encoded.inputs, films, clips)
 
 
 def clips_of(request: Request) -> list[Clip]:
@@ -82,24 +92,23 @@ def clips_of(request: Request) -> list[Clip]:
     return [video.clip for video in request.videos if isinstance(video, VideoPart)]
 
 
-def token_of(loaded: LoadedModel, what: Literal["image", "video"]) -> int | None:
-    """The id that stands at the positions of pictures or videos; the config's first."""
+def slots_of(loaded: LoadedModel, ids: Sequence[int], what: Literal["image", "video"]) -> list[int]:
+    """Where the token of pictures or videos stands, which the config names, or the processor."""
     for owner in (loaded.model.config, loaded.processor):
         for name in (f"{what}_token_id", f"{what}_token_index"):
-            value = getattr(owner, name, None)
-            if isinstance(value, int):
-                return value
-    return None
+            token = getattr(owner, name, None)
+            if isinstance(token, int):
+                return [at for at, found in enumerate(ids) if found == token]
+    return []
 
 
 def picture_spans(
     loaded: LoadedModel,
     inputs: Mapping[str, Any],
-    ids: Sequence[int],
-    pictures: int,
+    slots: Sequence[Sequence[int]],
     layout: Layout = "auto",
 ) -> list[Span]:
-    """The positions of so many pictures in one prompt.
+    """The positions of pictures whose slots are these, laid out.
 
     Layout `auto` gives a grid where it is proven, `strip` never does, `grid` takes a square number
     of positions for a square grid.
@@ -107,28 +116,21 @@ def picture_spans(
     Raises:
         ConfigurationError: `grid` was asked for and the number of positions is no square.
     """
-    token = token_of(loaded, "image")
-    slots = [index for index, found in enumerate(ids) if found == token]
-    if not slots or not pictures:
-        return []
-    grids = known_grids(loaded, inputs, len(slots), pictures)
-    counts = [rows * columns for rows, columns in grids] if grids else _counts(slots, pictures)
-    if counts is None:
-        return [_laid_out(None, slots, None, layout, UNTIED)]
-    spans, at = [], 0
-    for number, count in enumerate(counts):
-        grid = grids[number] if grids else None
-        spans.append(_laid_out(number, slots[at : at + count], grid, layout, UNKNOWN))
-        at += count
-    return spans
+    grids = known_grids(loaded, inputs, [len(mine) for mine in slots])
+    return [
+        _laid_out(number, mine, grids[number] if grids else None, layout, UNKNOWN)
+        for number, mine in enumerate(slots)
+        if mine
+    ]
 
 
 def known_grids(
-    loaded: LoadedModel, inputs: Mapping[str, Any], slots: int, pictures: int
+    loaded: LoadedModel, inputs: Mapping[str, Any], counts: Sequence[int]
 ) -> list[Grid] | None:
-    """(rows, columns) of every picture, where they add up to the number of slots; else None."""
-    for found in (_listed(loaded, inputs), _sized(loaded, inputs), _tower(loaded, inputs, slots)):
-        if found and len(found) == pictures and sum(r * c for r, c in found) == slots:
+    """(rows, columns) of every picture, where they are as many as it has slots; else None."""
+    listed, sized = _listed(loaded, inputs), _sized(loaded, inputs)
+    for found in (listed, sized, _tower(loaded, inputs, sum(counts))):
+        if found and [rows * columns for rows, columns in found] == list(counts):
             return found
     return None
 
@@ -213,18 +215,6 @@ def _number(owner: Any, name: str) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
-def _counts(slots: Sequence[int], pictures: int) -> list[int] | None:
-    """Slots per picture: all for one picture, one run each, or equal shares of one run."""
-    if pictures == 1:
-        return [len(slots)]
-    ends = [i + 1 for i, (a, b) in enumerate(pairwise(slots)) if b != a + 1] + [len(slots)]
-    if len(ends) == pictures:
-        return [b - a for a, b in pairwise([0, *ends])]
-    if len(ends) == 1 and len(slots) % pictures == 0:
-        return [len(slots) // pictures] * pictures
-    return None
-
-
 def _laid_out(
     number: int | None, slots: Sequence[int], grid: Grid | None, layout: Layout, why: str
 ) -> Span:
@@ -243,63 +233,32 @@ def _laid_out(
     return Span(number, positions, grid, "" if grid else why)
 
 
-def shown_as_pictures(request: Request) -> list[tuple[int | None, int]]:
-    """For each picture that a model without videos gets: its video (None: of none), its number."""
-    videos, pictures = iter(range(len(request.videos))), iter(range(len(request.images)))
-    found: list[tuple[int | None, int]] = []
-    for part in (part for message in request.messages for part in message.parts):
-        match part:
-            case ImagePart():
-                found.append((None, next(pictures)))
-            case VideoPart(clip):
-                video = next(videos)
-                found += [(video, number) for number in range(len(clip.frames))]
-    return found
-
-
-def told_apart(request: Request, spans: Sequence[Span]) -> tuple[list[Span], list[list[Span]]]:
-    """The spans of pictures alone, and those of each video's frames; none where not tied.
-
-    Pictures beside frames are sequences: the processor laid all of them out together.
-    """
-    order = shown_as_pictures(request)
-    pictures: list[Span] = []
-    frames: list[list[Span]] = [[] for _ in request.videos]
-    for span in spans:
-        if span.number is not None:
-            video, number = order[span.number]
-            if video is None:
-                pictures.append(Span(number, span.positions, None, BESIDE))
-            else:
-                frames[video].append(Span(number, span.positions))
-    return pictures, frames
-
-
 def video_spans(
-    loaded: LoadedModel, inputs: Mapping[str, Any], ids: Sequence[int], clips: Sequence[Clip]
+    loaded: LoadedModel,
+    inputs: Mapping[str, Any],
+    slots: Sequence[Sequence[int]],
+    clips: Sequence[Clip],
 ) -> list[list[Span]]:
-    """The frames of each video where the model has slots for videos; none where they are not tied.
+    """The frames of videos whose slots are these; none where they are not tied.
 
     The processor's grid says how many groups of frames there are, else each frame is one; they
     share the slots evenly.
     """
-    token = token_of(loaded, "video")
-    slots = [index for index, found in enumerate(ids) if found == token]
-    lengths = [len(clip.frames) for clip in clips]
     grids: Any = inputs.get("video_grid_thw")
     if grids is not None:
         area = merge_size(loaded) ** 2
         shapes = [(int(t), int(t * h * w) // area) for t, h, w in grids.tolist()]
     else:
-        share = len(slots) // max(sum(lengths), 1)
-        shapes = [(length, share * length) for length in lengths]
-    tied = len(shapes) == len(clips) and sum(count for _, count in shapes) == len(slots) > 0
-    if not tied or any(groups < 1 or count % groups for groups, count in shapes):
+        shapes = [(len(clip.frames), len(mine)) for clip, mine in zip(clips, slots, strict=True)]
+    if len(shapes) != len(clips):
         return [[] for _ in clips]
-    videos, left = [], iter(slots)
-    for (groups, count), length in zip(shapes, lengths, strict=True):
-        lasts = [min((group + 1) * ceil(length / groups), length) - 1 for group in range(groups)]
-        videos.append([Span(n, tuple(islice(left, count // groups))) for n in lasts])
+    videos: list[list[Span]] = []
+    for (groups, count), mine, clip in zip(shapes, slots, clips, strict=True):
+        length, share = len(clip.frames), count // max(groups, 1)
+        tied = share > 0 and groups * share == count == len(mine)
+        lasts = (min((group + 1) * ceil(length / groups), length) - 1 for group in range(groups))
+        parts = (tuple(mine[share * group :][:share]) for group in range(groups))
+        videos.append([Span(*pair) for pair in zip(lasts, parts, strict=True)] if tied else [])
     return videos
 
 

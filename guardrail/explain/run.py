@@ -1,43 +1,33 @@
-"""Where along a prompt the refusal direction appears, and where in its pictures and videos."""
+"""Explaining a request: what the guard reads of it, beside the tokens and pictures it is of."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from guardrail.decide.detector import NO_FLOOR, Detector
-from guardrail.decide.linear import refusal_scores
-from guardrail.errors import DetectorError, GuardClosedError, UnsupportedContentError
-from guardrail.explain.explanation import (
-    Explanation,
-    Frame,
-    Kind,
-    Picture,
-    Position,
-    Video,
-    WindowScore,
-)
+from guardrail.decide.detector import Detector
+from guardrail.errors import DetectorError, GuardClosedError
+from guardrail.explain.explanation import Explanation, Frame, Kind, Picture, Video, WindowScore
 from guardrail.explain.patches import Layout, Span, clips_of, seen_picture, spans_of
-from guardrail.explain.tokens import token_texts, written_spans
+from guardrail.explain.tokens import positions_of
+from guardrail.inputs.folding import folded
 from guardrail.inputs.messages import Tools, to_request
 from guardrail.model.decoder import context_length
 from guardrail.model.encode import Encoder
 from guardrail.model.generate import check_rows
-from guardrail.model.positions import check_positions
 from guardrail.online.answering import verdict_of
-from guardrail.online.engine import require_readable, require_room
-from guardrail.online.jobs import Floor
+from guardrail.online.engine import require_readable, require_room, with_words
+from guardrail.online.jobs import NOTHING_YET, Floor
 from guardrail.online.video_scan import judged_requests
 from guardrail.types import Window
 from guardrail.worker.worker import run_in_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    from guardrail.decide.reading import PromptReading
     from guardrail.guard import Guard
     from guardrail.model.encode import Encoded
     from guardrail.model.prefill import Ruling
@@ -45,22 +35,22 @@ if TYPE_CHECKING:
 
     Scores = Sequence[float | None]
 
-_AT_ONCE = 1024  # positions that are in float64 at the same time
 _ROLES_UNKNOWN = (
-    "which words are the user's and which are the chat template's is not known: the template does "
-    "not write the same around every text"
+    "which words are the user's and which are the chat template's is not known: all of the prompt "
+    "is judged as one message"
 )
-_UNREADABLE = "attended positions without a finite score: {}"
+_UNREADABLE = "positions that were read without a finite score: {}"
 _UNTIED = "which positions belong to which frame is not known for this model"
+_PLAIN = "the prompt is that of the request in plain letters, which scored higher"
 
 
 def explain(
     guard: Guard, value: Any, *, tools: Tools | None = None, layout: Layout = "auto"
 ) -> Explanation:
-    """Score every position of one request's prompt, in one pass, in turn with other requests.
+    """Every score that the guard reads in one request, in turn with other requests.
 
-    The pass ends where `guard.check` ends, and the verdict is the one it gives; it is not audited.
-    Earlier positions are an illustration: see `Explanation` for what their scores mean.
+    It is the reading of `guard.check`, in one pass that ends where that one ends, and its verdict;
+    it is not audited.
 
     Args:
         guard: a guard on the model.
@@ -69,12 +59,12 @@ def explain(
         layout: how picture positions are laid out; see `patches.picture_spans`.
 
     Of a long video every window is read, and the positions are those of the highest; the guard
-    itself stops at one that is flagged.
+    itself stops at one that is flagged. A request that differs in plain letters is read in both
+    forms, and the positions are those of the higher one.
 
     Raises:
         InputError: the request cannot be read, or is larger than the policy allows.
         DetectorError: a window of a long video has no finite score.
-        UnsupportedModelError: the model does not run one position per token of the prompt.
         ConfigurationError: `layout="grid"` for positions that fill no square.
         GuardClosedError: the guard is closed.
     """
@@ -84,35 +74,58 @@ def explain(
     require_readable(request, guard.artefact)
     detector = Detector.from_artefact(guard.artefact, guard.policy)
 
-    def explained(shown: Request) -> Explanation:
+    def explained(shown: Request, floor: Floor = NOTHING_YET) -> Explanation:
         return run_in_turn(
             guard.loaded.model,
-            lambda: _explained(guard, detector, shown, layout),
+            lambda: _explained(guard, detector, shown, layout, floor),
             guard.policy.limits,
         )
 
-    if not request.in_windows:
-        return explained(request)
-    verdict, windows, highest = _scanned(guard, detector, request)
-    note = f"the prompt is that of {verdict.window}, the highest"
-    found = explained(highest)
-    return replace(found, verdict=verdict, windows=windows, notes=(note, *found.notes))
+    def judged(shown: Request, floor: Floor = NOTHING_YET) -> Verdict:
+        return run_in_turn(
+            guard.loaded.model,
+            lambda: _read(guard, detector, shown, floor)[-1],
+            guard.policy.limits,
+        )
+
+    windows: tuple[WindowScore, ...] = ()
+    floor, highest = NOTHING_YET, request
+    if request.in_windows:
+        windows, request, highest = _scanned(judged, request, guard.policy.video.answer_frames)
+        floor = _floor(windows[:-1])
+    copy = folded(request) if guard.policy.fold_text else None
+    if copy is not None:
+        floor = floor.raised(judged(copy, floor).score)
+    found = explained(request, floor)
+    verdict, notes = found.verdict, []
+    if verdict.folded and copy is not None:
+        found, notes = explained(copy), [_PLAIN]
+    elif windows:
+        notes = [f"the prompt is that of {verdict.window}, the highest"]
+        found = explained(highest) if floor.holds(verdict.score) else found
+    return replace(found, verdict=verdict, windows=windows, notes=(*notes, *found.notes))
 
 
-def _explained(guard: Guard, detector: Detector, request: Request, layout: Layout) -> Explanation:
-    """On the model's thread: encode, read, and put tokens and pictures beside the scores."""
+def _explained(
+    guard: Guard, detector: Detector, request: Request, layout: Layout, floor: Floor
+) -> Explanation:
+    """On the model's thread: read, and put tokens and pictures beside the scores."""
     loaded = guard.loaded
-    encoder = Encoder(loaded)
-    encoded = _encoded(guard, encoder, request)
-    pictures, videos = spans_of(loaded, encoder, encoded.inputs, request, layout)
-    scores, lost, verdict = _read(guard, encoded, detector, request)
+    encoded, reading, ruling, verdict = _read(guard, detector, request, floor)
+    (parts,) = encoded.parts
+    read = _scores(reading, ruling, parts.length)
+    scores = [score if score is not None and math.isfinite(score) else None for score in read]
+    pictures, videos = spans_of(loaded, encoded, request, layout)
     slots: dict[int, Kind] = {at: "image" for span in pictures for at in span.positions}
     slots |= {at: "video" for frames in videos for span in frames for at in span.positions}
-    positions, notes = _positions(guard, request, encoder, encoded, slots, scores)
+    ids = encoded.inputs["input_ids"][0].tolist()
+    lost = sum(score is not None and not math.isfinite(score) for score in read)
+    notes = [] if parts.aligned else [_ROLES_UNKNOWN]
     return Explanation(
         model=loaded.name,
         verdict=verdict,
-        positions=positions,
+        where=verdict.where,
+        positions=positions_of(loaded.tokenizer, ids, parts, slots, scores),
         pictures=tuple(_picture(guard, encoded, request, span, scores) for span in pictures),
         videos=tuple(
             _video(clip, frames, scores)
@@ -122,74 +135,30 @@ def _explained(guard: Guard, detector: Detector, request: Request, layout: Layou
     )
 
 
-def _encoded(guard: Guard, encoder: Encoder, request: Request) -> Encoded:
-    encoded = encoder.encode([request])
-    require_room(encoded, guard.policy.limits, context_length(guard.loaded.model))
-    return encoded
-
-
 def _read(
-    guard: Guard, encoded: Encoded, detector: Detector, request: Request
-) -> tuple[list[float | None], int, Verdict]:
-    """All positions' scores (None: not attended to, or not finite), those lost, the verdict."""
-    readout = detector.readout
-    rows = {layer: number for number, layer in enumerate(readout.layers)}
-    offset = readout.offsets[request.offset_kind]
-
-    def one_layer(layer: int, hidden: Tensor) -> Tensor:
-        """(rows, length, d_model) -> this layer's part of the score, (rows, length) float64."""
-        at = slice(rows[layer], rows[layer] + 1)
-        parts = [
-            refusal_scores(
-                part[:, None],
-                weight=readout.weight[at],
-                zero=readout.zero[at],
-                gap=readout.gap[at],
-                offset=offset[at].expand(len(part), 1),
-            )
-            for part in torch.split(hidden.flatten(0, 1), _AT_ONCE)
-        ]
-        return torch.cat(parts).reshape(hidden.shape[:2])
-
-    read = check_positions(guard.loaded, encoded, detector, one_layer, policy=guard.policy)
-    values, attended = read.values[0].mean(-1), read.attended[0]
-    known = attended & values.isfinite()
-    scores = [v if use else None for v, use in zip(values.tolist(), known.tolist(), strict=True)]
-    lost = int((attended & ~known).sum())
-    return scores, lost, verdict_of(detector, request, read.rulings[0])
+    guard: Guard, detector: Detector, request: Request, floor: Floor
+) -> tuple[Encoded, PromptReading | None, Ruling, Verdict]:
+    """On the model's thread: judge a request as the guard does, and keep what was read."""
+    loaded, policy = guard.loaded, guard.policy
+    encoded = Encoder(loaded).encode([request])
+    require_room(encoded, policy.limits, context_length(loaded.model))
+    reading = detector.reading(encoded.parts, encoded.prompt_len)
+    (ruling,) = check_rows(
+        loaded, encoded, detector, policy=policy, floors=[floor.score], reading=reading
+    )
+    said = partial(with_words, loaded, encoded, 0)
+    return encoded, reading, ruling, verdict_of(detector, request, ruling, floor, said=said)
 
 
-def _positions(
-    guard: Guard,
-    request: Request,
-    encoder: Encoder,
-    encoded: Encoded,
-    slots: Mapping[int, Kind],
-    scores: Scores,
-) -> tuple[tuple[Position, ...], list[str]]:
-    """Every token with its text, origin and score, and what is not known about them."""
-    tokenizer: Any = guard.loaded.tokenizer
-    ids = encoded.inputs["input_ids"][0].tolist()
-    texts = token_texts(tokenizer, ids)
-    try:
-        written = written_spans(
-            request, "".join(texts), encoder, lambda tokens: "".join(token_texts(tokenizer, tokens))
-        )
-    except UnsupportedContentError:  # the template refuses what stands for the texts
-        written = None
-    special = set(tokenizer.all_special_ids)
-    everything = [(0, sum(map(len, texts)), None)]
-    made, at = [], 0
-    for index, (token, text, score) in enumerate(zip(ids, texts, scores, strict=True)):
-        # a token inside a character has no text of its own: it goes with the next one
-        end = at + max(len(text), 1)
-        roles = [role for a, b, role in written or everything if a < end and b > at]
-        kind: Kind = "text" if roles and token not in special else "template"
-        kind = slots.get(index, kind)
-        who = roles[0] if kind == "text" else None
-        made.append(Position(index=index, text=text, kind=kind, role=who, score=score))
-        at += len(text)
-    return tuple(made), [] if written is not None else [_ROLES_UNKNOWN]
+def _scores(reading: PromptReading | None, ruling: Ruling, length: int) -> list[float | None]:
+    """The score of each position, the highest where several end; all None after an outage."""
+    decision: Any = ruling.decision
+    if decision is None:
+        return [None] * length
+    found = {} if reading is None else reading.scores(0)
+    last = float(decision.last[ruling.row])
+    found[length - 1] = max(last, found.get(length - 1, last))
+    return [found.get(at) for at in range(length)]
 
 
 def _picture(
@@ -210,59 +179,41 @@ def _picture(
 
 
 def _video(clip: Clip, spans: Sequence[Span], scores: Scores) -> Video:
-    frames = [
-        Frame(
-            time_s=clip.times[span.number],
-            position=span.positions[-1],
-            score=scores[span.positions[-1]],
-            image=clip.frames[span.number],
-        )
-        for span in spans
-        if span.number is not None
-    ]
+    frames = []
+    for span in spans:
+        if span.number is not None:
+            known = [(score, at) for at in span.positions if (score := scores[at]) is not None]
+            score, at = max(known, default=(None, span.positions[-1]))
+            time_s, image = clip.times[span.number], clip.frames[span.number]
+            frames.append(Frame(time_s=time_s, position=at, score=score, image=image))
     positions = tuple(at for span in spans for at in span.positions)
     return Video(positions=positions, frames=tuple(frames), note="" if frames else _UNTIED)
 
 
 def _scanned(
-    guard: Guard, detector: Detector, request: Request
-) -> tuple[Verdict, tuple[WindowScore, ...], Request]:
-    """The verdict, every window's score, and the request of the highest one.
+    judged: Callable[[Request], Verdict], request: Request, answer_frames: int
+) -> tuple[tuple[WindowScore, ...], Request, Request]:
+    """Every window's score, then that of the frames that are answered; their request, the highest.
 
-    Every window, and the frames that are answered, are judged in turn with other requests.
+    Each is judged in turn with other requests.
     """
     rows: list[WindowScore] = []
     last = highest = request
-    for last, video in judged_requests(request, guard.policy.video.answer_frames):
-        ruling = _ruling(guard, detector, last, NO_FLOOR)
-        decision: Any = ruling.decision
-        clips = clips_of(last)
-        row = WindowScore(
-            video=video,
-            start_s=min(clip.times[0] for clip in clips),
-            end_s=max(clip.times[-1] for clip in clips),
-            frames=sum(len(clip.frames) for clip in clips),
-            score=math.nan if decision is None else float(decision.scores[ruling.row]),
-        )
-        if not math.isfinite(row.score):
+    for last, video in judged_requests(request, answer_frames):
+        score, clips = judged(last).score, clips_of(last)
+        start_s, end_s = min(clip.times[0] for clip in clips), max(clip.times[-1] for clip in clips)
+        if score is None:
             raise DetectorError(
-                f"the detector failed at {row.start_s:.1f} to {row.end_s:.1f} s of a video: there "
-                "is no score to explain"
+                f"the detector failed at {start_s:.1f} to {end_s:.1f} s of a video: there is no "
+                "score to explain"
             )
-        if all(row.score > before.score for before in rows):
+        if all(score > before.score for before in rows):
             highest = last
-        rows.append(row)
-    floor = _floor(rows[:-1])
-    verdict = verdict_of(detector, last, _ruling(guard, detector, last, floor.score), floor)
-    return verdict, tuple(rows), highest
-
-
-def _ruling(guard: Guard, detector: Detector, request: Request, floor: float) -> Ruling:
-    def judged() -> Ruling:
-        encoded = _encoded(guard, Encoder(guard.loaded), request)
-        return check_rows(guard.loaded, encoded, detector, policy=guard.policy, floors=[floor])[0]
-
-    return run_in_turn(guard.loaded.model, judged, guard.policy.limits)
+        count = sum(len(clip.frames) for clip in clips)
+        rows.append(
+            WindowScore(video=video, start_s=start_s, end_s=end_s, frames=count, score=score)
+        )
+    return tuple(rows), last, highest
 
 
 def _floor(windows: Sequence[WindowScore]) -> Floor:

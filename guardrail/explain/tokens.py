@@ -1,20 +1,17 @@
-"""A prompt's tokens as text, and which of them somebody wrote."""
+"""A prompt's tokens: what each of them says, and whose it is."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from guardrail.model.control_tokens import BREAK
-from guardrail.types import TextPart
+from guardrail.explain.explanation import Position
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from guardrail.model.encode import Encoder
-    from guardrail.types import Part, Request
-
-    Span = tuple[int, int, str]  # first character, end, role
+    from guardrail.explain.explanation import Kind
+    from guardrail.types import RowParts
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _LONGEST = 4  # bytes, hence tokens, of one UTF-8 character
@@ -66,84 +63,29 @@ def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), **options)) if ids else ""
 
 
-def written_spans(
-    request: Request, prompt: str, encoder: Encoder, decode: Callable[[Sequence[int]], str]
-) -> list[Span] | None:
-    """Where in the decoded prompt each text part of the request stands, in order.
-
-    The request is encoded once more with a mark in each text's place, which shows what the chat
-    template writes around them. None where the template writes something else around the marks:
-    then nobody can tell its words from a user's. `prompt` is what `decode` makes of the encoded
-    request, control tokens and all.
-    """
-    texts = [
-        (part.text, message.role)
-        for message in request.messages
-        for part in message.parts
-        if isinstance(part, TextPart)
-    ]
-    marks = [f"qzx{number}xzq" for number in range(len(texts))]
-    if any(mark in prompt for mark in marks):
-        return None
-    ids = encoder.encode([_marked(request, iter(marks))]).inputs["input_ids"][0].tolist()
-    text, around = decode(ids), []
-    if any(text.count(mark) != 1 for mark in marks):
-        return None
-    for mark in marks:
-        before, found, text = text.partition(mark)
-        if not found:  # the template turned their order round
-            return None
-        around.append(before)
-    return _located(prompt, texts, [*around, text])
-
-
-def _marked(request: Request, marks: Iterator[str]) -> Request:
-    """The request with its texts replaced, pictures and all else as they are."""
-
-    def marked(part: Part) -> Part:
-        return TextPart(next(marks)) if isinstance(part, TextPart) else part
-
-    told = (replace(m, parts=tuple(map(marked, m.parts))) for m in request.messages)
-    return replace(request, messages=tuple(told))
-
-
-def _located(
-    prompt: str, texts: Sequence[tuple[str, str]], around: Sequence[str]
-) -> list[Span] | None:
-    """Spans of the texts, found between what stands around them; None unless all of it fits."""
-    spans: list[Span] = []
-    at = 0
-    for (text, role), before, after in zip(texts, around, around[1:], strict=False):
-        if not prompt.startswith(before, at):
-            return None
-        at += len(before)
-        end = _end(prompt, at, text, after)
-        if end is None:
-            return None
-        spans.append((at, end, role))
-        at = end
-    return spans if prompt[at:] == around[-1] else None
-
-
-def _end(prompt: str, at: int, text: str, after: str) -> int | None:
-    """Where a text that begins at `at` ends: templates may trim it, the guard may mark it.
-
-    A text that was changed otherwise ends before what stands behind it, if that is there once: a
-    user may have written the same.
-    """
-    for form in (text, text.strip(), text.rstrip(), text.lstrip()):
-        end = _behind(prompt, at, form)
-        if end is not None and prompt.startswith(after, end):
-            return end
-    return prompt.index(after, at) if after and prompt.count(after, at) == 1 else None
-
-
-def _behind(prompt: str, at: int, text: str) -> int | None:
-    """Where `text` ends that begins at `at`, with what the guard put into it; None if it is not."""
-    for character in text:
-        while prompt[at : at + 1] == BREAK != character:
-            at += 1
-        if prompt[at : at + 1] != character:
-            return None
-        at += 1
-    return at
+def positions_of(
+    tokenizer: Any,
+    ids: Sequence[int],
+    parts: RowParts,
+    slots: Mapping[int, Kind],
+    scores: Sequence[float | None],
+) -> tuple[Position, ...]:
+    """Every token of a row with its text, origin and score; `slots` are those of media."""
+    special = set(tokenizer.all_special_ids)
+    roles = {at: turn.role for turn in parts.turns for at in range(turn.start, turn.stop)}
+    texts = {
+        at
+        for turn in parts.turns
+        for stretch in turn.stretches
+        if stretch.kind is Modality.TEXT
+        for at in range(stretch.start, stretch.stop)
+    }
+    made = []
+    for at, (token, text, score) in enumerate(
+        zip(ids, token_texts(tokenizer, ids), scores, strict=True)
+    ):
+        written = (at in texts or not parts.aligned) and token not in special
+        kind = slots.get(at, "text" if written else "template")
+        role = roles.get(at) if parts.aligned else None
+        made.append(Position(index=at, text=text, kind=kind, role=role, score=score))
+    return tuple(made)

@@ -114,13 +114,15 @@ def check_rows(
     policy: Policy | None = None,
     hooks: PromptHooks | None = None,
     floors: Sequence[float] = (),
+    reading: ReadingLike | None = None,
 ) -> list[Ruling]:
     """Judge a batch without answering: the pass ends after the deepest readout layer.
 
     Rows to be steered are followed to the steering layer, to see whether an edit can reach them.
+    `reading` is one of the detector's for this batch, for a caller who looks into it afterwards.
     """
     with _guarded(
-        loaded, encoded, detector, policy, floors, hooks, leave_after_readout=True
+        loaded, encoded, detector, policy, floors, hooks, reading, leave_after_readout=True
     ) as call:
         run_until_read(loaded, encoded)
     call.settle()
@@ -220,6 +222,7 @@ def _guarded(
     policy: Policy | None,
     floors: Sequence[float],
     hooks: PromptHooks | None = None,
+    reading: ReadingLike | None = None,
     *,
     leave_after_readout: bool = False,
 ) -> Iterator[PromptCall]:
@@ -230,7 +233,7 @@ def _guarded(
         layers=detector.layers,
         floors=tuple(floors),
         detector=detector,
-        reading=detector.reading(encoded.parts, encoded.prompt_len),
+        reading=reading or detector.reading(encoded.parts, encoded.prompt_len),
         policy=policy,
         leave_after_readout=leave_after_readout,
     )

@@ -172,7 +172,7 @@ class Engine:
                 self.loaded.tokenizer,
                 self._detector,
                 self.record,
-                partial(self._said, encoded, row),
+                partial(with_words, self.loaded, encoded, row),
             )
             for row, job in enumerate(jobs)
         ]
@@ -220,7 +220,7 @@ class Engine:
         requests = [job.request for job in jobs]
         encoded, rulings = self._rulings(jobs, requests, floors)
         for row, (job, floor, ruling) in enumerate(zip(jobs, floors, rulings, strict=True)):
-            said = partial(self._said, encoded, row)
+            said = partial(with_words, self.loaded, encoded, row)
             verdict = verdict_of(self._detector, job.request, ruling, floor, said=said)
             if job.first_outage is None:  # what a window is of goes on record as a whole
                 self.record(verdict, verdict_facts(job))
@@ -251,21 +251,20 @@ class Engine:
                 floors=_scores(floors),
             )
 
-    def _said(self, encoded: Encoded, row: int, where: Where) -> Where:
-        """A window with the words of its tokens; what is no text says nothing."""
-        if where.start is None or where.stop is None:
-            return where
-        ids = encoded.inputs["input_ids"][row, encoded.prompt_len - encoded.lengths[row] :]
-        said = self.loaded.tokenizer.decode(
-            ids[where.start : where.stop].tolist(), skip_special_tokens=True
-        )
-        return replace(where, words=str(said))
-
     def _encode(self, requests: Sequence[Request], *, new_tokens: int) -> Encoded:
         """The batch's inputs; a prompt that is too long is refused before the model sees it."""
         encoded = self.encoder.encode(requests)
         require_room(encoded, self.policy.limits, self._context, new_tokens=new_tokens)
         return encoded
+
+
+def with_words(loaded: LoadedModel, encoded: Encoded, row: int, where: Where) -> Where:
+    """A window with the words of its tokens; what is no text says nothing."""
+    if where.start is None or where.stop is None:
+        return where
+    ids = encoded.inputs["input_ids"][row, encoded.prompt_len - encoded.lengths[row] :]
+    said = loaded.tokenizer.decode(ids[where.start : where.stop].tolist(), skip_special_tokens=True)
+    return replace(where, words=str(said))
 
 
 def _scores(floors: Sequence[Floor]) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from guardrail.cli.explain import show_explanation
 from guardrail.explain import explain
 from guardrail.explain.explanation import Video
 from guardrail.guard import Guard
-from tests.explain.made import filmed, scanned
+from tests.explain.made import explanation, filmed, scanned
 
 
 @pytest.mark.parametrize(("action", "code"), [("pass", 0), ("steer", 0), ("flag", 1)])
@@ -23,6 +23,7 @@ def test_it_exits_like_a_check_and_shows_the_prompt(run, saved, action, code):
     assert f"action           {action}" in done.stdout
     assert "<|im_start|>user\u21b5\ntell me a cat<|im_end|>" in done.stdout
     assert "position  token" in done.stdout
+    assert re.search(r"^decided (in|at the end of) message 1 \(user\)", done.stdout, re.MULTILINE)
     assert "\x1b" not in done.stdout
 
 
@@ -37,7 +38,10 @@ def test_the_document_is_the_explanation_and_all_there_is_on_stdout(run, saved):
         ]
         wanted = explain(guard, [{"role": "user", "content": content}])
     assert [p["text"] for p in found["positions"]] == [p.text for p in wanted.positions]
-    assert found["positions"][-1]["score"] == pytest.approx(wanted.verdict.score, abs=1e-4)
+    scores = [p["score"] for p in found["positions"] if p["score"] is not None]
+    assert max(scores) == pytest.approx(wanted.verdict.score, abs=1e-4)
+    assert found["where"] == found["verdict"]["where"]
+    assert found["where"]["message"] == 0
     assert found["pictures"][0]["grid"] == [2, 2]
 
 
@@ -94,7 +98,7 @@ def test_a_video_is_explained_frame_by_frame(run, saved, tmp_path):
     words = ("--video", saved.video, "--window", "8", "--html", str(page))
     done = run("explain", saved.model, "-a", saved.artefact["pass"], *words)
     assert done.exit_code == 0, done.stderr
-    assert "score after the frame at  0.0 s" in done.stdout
+    assert "highest score in the frame at  0.0 s" in done.stdout
     assert done.stdout.count(" s ") >= 6
     html = page.read_text("utf-8")
     assert len(re.findall(r">\d\.\d s</text>", html)) == 6
@@ -125,7 +129,17 @@ def text_of(explanation):
     return out.getvalue()
 
 
-def test_a_terminal_shows_the_score_after_each_frame_and_of_each_window():
+def test_a_terminal_marks_the_slots_of_a_picture_that_decided(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text_of(explanation())).splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("picture 1: 6 positions"))
+    assert lines[at + 1 : at + 3] == ["    []", "[][]\N{MIDDLE DOT} "]
+    assert lines[0] == "decided in message 1 (user), image positions 3 to 5 of 6"
+
+
+def test_a_terminal_shows_the_score_of_each_frame_and_of_each_window():
     shown = text_of(filmed())
     assert "0.0 s 0.10  0.5 s 0.90  1.0 s none  1.5 s 0.40" in shown
     assert "answer frames" not in shown

@@ -15,7 +15,7 @@ from guardrail.explain.explanation import (
     Video,
     WindowScore,
 )
-from guardrail.types import Action, Modality, Verdict, Window
+from guardrail.types import Action, Modality, Verdict, Where, Window
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -49,31 +49,38 @@ def picture(
 
 
 def explanation(grid: tuple[int, int] | None = (2, 3), **changes: Any) -> Explanation:
-    """A picture of six slots before words that a page must not take for HTML."""
+    """A picture of six slots, three of which decided, before words that are no HTML to a page."""
     slots = (0.5, 0.5, 0.5, 0.5, 2.0, None)
     words = ["<|im_start|>", "user\n", *["<image>"] * 6, f"what {SCRIPT}", " is\n\n", "", "é", "\n"]
     kinds = ["template", "template", *["image"] * 6, "text", "text", "text", "text", "template"]
     scores = [-90.0, 0.2, *slots, 0.7, 1.4, -0.3, 0.1, 0.9]
     positions = tuple(
         Position(
-            index=i, text=text, kind=kind, role="user" if kind == "text" else None, score=score
+            index=i, text=text, kind=kind, role=None if kind == "template" else "user", score=score
         )
         for i, (text, kind, score) in enumerate(zip(words, kinds, scores, strict=True))
     )
     note = "" if grid else "not known <b>where</b>"
     made = Explanation(
         model="model & co",
-        verdict=verdict(),
+        verdict=verdict(2.0),
+        where=window(4, 7, Modality.IMAGE, slots=(2, 4, 6)),
         positions=positions,
         pictures=(picture(slots, grid, 2, note),),
     )
     return replace(made, **changes)
 
 
+def window(start: int, stop: int, kind: Modality = Modality.TEXT, **more: Any) -> Where:
+    return Where(
+        reading="window", message=0, role="user", part=0, kind=kind, start=start, stop=stop, **more
+    )
+
+
 def filmed() -> Explanation:
     """Words around a video of four frames with two positions each, one of them hidden."""
     judged = replace(
-        verdict(0.4),
+        verdict(0.9),
         action=Action.PASS,
         would_be=Action.PASS,
         modality=Modality.VIDEO,
@@ -92,7 +99,12 @@ def filmed() -> Explanation:
     ]
     video = Video(positions=tuple(range(1, 9)), frames=tuple(frames))
     return Explanation(
-        model="m", verdict=judged, positions=tuple(positions), pictures=(), videos=(video,)
+        model="m",
+        verdict=judged,
+        where=window(2, 5, Modality.VIDEO, slots=(1, 3, 8)),
+        positions=tuple(positions),
+        pictures=(),
+        videos=(video,),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from guardrail.explain.heat import (
     MIDDLE_SCORE,
     Scale,
@@ -10,8 +12,10 @@ from guardrail.explain.heat import (
     marks,
     scale_for,
     shown,
+    told_where,
 )
-from tests.explain.made import SCRIPT, explanation, filmed, picture, verdict
+from guardrail.types import Where
+from tests.explain.made import SCRIPT, explanation, filmed, picture, verdict, window
 
 
 def test_the_scale_is_even_around_the_middle_and_holds_what_matters():
@@ -71,16 +75,37 @@ def test_marks_leave_nothing_out_and_take_a_picture_together():
     ]  # fmt: skip
     assert found[2].text == "[picture 1: 6 positions]"
     assert (found[4].text, found[4].after) == (" is\u21b5\n\u21b5", "\n")
-    assert [mark.decides for mark in found] == [False] * 6 + [True]
+    assert [mark.decides for mark in found] == [False, False, True, False, False, False, False]
+
+
+def test_the_tokens_of_a_window_that_decided_are_marked_and_quoted():
+    worded = explanation(where=window(8, 11, words="what\n is\x1b "))
+    assert [mark.position for mark in marks(worded) if mark.decides] == [8, 9]  # 10 has no text
+    assert told_where(worded) == 'in message 1 (user), positions 8 to 11: "what\u21b5 is\ufffd"'
+    assert told_where(explanation()) == "in message 1 (user), image positions 3 to 5 of 6"
+    assert told_where(explanation(where=None)) == ""
+
+
+def test_where_no_window_decided_it_is_the_position_with_the_highest_score():
+    ended = explanation(where=Where(reading="last", message=0, role="user"), pictures=())
+    last = replace(ended.positions[-1], score=3.0)
+    ended = replace(ended, positions=(*ended.positions[:-1], last))
+    assert list(ended.decided) == [12]
+    assert [mark.position for mark in marks(ended) if mark.decides] == [12]
+    assert not explanation(where=None).decided
 
 
 def test_the_highest_positions_say_where_they_are():
-    rows = highest_rows(explanation(), 3)
+    rows = highest_rows(explanation(), 5)
     assert [(found.index, text, source) for found, text, source in rows] == [
         (6, "slot 5 of 6", "picture 1"),
         (9, "is\u21b5\u21b5", "user"),
+        (12, "\u21b5", "the last position"),
         (8, f"what {SCRIPT}", "user"),
+        (2, "slot 1 of 6", "picture 1"),
     ]
+    (end,) = (row for row in highest_rows(explanation(), 99) if row[0].index == 1)
+    assert end[1:] == ("user\u21b5", "the end of an earlier turn")
 
 
 def test_a_video_is_one_mark_in_the_prompt_and_its_slots_are_named():

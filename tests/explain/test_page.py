@@ -22,7 +22,7 @@ from guardrail.explain.page import (
     explanation_page,
     explanation_png,
 )
-from tests.explain.made import SCRIPT, explanation, filmed, scanned, verdict
+from tests.explain.made import SCRIPT, explanation, filmed, scanned, verdict, window
 
 
 class _Reader(HTMLParser):
@@ -50,6 +50,10 @@ def drawn(found: Explanation) -> list[Any]:
     """All axes of the figure, in order."""
     figure, _ = explanation_figure(found)
     return [axes for part in figure.subfigs for axes in part.axes]
+
+
+def drawn_text(found: Explanation) -> str:
+    return explanation_figure(found)[1]
 
 
 def curves(axes: Any) -> dict[str, list[tuple[float, float]]]:
@@ -81,9 +85,13 @@ def test_every_token_with_text_is_a_span_that_tells_its_score():
     assert spans[3]["title"].startswith("1.40, user")
     assert "hi" in spans[3]["class"].split()
     assert "lo" in spans[4]["class"].split()
-    assert "decides" in spans[-1]["class"].split()
+    assert not any("decides" in span["class"].split() for span in spans)
+    worded = _Reader(explanation_page(explanation(where=window(8, 10, words="what is"))))
+    decided = [a["title"] for tag, a in worded.tags if "decides" in (a.get("class") or "").split()]
+    assert [title.partition(", ")[0] for title in decided] == ["0.70", "1.40"]
+    assert all(title.endswith("decided") for title in decided)
     assert spans[0]["style"] == "--a:1.00"  # far below the scale
-    assert spans[2]["style"] == "--a:0.20"
+    assert spans[2]["style"] == "--a:0.12"
 
 
 def test_a_part_fits_into_another_page_more_than_once():
@@ -98,15 +106,35 @@ def test_a_part_fits_into_another_page_more_than_once():
 def test_a_picture_without_a_grid_is_shown_as_bars_and_says_why():
     read = _Reader(explanation_page(explanation(grid=None)))
     assert "not known <b>where</b>" in read.text
-    assert "without a finite score: 1 positions" in read.text
+    assert "positions without a score: 1" in read.text
     assert "as the model got it" not in read.text
     assert "Scores of picture 1, position by position" in read.text
     assert "2 \N{MULTIPLICATION SIGN} 3 positions" in _Reader(explanation_page(explanation())).text
     _, original, bars = drawn(explanation(grid=None))
     assert len(original.images) == 1
-    assert [(bar.get_x() + 0.4, bar.get_y() + bar.get_height()) for bar in bars.patches] == [
+    *filled, third, fourth, fifth = bars.patches
+    assert [(bar.get_x() + 0.4, bar.get_y() + bar.get_height()) for bar in filled] == [
         (1, 0.5), (2, 0.5), (3, 0.5), (4, 0.5), (5, 2.0),
     ]  # fmt: skip
+    assert [span.get_x() for span in (third, fourth, fifth)] == [2.5, 3.5, 4.5]
+    assert third.get_facecolor()[3] == 0
+
+
+def test_the_slots_of_a_window_that_decided_are_framed_in_the_picture():
+    heat = drawn(explanation())[2]
+    width, height = heat.images[0].get_array().shape[1] / 3, heat.images[0].get_array().shape[0] / 2
+    cells = {
+        (round((frame.get_x() + 0.5) / width), round((frame.get_y() + 0.5) / height))
+        for frame in heat.patches
+    }
+    assert cells == {(2, 0), (0, 1), (1, 1)}  # slots 3 to 5 of two rows of three
+    told = _Reader(explanation_page(explanation())).text
+    assert "framed: what decided, positions 3 to 5" in told
+    assert "in message 1 (user), image positions 3 to 5 of 6" in told
+    elsewhere = explanation(where=window(8, 10, words="what <b>is"))
+    assert not drawn(elsewhere)[2].patches
+    assert 'positions 8 to 10: "what <b>is"' in _Reader(explanation_page(elsewhere)).text
+    assert '"what <b>is". model & co' in drawn_text(elsewhere)
 
 
 def test_pictures_in_a_page_are_data_of_the_map_and_the_original():
@@ -120,7 +148,7 @@ def test_pictures_in_a_page_are_data_of_the_map_and_the_original():
     assert second.size == (448, 299)
 
 
-def test_the_score_stands_at_every_position_with_the_thresholds_and_the_last_one():
+def test_the_score_stands_at_every_position_with_the_thresholds_and_what_decided():
     along = drawn(explanation())[0]
     found = curves(along)
     (scores,) = [line for line in found.values() if len(line) == 13]
@@ -129,10 +157,12 @@ def test_the_score_stands_at_every_position_with_the_thresholds_and_the_last_one
     assert scores[7][1] != scores[7][1]  # hidden: a gap
     assert {y for _, y in found["steer at 0.60"]} == {0.6}
     assert {y for _, y in found["flag at 1.10"]} == {1.1}
-    assert found["the last position, which decides"] == [(12, 0.9)]
+    assert found["the highest, which decides"] == [(6, 2.0)]
+    framed = [patch for patch in along.patches if patch.get_facecolor()[3] == 0]
+    assert [(frame.get_x(), frame.get_width()) for frame in framed] == [(3.5, 3)]
     low, high = along.get_ylim()
-    assert low > -2  # though one of them scores -90
-    assert high >= 1.4
+    assert low > -3  # though one of them scores -90
+    assert high >= 2.0
 
 
 def test_the_ground_of_a_curve_is_the_scale():
@@ -164,7 +194,9 @@ def test_the_same_explanation_gives_the_same_bytes():
 
 def test_an_outage_and_slots_of_no_picture_can_be_drawn():
     slots = replace(explanation(grid=None).pictures[0], original=None, seen=None)
-    found = explanation(verdict=verdict(score=None), pictures=(slots,), notes=("something",))
+    found = explanation(
+        verdict=verdict(score=None), where=None, pictures=(slots,), notes=("something",)
+    )
     assert explanation_png(found)
     assert "something" in explanation_page(found)
     assert len(drawn(found)) == 2
@@ -177,7 +209,7 @@ def test_what_is_missing_is_named_with_its_extra(monkeypatch, make):
         make(explanation())
 
 
-def test_the_score_after_each_frame_stands_with_its_time():
+def test_the_score_of_each_frame_stands_with_its_time():
     _, above, below = drawn(filmed())
     told = [label.get_text() for label in below.get_xticklabels()]
     assert told == ["0.0 s\n0.10", "0.5 s\n0.90", "1.0 s\nnone", "1.5 s\n0.40"]

@@ -13,22 +13,31 @@ from PIL import Image
 from guardrail.errors import ConfigurationError
 from guardrail.explain.patches import (
     ASSUMED,
-    BESIDE,
     UNKNOWN,
     UNTIED,
     Span,
     picture_spans,
     seen_picture,
-    shown_as_pictures,
-    token_of,
-    told_apart,
+    slots_of,
+    spans_of,
     video_spans,
 )
 from guardrail.inputs.messages import to_request
 from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.policy import Policy
-from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPart
+from guardrail.types import (
+    Clip,
+    ImagePart,
+    Message,
+    Modality,
+    Request,
+    RowParts,
+    Stretch,
+    TextPart,
+    TurnSpan,
+    VideoPart,
+)
 
 TOKEN = 9
 
@@ -40,12 +49,11 @@ def model_with(**config: Any) -> Any:
     return SimpleNamespace(model=model, processor=SimpleNamespace())
 
 
-def spans(
-    loaded: Any, inputs: dict[str, Any], *runs: int, pictures: int = 1, **options: Any
-) -> Any:
-    """Spans of a prompt with so many slots in a row each, one other token before each run."""
-    ids = [i for run in runs for i in (1, *[TOKEN] * run)]
-    return picture_spans(loaded, inputs, [*ids, 1], pictures, **options)
+def spans(loaded: Any, inputs: dict[str, Any], *counts: int, **options: Any) -> Any:
+    """Spans of pictures with so many slots each, from position 1 on."""
+    starts = [1, *(1 + sum(counts[:n]) for n in range(1, len(counts)))]
+    slots = [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    return picture_spans(loaded, inputs, slots, **options)
 
 
 def pixels(count: int, height: int, width: int) -> torch.Tensor:
@@ -64,13 +72,14 @@ def test_each_family_says_where_its_positions_are(tiny_of, picture, family, grid
         {"type": "image", "image": picture(1, width=40, height=60)},
     ]
     request = to_request([{"role": "user", "content": images}], policy=Policy())
-    inputs = Encoder(loaded).encode([request]).inputs
-    ids = inputs["input_ids"][0].tolist()
-    found = picture_spans(loaded, inputs, ids, 2)
+    encoded = Encoder(loaded).encode([request])
+    ids = encoded.inputs["input_ids"][0].tolist()
+    found, videos = spans_of(loaded, encoded, request)
+    assert not videos
     assert [span.grid for span in found] == grids
     assert [span.number for span in found] == [0, 1]
     told = [at for span in found for at in span.positions]
-    assert told == [at for at, token in enumerate(ids) if token == token_of(loaded, "image")]
+    assert told == slots_of(loaded, ids, "image")
     assert tiny.tokenizer.decode([ids[told[0]]]) in (
         "<image>",
         "<|image_pad|>",
@@ -122,7 +131,7 @@ def test_pictures_of_free_size_have_their_own_grids_row_by_row():
         "pixel_values": pixels(2, 84, 112),
         "image_sizes": torch.tensor([[84, 56], [56, 112]]),
     }
-    found = spans(loaded, inputs, 2, 2, 2, 4, 4, pictures=2)  # a break token after each row
+    found = spans(loaded, inputs, 6, 8)
     assert [span.grid for span in found] == [(3, 2), (2, 4)]
     assert [len(span.positions) for span in found] == [6, 8]
 
@@ -135,15 +144,34 @@ def test_a_listed_grid_that_does_not_add_up_is_not_believed():
     assert spans(loaded, {"image_grid_thw": torch.tensor([[2, 4, 6]])}, 12)[0].grid is None
 
 
-def test_slots_are_tied_to_pictures_by_runs_or_in_equal_shares():
-    loaded = model_with()
-    assert [s.positions for s in spans(loaded, {}, 2, 3, pictures=2)] == [(1, 2), (4, 5, 6)]
-    assert [s.positions for s in spans(loaded, {}, 4, pictures=2)] == [(1, 2), (3, 4)]
-    (together,) = spans(loaded, {}, 2, 2, 2, pictures=2)
-    assert together.number is None
-    assert together.note == UNTIED
-    (one,) = spans(loaded, {}, 2, 2, 2, pictures=1)
-    assert one.number == 0
+def encoded_as(ids: list[int], *stretches: Stretch, **inputs: Any) -> Any:
+    """A batch of one in which the user's message has these stretches."""
+    turns = (TurnSpan(0, "user", 0, len(ids), stretches),) if stretches else ()
+    tokens = {"input_ids": torch.tensor([ids])}
+    return SimpleNamespace(inputs=tokens | inputs, parts=(RowParts(len(ids), turns),))
+
+
+def asked(*parts: Any) -> Request:
+    return Request((Message(role="user", parts=parts),))
+
+
+def test_slots_are_the_pictures_whose_stretch_they_stand_in():
+    ids = [1, TOKEN, 2, TOKEN, 3, TOKEN, TOKEN, 1]  # tiles of the first, and another beside them
+    pictures = asked(ImagePart(PICTURE), ImagePart(PICTURE))
+    shares = Stretch(0, Modality.IMAGE, 1, 6), Stretch(1, Modality.IMAGE, 6, 7)
+    (first, second), _ = spans_of(model_with(), encoded_as(ids, *shares), pictures)
+    assert (first.number, first.positions) == (0, (1, 3, 5))
+    assert (second.number, second.positions) == (1, (6,))
+    assert first.note == UNKNOWN
+
+
+def test_slots_in_no_stretch_are_tied_to_a_picture_that_is_alone():
+    ids = [1, TOKEN, 2, TOKEN, 1]
+    (one,), _ = spans_of(model_with(), encoded_as(ids), asked(ImagePart(PICTURE)))
+    assert (one.number, one.positions) == (0, (1, 3))
+    two = asked(ImagePart(PICTURE), ImagePart(PICTURE))
+    (together,), _ = spans_of(model_with(), encoded_as(ids), two)
+    assert (together.number, together.positions, together.note) == (None, (1, 3), UNTIED)
 
 
 def test_a_grid_asked_for_is_marked_as_assumed():
@@ -155,8 +183,9 @@ def test_a_grid_asked_for_is_marked_as_assumed():
 
 
 def test_a_prompt_without_pictures_has_no_spans():
-    assert spans(model_with(), {}, 3, pictures=0) == []
-    assert picture_spans(model_with(image_token_id=None), {}, [1, 2], 1) == []
+    assert spans_of(model_with(), encoded_as([1, TOKEN]), asked(TextPart("a"))) == ([], [])
+    unnamed = model_with(image_token_id=None)
+    assert spans_of(unnamed, encoded_as([1, 2]), asked(ImagePart(PICTURE))) == ([], [])
 
 
 def noise(seed: int, width: int, height: int) -> Image.Image:
@@ -217,31 +246,26 @@ def video_model(merge: int = 1) -> Any:
     return SimpleNamespace(model=SimpleNamespace(config=config), processor=SimpleNamespace())
 
 
-def test_frames_and_pictures_are_told_apart_in_the_order_of_the_prompt():
-    parts = (ImagePart(PICTURE), VideoPart(clip(2)), TextPart("a"), VideoPart(clip(1)))
-    request = Request((Message(role="user", parts=(*parts, ImagePart(PICTURE))),))
-    assert shown_as_pictures(request) == [(None, 0), (0, 0), (0, 1), (1, 0), (None, 1)]
-    spans = [Span(n, (10 * n, 10 * n + 1), (1, 2), "") for n in range(5)]
-    pictures, frames = told_apart(request, spans)
-    assert [(p.number, p.positions, p.grid, p.note) for p in pictures] == [
-        (0, (0, 1), None, BESIDE),
-        (1, (40, 41), None, BESIDE),
-    ]
-    assert frames == [
-        [Span(0, (10, 11)), Span(1, (20, 21))],
-        [Span(0, (30, 31))],
-    ]
+def test_frames_in_slots_for_pictures_share_those_of_their_video():
+    request = asked(ImagePart(PICTURE), VideoPart(clip(2)), TextPart("a"), VideoPart(clip(1)))
+    ids = [1, TOKEN, 1, *[TOKEN] * 4, 1, 1, TOKEN, TOKEN, 1]
+    kinds = (Modality.IMAGE, 1, 2), (Modality.VIDEO, 3, 7), (Modality.TEXT, 7, 8)
+    stretches = [Stretch(n, *kind) for n, kind in enumerate((*kinds, (Modality.VIDEO, 9, 11)))]
+    pictures, videos = spans_of(model_with(), encoded_as(ids, *stretches), request)
+    assert [(span.number, span.positions, span.grid) for span in pictures] == [(0, (1,), None)]
+    assert videos == [[Span(0, (3, 4)), Span(1, (5, 6))], [Span(0, (9, 10))]]
 
 
-def test_slots_that_are_tied_to_no_picture_are_tied_to_no_frame():
-    request = Request((Message(role="user", parts=(VideoPart(clip(2)),)),))
-    assert told_apart(request, [Span(None, (1, 2, 3), None, "unknown")]) == ([], [[]])
+def test_slots_that_are_tied_to_no_video_are_tied_to_no_frame():
+    request = asked(VideoPart(clip(2)), VideoPart(clip(2)))
+    assert spans_of(model_with(), encoded_as([1, *[TOKEN] * 4]), request) == ([], [[], []])
 
 
 def test_slots_for_videos_are_shared_out_by_the_processors_grid():
-    ids = [1, *[SLOT] * 8, 2, *[SLOT] * 4, 3]
+    slots = [range(1, 9), range(10, 14)]
     grids = torch.tensor([[2, 4, 4], [1, 4, 4]])  # patches before four of them are merged
-    frames = video_spans(video_model(merge=2), {"video_grid_thw": grids}, ids, [clip(3), clip(2)])
+    inputs = {"video_grid_thw": grids}
+    frames = video_spans(video_model(merge=2), inputs, slots, [clip(3), clip(2)])
     assert frames == [
         [Span(1, (1, 2, 3, 4)), Span(2, (5, 6, 7, 8))],
         [Span(1, (10, 11, 12, 13))],
@@ -250,18 +274,23 @@ def test_slots_for_videos_are_shared_out_by_the_processors_grid():
 
 def test_without_a_grid_each_frame_has_as_many_slots():
     ids = [1, SLOT, SLOT, 5, SLOT, SLOT, 2]  # with a time between them
-    assert video_spans(video_model(), {}, ids, [clip(2)]) == [[Span(0, (1, 2)), Span(1, (4, 5))]]
+    film = encoded_as(ids, Stretch(0, Modality.VIDEO, 1, 6))
+    found = spans_of(video_model(), film, asked(VideoPart(clip(2))))
+    assert found == ([], [[Span(0, (1, 2)), Span(1, (4, 5))]])
 
 
 @pytest.mark.parametrize(
-    ("ids", "inputs", "clips"),
+    ("counts", "grids", "clips"),
     [
-        ([1, 2], {}, [2]),  # no slots
-        ([SLOT] * 5, {}, [2]),  # no equal shares
-        ([SLOT] * 4, {"video_grid_thw": torch.tensor([[2, 2, 2]])}, [2]),  # more than there are
-        ([SLOT] * 8, {"video_grid_thw": torch.tensor([[2, 2, 2]])}, [1, 1]),  # another number
+        ([0], None, [2]),  # no slots
+        ([5], None, [2]),  # no equal shares
+        ([4], [[2, 2, 2]], [2]),  # more than there are
+        ([4, 4], [[2, 2, 2]], [1, 1]),  # another number
+        ([4], [[3, 1, 1]], [3]),  # fewer
     ],
 )
-def test_what_does_not_add_up_is_not_claimed(ids: Any, inputs: Any, clips: Any):
-    found = video_spans(video_model(), inputs, ids, [clip(n) for n in clips])
+def test_what_does_not_add_up_is_not_claimed(counts: Any, grids: Any, clips: Any):
+    inputs = {} if grids is None else {"video_grid_thw": torch.tensor(grids)}
+    slots = [range(count) for count in counts]
+    found = video_spans(video_model(), inputs, slots, [clip(n) for n in clips])
     assert found == [[] for _ in clips]

@@ -16,7 +16,6 @@ from guardrail.model.decoder import decoder_layers, self_attention_layers
 from guardrail.model.encode import Encoder
 from guardrail.model.generate import check_rows, generate_rows, next_token_logits
 from guardrail.model.hooks import check_layers, prompt_hooks
-from guardrail.model.positions import check_positions
 from guardrail.model.prefill import PromptCall
 from guardrail.model.rerun import LayerState
 from guardrail.model.settings import Settings
@@ -425,16 +424,6 @@ def test_next_token_logits_take_an_early_edit(tiny, loaded_of, two, fake):
     with edited_from_the_start(loaded.model, detector, encoded.prompt_len), torch.no_grad():
         expected = loaded.model(**encoded.inputs).logits[:, -1]
     assert torch.allclose(next_token_logits(loaded, encoded, detector), expected, atol=1e-4)
-
-
-def test_reading_every_position_rules_as_a_check_does(tiny, loaded_of, two, fake):
-    loaded = loaded_of(tiny)
-    encoded = two(loaded)
-    detector = early(loaded.model, fake, [STEER, PASS])
-    read = check_positions(loaded, encoded, detector, lambda _layer, h: h.norm(dim=-1))
-    checked = check_rows(loaded, encoded, detector)
-    assert [r.action for r in read.rulings] == [r.action for r in checked] == [STEER, PASS]
-    assert read.values.shape == (2, encoded.prompt_len, 2)
 
 
 def test_threads_with_different_early_edits_do_not_mix(tiny, loaded_of, two, fake):

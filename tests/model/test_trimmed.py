@@ -11,7 +11,6 @@ from guardrail.errors import UnsupportedModelError
 from guardrail.model.decoder import decoder_layers
 from guardrail.model.generate import check_rows, generate_rows, last_residuals
 from guardrail.model.hooks import check_layers, prompt_hooks
-from guardrail.model.positions import check_positions, position_residuals
 from guardrail.model.prefill import PromptCall
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
@@ -55,14 +54,6 @@ def hidden_states(loaded: Any, encoded: Any) -> torch.Tensor:
 def test_the_last_position_is_read_in_every_layer(loaded, encoded):
     expected = hidden_states(loaded, encoded)
     assert torch.allclose(last_residuals(loaded, encoded), expected[:, -1], atol=1e-5)
-
-
-def test_every_position_is_read_in_every_layer(loaded, encoded, fake):
-    expected = hidden_states(loaded, encoded)
-    assert torch.allclose(position_residuals(loaded, encoded), expected, atol=1e-5)
-    detector = fake([PASS, STEER], layers=(1, 3), steering_layer=3)
-    read = check_positions(loaded, encoded, detector, lambda _layer, hidden: hidden)
-    assert torch.allclose(read.values, expected[:, :, [1, 3]], atol=1e-5)
 
 
 @pytest.mark.parametrize("steer_tokens", [0, 2])
