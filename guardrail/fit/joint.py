@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from guardrail.fit.select import LinearReadout
 
 WIDTHS, FIRSTS = (16, 32), (4, 8)
-TAILS = (0.95, 0.99)  # shares of safe prompts whose scores are laid over each other
-HANDICAPS = (0.0, 0.1, 0.2, 0.3, 0.5)  # text gaps that windows count less
-SHARP = 0.005  # AUROC of bare look-alikes that the windows may cost
+TAIL = 0.95  # share of safe prompts where both readouts' scores are laid over each other
+HANDICAPS = (0.0, 0.1, 0.2, 0.3)  # text gaps that windows count less
+SHARP = 0.01  # AUROC of bare look-alikes that the windows may cost
 LOOKALIKES = ("matched", "near")
 
 
@@ -146,22 +146,21 @@ def _placed(
     alone = readout.scores(bare.residuals, bare.media)
     own = _finite(highest_windows(windows, bare.reads))
     sharp = _lookalike_auroc(alone, bare.kinds)
-    for handicap, tail in product(HANDICAPS, TAILS):
-        placed = _laid(windows, raw, ends, safe, tail, handicap)
+    for handicap in HANDICAPS:
+        placed = _laid(windows, raw, ends, safe, handicap)
         joint = torch.maximum(alone, (own - placed.zero) / placed.gap)
         kept = _lookalike_auroc(joint, bare.kinds)
         if kept >= sharp - SHARP:
             break
-    told: dict[str, object] = {"tail": tail, "handicap": handicap}
-    return placed, told | {"lookalikes": kept, "lookalikes_alone": sharp}
+    return placed, {"handicap": handicap, "lookalikes": kept, "lookalikes_alone": sharp}
 
 
 def _laid(
-    windows: WindowReadout, raw: Tensor, ends: Tensor, safe: Tensor, tail: float, handicap: float
+    windows: WindowReadout, raw: Tensor, ends: Tensor, safe: Tensor, handicap: float
 ) -> WindowReadout:
     """Raw scores put so that both tails of safe prompts, and both means of unsafe ones, agree."""
-    low, high = float(raw[safe].quantile(tail)), float(raw[~safe].mean())
-    at, one = float(ends[safe].quantile(tail)) - handicap, float(ends[~safe].mean()) - handicap
+    low, high = float(raw[safe].quantile(TAIL)), float(raw[~safe].mean())
+    at, one = float(ends[safe].quantile(TAIL)) - handicap, float(ends[~safe].mean()) - handicap
     if not (high > low and one > at):  # no order to keep: windows never decide
         return replace(windows, zero=float(raw.max()) + 1.0, gap=1.0)
     gap = (high - low) / (one - at)
