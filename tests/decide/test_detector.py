@@ -105,9 +105,7 @@ def test_scores_are_those_of_the_fit(
     }
     header = artefact.header
     recentring = {
-        kind: row.model_copy(
-            update={"score": Line(intercept=lines[kind][0], slope=lines[kind][1])}
-        )
+        kind: row.model_copy(update={"score": Line(intercept=lines[kind][0], slope=lines[kind][1])})
         for kind, row in header.recentring.items()
     }
     steering = header.steering.model_copy(update={"layer": max(layers)})

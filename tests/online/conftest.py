@@ -46,7 +46,9 @@ def random_artefact(
         "readout_zero": (safe[list(READ)] * weight).sum(1),
         "readout_gap": torch.full((2,), 2.0),
     }
-    lines = {"image": (0.25, 0.8), "images": (0.75, 0.7)} | ({"video": (-0.5, 1.25)} if video else {})
+    lines = {"image": (0.25, 0.8), "images": (0.75, 0.7)} | (
+        {"video": (-0.5, 1.25)} if video else {}
+    )
     how = None
     if steering:
         how = Steering(layer=2, gain=FAR, a_max=30, region_max=FAR, steer_tokens=steer_tokens)
