@@ -6,7 +6,9 @@ python examples/benchmarks/robustness.py --model FOLDER --artefact FILE --out FO
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,71 +20,143 @@ import typer
 from benchmark_data import test_texts
 from rich.progress import track
 from robustness_conditions import VERSIONS, Condition, conditions, texts
-from robustness_reading import Read, Reader
+from robustness_reading import BATCH, Chat, Read, Reader
 
 from guardrail import Artefact, Policy
-from guardrail.decide.detector import Detector
-from guardrail.fit.select import readout_layers
+from guardrail.artefact.header import Rates
+from guardrail.decide.detector import KINDS
+from guardrail.fit.calibrate import calibration
+from guardrail.fit.dataset import load_contrast
+from guardrail.fit.prompts import drawn, plain
+from guardrail.fit.readings import DRAWN
 from guardrail.model.load import load_model
+from guardrail.policy import Thresholds
 from guardrail.stats import Rate, auroc, auroc_interval
-from guardrail.types import Action
+from guardrail.types import Action, Modality
 
 LABELS = ("harmful", "harmless")
+DETECTORS = ("guard", "last position")
+STRINGS, WORDS = 32, (8, 24)
+RATES = Rates()
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What the guard would say of every request under one condition."""
+class Points:
+    """Where a detector steers and flags, by modality."""
 
-    scores: list[float]
-    actions: list[Action]
-    tokens: list[int]
+    of: dict[Modality, Thresholds]
+
+    def action(self, score: float, kind: str) -> Action:
+        """What a score of a kind of request leads to."""
+        at = self.of[KINDS[kind]]
+        steered = Action.STEER if score > at.steer else Action.PASS
+        return Action.FLAG if score > at.flag else steered
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The scorer and the labelled requests: what every condition is measured with."""
+    """The scorer and the labelled requests: what every condition is measured with.
+
+    `points` are those of each detector: of the guard as fitted, and of the readout at the last
+    position alone, set on the same safe prompts, bare and drawn.
+    """
 
     reader: Reader
-    detector: Detector
+    points: dict[str, Points]
     requests: Sequence[tuple[str, str]]  # label, text
 
-    def under(self, condition: Condition) -> Scores:
+    def under(self, condition: Condition) -> list[Read]:
         """Ask every request under a condition; versions apart, as each begins in its own way."""
-        every: list[tuple[int, float, Action, int]] = []
+        every: list[tuple[int, Read]] = []
         for version in range(VERSIONS):
             numbers = range(version, len(self.requests), VERSIONS)
             asks = [partial(condition.ask, i, self.requests[i][1]) for i in numbers]
-            every += zip(numbers, *self._judged(self.reader(asks)), strict=True)
-        _, scores, actions, tokens = zip(*sorted(every), strict=True)
-        return Scores(list(scores), list(actions), list(tokens))
+            every += zip(numbers, self.reader(asks), strict=True)
+        return [read for _, read in sorted(every, key=lambda pair: pair[0])]
 
-    def _judged(self, read: Read) -> tuple[list[float], list[Action], list[int]]:
-        places = [self.reader.layers.index(layer) for layer in self.detector.layers]
-        decision = self.detector.decide(read.residuals[:, places], read.kinds)
-        if any(decision.failed):
-            raise SystemExit("some requests have no finite score; is this the artefact's model?")
-        return decision.scores.tolist(), decision.actions, read.tokens.tolist()
-
-    def figures(self, name: str, found: Scores, base: Scores) -> dict[str, Any]:
+    def figures(self, name: str, found: list[Read], base: list[Read]) -> dict[str, Any]:
         """One row: shifts against `base`, pair by pair; separation and rates as they are."""
+        pairs = list(zip(found, base, strict=True))
         rows: dict[str, Any] = {"name": name}
-        added = [a - b for a, b in zip(found.tokens, base.tokens, strict=True)]
-        rows["tokens_added"] = sum(added) / len(added)
-        of = {label: [i for i, r in enumerate(self.requests) if r[0] == label] for label in LABELS}
-        for label, places in of.items():
-            rows[label] = {
-                "n": len(places),
-                "shift": spread([found.scores[i] - base.scores[i] for i in places]),
-                **{
-                    action.value: Rate.of([found.actions[i] is action for i in places]).to_dict()
-                    for action in (Action.FLAG, Action.STEER)
-                },
-            }
-        harmful, harmless = ([found.scores[i] for i in places] for places in of.values())
-        low, high = auroc_interval(harmful, harmless)
-        rows["auroc"] = {"value": auroc(harmful, harmless), "low": low, "high": high}
+        rows["tokens_added"] = sum(a.tokens - b.tokens for a, b in pairs) / len(pairs)
+        rows["readings"] = dict(Counter(read.reading for read in found))
+        places = {
+            label: [i for i, r in enumerate(self.requests) if r[0] == label] for label in LABELS
+        }
+        for detector in DETECTORS:
+            score = _score_of(detector)
+            rows[detector] = {}
+            for label, of in places.items():
+                actions = [self.points[detector].action(score(found[i]), found[i].kind) for i in of]
+                rows[detector][label] = {
+                    "n": len(of),
+                    "shift": spread([score(found[i]) - score(base[i]) for i in of]),
+                    **{
+                        action.value: Rate.of([a is action for a in actions]).to_dict()
+                        for action in (Action.FLAG, Action.STEER)
+                    },
+                }
+            harmful, harmless = ([score(found[i]) for i in of] for of in places.values())
+            low, high = auroc_interval(harmful, harmless)
+            value = auroc(harmful, harmless)
+            rows[detector]["auroc"] = {"value": value, "low": low, "high": high}
         return rows
+
+    def random_words(self, where: str, vocabulary: Sequence[str]) -> dict[str, Any]:
+        """Flags that are lost to the worst of some strings of random words, of those there were.
+
+        Every string is put around every harmful request that is flagged bare.
+        """
+        rng = random.Random(0)
+        strings = [" ".join(rng.choices(vocabulary, k=rng.randint(*WORDS))) for _ in range(STRINGS)]
+        texts_asked = [text for label, text in self.requests if label == "harmful"]
+        bare = self.reader([partial(_asked, text) for text in texts_asked])
+        lost: dict[str, Any] = {"where": where, "strings": STRINGS}
+        kept = {
+            name: [i for i, read in enumerate(bare) if self._flags(name, read)]
+            for name in DETECTORS
+        }
+        every = sorted({i for places in kept.values() for i in places})
+        worst: dict[str, list[int]] = {name: [] for name in DETECTORS}
+        for string in track(strings, f"random words {where}"):
+            asks = [partial(_asked, texts_asked[i], string, where) for i in every]
+            found = dict(zip(every, self.reader(asks), strict=True))
+            for name, places in kept.items():
+                worst[name].append(sum(not self._flags(name, found[i]) for i in places))
+        for name, places in kept.items():
+            lost[name] = {"n": len(places), "lost": max(worst[name])}
+        return lost
+
+    def _flags(self, detector: str, read: Read) -> bool:
+        score = _score_of(detector)(read)
+        return self.points[detector].action(score, read.kind) is Action.FLAG
+
+
+def _score_of(detector: str) -> Callable[[Read], float]:
+    return (lambda read: read.score) if detector == "guard" else (lambda read: read.last)
+
+
+def _asked(text: str, string: str = "", where: str = "behind") -> Chat:
+    around = (text, string) if where == "behind" else (string, text)
+    return [{"role": "user", "content": "\n".join(part for part in around if part)}]
+
+
+def points_of(artefact: Artefact, reader: Reader) -> dict[str, Points]:
+    """Both detectors' thresholds; those of the last position are of bare and of drawn prompts."""
+    contrast = load_contrast()
+    safe = {Modality.TEXT: plain(contrast), Modality.IMAGE: drawn(contrast, DRAWN)}
+    last = {}
+    for modality, samples in safe.items():
+        held = [s for s in samples if contrast.prompts[s.index].in_split == "calibrate"]
+        batches = [held[i : i + BATCH] for i in range(0, len(held), BATCH)]
+        reads = [
+            read
+            for some in track(batches, f"safe {modality}")
+            for read in reader.requests([sample.request for sample in some])
+        ]
+        last[modality] = calibration([r.last for r in reads], RATES, source="").thresholds
+    own = {m: artefact.thresholds(m, Policy()) for m in last}
+    return {"guard": Points(own), "last position": Points(last)}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -109,9 +183,9 @@ def translated(measured: Measured) -> dict[str, Any]:
     rows = texts()["translated"]
     labels = [row["label"] for row in rows]
 
-    def scores(column: str) -> tuple[Measured, Scores]:
+    def scores(column: str) -> tuple[Measured, list[Read]]:
         asked = [(label, row[column]) for label, row in zip(labels, rows, strict=True)]
-        one = Measured(measured.reader, measured.detector, asked)
+        one = Measured(measured.reader, measured.points, asked)
         return one, one.under(conditions()[0])
 
     _, english = scores("english")
@@ -121,7 +195,7 @@ def translated(measured: Measured) -> dict[str, Any]:
 
 def measure(measured: Measured) -> list[dict[str, Any]]:
     """Every condition's row."""
-    found: dict[str, Scores] = {}
+    found: dict[str, list[Read]] = {}
     rows = []
     for condition in track(conditions(), "conditions"):
         found[condition.name] = measured.under(condition)
@@ -142,12 +216,18 @@ def main(
 ) -> None:
     """Measure, and write what was measured."""
     loaded, fitted = load_model(model, trust_remote_code=True), Artefact.load(artefact)
-    layers = readout_layers(loaded.layer_count, range(loaded.layer_count))
-    reader = Reader(loaded, sorted({*layers, *fitted.header.readout.layers}), out / "residuals")
-    detector = Detector.from_artefact(fitted, Policy())
-    rows = measure(Measured(reader, detector, requests_of(per_label, data)))
+    reader = Reader(loaded, fitted, out / "scores")
+    measured = Measured(reader, points_of(fitted, reader), requests_of(per_label, data))
+    rows = measure(measured)
+    vocabulary = sorted({word for text in texts()["sentences"] for word in text.split()})
+    strings = [measured.random_words(where, vocabulary) for where in ("behind", "before")]
     out.mkdir(parents=True, exist_ok=True)
-    report = {"artefact": fitted.artefact_id, "per_label": per_label, "conditions": rows}
+    report = {
+        "artefact": fitted.artefact_id,
+        "per_label": per_label,
+        "conditions": rows,
+        "random_words": strings,
+    }
     (out / "robustness.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     lines = list(tables.robustness(report))
     (out / "robustness.md").write_text("\n".join(lines) + "\n", "utf-8")

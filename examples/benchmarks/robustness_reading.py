@@ -1,22 +1,24 @@
-"""Residuals of many chats, kept by content, so that a run goes on where the last one ended."""
+"""Scores of many chats, kept by content, so that a run goes on where the last one ended."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from torch import Tensor
 
+from guardrail import Artefact, Policy
 from guardrail.artefact.file import write_atomically
+from guardrail.decide.detector import Decision, Detector
 from guardrail.inputs.messages import request_digest, to_request
 from guardrail.model.encode import Encoder
 from guardrail.model.fingerprint import fingerprint
+from guardrail.model.generate import check_rows
 from guardrail.model.load import LoadedModel
-from guardrail.model.prefix import SharedPrefix
-from guardrail.policy import Policy
 from guardrail.types import Request
 
 BATCH = 8
@@ -25,49 +27,70 @@ Chat = list[dict[str, object]]
 
 @dataclass(frozen=True)
 class Read:
-    """Residuals (n, k, d_model) float32, each request's offset kind, and its tokens, (n,)."""
+    """What one chat scored: by the guard, at its last position alone, where, and its tokens.
 
-    residuals: torch.Tensor
-    kinds: list[str]
-    tokens: torch.Tensor
+    `kind` is that of its pictures, `reading` what the guard's score is from.
+    """
+
+    score: float
+    last: float
+    kind: str
+    reading: str
+    tokens: int
+
+
+class Watched(Detector):
+    """The guard's detector, which remembers what the last positions alone would have said."""
+
+    last: Tensor
+
+    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> Decision:
+        """As the guard decides."""
+        self.last = self.readout.scores(residuals, kinds)
+        return super().decide(residuals, kinds, *floors)
 
 
 class Reader:
-    """Reads `layers` at the last prompt position of chats that may begin alike.
+    """Scores chats as a guard does, in batches."""
 
-    What the chats of one call have in common at their start is run once.
-    """
-
-    def __init__(self, loaded: LoadedModel, layers: Sequence[int], folder: Path) -> None:
-        self.loaded, self.layers, self.folder = loaded, tuple(layers), folder
+    def __init__(self, loaded: LoadedModel, artefact: Artefact, folder: Path) -> None:
+        self.loaded, self.folder = loaded, folder
+        self.detector = Watched.from_artefact(artefact, Policy(mode="shadow"))
         self.encoder = Encoder(loaded)
-        self._key = f"{fingerprint(loaded).model_dump_json()}{torch.__version__}{self.layers}"
+        key = (fingerprint(loaded).model_dump_json(), torch.__version__, artefact.artefact_id)
+        self._key = " ".join(key)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, asks: Sequence[Callable[[], Chat]]) -> Read:
+    def __call__(self, asks: Sequence[Callable[[], Chat]]) -> list[Read]:
         """Read chats, which are made when their batch is: no more pictures are held than it has."""
-        prefix: SharedPrefix | None = None
-        found: list[dict[str, torch.Tensor]] = []
-        kinds: list[str] = []
+        found: list[Read] = []
         for start in range(0, len(asks), BATCH):
-            requests = [to_request(ask(), policy=Policy()) for ask in asks[start : start + BATCH]]
-            kinds += [request.offset_kind for request in requests]
-            path = self.folder / f"{self._digest(requests)}.safetensors"
-            if not path.exists():
-                prefix = prefix or self._prefix(requests)
-                encoded = self.encoder.encode(requests)
-                residuals = prefix.residuals(encoded).contiguous()
-                read = {"residuals": residuals, "tokens": torch.tensor(encoded.lengths)}
-                write_atomically(path, save(read))
-            found.append(load_file(path))
-        residuals, tokens = (
-            torch.cat([batch[name] for batch in found]) for name in ("residuals", "tokens")
-        )
-        return Read(residuals, kinds, tokens)
+            chats = [ask() for ask in asks[start : start + BATCH]]
+            found += self.requests([to_request(chat, policy=Policy()) for chat in chats])
+        return found
 
-    def _prefix(self, requests: Sequence[Request]) -> SharedPrefix:
-        alike = () if any(request.images for request in requests) else requests
-        return SharedPrefix(self.loaded, self.encoder, alike=alike, layers=self.layers)
+    def requests(self, requests: Sequence[Request]) -> list[Read]:
+        """Score one batch, or find what it scored before."""
+        path = self.folder / f"{self._digest(requests)}.json"
+        if not path.exists():
+            rows = [asdict(read) for read in self._judged(requests)]
+            write_atomically(path, json.dumps(rows).encode())
+        return [Read(**row) for row in json.loads(path.read_bytes())]
+
+    def _judged(self, requests: Sequence[Request]) -> list[Read]:
+        encoded, detector = self.encoder.encode(requests), self.detector
+        assert isinstance(detector, Watched)
+        rulings = check_rows(self.loaded, encoded, detector, policy=detector.policy)
+        found = []
+        for row, (ruling, kind) in enumerate(zip(rulings, encoded.kinds, strict=True)):
+            decision = ruling.decision
+            if not isinstance(decision, Decision) or ruling.failed:
+                raise SystemExit("a request has no finite score; is this the artefact's model?")
+            score, last = float(decision.scores[row]), float(detector.last[row])
+            where = getattr(ruling.found, "where", None)
+            reading = "last" if score == last or where is None else str(where.reading)
+            found.append(Read(score, last, kind, reading, encoded.lengths[row]))
+        return found
 
     def _digest(self, requests: Sequence[Request]) -> str:
         digest = hashlib.sha256(self._key.encode())

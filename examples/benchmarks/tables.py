@@ -178,22 +178,35 @@ def robustness(report: Figures) -> Iterator[str]:
     def rates(group: Figures) -> str:
         return f"{group['flag']['rate']:.2f}, {group['steer']['rate']:.2f}"
 
+    labels = ("harmful", "harmless")
     head = [
         *("around the request", "n", "tokens added", "shift, harmful", "shift, harmless", "AUROC"),
-        *("harmful flagged, steered", "harmless flagged, steered"),
+        *(f"{label} flagged, steered" for label in labels),
+        *(f"{label}, last position alone" for label in labels),
+        "AUROC, last position alone",
     ]
     rows = [
         [
             row["name"],
-            f"{row['harmful']['n']} + {row['harmless']['n']}",
+            f"{row['guard']['harmful']['n']} + {row['guard']['harmless']['n']}",
             f"{row['tokens_added']:.0f}",
-            *(shift(row[label]["shift"]) for label in ("harmful", "harmless")),
-            estimate(row["auroc"]),
-            *(rates(row[label]) for label in ("harmful", "harmless")),
+            *(shift(row["guard"][label]["shift"]) for label in labels),
+            estimate(row["guard"]["auroc"]),
+            *(rates(row[name][label]) for name in ("guard", "last position") for label in labels),
+            estimate(row["last position"]["auroc"]),
         ]
         for row in report["conditions"]
     ]
-    return markdown(head, rows)
+    yield from markdown(head, rows)
+    for row in report["random_words"]:
+        told = ", ".join(
+            f"{name} {row[name]['lost']} of {row[name]['n']}" for name in ("guard", "last position")
+        )
+        yield ""
+        yield (
+            f"Flags lost to the worst of {row['strings']} strings of random words "
+            f"{row['where']} a harmful request: {told}."
+        )
 
 
 def video(report: Figures) -> Iterator[str]:

@@ -54,8 +54,8 @@ class Detector:
     """Reads, decides and edits for one artefact under one policy; holds no request's state.
 
     `layers` are those of the readout at the last position, ascending, `reads` those of all
-    readings; `steering_layer` is None when the artefact only detects. `windows` None: what stands
-    in the prompt is judged at the ends of its turns alone.
+    readings; `steering_layer` is None when the artefact only detects. Without `windows` a prompt is
+    judged at the ends of its turns alone, without `turns` at no earlier one's.
     """
 
     def __init__(
@@ -67,8 +67,9 @@ class Detector:
         policy: Policy,
         artefact_id: str,
         windows: WindowReadout | None = None,
+        turns: bool = True,
     ) -> None:
-        self.readout, self.steering, self.windows = readout, steering, windows
+        self.readout, self.steering, self.windows, self.turns = readout, steering, windows, turns
         self.layers = readout.layers
         self.reads = tuple(sorted({*readout.layers, *(windows.layers if windows else ())}))
         # Where a steered row is edited, and for how many tokens beside the last prompt position.
@@ -141,6 +142,7 @@ class Detector:
             policy=policy,
             artefact_id=header.artefact_id,
             windows=windows,
+            turns=header.readout.turns,
         )
 
     @property
@@ -160,6 +162,7 @@ class Detector:
             rows=rows,
             judged=self.policy.judged_roles,
             prompt_len=prompt_len,
+            turns=self.turns,
         )
         return found if found.layers else None
 

@@ -32,12 +32,14 @@ LARGEST = 65_504.0  # float16's
 class PartsReading:
     """Where things stand in a batch of prompts of `prompt_len` positions, padded on the left.
 
-    `rows` say what each prompt consists of, `judged` the roles of messages whose tokens count.
+    `rows` say what each prompt consists of, `judged` the roles of messages whose tokens count,
+    `turns` whether earlier answer headers do.
     """
 
     rows: Sequence[RowParts]
     judged: Collection[str]
     prompt_len: int
+    turns: bool = True
     _mask: Tensor | None = None
 
     def attends(self, mask: Tensor) -> None:
@@ -46,7 +48,7 @@ class PartsReading:
 
     def headers(self) -> Iterator[tuple[int, int, Header]]:
         """Row and position of every earlier answer header, in order."""
-        for row, parts in enumerate(self.rows):
+        for row, parts in enumerate(self.rows if self.turns else ()):
             for header in parts.headers:
                 yield row, self.prompt_len - parts.length + header.position, header
 
@@ -143,7 +145,7 @@ class PromptReading(PartsReading):
         read: set[int] = set()
         if self.windows is not None and any(True for _ in self.spans()):
             read |= set(self.windows.layers)
-        if any(parts.headers for parts in self.rows):
+        if any(True for _ in self.headers()):
             read |= set(self.readout.layers)
         return tuple(sorted(read))
 

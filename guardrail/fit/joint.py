@@ -44,12 +44,6 @@ class JointReadout:
     windows: WindowReadout | None = None
     turns: bool = True
 
-    @property
-    def deepest(self) -> int:
-        """The deepest layer that is read."""
-        own = () if self.windows is None else self.windows.layers
-        return max(*self.readout.layers, *own, self.readout.layers[-1])
-
     def scores(self, form: FormResiduals) -> Tensor:
         """Scores of a form's prompts as a guard would give them, (n,) float64."""
         last = self.readout.scores(torch.stack([read.last for read in form.reads]), form.media)

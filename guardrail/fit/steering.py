@@ -53,7 +53,8 @@ ANSWER = Settings(max_new_tokens=8, do_sample=False)
 CAUSAL_PROMPTS = 12
 STEERED = {"plain": 8, "worded": 16, "pictured": 4, "drawn": 6}
 """How many unsafe prompts of each group the strength is chosen on; pictures cost most."""
-CANDIDATE_LAYERS, STEERING_LAYERS = 4, 2
+MOST_BENIGN = 40  # that the gate opens for; more are sampled
+CANDIDATE_LAYERS, STEERING_LAYERS = 6, 2
 
 
 @dataclass(frozen=True)
@@ -130,25 +131,16 @@ def search(
 ) -> SteeringFound:
     """Find a steering layer, a strength and positions.
 
-    Layers from the readout's deepest to the last fifth come first: an edit there costs nothing.
-    Only when none of them is usable, layers before it are tried, but for the first ones; a steered
-    request then runs the layers between twice (see `guardrail.model.rerun`). Of layers at which the
-    direction does not raise the refusal log-odds of safe prompts, nothing is tried further; without
-    any other, the artefact will only detect.
+    Layers between the first ones and the last fifth are tried. An edit before the deepest layer
+    that is read makes a steered request run the layers between twice (see
+    `guardrail.model.rerun`); one behind it costs nothing, but may come too late. Of layers at which
+    the direction does not raise the refusal log-odds of safe prompts, nothing is tried further;
+    without any other, the artefact will only detect.
     """
-    layers, deepest = len(readings.layers), joint.deepest
+    layers = len(readings.layers)
     first, last = int(FIRST_DEPTH * layers), int(LAST_DEPTH * layers)
-
-    def tried(start: int, end: int) -> SteeringFound:
-        places = spread([i for i in readings.usable if start <= i < end], CANDIDATE_LAYERS)
-        return _tried(collect, readings, joint, calibrated, prefixes, places)
-
-    found = tried(deepest, last)
-    if found.chosen is not None:
-        return found
-    earlier = tried(first, min(last, deepest))
-    trials = sorted([*earlier.trials, *found.trials], key=preference)
-    return SteeringFound(found.effects | earlier.effects, trials)
+    places = spread([i for i in readings.usable if first <= i < last], CANDIDATE_LAYERS)
+    return _tried(collect, readings, joint, calibrated, prefixes, places)
 
 
 def _tried(
@@ -220,7 +212,9 @@ def _gated(
         unsafe["drawn"] = [
             sample.request for sample in drawn_unsafe(readings.contrast, "select", STEERED["drawn"])
         ]
-    return SteeringData({n: rows for n, rows in unsafe.items() if rows}, opened, total)
+    some = spread(opened, MOST_BENIGN)
+    stand_for = round(total * len(some) / len(opened)) if opened else total
+    return SteeringData({n: rows for n, rows in unsafe.items() if rows}, some, stand_for)
 
 
 def _gate(calibrated: Mapping[Modality, Calibration], modality: Modality) -> Thresholds:
@@ -230,7 +224,7 @@ def _gate(calibrated: Mapping[Modality, Calibration], modality: Modality) -> Thr
 
 @dataclass(frozen=True)
 class SteeringData:
-    """Unsafe requests by group, benign ones the gate opens for, and how many benign there are."""
+    """Unsafe requests by group, benign ones the gate opens for, and of how many benign ones."""
 
     unsafe: Mapping[str, Sequence[Request]]
     benign: Sequence[Request]

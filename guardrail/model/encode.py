@@ -135,12 +135,11 @@ class Encoder:
     def _opening(self) -> str:
         """What the template writes before an answer; "" where it cannot be told."""
         probe = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        try:
-            asked = self._rendered({}, probe)
-            told = self._rendered({}, probe, add_generation_prompt=False)
-        except REFUSALS:
+        asked = self._rendered({}, probe)
+        told = self._rendered({}, probe, add_generation_prompt=False)
+        if asked is None or told is None or not asked.startswith(told):
             return ""
-        opening = asked.removeprefix(told) if asked.startswith(told) else ""
+        opening = asked.removeprefix(told)
         return opening if opening.strip() else ""
 
     def _options(self, requests: Sequence[Request], clips: list[Clip]) -> dict[str, Any]:
@@ -157,13 +156,19 @@ class Encoder:
         chat: list[dict[str, Any]],
         *,
         add_generation_prompt: bool = True,
-    ) -> str:
-        text: str = self._processor.apply_chat_template(
-            [self._as_read(turn) for turn in chat],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **options,
-        )
+    ) -> str | None:
+        """A chat as the template writes it; None where it refuses it."""
+        if self._multimodal:  # some processors' older versions warn each time they are given none
+            options = options | {"processor_kwargs": {"padding": False}}
+        try:
+            text: str = self._processor.apply_chat_template(
+                [self._as_read(turn) for turn in chat],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **options,
+            )
+        except REFUSALS:
+            return None
         return text
 
     def _as_read(self, turn: dict[str, Any]) -> dict[str, Any]:

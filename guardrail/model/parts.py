@@ -16,28 +16,12 @@ from json import dumps
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from guardrail.errors import GuardrailError
-from guardrail.types import (
-    Header,
-    ImagePart,
-    Message,
-    Modality,
-    Request,
-    RowParts,
-    Stretch,
-    TextPart,
-    ToolCall,
-    TurnSpan,
-)
+from guardrail.types import Header, Modality, RowParts, Stretch, TurnSpan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
-
-    from guardrail.model.encode import Encoder
 
     Chat = list[dict[str, Any]]
 
@@ -71,7 +55,7 @@ def find_parts(
     ids: Sequence[int],
     *,
     tokenizer: PreTrainedTokenizerBase,
-    render: Callable[[Chat], str],
+    render: Callable[[Chat], str | None],
     opening: str,
     expansions: Sequence[Expansion] = (),
 ) -> RowParts:
@@ -81,14 +65,17 @@ def find_parts(
         turns: the chat; text in it is text only.
         ids: the row's tokens, without padding.
         tokenizer: the row's.
-        render: the chat template as it was applied, as text.
+        render: the chat template as it was applied, as text; None where it refuses the chat.
         opening: what the template writes before an answer; "" if that cannot be told.
         expansions: those of the row, in order.
     """
     tried = None
     for late in (True, False) if tokenizer.is_fast else ():
         marks = _Marks(turns, late=late)
-        text, places = marks.taken_out_of(render(marks.chat))
+        rendered = render(marks.chat)
+        if rendered is None:
+            continue
+        text, places = marks.taken_out_of(rendered)
         if text == tried:  # another place for the marks changes nothing
             break
         tried = text
@@ -353,9 +340,7 @@ class _Found:
             by_part[part, kind] = (min(span[0], other[0]), max(span[1], other[1]))
         if not by_part:
             return None
-        stretches = (
-            Stretch(p, Modality(kind), *s) for (p, kind), s in by_part.items() if p is not None
-        )
+        stretches = (Stretch(p, Modality(k), *s) for (p, k), s in by_part.items() if p is not None)
         return TurnSpan(
             message=message,
             role=self._turns[message].shown["role"],
@@ -377,8 +362,6 @@ class _Found:
             ends = self._ends(opening, begin, end) if self._unread.isdisjoint(skipped) else []
             if len(ends) == len(answers):
                 yield from zip(answers, ends, strict=True)
-            elif message in answers and ends:
-                yield message, ends[0]
             elif message in answers and message not in self._unread:
                 # An answer that goes on where another message ends has no header.
                 if last not in self._own or self._text[begin:end].strip():
@@ -411,71 +394,3 @@ def _around(text: str, place: int, marked: _Marked) -> tuple[int, int, bool]:
 def _as_json(text: str) -> str:
     """As templates write results of tools, and arguments of calls."""
     return dumps(text, ensure_ascii=False)[1:-1]
-
-
-_ASK, _ANSWER, _NEXT = "What is two and two?", "It is four.", "And three and three?"
-_THOUGHT = f"<think>\nTwo, and two more.\n</think>\n\n{_ANSWER}"
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Adds two numbers.",
-        "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
-    },
-}
-
-
-def history_gaps(encoder: Encoder) -> list[str]:
-    """What a model is not shown of earlier turns, or otherwise than when they were the last ones.
-
-    Sentences for people, found with chats of several turns; none where everything is shown.
-    """
-    pictures = [ImagePart(Image.new("RGB", (64, 64), "white"))] if encoder.reads_pictures else []
-    ask, answer, following = _said("user", _ASK, *pictures), _said("assistant", _ANSWER), _NEXT
-    chats = {
-        "an earlier answer": Request((ask, answer, _said("user", following))),
-        "an answer with thinking": Request(
-            (ask, _said("assistant", _THOUGHT), _said("user", following))
-        ),
-    }
-    if encoder.supports_tools:
-        call = ToolCall(name="add", arguments={"a": "two", "b": "two"}, id="call00001")
-        called = Message(role="assistant", parts=(), tool_calls=(call,))
-        result = Message(
-            role="tool", parts=(TextPart("four"),), name="add", tool_call_id="call00001"
-        )
-        chats["an earlier call of a tool"] = Request(
-            (ask, called, result, answer, _said("user", following)), (_TOOL,)
-        )
-    gaps = (f"{what}: {gap}" for what, chat in chats.items() for gap in _gaps(encoder, chat))
-    return list(gaps)
-
-
-def _said(role: str, text: str, *more: ImagePart) -> Message:
-    return Message(role=role, parts=(*more, TextPart(text)))
-
-
-def _gaps(encoder: Encoder, chat: Request) -> Iterator[str]:
-    try:
-        whole = encoder.encode([chat])
-        (parts,) = whole.parts
-        if not parts.aligned:
-            yield "which tokens are whose cannot be told, so a prompt is read as one piece"
-            return
-        for unread in parts.unread:
-            yield f"the template does not show the whole {chat.messages[unread].role} message"
-        ids, headers = (
-            whole.inputs["input_ids"][0].tolist(),
-            {h.message: h.position for h in parts.headers},
-        )
-        for number, message in enumerate(chat.messages):
-            if message.role != "assistant":
-                continue
-            if number not in headers:
-                yield "where the answer begins cannot be told, so what it answers is not read again"
-                continue
-            before = encoder.encode([Request(chat.messages[:number], chat.tools)])
-            if before.inputs["input_ids"][0].tolist() != ids[: headers[number] + 1]:
-                yield "the template shows what comes before the answer otherwise than it was asked"
-    except GuardrailError as error:
-        yield f"the model is not shown such a chat ({error})"
