@@ -47,10 +47,14 @@ class PartsReading:
         self._mask = mask
 
     def headers(self) -> Iterator[tuple[int, int, Header]]:
-        """Row and position of every earlier answer header, in order."""
+        """Row and position of every earlier answer header, in order.
+
+        Where a chat begins with an answer, nothing was asked that could be judged.
+        """
         for row, parts in enumerate(self.rows if self.turns else ()):
             for header in parts.headers:
-                yield row, self.prompt_len - parts.length + header.position, header
+                if header.message > 0:
+                    yield row, self.prompt_len - parts.length + header.position, header
 
     def spans(self) -> Iterator[tuple[int, TurnSpan]]:
         """Row and span of every judged message, in order."""

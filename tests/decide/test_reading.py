@@ -327,6 +327,21 @@ def test_only_layers_of_what_there_is_to_read_are_asked_for() -> None:
     assert shown(reading(bare, judged=()), states()).found() == [NOTHING] * 3
 
 
+def test_a_chat_that_begins_with_an_answer_has_no_turn_before_it() -> None:
+    hidden = states()
+    opened = replace(SECOND_ROW, headers=(Header(0, 0, "text"), *SECOND_ROW.headers))
+    found = told(shown(reading([FIRST_ROW, opened, THIRD_ROW]), hidden).found())
+    assert found == told(shown(reading(), hidden).found())
+    assert reading([replace(THIRD_ROW, headers=(Header(0, 0, "text"),))], windows=None).layers == ()
+
+
+def test_a_readout_that_is_not_read_at_earlier_turns_leaves_them_out() -> None:
+    made = replace(reading(), turns=False)
+    assert made.layers == WINDOWED
+    bare = [replace(row, headers=()) for row in ROWS]
+    assert told(shown(made, states()).found()) == told(shown(reading(bare), states()).found())
+
+
 def peaked(place: int) -> dict[int, torch.Tensor]:
     """Hidden states whose highest window ends at a place of the first row."""
     hidden = {layer: torch.zeros(len(ROWS), LENGTH, WIDTH) for layer in (1, 2, 3)}

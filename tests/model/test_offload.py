@@ -149,7 +149,9 @@ def test_a_cached_start_is_used_for_an_offloaded_model_too(spread: Any) -> None:
     prompts = [text_request(text) for text in ("hello there", "what is this")]
     encoder = Encoder(loaded)
     shared = SharedPrefix(loaded, encoder)
-    wanted, _ = shared.residuals(encoder.encode(prompts), lambda _: None)  # read whole, and compared with
+    wanted, _ = shared.residuals(
+        encoder.encode(prompts), lambda _: None
+    )  # read whole, and compared with
     handle = decoder_layers(loaded.model)[0].register_forward_pre_hook(
         lambda _m, args: lengths.append(args[0].shape[1])
     )

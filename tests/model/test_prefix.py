@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from guardrail.model.encode import Encoder
+from guardrail.model.encode import Encoded, Encoder
 from guardrail.model.generate import last_residuals
 from guardrail.model.load import wrap_model
 from guardrail.model.prefix import SharedPrefix
@@ -36,7 +36,7 @@ def counting(model):
     return seen, handle
 
 
-def read(prefix: SharedPrefix, encoded: Any) -> torch.Tensor:
+def read(prefix: SharedPrefix, encoded: Encoded) -> torch.Tensor:
     """Residuals of the last positions, without any other reading."""
     return prefix.residuals(encoded, lambda _prompt_len: None)[0]
 
