@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from guardrail.decide.reading import TokenReading
 from guardrail.model.encode import Encoded, Encoder
 from guardrail.model.generate import last_residuals
 from guardrail.model.load import wrap_model
@@ -105,3 +106,41 @@ def test_earlier_turns_that_some_prompts_share_are_run_once_for_those(loaded):
     torch.testing.assert_close(quick, last_residuals(loaded, later, (1, 3)), atol=1e-5, rtol=1e-4)
     other = encoder.encode(chats("Where do they sleep?"))  # begins otherwise: read whole
     torch.testing.assert_close(read(prefix, other), last_residuals(loaded, other, (1, 3)))
+
+
+def test_tokens_and_earlier_answers_behind_a_shared_start_are_those_of_the_whole_prompt(loaded):
+    def turns(*texts: str) -> Request:
+        roles = ("user", "assistant", "user")
+        said = zip(roles, texts, strict=False)
+        return Request(tuple(Message(role=r, parts=(TextPart(text),)) for r, text in said))
+
+    encoder = Encoder(loaded)
+    batch = encoder.encode(
+        [turns("Why?"), turns("Where do they sleep?", "In a box.", "All day? And who feeds them?")]
+    )
+
+    def reading(prompt_len: int) -> TokenReading:
+        return TokenReading(
+            rows=batch.parts,
+            judged=("user",),
+            prompt_len=prompt_len,
+            layers=(1, 3),
+            token_layers=(3,),
+        )
+
+    prefix = SharedPrefix(loaded, encoder)
+    read(prefix, encoder.encode(chats("What is this?", "Tell me a story about a boat.")))
+    seen, handle = counting(loaded.model)
+    last, quick = prefix.residuals(batch, reading)
+    handle.remove()
+    assert max(seen) < batch.prompt_len
+    whole = reading(batch.prompt_len)
+    expected = last_residuals(loaded, batch, reading=whole)
+    torch.testing.assert_close(last, expected, atol=1e-5, rtol=1e-4)
+    for layer in (1, 3):
+        torch.testing.assert_close(quick.heads[layer], whole.heads[layer], atol=1e-5, rtol=1e-4)
+    assert [len(tokens) for tokens in whole.tokens[3]] == [
+        turn.stop - turn.start for _, turn in whole.spans()
+    ]
+    assert len(whole.tokens[3]) == 3
+    torch.testing.assert_close(quick.tokens[3], whole.tokens[3], atol=1e-2, rtol=1e-2)
