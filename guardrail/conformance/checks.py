@@ -360,6 +360,7 @@ CHECKS = (
         "what follows a request does not lower its score",
         turns,
         "a request is missed once something is written behind it",
+        mode=True,
     ),
     Definition(
         "stream",

@@ -275,7 +275,7 @@ class Subject:
         length = self._states[:, list(layers)].norm(dim=-1).mean(dim=0).float()
         zero = float((flat.tensors["readout_zero"] / gap).mean())
         tensors = {
-            "window_query": (-self._direction[list(layers)].float() / length[:, None])[:, None],
+            "window_query": (self._direction[list(layers)].float() / length[:, None])[:, None],
             "window_value": (flat.tensors["readout_weight"] / gap[:, None])[:, None],
             "window_bias": torch.zeros(len(layers)),
         }
@@ -370,14 +370,17 @@ def score_of(ruling: Ruling) -> float:
 
 
 def found_in(ruling: Ruling) -> float:
-    """The score of what was read beside the last position.
+    """The score of what was read beside the last position; -inf where nothing was.
 
     Raises:
         DetectorError: there is none.
     """
-    if ruling.failed or ruling.found is None:
-        raise DetectorError("nothing was read beside the last position, or the detector failed")
-    return ruling.found.score
+    if ruling.failed:
+        raise DetectorError(
+            "what stands before the last position was not read; some models run their last layers "
+            "at that one alone"
+        )
+    return -math.inf if ruling.found is None else ruling.found.score
 
 
 def _recentring(intercept: float, *, steered: bool) -> Recentring:
