@@ -19,6 +19,7 @@ from guardrail.types import (
     TextPart,
     Verdict,
     VideoPart,
+    Where,
     Window,
 )
 
@@ -46,6 +47,47 @@ WINDOW = Window(number=1, of=3, start_s=0.0, end_s=2.0, frames=4)
 )
 def test_a_verdict_written_down_is_read_again(verdict):
     assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        (Where(reading="last", message=2, role="user"), "at the end of message 3 (user)"),
+        (
+            Where(reading="turn", message=0, role="tool"),
+            "at the end of message 1 (tool), an earlier turn",
+        ),
+        (
+            Where(
+                reading="window",
+                message=1,
+                role="user",
+                part=0,
+                kind=Modality.IMAGE,
+                start=30,
+                stop=38,
+                slots=(2, 9, 16),
+            ),
+            "in message 2 (user), image positions 3 to 10 of 16",
+        ),
+        (
+            Where(reading="window", message=1, role="user", start=4, stop=9, words="build a bomb"),
+            "in message 2 (user), positions 4 to 9",
+        ),
+    ],
+)
+def test_where_a_score_is_from_is_told_without_anybodys_words(where, words):
+    assert str(where) == words
+    verdict = replace(VERDICT, where=where)
+    assert f"text {words}, reason score" in verdict.summary()
+    assert Where.from_dict(json.loads(json.dumps(where.to_dict()))) == where
+    assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+
+
+def test_a_verdict_of_before_there_was_a_where_is_read_still():
+    plain = VERDICT.to_dict()
+    del plain["where"]
+    assert Verdict.from_dict(plain) == VERDICT
 
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)

@@ -27,6 +27,7 @@ HEADS = {
     "unsteered": "pass",
     "steering": "steer",
     "batch": "batch",
+    "turns": "turns",
     "flag": "flag",
     "prefill": "one prefill",
     "early_edit": "early edit",

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from guardrail.conformance import reference
-from guardrail.conformance.reference import expect, placed, traced
+from guardrail.conformance.reference import DoesNotApplyError, expect, placed, traced
 from guardrail.conformance.subject import (
     TEXTS,
     TOKENS,
+    chat_behind,
+    found_in,
     picture_request,
     rules,
     score_of,
     video_request,
 )
 from guardrail.guard import Guard
-from guardrail.types import Action
+from guardrail.types import Action, TextPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
     from guardrail.conformance.subject import Ask, Subject
+    from guardrail.types import Request, TurnSpan
 
     Figures = dict[str, JsonValue]
 
@@ -149,6 +152,67 @@ def _batch_apart(subject: Subject, artefact: Artefact, asks: list[Ask]) -> float
         f"alone (bound {bound:.2e})",
     )
     return apart[worst]
+
+
+def turns(subject: Subject) -> Figures:
+    """An earlier turn, and what stands in it, scores as it does when it is all there is."""
+    flat, windowed, ask = subject.artefact(), subject.windowed(), subject.texts[2]
+    (last,) = subject.scores(flat, [ask])
+    states = reference.positions(subject.model, ask.inputs, flat.header.readout.layers)
+    span = subject.encode([ask]).parts[0].turns[-1]
+    _expect_words(subject, ask, span)
+    window = reference.highest_window(windowed, states[span.start : span.stop])
+    bound = subject.slack(flat, states[span.start :])
+    figures: Figures = {"tolerance": bound}
+    figures["window"] = _found_apart(subject, windowed, ask.request, window, bound, "window")
+    chat = chat_behind(ask.request)
+    _expect_same_start(subject, chat, ask)
+    figures["turn"] = _found_apart(subject, flat, chat, last, bound, "earlier turn")
+    (ruling,) = subject.rulings(subject.encoder.encode([chat]), windowed, rules())
+    expect(
+        found_in(ruling) >= max(last, window) - bound,
+        f"with more behind it a request scores {found_in(ruling):.4f}, less than the "
+        f"{max(last, window):.4f} of before",
+    )
+    return figures
+
+
+def _found_apart(
+    subject: Subject,
+    artefact: Artefact,
+    request: Request,
+    wanted: float,
+    bound: float,
+    what: str,
+) -> float:
+    """How far what is read beside the last position is from the reference."""
+    (ruling,) = subject.rulings(subject.encoder.encode([request]), artefact, rules())
+    apart = abs(found_in(ruling) - wanted)
+    expect(
+        apart <= bound,
+        f"the score of a request's {what} is {apart:.2e} from the reference (bound {bound:.2e})",
+    )
+    return apart
+
+
+def _expect_words(subject: Subject, ask: Ask, span: TurnSpan) -> None:
+    """A message's positions are those of its words."""
+    (words,) = (part.text for part in ask.request.messages[0].parts if isinstance(part, TextPart))
+    there = subject.loaded.tokenizer.decode(ask.inputs["input_ids"][0, span.start : span.stop])
+    shown, said = ("".join(filter(str.isalnum, text)).casefold() for text in (there, words))
+    expect(said in shown, f"where {words!r} should be said, the prompt says {there!r}")
+
+
+def _expect_same_start(subject: Subject, chat: Request, ask: Ask) -> None:
+    """End the check where the model is not shown the first turn as it was."""
+    (parts,), inputs = (encoded := subject.encoder.encode([chat])).parts, encoded.inputs
+    ends = [h.position + 1 for h in parts.headers if h.message == len(ask.request.messages)]
+    if not ends or not torch.equal(
+        inputs["input_ids"][0, : ends[0]].cpu(), ask.inputs["input_ids"][0].cpu()
+    ):
+        raise DoesNotApplyError(
+            "the chat template shows an earlier turn otherwise than when it was the last one"
+        )
 
 
 def steering(subject: Subject) -> Figures:
@@ -290,6 +354,13 @@ CHECKS = (
         "a request scores in a batch as it does alone",
         batch,
         "a verdict depends on what else is asked at the same time",
+    ),
+    Definition(
+        "turns",
+        "what follows a request does not lower its score",
+        turns,
+        "a request is missed once something is written behind it",
+        mode=True,
     ),
     Definition(
         "stream",

@@ -17,7 +17,7 @@ from guardrail.model.decoder import decoder_layers, decoder_module, self_attenti
 from guardrail.types import ImagePart, TextPart, VideoPart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -136,6 +136,35 @@ def residuals(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Tensor:
         if layer < count - 1:
             found[layer] = state[0, -1].cpu().double()
     return found
+
+
+@torch.no_grad()
+def positions(model: PreTrainedModel, inputs: Mapping[str, Any], layers: Sequence[int]) -> Tensor:
+    """What layers give at every position of one request: (positions, k, d_model) float64."""
+    untyped: Any = model
+    states = untyped(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+    of_layer = dict(zip(layers_of(model, len(states) - 1), states[1:], strict=True))
+    return torch.stack([of_layer[layer][0].cpu().double() for layer in layers], dim=1)
+
+
+def highest_window(artefact: Artefact, states: Tensor) -> float:
+    """Of all windows over one message's positions, (positions, k, d_model), the highest score.
+
+    Raises:
+        ValueError: the artefact has none, or the message is shorter than the first of them.
+    """
+    if (how := artefact.header.windows) is None:
+        raise ValueError("this artefact has no windows")
+    query, value, bias = (
+        artefact.tensors[f"window_{n}"].double() for n in ("query", "value", "bias")
+    )
+    found = []
+    for end in range(how.first, len(states) + 1):
+        some = states[max(end - how.width, 0) : end]
+        attention = torch.einsum("nkd,khd->nkh", some, query).softmax(dim=0)
+        said = (attention * torch.einsum("nkd,khd->nkh", some, value)).sum(dim=0)
+        found.append(float((said.sum(dim=-1) + bias).mean()))
+    return (max(found) - how.zero) / how.gap
 
 
 def layers_of(model: PreTrainedModel, outputs: int) -> tuple[int, ...]:

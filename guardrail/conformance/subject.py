@@ -20,6 +20,7 @@ from guardrail.artefact.header import (
     Readout,
     Recentring,
     Steering,
+    Windows,
 )
 from guardrail.conformance import reference
 from guardrail.conformance.reference import DoesNotApplyError, WrongResultError, first_line
@@ -76,6 +77,13 @@ def video_request(*, seed: int = 0, as_pictures: bool = False) -> Request:
     if as_pictures:
         shown = [ImagePart(frame) for frame in frames]
     return _request(*shown, TextPart(TEXTS[0]))
+
+
+def chat_behind(request: Request) -> Request:
+    """The chat goes on: it was answered, and the user says something else."""
+    said = (("assistant", "It is four."), ("user", "Thank you."))
+    more = (Message(role=role, parts=(TextPart(text),)) for role, text in said)
+    return Request((*request.messages, *more))
 
 
 def _request(*parts: Part) -> Request:
@@ -260,6 +268,20 @@ class Subject:
         )
         return Artefact(header, {name: value.float() for name, value in tensors.items()})
 
+    def windowed(self) -> Artefact:
+        """`artefact()` with windows, whose scores are about as large as those of the readout."""
+        flat = self.artefact()
+        layers, gap = flat.header.readout.layers, flat.tensors["readout_gap"]
+        length = self._states[:, list(layers)].norm(dim=-1).mean(dim=0).float()
+        zero = float((flat.tensors["readout_zero"] / gap).mean())
+        tensors = {
+            "window_query": (self._direction[list(layers)].float() / length[:, None])[:, None],
+            "window_value": (flat.tensors["readout_weight"] / gap[:, None])[:, None],
+            "window_bias": torch.zeros(len(layers)),
+        }
+        windows = Windows(layers=layers, heads=1, width=8, first=2, zero=zero, gap=1.0)
+        return flat.revised(tensors=flat.tensors | tensors, windows=windows)
+
     def steered(
         self, read: Sequence[int] | None = None, steer: int | None = None, **steering: Any
     ) -> Steered:
@@ -304,7 +326,10 @@ class Subject:
     def tolerance(self, artefact: Artefact, asks: Sequence[Ask]) -> float:
         """How far two computations of one score may lie apart in this dtype."""
         layers = list(artefact.header.readout.layers)
-        states = torch.stack([ask.states[layers] for ask in asks])
+        return self.slack(artefact, torch.stack([ask.states[layers] for ask in asks]))
+
+    def slack(self, artefact: Artefact, states: Tensor) -> float:
+        """The same for scores of residuals (n, k, d_model) of the readout's layers."""
         length = states.norm(dim=-1) / artefact.tensors["readout_gap"].double()
         return 4 * self.relative * float(length.max()) / math.sqrt(self.loaded.d_model)
 
@@ -342,6 +367,20 @@ def score_of(ruling: Ruling) -> float:
         raise DetectorError("the detector failed on a row that has a score")
     scores: list[float] = getattr(decision, "scores").tolist()  # noqa: B009 - of our own detector
     return scores[ruling.row]
+
+
+def found_in(ruling: Ruling) -> float:
+    """The score of what was read beside the last position; -inf where nothing was.
+
+    Raises:
+        DetectorError: there is none.
+    """
+    if ruling.failed:
+        raise DetectorError(
+            "what stands before the last position was not read; some models run their last layers "
+            "at that one alone"
+        )
+    return -math.inf if ruling.found is None else ruling.found.score
 
 
 def _recentring(intercept: float, *, steered: bool) -> Recentring:

@@ -72,26 +72,26 @@ def bounded_strength(
     gate: Tensor,
     gain: float,
     a_max: float,
-    region_max: float,
+    region_max: Tensor,
 ) -> Tensor:
     """clip(gain * (score - gate), 0, a_max), cut so that the moved row stays in the trust region.
 
     The ReLU gate of MARS (arXiv 2606.31876) opens by the detection score; the region is bounded at
-    the steering layer, by the largest re-centred score that calibration found safe to reach there.
+    the steering layer, by the largest score that calibration found safe to reach there.
 
     Args:
         score: (rows,), detection score.
-        local_score: (rows,), re-centred score of the same rows at the steering layer.
+        local_score: (rows,), score of the same rows at the steering layer, as it was read.
         gate: (rows,), score at which the gate opens.
         gain: move per unit of score above the gate, in text gaps.
         a_max: largest move, in text gaps.
-        region_max: largest score a row may have after the move.
+        region_max: (rows,), largest score a row may have there after the move.
 
     Returns:
         (rows,) float64, the move in units of the text gap at the steering layer; never negative.
     """
     wanted = (gain * (score.double() - gate.double())).clamp(0.0, a_max)
-    room = (region_max - local_score.double()).clamp_min(0.0)
+    room = (region_max.double() - local_score.double()).clamp_min(0.0)
     result: Tensor = wanted.minimum(room)
     return result
 
@@ -143,11 +143,15 @@ class Steering:
 
         Not finite where the residual or the score is not; zero beyond the trust region.
         """
-        local = recentred(
-            self.local_scores(residual[:, None]), [self.recentring[kind] for kind in kinds]
-        )
+        line = torch.tensor([self.recentring[kind] for kind in kinds], dtype=torch.float64)
         move = bounded_strength(
-            scores, local, gate=gates, gain=self.gain, a_max=self.a_max, region_max=self.region_max
+            scores,
+            self.local_scores(residual[:, None]),
+            gate=gates,
+            gain=self.gain,
+            a_max=self.a_max,
+            # the region as it is read beside each row's pictures
+            region_max=line[:, 0] + line[:, 1] * self.region_max,
         )
         away = move * self.gap
         direction = wide(self.direction.to(residual.device))

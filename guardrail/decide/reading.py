@@ -47,10 +47,14 @@ class PartsReading:
         self._mask = mask
 
     def headers(self) -> Iterator[tuple[int, int, Header]]:
-        """Row and position of every earlier answer header, in order."""
+        """Row and position of every earlier answer header, in order.
+
+        Where a chat begins with an answer, nothing was asked that could be judged.
+        """
         for row, parts in enumerate(self.rows if self.turns else ()):
             for header in parts.headers:
-                yield row, self.prompt_len - parts.length + header.position, header
+                if header.message > 0:
+                    yield row, self.prompt_len - parts.length + header.position, header
 
     def spans(self) -> Iterator[tuple[int, TurnSpan]]:
         """Row and span of every judged message, in order."""
@@ -102,11 +106,10 @@ class TokenReading(PartsReading):
                 .cpu()
                 for row, turn in self.spans()
             ]
-        nothing = torch.full(
-            (hidden.shape[-1],), torch.nan
-        )  # some layers run for the last one only
+        # some layers run for the last one only
+        nothing = torch.full((hidden.shape[-1],), torch.nan)
         self.heads[layer] = [
-            hidden[row, at - first].float().cpu() if at >= first else nothing
+            hidden[row, at - first].to("cpu", torch.float32, copy=True) if at >= first else nothing
             for row, at, _ in self.headers()
         ]
 
@@ -137,7 +140,7 @@ class PromptReading(PartsReading):
 
     readout: Readout
     windows: WindowReadout | None
-    _heads: dict[int, list[Tensor]] = field(default_factory=dict)
+    _heads: dict[int, dict[tuple[int, int], Tensor]] = field(default_factory=dict)
     _products: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
@@ -156,10 +159,10 @@ class PromptReading(PartsReading):
         if self.windows is not None and layer in self.windows.layers:
             self._products.setdefault(layer, []).append(self.windows.products(layer, hidden))
         if layer in self.readout.layers:
-            kept = self._heads.setdefault(layer, [])
+            kept = self._heads.setdefault(layer, {})
             for row, at, _ in self.headers():
                 if first <= at < first + hidden.shape[1]:
-                    kept.append(hidden[row, at - first].float())
+                    kept[row, at] = hidden[row, at - first].to(torch.float32, copy=True)
 
     def found(self) -> list[Found]:
         """The highest score of each row, once all layers were seen.
@@ -210,10 +213,12 @@ class PromptReading(PartsReading):
         places = list(self.headers())
         if not places:
             return
-        read = [self._heads.get(layer, []) for layer in self.readout.layers]
-        if any(len(layer) != len(places) for layer in read):
+        read = [self._heads.get(layer, {}) for layer in self.readout.layers]
+        if any((row, at) not in layer for layer in read for row, at, _ in places):
             raise DetectorError("an answer header of the prompt was not read")
-        residuals = torch.stack([torch.stack(layer) for layer in read], dim=1)
+        residuals = torch.stack(
+            [torch.stack([layer[row, at] for row, at, _ in places]).cpu() for layer in read], dim=1
+        )
         scores = self.readout.scores(residuals, [header.kind for _, _, header in places])
         for (row, _, header), score in zip(places, scores.tolist(), strict=True):
             yield row, header, score if math.isfinite(score) else math.nan
@@ -223,12 +228,12 @@ class PromptReading(PartsReading):
         windows, spans = self.windows, list(self.spans())
         if windows is None or not spans:
             return
-        read = [torch.cat(self._products[i], 1) for i in windows.layers if i in self._products]
-        if any(layer.shape[1] != self.prompt_len for layer in read):
+        read = [self._products.get(layer, []) for layer in windows.layers]
+        if any(sum(part.shape[1] for part in layer) != self.prompt_len for layer in read):
             raise DetectorError(
                 "a layer whose windows are read did not run at every position of the prompt"
             )
-        products = torch.stack(read, dim=2).cpu()
+        products = torch.stack([torch.cat(layer, 1).cpu() for layer in read], dim=2)
         for row, turn in spans:
             places = self.places(row, turn)
             pad = self.prompt_len - self.rows[row].length

@@ -64,7 +64,7 @@ class WindowReadout:
         ends = len(products) - self.first + 1
         if ends <= 0:
             return torch.zeros(0, dtype=torch.float64)
-        wide = products.double()
+        wide = products.double().where(products.isfinite(), math.nan)  # -inf is padding's alone
         before = wide.new_zeros(self.width - 1, *wide.shape[1:])
         before[:, :, 0] = -math.inf  # draws no attention
         padded = torch.cat([before, wide])

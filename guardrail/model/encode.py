@@ -119,7 +119,7 @@ class Encoder:
                 tokenizer=self._tokenizer,
                 render=partial(self._rendered, options),
                 opening=self._opening,
-                expansions=self._expansions(chat, expansions and expansions[row]),
+                expansions=self._expansions(chat, None if expansions is None else expansions[row]),
             )
             for row, chat in enumerate(turns)
         )

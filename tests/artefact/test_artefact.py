@@ -24,9 +24,11 @@ from guardrail.artefact.header import (
     Fingerprint,
     Header,
     LayerRow,
-    Offset,
+    Line,
     Readout,
+    Recentring,
     Steering,
+    Windows,
 )
 from guardrail.errors import (
     ArtefactError,
@@ -87,10 +89,6 @@ def tensors(layers: int = 4, width: int = 8, read: int = 2) -> dict[str, torch.T
         "readout_weight": torch.randn(read, width, generator=generator),
         "readout_zero": torch.randn(read, generator=generator),
         "readout_gap": torch.ones(read),
-        "readout_offset_image": torch.zeros(read),
-        "readout_offset_images": torch.zeros(read),
-        "steer_offset_image": torch.tensor(0.25),
-        "steer_offset_images": torch.tensor(0.5),
     }
 
 
@@ -147,50 +145,73 @@ def test_half_precision_tensors_are_stored_as_float32() -> None:
     assert Artefact(header(), given).tensors["mu_safe"].dtype == torch.float32
 
 
-def test_a_detect_only_artefact_has_no_steering_tensors() -> None:
-    given = {n: t for n, t in tensors().items() if not n.startswith("steer_")}
-    assert Artefact(header(steering=None), given).header.steering is None
-    with pytest.raises(ArtefactFormatError, match="missing: steer_offset_image, steer_offset_im"):
-        Artefact(header(), given)
-
-
 def with_video(**changes: Any) -> Artefact:
     """The toy artefact, fitted with videos."""
-    given = {
-        "readout_offset_video": torch.tensor([0.5, -0.5]),
-        "steer_offset_video": torch.ones(()),
-    }
-    offset = Offset(size=0.3, spread_colours=0.1, spread_prompts=0.05, n_colours=4, n_prompts=2)
-    return Artefact(header(offsets={"video": offset}, **changes), tensors() | given)
+    row = Recentring(
+        score=Line(intercept=0.3, slope=0.8),
+        steering=Line(intercept=0.1, slope=0.9),
+        n=40,
+        safe=0.02,
+        unsafe=-0.03,
+        slope=0.97,
+        separation=0.75,
+    )
+    return Artefact(header(recentring={"video": row}, **changes), tensors())
 
 
-def test_an_artefact_without_videos_keeps_the_id_it_had_before_there_were_any() -> None:
+def test_a_content_has_the_same_id_in_every_release_that_reads_its_format() -> None:
     plain = {name: torch.ones_like(tensor) for name, tensor in tensors().items()}
     plain["direction"] = torch.eye(8)[:4]  # no random numbers, which another machine may draw anew
-    old = Artefact(header(), plain)
-    assert old.artefact_id == "guard-95de799331809dcd"
-    assert not old.reads_videos
-    assert set(old.tensors) == set(tensors())
+    assert Artefact(header(), plain).artefact_id == "guard-518d47193a09cf29"
 
 
-def test_the_offset_of_videos_is_saved_and_loaded(tmp_path: Path) -> None:
+def test_an_artefact_with_videos_says_so_and_keeps_their_line(tmp_path: Path) -> None:
+    assert not Artefact(header(), tensors()).reads_videos
     again = Artefact.load(with_video().save(tmp_path / "video.guard.safetensors"))
     assert again.reads_videos
-    assert again.tensors["readout_offset_video"].tolist() == [0.5, -0.5]
-    assert float(again.tensors["steer_offset_video"]) == 1.0
+    assert again.header.recentring == with_video().header.recentring
+    assert again.header.recentring["video"].score == Line(intercept=0.3, slope=0.8)
 
 
-@pytest.mark.parametrize("missing", ["readout_offset_video", "steer_offset_video"])
-def test_half_an_offset_of_videos_is_refused(missing: str) -> None:
-    whole = with_video()
-    given = {name: value for name, value in whole.tensors.items() if name != missing}
-    with pytest.raises(ArtefactFormatError, match=f"missing: {missing}"):
-        whole.revised(tensors=given)
+WINDOWS = Windows(layers=(0, 3), heads=2, width=16, first=4, zero=-0.5, gap=3.0)
 
 
-def test_a_detect_only_artefact_has_no_steering_offset_of_videos() -> None:
-    given = {n: t for n, t in with_video().tensors.items() if not n.startswith("steer_")}
-    assert Artefact(header(steering=None), given).reads_videos
+def window_tensors(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    sizes = {"query": (2, 2, 8), "value": (2, 2, 8), "bias": (2,)} | shapes
+    generator = torch.Generator().manual_seed(1)
+    return {f"window_{n}": torch.randn(size, generator=generator) for n, size in sizes.items()}
+
+
+def test_windows_are_saved_and_loaded(tmp_path: Path) -> None:
+    made = Artefact(header(windows=WINDOWS), tensors() | window_tensors())
+    again = Artefact.load(made.save(tmp_path / "windows.guard.safetensors"))
+    assert again.header.windows == WINDOWS
+    for name, tensor in window_tensors().items():
+        assert torch.equal(again.tensors[name], tensor)
+    assert again.summary()["windows"]["width"] == 16
+    assert Artefact(header(), tensors()).summary()["windows"] is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "given", "words"),
+    [
+        ({}, {}, "missing: window_bias, window_query, window_value"),
+        ({"windows": None}, window_tensors(), "not known here: window_bias, window_query"),
+        ({}, window_tensors(query=(2, 3, 8)), r"window_query has shape \(2, 3, 8\), wanted \(2, 2"),
+        ({}, window_tensors(value=(1, 2, 8)), "window_value has shape"),
+        ({}, window_tensors(bias=(2, 2)), r"window_bias has shape \(2, 2\), wanted \(2,\)"),
+        (
+            {"windows": WINDOWS.model_copy(update={"layers": (0, 4)})},
+            window_tensors(),
+            r"\[4\] of 4",
+        ),
+    ],
+)
+def test_windows_that_do_not_fit_the_header_are_refused(
+    changed: dict[str, Any], given: dict[str, torch.Tensor], words: str
+) -> None:
+    with pytest.raises(ArtefactFormatError, match=words):
+        Artefact(header(**({"windows": WINDOWS} | changed)), tensors() | given)
 
 
 @pytest.mark.parametrize(
@@ -223,11 +244,8 @@ def test_tensors_that_do_not_fit_are_named(change: dict[str, Any], words: str) -
     ],
 )
 def test_layers_out_of_range_are_refused(change: dict[str, Any]) -> None:
-    given = tensors()
-    if "steering" in change and change["steering"] is None:
-        given = {n: t for n, t in given.items() if not n.startswith("steer_")}
     with pytest.raises(ArtefactFormatError, match=r"layers \[-?\d\] of 4"):
-        Artefact(header(**change), given)
+        Artefact(header(**change), tensors())
 
 
 @pytest.mark.parametrize(
@@ -239,6 +257,9 @@ def test_layers_out_of_range_are_refused(change: dict[str, Any]) -> None:
         (lambda: header(extra={"x": float("nan")}), "finite"),
         (lambda: calibration(steer=0.1, flag=float("inf")), "finite"),
         (lambda: header(surprise=1), "surprise"),
+        (lambda: Line(intercept=0.0, slope=0.0), "greater than 0"),
+        (lambda: Windows(layers=(1,), heads=1, width=4, first=1, zero=0, gap=0), "greater than 0"),
+        (lambda: Windows(layers=(1,), heads=1, width=0, first=1, zero=0, gap=1), "greater than 0"),
         (
             lambda: Calibration(
                 scores=(2.0, 1.0), thresholds=Thresholds(steer=0, flag=1), source="x", n=2
@@ -294,8 +315,15 @@ def test_an_edited_threshold_is_refused(path: Path) -> None:
         Artefact.load(path)
 
 
+def test_an_earlier_format_is_refused_and_says_to_fit_again(path: Path) -> None:
+    """Its scores are of the last position alone: no threshold would hold."""
+    edited(path, lambda m: m.update(guardrail_format="1", header="{}"))
+    with pytest.raises(ArtefactFormatError, match=r"format 1, of an earlier.*run `guardrail fit`"):
+        Artefact.load(path)
+
+
 def test_a_later_format_names_the_release_to_install(path: Path) -> None:
-    edited(path, lambda m: m.update(guardrail_format="2", written_by="3.1.4", novel="field"))
+    edited(path, lambda m: m.update(guardrail_format="3", written_by="3.1.4", novel="field"))
     with pytest.raises(ArtefactFormatError, match=r"pip install 'guardrail-vlm>=3\.1\.4'"):
         Artefact.load(path)
 
@@ -637,7 +665,8 @@ def test_the_summary_of_an_artefact_without_calibration_names_no_thresholds() ->
 
 def test_the_summary_tells_of_videos_where_they_are_read(artefact: Artefact) -> None:
     assert "video" not in artefact.summary()["calibration"]
-    assert with_video().summary()["offsets"] == {"video": 0.3}
+    assert list(with_video().summary()["recentring"]) == ["video"]
+    assert with_video().summary()["recentring"]["video"]["score"]["slope"] == 0.8
     assert with_video().summary()["calibration"]["video"]["from"] == "text"
     own = {modality: calibration(steer=i, flag=i) for i, modality in enumerate(Modality)}
     found = with_video(calibration=own).summary()["calibration"]

@@ -18,6 +18,7 @@ EVERY_CHECK = (
     USERS["unsteered"],
     replace(USERS["steering"], run=editing_checks.steering),
     USERS["batch"],
+    USERS["turns"],
     replace(USERS["flag"], run=editing_checks.flag),
     Definition("prefill", "one prefill", prefill_checks.prefill),
     Definition("early_edit", "edit before the readout", editing_checks.early, mode=True),

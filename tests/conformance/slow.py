@@ -112,15 +112,18 @@ def place(artefact: Artefact, states: Tensor, kind: str) -> float:
     tensors, layer = artefact.tensors, artefact.header.steering.layer
     direction = tensors["direction"][layer].double()
     here = float(states[layer] @ direction) - float(tensors["mu_safe"][layer].double() @ direction)
-    if kind != "text":
-        here -= float(tensors[f"steer_offset_{kind}"])
-    return here / _text_gap(artefact)
+    if kind == "text":
+        return here / _text_gap(artefact)
+    line = artefact.header.recentring[kind].steering
+    return (here / _text_gap(artefact) - line.intercept) / line.slope
 
 
 def edit_to_the_border(artefact: Artefact, states: Tensor, kind: str) -> Tensor:
     """The edit that the trust region ends: (d_model,) float64."""
     steering = artefact.header.steering
     move = max(steering.region_max - place(artefact, states, kind), 0.0)
+    if kind != "text":  # a step along the direction is a longer one once scores are re-centred
+        move *= artefact.header.recentring[kind].steering.slope
     return move * _text_gap(artefact) * artefact.tensors["direction"][steering.layer].double()
 
 

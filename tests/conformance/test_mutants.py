@@ -10,6 +10,7 @@ import torch
 from guardrail.conformance import CHECKS, Outcome, check_model
 from guardrail.decide.detector import Detector
 from guardrail.decide.linear import Readout, Steering
+from guardrail.decide.reading import PromptReading
 from guardrail.guard import Guard
 from guardrail.model import generate, hooks, prefill, settings
 from guardrail.online import answering
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 BASE = {
     *("layers", "score", "unsteered", "steering", "batch", "flag", "prefill", "check"),
-    *("stream", "beams", "early_edit"),
+    *("stream", "beams", "early_edit", "turns"),
 }
 
 
@@ -40,9 +41,9 @@ def failing(model: Any, names: set[str] = BASE) -> set[str]:
 def one_position_early(monkeypatch: pytest.MonkeyPatch) -> None:
     real = prefill.PromptCall.enter
 
-    def enter(self: Any, past: int, length: int) -> None:
+    def enter(self: Any, *args: Any) -> None:
         self.prompt_len -= 1
-        real(self, past, length)
+        real(self, *args)
         self.prompt_len += 1
 
     monkeypatch.setattr(prefill.PromptCall, "enter", enter)
@@ -118,6 +119,24 @@ def steered_from_where_texts_lie(monkeypatch: pytest.MonkeyPatch) -> None:
         "edits",
         lambda self, *args: real(self, *args[:-1], ["text"] * len(args[-1])),
     )
+
+
+def windows_one_token_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PromptReading.places
+    monkeypatch.setattr(PromptReading, "places", lambda *args: real(*args) + 1)
+
+
+def the_position_behind_a_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = PromptReading.headers
+    monkeypatch.setattr(
+        PromptReading,
+        "headers",
+        lambda self: ((row, at + 1, header) for row, at, header in real(self)),
+    )
+
+
+def the_last_position_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Detector, "reading", lambda *_: None)
 
 
 def the_verdict_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,11 +216,14 @@ MUTANTS: list[tuple[Patch, set[str]]] = [
         a_second_prefill,
         {"unsteered", "steering", "early_edit", "flag", "prefill", "check", "stream"},
     ),
-    (the_layer_before, {"layers", "score", "batch", *EDITS}),
+    (the_layer_before, {"layers", "score", "batch", "turns", *EDITS}),
     (no_early_exit, {"flag", "check"}),
     (the_offset_is_left_out, {"score", "batch"}),
     (the_thresholds_of_texts_for_all, {"score"}),
     (steered_from_where_texts_lie, {"steering"}),
+    (windows_one_token_late, {"turns"}),
+    (the_position_behind_a_header, {"turns"}),
+    (the_last_position_alone, {"turns"}),
     (the_verdict_is_not_told, {"stream"}),
 ]
 
@@ -243,6 +265,8 @@ USERS: list[tuple[Patch, str]] = [
     (a_second_prefill, "unsteered"),
     (the_offset_is_left_out, "score"),
     (one_position_early, "batch"),
+    (the_position_behind_a_header, "turns"),
+    (windows_one_token_late, "turns"),
     (the_verdict_is_not_told, "stream"),
     (another_length_of_edit, "steering"),
     (edit_on_all_rows, "steering"),

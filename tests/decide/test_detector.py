@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 from dataclasses import replace
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guardrail.artefact.header import Line
 from guardrail.decide.detector import Decision, Detector
 from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
 from guardrail.fit.select import ESTIMATORS, averaged, readout
@@ -57,7 +59,8 @@ def rows_scoring(detector: Detector, scores: Sequence[float], kinds: Sequence[st
     read = detector.readout
     rows = []
     for score, kind in zip(scores, kinds, strict=True):
-        along = read.zero + read.offsets[kind] + score * read.gap
+        intercept, slope = read.recentring[kind]
+        along = read.zero + (intercept + slope * score) * read.gap
         weight = read.weight.double()
         rows.append(along[:, None] * weight / weight.square().sum(-1, keepdim=True))
     return torch.stack(rows).double()
@@ -69,8 +72,9 @@ def at_steering_layer(detector: Detector, local: Sequence[float], kinds: Sequenc
     generator = torch.Generator().manual_seed(9)
     noise = torch.randn(len(kinds), len(s.direction), generator=generator).double()
     unit = s.direction.double() / s.direction.double().norm()
+    lines = [s.recentring[kind] for kind in kinds]
     wanted = torch.tensor(
-        [s.zero + s.offsets[k] + x * s.gap for x, k in zip(local, kinds, strict=True)]
+        [s.zero + (b + m * x) * s.gap for x, (b, m) in zip(local, lines, strict=True)]
     )
     return (noise - (noise @ unit)[:, None] * unit + wanted[:, None] * unit).float()
 
@@ -78,8 +82,8 @@ def at_steering_layer(detector: Detector, local: Sequence[float], kinds: Sequenc
 def local_scores(detector: Detector, residual: torch.Tensor, kinds: Sequence[str]) -> torch.Tensor:
     s = detector.steering
     read = residual.double() @ s.direction.double()
-    offsets = torch.tensor([s.offsets[kind] for kind in kinds], dtype=torch.float64)
-    return (read - offsets - s.zero) / s.gap
+    line = torch.tensor([s.recentring[kind] for kind in kinds], dtype=torch.float64)
+    return ((read - s.zero) / s.gap - line[:, 0]) / line[:, 1]
 
 
 @pytest.mark.parametrize("estimator", list(ESTIMATORS))
@@ -88,33 +92,34 @@ def local_scores(detector: Detector, residual: torch.Tensor, kinds: Sequence[str
 def test_scores_are_those_of_the_fit(
     artefact: Artefact, detector: Any, estimator: str, seed: int, layers: set[int]
 ) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator, random = torch.Generator().manual_seed(seed), Random(seed)
     safe = torch.randn(20, 4, 32, generator=generator)
     unsafe = 0.3 + torch.randn(20, 4, 32, generator=generator)
     single = [readout(estimator, layer, [unsafe], [safe]) for layer in layers]
     made = averaged([one for one in single if one is not None])
-    offsets = torch.randn(3, len(layers), generator=generator)
+    lines = {kind: (random.uniform(-1, 1), random.uniform(0.3, 1.2)) for kind in KINDS[1:]}
     tensors = {
         "readout_weight": made.weight,
         "readout_zero": made.zero,
         "readout_gap": made.gap,
-        "readout_offset_image": offsets[0],
-        "readout_offset_images": offsets[1],
-        "readout_offset_video": offsets[2],
     }
     header = artefact.header
+    recentring = {
+        kind: row.model_copy(update={"score": Line(intercept=lines[kind][0], slope=lines[kind][1])})
+        for kind, row in header.recentring.items()
+    }
     steering = header.steering.model_copy(update={"layer": max(layers)})
     fitted = artefact.revised(
         tensors=artefact.tensors | tensors,
         readout=header.readout.model_copy(update={"layers": made.layers}),
+        recentring=recentring,
         steering=steering,
     )
     rows = torch.randn(len(KINDS), 4, 32, generator=generator)
     online = detector(fitted)
     found = online.decide(rows[:, list(online.layers)], KINDS).scores
-    for row, offset in enumerate([torch.zeros(len(layers)), *offsets]):
-        expected = float(made.scores(rows[row : row + 1], offset.double()))
-        assert float(found[row]) == pytest.approx(expected, abs=1e-5)
+    expected = replace(made, recentring=lines).scores(rows, KINDS)
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_what_steers_is_read_from_the_steering_layer_kind_by_kind(
@@ -127,13 +132,18 @@ def test_what_steers_is_read_from_the_steering_layer_kind_by_kind(
     safe[at, at] = -1.5
     unsafe = safe.clone()
     unsafe[at, :2] += torch.tensor([3.0, 4.0])  # not along the direction: the gap is the distance
-    offsets = {"image": 0.25, "images": -0.5, "video": 2.0}
-    tensors = {"direction": unit, "mu_safe": safe, "mu_unsafe": unsafe}
-    tensors |= {f"steer_offset_{kind}": torch.tensor(offset) for kind, offset in offsets.items()}
-    found = detector(artefact.revised(tensors=artefact.tensors | tensors)).steering
+    lines = {"image": (0.25, 0.5), "images": (-0.5, 0.75), "video": (2.0, 1.0)}
+    recentring = {
+        kind: artefact.header.recentring[kind].model_copy(
+            update={"steering": Line(intercept=b, slope=m)}
+        )
+        for kind, (b, m) in lines.items()
+    }
+    tensors = artefact.tensors | {"direction": unit, "mu_safe": safe, "mu_unsafe": unsafe}
+    found = detector(artefact.revised(tensors=tensors, recentring=recentring)).steering
     assert torch.equal(found.direction, unit[at])
     assert (found.layer, found.zero, found.gap) == (at, -1.5, 5.0)
-    assert found.offsets == {"text": 0.0, **offsets}
+    assert found.recentring == {"text": (0.0, 1.0), **lines}
 
 
 def test_every_row_is_judged_by_the_thresholds_of_its_kind(detector: Any) -> None:
@@ -318,13 +328,15 @@ def test_an_edit_lies_along_the_direction_and_follows_the_ramp(detector: Any) ->
     assert (edits.norm(dim=-1) / s.gap).tolist() == pytest.approx([0.25, 1.0, 1.5], abs=1e-5)
 
 
-def test_pictures_are_edited_by_their_own_gate_and_offset(detector: Any) -> None:
+def test_pictures_are_edited_by_their_own_gate_and_line(detector: Any) -> None:
     guard = detector()
     kinds = ["image", "images"]
     decision = guard.decide(rows_scoring(guard, [1.0, 1.0], kinds), kinds)
     residual = at_steering_layer(guard, [2.9, 2.9], kinds)  # 0.1 below the edge of the region
     edits = guard.edit(decision, residual, kinds)
-    assert (edits.norm(dim=-1) / guard.steering.gap).tolist() == pytest.approx([0.1] * 2, abs=1e-4)
+    # a picture contracts scores, so a step of that length is a longer one once they are re-centred
+    step = [0.1 * guard.steering.recentring[kind][1] for kind in kinds]
+    assert (edits.norm(dim=-1) / guard.steering.gap).tolist() == pytest.approx(step, abs=1e-4)
     free = guard.edit(decision, at_steering_layer(guard, [0.0, 0.0], kinds), kinds)
     assert (free.norm(dim=-1) / guard.steering.gap).tolist() == pytest.approx([0.25] * 2, abs=1e-4)
 
@@ -367,7 +379,7 @@ def test_a_moved_row_stays_inside_the_trust_region(
     after = float(local_scores(guard, residual.double() + edit.double(), [kind]))
     assert after >= before - 1e-5
     assert after <= max(region_max, before) + 1e-5
-    assert after - before <= a_max + 1e-5
+    assert float(edit.norm()) / guard.steering.gap <= a_max + 1e-5
 
 
 def test_a_broken_residual_at_the_steering_layer_is_an_outage_only_if_steered(

@@ -12,7 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail.decide.linear import bounded_strength, projections, refusal_scores
+from guardrail.decide.linear import (
+    UNMOVED,
+    Readout,
+    bounded_strength,
+    projections,
+    recentred,
+    refusal_scores,
+)
 
 ROWS, LAYERS, WIDTH = 5, 3, 8
 
@@ -32,10 +39,9 @@ def fitted() -> dict[str, torch.Tensor]:
     }
 
 
-def scores(residuals: torch.Tensor, fitted: dict[str, torch.Tensor], offset: object = 0.0) -> list:
-    added = torch.as_tensor(offset, dtype=torch.float64).expand(len(residuals), LAYERS)
+def scores(residuals: torch.Tensor, fitted: dict[str, torch.Tensor]) -> list:
     kept = {name: fitted[name] for name in ("weight", "zero", "gap")}
-    return refusal_scores(residuals, offset=added, **kept).tolist()
+    return refusal_scores(residuals, **kept).tolist()
 
 
 def test_the_safe_centroid_scores_zero_and_the_unsafe_one_scores_one(fitted: dict) -> None:
@@ -46,24 +52,36 @@ def test_the_safe_centroid_scores_zero_and_the_unsafe_one_scores_one(fitted: dic
 def test_the_score_is_the_mean_over_layers_of_the_slow_formula(fitted: dict) -> None:
     generator = torch.Generator().manual_seed(1)
     residuals = torch.randn(ROWS, LAYERS, WIDTH, generator=generator)
-    offset = torch.randn(ROWS, LAYERS, generator=generator)
     slow = []
     for row in range(ROWS):
         parts = []
         for layer in range(LAYERS):
             h, w = residuals[row, layer].tolist(), fitted["weight"][layer].tolist()
-            read = sum(h[i] * w[i] for i in range(WIDTH)) - float(offset[row, layer])
+            read = sum(h[i] * w[i] for i in range(WIDTH))
             parts.append((read - float(fitted["zero"][layer])) / float(fitted["gap"][layer]))
         slow.append(sum(parts) / LAYERS)
-    assert scores(residuals, fitted, offset) == pytest.approx(slow, abs=1e-9)
+    assert scores(residuals, fitted) == pytest.approx(slow, abs=1e-9)
 
 
-def test_an_offset_is_what_its_vector_adds_to_the_residual(fitted: dict) -> None:
-    generator = torch.Generator().manual_seed(2)
-    text = torch.randn(ROWS, LAYERS, WIDTH, generator=generator, dtype=torch.float64)
-    added = torch.randn(LAYERS, WIDTH, generator=generator, dtype=torch.float64)
-    projected = (added * fitted["weight"]).sum(-1)
-    assert scores(text + added, fitted, projected) == pytest.approx(scores(text, fitted), abs=1e-9)
+NUMBER = st.floats(-20, 20)
+POSITIVE = st.floats(0, 20)
+
+
+@given(text=NUMBER, intercept=NUMBER, slope=st.floats(0.1, 2))
+def test_what_a_picture_does_to_a_score_is_taken_back(
+    text: float, intercept: float, slope: float
+) -> None:
+    beside = torch.tensor([intercept + slope * text, text], dtype=torch.float64)
+    found = recentred(beside, [(intercept, slope), UNMOVED])
+    assert found.tolist() == pytest.approx([text, text], abs=1e-9)
+
+
+def test_each_row_is_recentred_by_its_own_kind(fitted: dict) -> None:
+    recentring = {"text": UNMOVED, "image": (0.5, 0.8), "video": (-1.0, 2.0)}
+    readout = Readout((0, 1, 2), fitted["weight"], fitted["zero"], fitted["gap"], recentring)
+    rows = torch.stack([fitted["unsafe"]] * 3)
+    found = readout.scores(rows, ["video", "text", "image"]).tolist()
+    assert found == pytest.approx([(1 + 1) / 2, 1.0, (1 - 0.5) / 0.8])
 
 
 def test_sums_are_wider_than_the_residuals() -> None:
@@ -90,15 +108,12 @@ def test_a_row_that_is_not_finite_spoils_its_own_score_only(fitted: dict, bad: f
     assert second == pytest.approx(1.0)
 
 
-NUMBER = st.floats(-20, 20)
-
-POSITIVE = st.floats(0, 20)
-
-
-def move(score: float, local: float, *, gate: float = 0.5, **limits: float) -> float:
-    bounds = {"gain": 2.0, "a_max": 3.0, "region_max": 100.0} | limits
-    one = torch.tensor([score]), torch.tensor([local])
-    return float(bounded_strength(*one, gate=torch.tensor([gate]), **bounds))
+def move(
+    score: float, local: float, *, gate: float = 0.5, region_max: float = 100.0, **limits: float
+) -> float:
+    bounds = {"gain": 2.0, "a_max": 3.0} | limits
+    score, local, gate, region = torch.tensor([[score], [local], [gate], [region_max]]).double()
+    return float(bounded_strength(score, local, gate=gate, region_max=region, **bounds))
 
 
 @pytest.mark.parametrize("score", [-5.0, 0.0, 0.5])
@@ -119,11 +134,11 @@ def test_a_row_beyond_the_region_is_left_where_it_is() -> None:
     assert move(9.0, 2.5, region_max=2.0) == 0.0
 
 
-def test_rows_have_gates_of_their_own() -> None:
-    gate = torch.tensor([0.0, 2.0])
-    both = torch.tensor([1.0, 1.0])
-    found = bounded_strength(both, both, gate=gate, gain=1.0, a_max=9.0, region_max=9.0)
-    assert found.tolist() == [1.0, 0.0]
+def test_rows_have_gates_and_regions_of_their_own() -> None:
+    gate = torch.tensor([0.0, 2.0, 0.0])
+    all_of_1, region = torch.ones(3), torch.tensor([9.0, 9.0, 1.5])
+    found = bounded_strength(all_of_1, all_of_1, gate=gate, gain=1.0, a_max=9.0, region_max=region)
+    assert found.tolist() == [1.0, 0.0, 0.5]
     assert found.dtype == torch.float64
 
 
@@ -133,5 +148,4 @@ def test_no_move_is_negative_too_long_or_out_of_the_region(
 ) -> None:
     found = move(score, local, gate=gate, gain=gain, a_max=a_max, region_max=region_max)
     assert 0.0 <= found <= a_max
-    edge = max(region_max, torch.tensor(local).item())
-    assert torch.tensor(local).item() + found <= edge + 1e-9
+    assert local + found <= max(region_max, local) + 1e-9

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from guardrail.types import RowParts
+
 
 @dataclass
 class FakeDetector:
@@ -31,7 +33,14 @@ class FakeDetector:
     broken: str = ""  # decide | edit | nan
     seen: list[Tensor] = field(default_factory=list)
 
-    def decide(self, residuals: Tensor, kinds: Sequence[str]) -> Any:
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return self.layers
+
+    def reading(self, rows: Sequence[RowParts], prompt_len: int) -> None:
+        """Nothing beside the last position."""
+
+    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> Any:
         if self.broken == "decide":
             raise RuntimeError("no detector today")
         self.seen.append(residuals)

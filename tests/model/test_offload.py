@@ -149,12 +149,14 @@ def test_a_cached_start_is_used_for_an_offloaded_model_too(spread: Any) -> None:
     prompts = [text_request(text) for text in ("hello there", "what is this")]
     encoder = Encoder(loaded)
     shared = SharedPrefix(loaded, encoder)
-    wanted = shared.residuals(encoder.encode(prompts))  # read whole, and compared with
+    wanted, _ = shared.residuals(
+        encoder.encode(prompts), lambda _: None
+    )  # read whole, and compared with
     handle = decoder_layers(loaded.model)[0].register_forward_pre_hook(
         lambda _m, args: lengths.append(args[0].shape[1])
     )
     try:
-        found = shared.residuals(encoder.encode(prompts))
+        found, _ = shared.residuals(encoder.encode(prompts), lambda _: None)
     finally:
         handle.remove()
     assert max(lengths) < encoder.encode(prompts).prompt_len

@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 
+from guardrail.decide.detector import Detector
 from guardrail.errors import UnsupportedModelError
 from guardrail.model.decoder import decoder_layers
+from guardrail.model.encode import Encoder
 from guardrail.model.generate import check_rows, generate_rows, last_residuals
 from guardrail.model.hooks import check_layers, prompt_hooks
 from guardrail.model.prefill import PromptCall
 from guardrail.model.settings import Settings
 from guardrail.policy import Policy
-from guardrail.testing import tiny_model
-from guardrail.types import Action
+from guardrail.testing import tiny_artefact, tiny_model
+from guardrail.types import Action, Message, Request, TextPart
 
 PASS, STEER = Action.PASS, Action.STEER
 SIX = Settings(max_new_tokens=6)
@@ -105,3 +107,16 @@ def test_a_layer_that_gives_more_positions_than_there_are_tokens_is_refused(fake
     call.enter(0, 9)
     with pytest.raises(UnsupportedModelError, match="10 positions for 9 tokens"):
         call.see(2, torch.zeros(2, 10, 8))
+
+
+def test_windows_and_earlier_turns_at_layers_that_see_the_end_alone_are_an_outage(loaded):
+    said = (("user", "tell me about the cat"), ("assistant", "It sleeps."), ("user", "and then?"))
+    chat = Request(tuple(Message(role=r, parts=(TextPart(text),)) for r, text in said))
+    encoded = Encoder(loaded).encode([chat])
+    artefact = tiny_artefact(loaded.model, loaded.processor)  # of layers 1 and 2
+    detector = Detector.from_artefact(artefact, POLICY)
+    (ruling,) = check_rows(loaded, encoded, detector, policy=POLICY)
+    assert (ruling.failed, ruling.action) == (True, Action.FLAG)
+    detector.turns, detector.windows = False, None
+    (ruling,) = check_rows(loaded, encoded, detector, policy=POLICY)
+    assert (ruling.failed, ruling.found) == (False, None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from guardrail.artefact import Artefact
-from guardrail.artefact.header import Header, Readout, Steering
+from guardrail.artefact.header import Header, Line, Readout, Recentring, Steering
 from guardrail.guard import Guard
 from guardrail.model.decoder import decoder_layers
 from guardrail.model.fingerprint import fingerprint
@@ -45,26 +45,35 @@ def random_artefact(
         "readout_weight": weight,
         "readout_zero": (safe[list(READ)] * weight).sum(1),
         "readout_gap": torch.full((2,), 2.0),
-        "readout_offset_image": torch.tensor([0.5, -0.25]),
-        "readout_offset_images": torch.tensor([0.75, 0.0]),
     }
-    if video:
-        tensors["readout_offset_video"] = torch.tensor([-0.5, 1.25])
+    lines = {"image": (0.25, 0.8), "images": (0.75, 0.7)} | (
+        {"video": (-0.5, 1.25)} if video else {}
+    )
     how = None
     if steering:
-        tensors |= {
-            "steer_offset_image": torch.tensor(0.1),
-            "steer_offset_images": torch.tensor(0.2),
-        }
-        if video:
-            tensors["steer_offset_video"] = torch.tensor(0.3)
         how = Steering(layer=2, gain=FAR, a_max=30, region_max=FAR, steer_tokens=steer_tokens)
     header = Header(
         fingerprint=fingerprint(wrap_model(tiny.model, tiny.processor)),
         readout=Readout(estimator="difference", layers=READ),
         steering=how,
+        recentring={
+            kind: _recentring(Line(intercept=b, slope=m), steering=steering)
+            for kind, (b, m) in lines.items()
+        },
     )
     return Artefact(header, tensors)
+
+
+def _recentring(line: Line, *, steering: bool) -> Recentring:
+    return Recentring(
+        score=line,
+        steering=line if steering else None,
+        n=0,
+        safe=0.0,
+        unsafe=0.0,
+        slope=1.0,
+        separation=1.0,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from guardrail.artefact.header import Line
 from guardrail.errors import InputError, LimitExceededError, UnsupportedContentError
 from guardrail.fit.collect import text_request
 from guardrail.inputs.messages import to_request
@@ -70,6 +71,12 @@ def for_text_models(chat):
 
 
 def expected(tiny, artefact, chat):
+    """The highest score of all turns, each asked by itself: what an answer was given to counts."""
+    ends = [*(n for n, message in enumerate(chat) if n and message["role"] == "assistant"), None]
+    return max(at_the_end(tiny, artefact, chat[:end]) for end in ends)
+
+
+def at_the_end(tiny, artefact, chat):
     """The score's formula over a plain forward pass of a chat given to the model's processor."""
     written = for_text_models(chat) if tiny.family == "llama" else chat
     inputs = tiny.processor.apply_chat_template(
@@ -82,10 +89,11 @@ def expected(tiny, artefact, chat):
     terms = []
     for k, layer in enumerate(artefact.header.readout.layers):
         value = lambda name, k=k: artefact.tensors[f"readout_{name}"][k].double()  # noqa: E731
-        offset = value(f"offset_{kind}") if count else 0.0
-        read = states[layer + 1][0, -1].double() @ value("weight") - offset
+        read = states[layer + 1][0, -1].double() @ value("weight")
         terms.append((read - value("zero")) / value("gap"))
-    return float(sum(terms) / len(terms))
+    score = float(sum(terms) / len(terms))
+    line = artefact.header.recentring[kind].score if count else Line(intercept=0, slope=1)
+    return (score - line.intercept) / line.slope
 
 
 def chat_of_30_turns(*pictures):

@@ -306,7 +306,7 @@ class Outage:
 
     def __init__(self, readout, bad):
         self._readout, self._bad = readout, bad
-        self.layers, self.offsets = readout.layers, readout.offsets
+        self.layers, self.recentring = readout.layers, readout.recentring
 
     def scores(self, residuals, kinds):
         found = self._readout.scores(residuals, kinds)

@@ -49,12 +49,12 @@ def slow_score(tiny, artefact, request):
     terms = []
     for k, layer in enumerate(artefact.header.readout.layers):
         h = states[layer + 1][0, -1].double()
-        weight, zero, gap, offset = (
-            artefact.tensors[f"readout_{name}"][k].double()
-            for name in ("weight", "zero", "gap", "offset_video")
+        weight, zero, gap = (
+            artefact.tensors[f"readout_{name}"][k].double() for name in ("weight", "zero", "gap")
         )
-        terms.append(float((h @ weight - offset - zero) / gap))
-    return sum(terms) / len(terms)
+        terms.append(float((h @ weight - zero) / gap))
+    line = artefact.header.recentring["video"].score
+    return (sum(terms) / len(terms) - line.intercept) / line.slope
 
 
 def test_a_passed_video_gets_the_models_own_answer_and_the_right_score(shown, guard_on, clip):

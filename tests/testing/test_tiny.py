@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from guardrail.errors import ArtefactFormatError, UnsupportedContentError
+from guardrail.decide.detector import Detector
+from guardrail.errors import ConfigurationError, UnsupportedContentError
 from guardrail.guard import Guard
 from guardrail.model.decoder import self_attention_layers
+from guardrail.policy import Policy
 from guardrail.testing import FAMILIES as SHIPPED
 from guardrail.testing import FakeGuard, scripted, tiny_artefact, tiny_model, tiny_processor
 from guardrail.types import Action, Modality
@@ -119,9 +121,9 @@ def test_a_processor_can_be_had_without_its_model() -> None:
 def test_the_artefact_can_be_detect_only(llama: Any) -> None:
     artefact = tiny_artefact(llama.model, llama.processor, steering=False)
     assert artefact.header.steering is None
-    assert "steer_offset_image" not in artefact.tensors
-    with pytest.raises(ArtefactFormatError, match="steer_offset_image"):
-        artefact.revised(tensors={**artefact.tensors, "steer_offset_image": torch.zeros(())})
+    assert {row.steering for row in artefact.header.recentring.values()} == {None}
+    with pytest.raises(ConfigurationError, match="only detects"):
+        Detector.from_artefact(artefact, Policy()).edit(None, torch.zeros(1, 32), ["text"])
 
 
 def test_a_scripted_model_says_its_lines_and_is_itself_again_afterwards():
