@@ -26,7 +26,7 @@ from guardrail.drift.transport import (
 from guardrail.errors import ArtefactError, ArtefactMismatchError, DatasetError, DetectorError
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.directions import difference_of_means
-from guardrail.fit.steering import Unconditional, logits_of
+from guardrail.fit.effects import Unconditional, logits_of
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Policy
