@@ -56,8 +56,9 @@ class Read:
     """What was read of one prompt, on the CPU.
 
     `last` is (L, d_model) float32, of the last position; `headers` (h, L, d_model) of earlier
-    answers' headers, `kinds` the kinds of what stood before each. `tokens` are (n, k, d_model) float16, of
-    the judged messages in order, `lengths` how many each of them has, `layers` the k layers.
+    answers' headers, `kinds` the kinds of what stood before each. `tokens` are (n, k, d_model)
+    float16, of the judged messages in order, `lengths` how many each of them has, `layers` the k
+    layers.
     """
 
     last: Tensor

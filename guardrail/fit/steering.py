@@ -81,7 +81,7 @@ class Trial:
         return (
             self.kl <= KL_BOUND
             and self.false_refusal.value <= FALSE_BOUND
-            and (not self.garbled.n or self.garbled.value <= GARBLED_BOUND)
+            and self.garbled.value <= GARBLED_BOUND
         )
 
     @property

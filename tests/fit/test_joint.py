@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from guardrail.drift.fitted import Fitted
-from guardrail.fit.collect import Collector, text_request
+from guardrail.fit.collect import Collector
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.forms import readable, samples
 from guardrail.fit.joint import highest_windows

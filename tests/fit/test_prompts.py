@@ -35,6 +35,7 @@ from guardrail.policy import VideoSampling
 if TYPE_CHECKING:
     from guardrail.types import Clip
 
+
 @pytest.fixture(scope="module")
 def contrast() -> ContrastSet:
     return ContrastSet(

@@ -20,10 +20,10 @@ from guardrail.fit import steering
 from guardrail.fit.calibrate import target_rates
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import load_contrast
+from guardrail.fit.effects import CausalEffect, refusal_log_odds, refusal_token_ids
 from guardrail.fit.prompts import filmed
 from guardrail.fit.readings import read_all
 from guardrail.fit.run import candidates_of, finish, fit
-from guardrail.fit.effects import CausalEffect, refusal_log_odds, refusal_token_ids
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import next_token_logits
