@@ -5,22 +5,38 @@ Whatever is chosen offline, thresholds above all, is chosen on these scores.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from guardrail.artefact.header import Rates
+from guardrail.decide.windows import WindowReadout
 from guardrail.drift.fitted import Fitted
-from guardrail.fit.collect import Collector
+from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.forms import readable, samples
-from guardrail.fit.joint import highest_windows
+from guardrail.fit.joint import (
+    FIRSTS,
+    SHARP,
+    WIDTHS,
+    JointReadout,
+    fit_windows,
+    highest_windows,
+    token_rows,
+)
 from guardrail.fit.prompts import Sample, clip_request, drawn, meaningless_clips
 from guardrail.fit.readings import FormResiduals
+from guardrail.fit.run import calibrations
+from guardrail.fit.select import MEANS, LinearReadout, is_safe, is_unsafe, readout, separation
 from guardrail.guard import Guard
 from guardrail.model.load import wrap_model
+from guardrail.stats import conformal_threshold
 from guardrail.testing import tiny_artefact
-from guardrail.types import ImagePart, Message, Request, TextPart
+from guardrail.types import ImagePart, Message, Modality, Request, TextPart
+from tests.fit.residuals import read_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,3 +135,171 @@ def test_an_earlier_turn_counts_as_what_it_was_when_it_was_the_last(
             atol=1e-4,
             rtol=1e-4,
         )
+
+
+WIDTH, LAYERS = 8, (1,)
+
+
+def synthetic(unsafe: bool, draw: torch.Generator, *, turns: int = 0, end: float = 1.0) -> Read:
+    """A made-up prompt: `end` says how far its last position tells the class apart.
+
+    Earlier turns, which are harmless, have tokens and ends of their own, so a chat of more turns
+    has more that could be highest.
+    """
+    last, *headers = torch.randn(1 + turns, 2, WIDTH, generator=draw)
+    last[:, 0] += end * 3 * unsafe
+    parts = []
+    for turn in range(1 + turns):
+        size = int(torch.randint(5, 30, (), generator=draw))
+        tokens = torch.randn(size, 1, WIDTH, generator=draw)
+        if unsafe and turn == turns:
+            tokens[:4, :, 1] += 3
+        parts.append(tokens)
+    earlier = torch.stack(headers) if headers else None
+    return read_of(last, *parts, layers=LAYERS, headers=earlier)
+
+
+def group(n: int, seed: int, *, split: str = "", end: float = 1.0, turns: int = 0) -> FormResiduals:
+    """`n` prompts, half of them unsafe, in chats of up to so many earlier turns."""
+    draw = torch.Generator().manual_seed(seed)
+    counts = torch.randint(0, turns + 1, (n,), generator=draw).tolist()
+    reads = [synthetic(i % 2 == 0, draw, turns=count, end=end) for i, count in enumerate(counts)]
+    some = [Sample(i, "made up", text_request("x")) for i in range(n)]
+    splits = [split or ("fit", "fit", "select", "select")[i % 4] for i in range(n)]
+    kinds = [("unsafe", "matched", "unsafe", "ordinary")[i % 4] for i in range(n)]
+    kinds = ["matched" if k == "ordinary" and i % 8 < 4 else k for i, k in enumerate(kinds)]
+    return FormResiduals(some, reads, splits, kinds)
+
+
+def ends_of(forms: dict[str, FormResiduals]) -> LinearReadout:
+    made = [[f.rows("fit", keep) for f in forms.values()] for keep in (is_unsafe, is_safe)]
+    found = readout(MEANS, 1, *made)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def laid() -> tuple[dict[str, FormResiduals], LinearReadout, WindowReadout, dict[str, Any]]:
+    forms = {"plain": group(240, 0), "worded": group(240, 1, end=0.2)}
+    found = ends_of(forms)
+    return forms, found, *fit_windows(forms, found, LAYERS)
+
+
+def test_width_and_first_end_are_those_that_separate_best_over_the_groups(laid: Any) -> None:
+    forms, _, windows, figures = laid
+    tried = {(row["width"], row["first"]): row["auroc"] for row in figures["compared"]}
+    assert set(tried) == {(w, f) for w in WIDTHS for f in FIRSTS}
+    assert tried[windows.width, windows.first] == max(tried.values()) == figures["auroc"]
+    assert set(figures["auroc_by_form"]) == set(forms)
+    for name, form in forms.items():
+        held = form.of("select")
+        scores = highest_windows(windows, held.reads)
+        assert figures["auroc_by_form"][name] == pytest.approx(separation(scores, held.kinds).mean)
+
+
+def test_windows_and_ends_agree_at_the_tail_of_the_safe_prompts(laid: Any) -> None:
+    forms, ends, windows, figures = laid
+    held = [form.of("select") for form in forms.values()]
+    safe = torch.tensor([is_safe(kind) for form in held for kind in form.kinds])
+    own = torch.cat([highest_windows(windows, form.reads) for form in held])
+    other = torch.cat([ends.scores(form.residuals) for form in held])
+    lower = figures["handicap"]
+    tails = [float(x[safe].quantile(figures["tail"])) for x in (own, other)]
+    assert tails[0] == pytest.approx(tails[1] - lower, abs=1e-5)
+    means = [float(x[~safe].mean()) for x in (own, other)]
+    assert means[0] == pytest.approx(means[1] - lower, abs=1e-5)
+
+
+def test_windows_find_what_the_ends_do_not_and_cost_no_look_alike(laid: Any) -> None:
+    forms, ends, windows, figures = laid
+    joint = JointReadout(ends, windows)
+    worded = forms["worded"].of("select")
+    together = separation(joint.scores(worded), worded.kinds).mean
+    assert together > separation(ends.scores(worded.residuals), worded.kinds).mean + 0.1
+    bare = forms["plain"].of("select")
+    alone, kept = (
+        separation(scores, bare.kinds).by_kind["matched"]
+        for scores in (ends.scores(bare.residuals), joint.scores(bare))
+    )
+    assert (figures["lookalikes_alone"], figures["lookalikes"]) == pytest.approx((alone, kept))
+    assert kept >= alone - SHARP
+
+
+def test_windows_that_know_nothing_are_held_back() -> None:
+    """Tokens of both classes alike: what windows say is noise, and it costs no look-alike."""
+    draw = torch.Generator().manual_seed(3)
+    forms = {"plain": group(240, 3, end=2.0)}
+    reads = [
+        read_of(read.last, torch.randn(12, 1, WIDTH, generator=draw), layers=LAYERS)
+        for read in forms["plain"].reads
+    ]
+    forms["plain"] = replace(forms["plain"], reads=reads)
+    ends = ends_of(forms)
+    windows, figures = fit_windows(forms, ends, LAYERS)
+    assert figures["lookalikes"] >= figures["lookalikes_alone"] - SHARP
+    held = forms["plain"].of("select")
+    joint = JointReadout(ends, windows).scores(held)
+    unsafe = torch.tensor([is_unsafe(kind) for kind in held.kinds])
+    assert float((joint > ends.scores(held.residuals)).double()[~unsafe].mean()) < 0.5
+
+
+def test_only_tokens_of_the_fit_split_are_trained_on() -> None:
+    forms = {"plain": group(80, 4)}
+    rows = token_rows(forms, LAYERS)
+    of_fit = [read for read, s in zip(forms["plain"].reads, forms["plain"].splits) if s == "fit"]  # noqa: B905
+    assert [len(tokens) for tokens in rows.tokens] == [len(read.tokens) for read in of_fit]
+    assert sum(rows.unsafe) == len(rows) / 2
+
+
+def test_a_prompt_too_short_for_a_window_is_judged_at_its_end() -> None:
+    draw = torch.Generator().manual_seed(5)
+    windows = WindowReadout(
+        LAYERS, *torch.randn(2, 1, 2, WIDTH, generator=draw), torch.zeros(1), 16, 4
+    )
+    read = read_of(torch.randn(2, WIDTH, generator=draw), torch.ones(3, 1, WIDTH), layers=LAYERS)
+    form = form_with([read])
+    ends = ends_of({"plain": group(40, 6)})
+    assert highest_windows(windows, [read]).tolist() == [-torch.inf]
+    assert JointReadout(ends, windows).scores(form).equal(ends.scores(read.last[None]))
+
+
+@pytest.mark.parametrize("broken", ["last", "headers", "tokens"])
+def test_a_reading_that_failed_is_no_low_score(broken: str) -> None:
+    draw = torch.Generator().manual_seed(7)
+    windows = WindowReadout(
+        LAYERS, *torch.randn(2, 1, 2, WIDTH, generator=draw), torch.zeros(1), 16, 4
+    )
+    read = synthetic(True, draw, turns=1)
+    getattr(read, broken)[:] = torch.nan
+    assert (
+        JointReadout(ends_of({"plain": group(40, 6)}), windows)
+        .scores(form_with([read]))
+        .isnan()
+        .all()
+    )
+
+
+def form_with(reads: list[Read]) -> FormResiduals:
+    some = [Sample(i, "made up", text_request("x")) for i in range(len(reads))]
+    return FormResiduals(some, reads, ["select"] * len(reads), ["unsafe"] * len(reads))
+
+
+def test_rates_hold_on_traffic_of_many_turns(laid: Any) -> None:
+    """Thresholds are conformal in the joint score, however many readings a request has."""
+    _, ends, windows, _ = laid
+    joint, rates = JointReadout(ends, windows), Rates(steer=0.1, flag=0.05)
+    beyond, naive = [], []
+    for seed in range(12):
+        safe = group(2 * 79, 100 + seed, split="calibrate", turns=4).of("calibrate", is_safe)
+        readings: Any = SimpleNamespace(forms={"plain": safe})
+        limits = calibrations(readings, joint, rates)[Modality.TEXT].thresholds
+        alone = conformal_threshold(sorted(ends.scores(safe.residuals).tolist()), 0.1)
+        fresh = group(2 * 100, 500 + seed, split="calibrate", turns=4).of("calibrate", is_safe)
+        scores = joint.scores(fresh)
+        beyond.append([float((scores > t).double().mean()) for t in (limits.steer, limits.flag)])
+        naive.append(float((scores > alone).double().mean()))
+    steer, flag = torch.tensor(beyond).mean(0).tolist()
+    # 12 thresholds of 79 scores each, 1200 requests: three standard errors
+    assert steer == pytest.approx(0.1, abs=3 * (0.033**2 / 12 + 0.1 * 0.9 / 1200) ** 0.5)
+    assert flag == pytest.approx(0.05, abs=3 * (0.024**2 / 12 + 0.05 * 0.95 / 1200) ** 0.5)
+    assert sum(naive) / 12 > 0.2  # thresholds of the last position alone would not hold
