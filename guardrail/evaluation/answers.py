@@ -12,8 +12,8 @@ from guardrail.errors import DetectorError, GuardrailViolation
 from guardrail.evaluation.inputs import input_digest
 from guardrail.evaluation.schema import ItemRow, Quality
 from guardrail.evaluation.scores import answered_request
+from guardrail.fit.effects import kl_divergence
 from guardrail.fit.prompts import spread
-from guardrail.fit.steering import kl_divergence
 from guardrail.model.decoder import context_length
 from guardrail.model.encode import Encoder
 from guardrail.model.generate import RowControl, generate_rows, next_token_logits

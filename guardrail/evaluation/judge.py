@@ -18,8 +18,8 @@ from guardrail.evaluation.cache import judgement_key
 from guardrail.evaluation.schema import JudgeFigures
 from guardrail.fit.collect import VERSIONS, Collector, text_request
 from guardrail.fit.dataset import rows_of
+from guardrail.fit.effects import logits_of
 from guardrail.fit.refusal import REFUSAL_PREFIXES, is_refusal
-from guardrail.fit.steering import logits_of
 from guardrail.model.fingerprint import fingerprint
 from guardrail.stats import Rate, Share
 

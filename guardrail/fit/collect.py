@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from guardrail.artefact.file import write_atomically
+from guardrail.decide.detector import KINDS
 from guardrail.decide.reading import TokenReading
 from guardrail.inputs.messages import request_digest
 from guardrail.model.encode import Encoder
@@ -55,8 +56,9 @@ class Read:
     """What was read of one prompt, on the CPU.
 
     `last` is (L, d_model) float32, of the last position; `headers` (h, L, d_model) of earlier
-    answers' headers, whose kinds of requests are `kinds`. `tokens` are (n, k, d_model) float16, of
-    the judged messages in order, `lengths` how many each of them has, `layers` the k layers.
+    answers' headers, `kinds` the kinds of what stood before each. `tokens` are (n, k, d_model)
+    float16, of the judged messages in order, `lengths` how many each of them has, `layers` the k
+    layers.
     """
 
     last: Tensor
@@ -145,13 +147,13 @@ class Collector:
         path = None if self.work_dir is None else self.work_dir / f"{self._digest(requests)}.part"
         if path is not None and path.exists():
             try:
-                return _unpacked(load_file(path), requests, self.token_layers)
+                return _unpacked(load_file(path), self.token_layers)
             except (SafetensorError, KeyError, OSError):
                 log.warning("%s is damaged; its batch is read again", path)
         packed = self._ask(requests)
         if path is not None:
             write_atomically(path, save(packed))
-        return _unpacked(packed, requests, self.token_layers)
+        return _unpacked(packed, self.token_layers)
 
     def _ask(self, requests: Sequence[Request]) -> dict[str, Tensor]:
         encoded = self.encoder.encode(requests)
@@ -219,6 +221,7 @@ def _packed(read: TokenReading, last: Tensor) -> dict[str, Tensor]:
     tokens = torch.stack(
         [torch.cat([torch.zeros(0, width).half(), *read.tokens[i]]) for i in read.token_layers], 1
     )
+    kinds = [list(KINDS).index(header.kind) for _, _, header in read.headers()]
     heads = torch.full((len(headers), layers, width), torch.nan)
     for layer, found in read.heads.items():
         if found:
@@ -227,22 +230,23 @@ def _packed(read: TokenReading, last: Tensor) -> dict[str, Tensor]:
     return {
         "tokens": tokens.contiguous(),
         "headers": heads,
+        "kinds": torch.tensor(kinds, dtype=torch.long),
         "lengths": torch.tensor(lengths, dtype=torch.long),
         "spans": torch.bincount(torch.tensor(spans, dtype=torch.long), minlength=rows),
         "turns": torch.bincount(torch.tensor(headers, dtype=torch.long), minlength=rows),
     }
 
 
-def _unpacked(
-    packed: dict[str, Tensor], requests: Sequence[Request], layers: tuple[int, ...]
-) -> list[Read]:
+def _unpacked(packed: dict[str, Tensor], layers: tuple[int, ...]) -> list[Read]:
     lengths = [
         tuple(some.tolist()) for some in torch.split(packed["lengths"], packed["spans"].tolist())
     ]
     tokens = torch.split(packed["tokens"], [sum(some) for some in lengths])
-    headers = torch.split(packed["headers"], packed["turns"].tolist())
-    rows = zip(requests, packed["last"], headers, tokens, lengths, strict=True)
+    turns = packed["turns"].tolist()
+    headers, kinds = (torch.split(packed[name], turns) for name in ("headers", "kinds"))
+    names = list(KINDS)
+    rows = zip(packed["last"], headers, kinds, tokens, lengths, strict=True)
     return [
-        Read(last, heads, (request.offset_kind,) * len(heads), own, some, layers)
-        for request, last, heads, own, some in rows
+        Read(last, heads, tuple(names[i] for i in of.tolist()), own, some, layers)
+        for last, heads, of, own, some in rows
     ]

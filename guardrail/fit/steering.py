@@ -16,30 +16,38 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from guardrail.decide.detector import Decision, Steering
+from guardrail.decide.detector import Steering
 from guardrail.decide.linear import UNMOVED
+from guardrail.fit.effects import (
+    CausalEffect,
+    Unconditional,
+    answers,
+    causal_effects,
+    garbled,
+    kl_divergence,
+    logits_of,
+    refusal_token_ids,
+    refusals,
+)
 from guardrail.fit.prompts import drawn_unsafe, spread
 from guardrail.fit.recentring import lines
-from guardrail.fit.refusal import is_refusal
 from guardrail.fit.select import FIRST_DEPTH, LAST_DEPTH, is_safe, is_unsafe
-from guardrail.model.generate import continued_logits, generate_rows, next_token_logits
-from guardrail.model.settings import Settings
 from guardrail.stats import Rate
-from guardrail.types import Action, Modality, Request
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from guardrail.artefact.header import Calibration
     from guardrail.fit.collect import Collector
     from guardrail.fit.directions import Directions
+    from guardrail.fit.effects import Answer
     from guardrail.fit.joint import JointReadout
     from guardrail.fit.readings import Readings
     from guardrail.fit.recentring import Beside
     from guardrail.policy import Thresholds
-    from guardrail.types import RowParts
+    from guardrail.types import Request
 
-OPEN = 1e6  # a detection score above any gate
 FIRST = 2.0  # of the upper end of unsafe text; a move merely to it often does nothing
 STRONGER, WEAKER = (3.0, 4.0, 6.0), (1.5, 1.0, 0.5)
 TOKENS = (0, 8)
@@ -47,22 +55,12 @@ RAMP = 0.05  # score above the gate at which the move is whole: nearly a step, b
 KL_BOUND = 0.1  # nats over all benign prompts, behind the gate (Arditi et al. 2024, appendix C)
 FALSE_BOUND = 0.02  # of all benign prompts: refused behind the gate that were answered before
 GARBLED_BOUND = 0.1  # of steered answers: neither a refusal nor what the model would ever say
-UNLIKELY = 4.0  # nats a token under the model itself, from which an answer is garbled
 ENOUGH = 0.95  # induced refusal beyond which a stronger edit only costs
-ANSWER = Settings(max_new_tokens=8, do_sample=False)
 CAUSAL_PROMPTS = 12
 STEERED = {"plain": 8, "worded": 16, "pictured": 4, "drawn": 6}
 """How many unsafe prompts of each group the strength is chosen on; pictures cost most."""
 MOST_BENIGN = 40  # that the gate opens for; more are sampled
 CANDIDATE_LAYERS, STEERING_LAYERS = 6, 2
-
-
-@dataclass(frozen=True)
-class CausalEffect:
-    """What an edit does to next-token distributions: mean shift of refusal log-odds, and KL."""
-
-    log_odds_shift: float
-    kl: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,7 @@ class Trial:
         return (
             self.kl <= KL_BOUND
             and self.false_refusal.value <= FALSE_BOUND
-            and (not self.garbled.n or self.garbled.value <= GARBLED_BOUND)
+            and self.garbled.value <= GARBLED_BOUND
         )
 
     @property
@@ -326,30 +324,6 @@ def _together(rates: Iterable[Rate]) -> Rate:
     return Rate(sum(rate.hits for rate in found), sum(rate.n for rate in found))
 
 
-def garbled(collect: Collector, said: Sequence[Answer], prefixes: Sequence[str]) -> Rate:
-    """Steered answers that are no refusal and that the model itself would hardly ever give.
-
-    By the mean log-probability of their tokens under the unsteered model, of texts alone: pictures
-    would have to be read again.
-    """
-    texts = [one for one in said if not one.request.images and not one.request.videos]
-    rest = [one for one in texts if one.token_ids and not is_refusal(one.text, prefixes)]
-    unlikely = sum(nats > UNLIKELY for nats in surprise(collect, rest))
-    return Rate(unlikely, len(texts))
-
-
-def surprise(collect: Collector, said: Sequence[Answer]) -> list[float]:
-    """Mean negative log-probability of each answer's tokens under the model, in nats a token."""
-    found = []
-    for one in said:
-        encoded = collect.encoder.encode([one.request])
-        logits = continued_logits(collect.loaded, encoded, one.token_ids)
-        logp = logits.double().log_softmax(-1)
-        ids = torch.tensor(one.token_ids)
-        found.append(-float(logp[torch.arange(len(ids)), ids].mean()))
-    return found
-
-
 def steering_at(
     directions: Directions,
     layer: int,
@@ -390,113 +364,3 @@ def steering_at(
         region_max=reach,
         tokens=tokens,
     )
-
-
-class Unconditional:
-    """A detector that steers every row, for measuring the edit without the gate."""
-
-    def __init__(self, steering: Steering) -> None:
-        self.steering = steering
-        self.layers = self.reads = (steering.layer,)
-        self.steering_layer: int | None = steering.layer
-        self.steer_tokens = steering.tokens
-
-    def reading(self, rows: Sequence[RowParts], prompt_len: int) -> None:
-        """Nothing else is read."""
-
-    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> Decision:
-        """Steer, whatever was read: (rows, 1, d_model)."""
-        rows = len(kinds)
-        scores = torch.full((rows,), OPEN, dtype=torch.float64)
-        return Decision(scores, [Action.STEER] * rows, [False] * rows)
-
-    def edit(self, decision: Decision, residual: Tensor, kinds: Sequence[str]) -> Tensor:
-        """The steering's own edit behind an open gate: (rows, d_model)."""
-        gates = torch.zeros(len(kinds), dtype=torch.float64)
-        return self.steering.edits(decision.scores, residual, gates, kinds)
-
-
-def causal_effects(
-    collect: Collector,
-    requests: Sequence[Request],
-    candidates: Sequence[Steering],
-    token_ids: Sequence[int],
-) -> list[CausalEffect]:
-    """The effect of each candidate edit on the same safe requests, one forward pass each."""
-    plain = logits_of(collect, requests)
-    before = refusal_log_odds(plain, token_ids)
-    effects = []
-    for done, steering in enumerate(candidates, start=1):
-        edited = logits_of(collect, requests, Unconditional(steering))
-        shift = (refusal_log_odds(edited, token_ids) - before).mean()
-        effects.append(CausalEffect(float(shift), float(kl_divergence(plain, edited).mean())))
-        collect.progress("causal effect", done, len(candidates))
-    return effects
-
-
-def logits_of(
-    collect: Collector, requests: Sequence[Request], detector: Unconditional | None = None
-) -> Tensor:
-    """First-token logits of requests, batched, in their order: (n, vocab) float32."""
-
-    def read(batch: Sequence[Request]) -> Tensor:
-        return next_token_logits(collect.loaded, collect.encoder.encode(batch), detector)
-
-    return torch.stack(collect.each(requests, read))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The first tokens of an answer, greedy."""
-
-    request: Request
-    token_ids: tuple[int, ...]
-    text: str
-
-
-def answers(
-    collect: Collector, requests: Sequence[Request], steering: Steering | None
-) -> list[Answer]:
-    """How the requests are answered, all of them steered or none."""
-    detector = None if steering is None else Unconditional(steering)
-
-    def answered(batch: Sequence[Request]) -> Iterator[Answer]:
-        encoded = collect.encoder.encode(batch)
-        rows = generate_rows(collect.loaded, encoded, detector, ANSWER)
-        for request, row in zip(batch, rows, strict=True):
-            text = collect.loaded.tokenizer.decode(list(row.token_ids), skip_special_tokens=True)
-            yield Answer(request, row.token_ids, str(text))
-
-    return collect.each(requests, answered)
-
-
-def refusals(said: Sequence[Answer], prefixes: Sequence[str]) -> list[bool]:
-    """Which answers are refusals."""
-    return [is_refusal(one.text, prefixes) for one in said]
-
-
-def refusal_token_ids(
-    tokenize: Callable[[str], Sequence[int]], prefixes: Sequence[str]
-) -> list[int]:
-    """First tokens of the refusal prefixes, as they begin an answer."""
-    return sorted({tokenize(prefix)[0] for prefix in prefixes if prefix})
-
-
-def refusal_log_odds(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
-    """Log p - log(1 - p) of a refusal's first token: (rows, vocab) -> (rows,) float64.
-
-    The refusal metric of Arditi et al. (2024, arXiv 2406.11717, section 2.3).
-    """
-    logp = logits.double().log_softmax(-1)
-    rest = torch.ones(logits.shape[-1], dtype=torch.bool)
-    rest[list(token_ids)] = False
-    odds: Tensor = logp[:, ~rest].logsumexp(-1) - logp[:, rest].logsumexp(-1)
-    return odds
-
-
-def kl_divergence(plain: Tensor, edited: Tensor) -> Tensor:
-    """KL(plain || edited) of next-token distributions in nats: (rows, vocab) twice -> (rows,)."""
-    p, q = plain.double().log_softmax(-1), edited.double().log_softmax(-1)
-    terms = (p.exp() * (p - q)).masked_fill(p.isneginf(), 0.0)  # tokens never said add nothing
-    kl: Tensor = terms.sum(-1)
-    return kl

@@ -14,8 +14,12 @@ import torch
 
 from guardrail.artefact import Artefact
 from guardrail.artefact.header import Calibration
+from guardrail.decide.detector import Detector
+from guardrail.decide.windows import WindowReadout
 from guardrail.fit.dataset import SPLITS, ContrastSet, Prompt
-from guardrail.fit.directions import Offset, difference_of_means, layer_scores, no_offsets
+from guardrail.fit.directions import difference_of_means, layer_scores
+from guardrail.fit.effects import CausalEffect
+from guardrail.fit.joint import JointReadout
 from guardrail.fit.outcome import (
     TRAFFIC,
     Outcome,
@@ -25,13 +29,17 @@ from guardrail.fit.outcome import (
     to_header,
     video_notes,
 )
-from guardrail.fit.readings import Readings, with_residuals
+from guardrail.fit.prompts import plain
+from guardrail.fit.readings import Readings
+from guardrail.fit.recentring import Beside
+from guardrail.fit.run import recentred_readout
 from guardrail.fit.select import Candidate, LinearReadout, Separation, readout
-from guardrail.fit.steering import CausalEffect, SteeringFound, Trial, steering_at
+from guardrail.fit.steering import SteeringFound, Trial, steering_at
 from guardrail.model.fingerprint import fingerprint
-from guardrail.policy import Thresholds
+from guardrail.policy import Policy, Thresholds
 from guardrail.stats import Rate
 from guardrail.types import Modality
+from tests.fit.residuals import form_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +50,16 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
 
 LAYERS, WIDTH = 3, 6
+FIXED = Policy(thresholds=dict.fromkeys(Modality, Thresholds(steer=0.0, flag=1.0)))
+
+
+def beside(kind_of_shift: Any = 0.1) -> Beside:
+    """Requests of both classes, alone and beside a picture that adds something to all layers."""
+    generator = torch.Generator().manual_seed(7)
+    unsafe = [i % 2 == 0 for i in range(80)]
+    alone = torch.randn(80, LAYERS, WIDTH, generator=generator)
+    alone[unsafe] += 2
+    return Beside(["fit"] * 40 + ["select"] * 40, unsafe, alone, alone + kind_of_shift)
 
 
 @pytest.fixture
@@ -64,16 +82,28 @@ def outcome_of(llama_loaded: LoadedModel) -> Callable[..., Outcome]:
         bad_layer: int | None = None,
         kls: tuple[float, ...] = (),
         shift: float = 1.0,
-        **offsets: Any,
+        turns: bool = True,
+        windows: WindowReadout | None = None,
+        **kinds: Beside,
     ) -> Outcome:
         high = unsafe.clone()
         if bad_layer is not None:
             high[0, bad_layer, 0] = math.inf
         directions = difference_of_means(high, safe)
-        chosen = Candidate(
-            readout("difference of means", 1, [high], [safe]), {"plain": Separation({"near": 0.9})}
+        found = Readings(
+            contrast,
+            {},
+            kinds,
+            directions,
+            layer_scores(directions, high, safe, None),
+            token_layers=(1,),
+            whole_layers=(0, 1, 2) if turns else (0,),
         )
-        edit = steering_at(directions, 1, high)
+        made = readout("difference of means", 1, [high], [safe])
+        assert made is not None
+        made = recentred_readout(made, found)
+        chosen = Candidate(made, {"plain": Separation({"near": 0.9})})
+        edit = steering_at(directions, 1, high, kinds)
         trials = [
             Trial(
                 steering=edit,
@@ -82,19 +112,17 @@ def outcome_of(llama_loaded: LoadedModel) -> Callable[..., Outcome]:
                 induced=Rate(3, 4),
                 false_refusal=Rate(0, 9),
                 kl=kl,
+                garbled=Rate(0, 4),
+                induced_by={"plain": Rate(3, 4)},
             )
             for kl in kls
         ]
         return Outcome(
             fingerprint=fingerprint(llama_loaded),
-            readings=Readings(
-                contrast,
-                {},
-                no_offsets(LAYERS, WIDTH) | offsets,
-                directions,
-                layer_scores(directions, high, safe, None),
-            ),
+            readings=found,
             chosen=chosen,
+            joint=JointReadout(made, windows, turns),
+            window_figures={"auroc": 0.9},
             candidates=[chosen],
             calibration={},
             steering=SteeringFound({1: CausalEffect(shift, 0.0)}, trials),
@@ -141,26 +169,53 @@ def test_without_an_edit_the_artefact_says_it_only_detects(outcome_of: Any) -> N
     assert "1 layers measured, 0 settings tried" in warning
 
 
-def test_an_offset_as_wide_as_the_text_gap_is_a_warning(outcome_of: Any) -> None:
-    directions = outcome_of().readings.directions
-    apart = (directions.mu_unsafe - directions.mu_safe)[None] * torch.tensor([-1.0, 1.0])[
-        :, None, None
-    ]
-    made = artefact_of(outcome_of(kls=(0.01,), image=Offset(apart.mean(0), apart, apart * 0.1)))
+def test_a_picture_that_leaves_requests_their_scores_is_no_warning(outcome_of: Any) -> None:
+    made = artefact_of(outcome_of(kls=(0.01,), image=beside(0.3)))
+    assert made.header.warnings == ()
+    row = made.header.recentring["image"]
+    assert (row.n, row.score.slope) == (40, pytest.approx(1, abs=1e-5))
+    assert row.score.intercept > 0.05  # what the picture adds along the readout, taken back
+    assert (row.safe, row.unsafe) == pytest.approx((0, 0), abs=1e-5)
+    # of the same direction at the same layer
+    assert row.steering.model_dump() == pytest.approx(row.score.model_dump(), abs=1e-5)
+
+
+def test_scores_that_requests_lose_beside_a_picture_are_a_warning(outcome_of: Any) -> None:
+    noise = 9 * torch.randn(80, LAYERS, WIDTH, generator=torch.Generator().manual_seed(3))
+    made = artefact_of(outcome_of(kls=(0.01,), image=beside(noise)))
     (warning,) = made.header.warnings
-    assert warning.startswith("re-centring of kind 'image' varies by 1.41 text gaps")
-    row = made.header.offsets["image"]
-    assert (row.spread_colours, row.n_colours) == (pytest.approx(math.sqrt(2), abs=1e-4), 2)
-    assert row.spread_prompts == pytest.approx(0.1 * math.sqrt(2), abs=1e-4)
+    assert warning.startswith("re-centring: beside a picture (kind 'image', n = 40) scores of safe")
+    assert f"by {made.header.recentring['image'].safe:+.2f} text gaps" in warning
 
 
-def test_the_offset_of_videos_is_kept_with_a_note_on_their_thresholds(outcome_of: Any) -> None:
-    shift = torch.full((LAYERS, WIDTH), 0.01)
-    made = artefact_of(outcome_of(kls=(0.01,), video=Offset(shift, shift[None], shift[None])))
-    weight, direction = made.tensors["readout_weight"], made.tensors["direction"][1]
+def test_windows_are_in_the_artefact_as_a_guard_reads_them(outcome_of: Any, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(5)
+    query, value = (torch.randn(1, 2, WIDTH, generator=generator) for _ in range(2))
+    windows = WindowReadout((1,), query, value, torch.ones(1), 16, 4, zero=0.5, gap=2.0)
+    made = artefact_of(outcome_of(kls=(0.01,), windows=windows))
+    again = Artefact.load(made.save(tmp_path / "made.guard.safetensors"))
+    read = Detector.from_artefact(again, FIXED).windows
+    assert read is not None
+    tokens = torch.randn(20, 1, WIDTH, generator=generator)
+    scores = [w.scores(w.products(1, tokens[:, 0])[:, None]) for w in (windows, read)]
+    assert len(scores[0]) == 17
+    torch.testing.assert_close(scores[0], scores[1])
+    assert again.header.windows.figures == {"auroc": 0.9}
+
+
+def test_a_model_whose_layers_run_at_the_end_alone_is_said_to_forget_earlier_turns(
+    outcome_of: Any,
+) -> None:
+    made = artefact_of(outcome_of(kls=(0.01,), turns=False))
+    assert not made.header.readout.turns
+    (warning,) = made.header.warnings
+    assert warning.startswith("earlier turns are not judged again")
+
+
+def test_what_a_video_does_is_kept_with_a_note_on_their_thresholds(outcome_of: Any) -> None:
+    made = artefact_of(outcome_of(kls=(0.01,), video=beside(0.01)))
     assert made.reads_videos
-    torch.testing.assert_close(made.tensors["readout_offset_video"], (weight * 0.01).sum(-1))
-    torch.testing.assert_close(made.tensors["steer_offset_video"], (direction * 0.01).sum())
+    assert set(made.header.recentring) == {"video"}
     (warning,) = made.header.warnings
     assert warning.startswith("video: held to the thresholds of text inputs")
 
@@ -173,50 +228,56 @@ def test_why_no_video_can_be_scored_is_in_the_artefact(outcome_of: Any) -> None:
 
 @pytest.fixture
 def readings() -> Readings:
-    from guardrail.fit.directions import difference_of_means
-    from guardrail.fit.prompts import plain
-
     contrast = ContrastSet(
         tuple(
             Prompt(text=f"{split} {label} {i}", label=label, split=split)
-            for split in ("fit", "select", "calibrate")
+            for split in SPLITS
             for label in ("unsafe", "safe")
             for i in range(16)
         )
     )
-    samples = plain(contrast)
-    residuals = torch.randn(len(samples), 2, 3, generator=torch.Generator().manual_seed(0))
-    forms = {"plain": with_residuals(contrast, samples, residuals)}
-    return Readings(contrast, forms, {}, difference_of_means(residuals, residuals + 1), [])
+    some = plain(contrast)
+    residuals = torch.randn(len(some), 2, 3, generator=torch.Generator().manual_seed(0))
+    prompts = [contrast.prompts[s.index] for s in some]
+    form = form_of(residuals, [p.in_split for p in prompts], [p.kind for p in prompts], some)
+    means = difference_of_means(residuals, residuals + 1)
+    return Readings(contrast, {"plain": form}, {}, means, [], (1,), (0, 1))
 
 
-READOUT = LinearReadout(
-    "made up", (1,), torch.eye(3)[:1], torch.zeros(1).double(), torch.ones(1).double()
+JOINT = JointReadout(
+    LinearReadout(
+        "made up", (1,), torch.eye(3)[:1], torch.zeros(1).double(), torch.ones(1).double()
+    )
 )
 
 
 def test_every_prompt_outside_the_fit_split_has_its_score(readings: Readings) -> None:
-    found = reference_scores(readings, READOUT)["plain"]
+    found = reference_scores(readings, JOINT)["plain"]
     form = readings.forms["plain"]
     wanted = {
-        sample.index: float(row[1, 0])
+        sample.key: float(row[1, 0])
         for sample, split, row in zip(form.samples, form.splits, form.residuals, strict=True)
         if split != "fit"
     }
     assert found == pytest.approx(wanted, abs=1e-6)
-    assert {readings.contrast.prompts[i].split for i in found} == {"select", "calibrate"}
+    assert {readings.contrast.prompts[int(key.split()[0])].split for key in found} == {
+        "select",
+        "calibrate",
+    }
 
 
 def test_scores_come_back_from_a_header(readings: Readings) -> None:
-    found = reference_scores(readings, READOUT)
+    found = reference_scores(readings, JOINT)
     assert from_header(to_header(found)) == found
 
 
 def test_scores_that_are_no_numbers_are_left_out(readings: Readings) -> None:
     form = readings.forms["plain"]
     place = next(i for i, split in enumerate(form.splits) if split == "select")
-    form.residuals[place] = math.nan
-    assert form.samples[place].index not in reference_scores(readings, READOUT)["plain"]
+    form.reads[place].last[:] = math.nan
+    found = reference_scores(readings, JOINT)["plain"]
+    assert form.samples[place].key not in found
+    assert found
 
 
 @pytest.mark.parametrize(

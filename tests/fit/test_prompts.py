@@ -1,4 +1,4 @@
-"""The same request bare, with words around it, and beside a picture.
+"""Which prompts are read as they stand, and what is drawn for them.
 
 Text as a picture: all of it visible, the same every time, within its frame.
 
@@ -17,7 +17,6 @@ import pytest
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.fit.dataset import SPLITS, ContrastSet, Prompt, neutral_prompts
-from guardrail.fit.directions import meaningless_images
 from guardrail.fit.prompts import (
     HEIGHT,
     WIDTH,
@@ -25,8 +24,8 @@ from guardrail.fit.prompts import (
     clip_request,
     draw_text,
     drawn_clip,
-    formed,
     meaningless_clips,
+    meaningless_images,
     plain,
     spread,
     unfit_for_video,
@@ -35,8 +34,6 @@ from guardrail.policy import VideoSampling
 
 if TYPE_CHECKING:
     from guardrail.types import Clip
-
-LIMITS = {"fit": 8, "select": 4, "calibrate": 20}
 
 
 @pytest.fixture(scope="module")
@@ -92,52 +89,10 @@ def test_fewer_of_a_sample_are_all_out_of_it(contrast: ContrastSet) -> None:
     assert {s.index for s in plain(contrast, 11, of_these=50)} == of_the_fit
 
 
-def test_every_kind_of_a_split_gives_its_limit_or_all_it_has(contrast: ContrastSet) -> None:
-    samples = formed(contrast, "carried", limits=LIMITS)
-    chosen = [contrast.prompts[s.index] for s in samples]
-    counts = Counter((p.split, p.kind) for p in chosen)
-    for split, wanted in (("fit", 8), ("select", 4), ("calibrate", 16)):
-        assert counts[split, "unsafe"] == counts[split, "ordinary"] == wanted
-    assert len({s.index for s in samples}) == len(samples)
-
-
-def test_carried_requests_hold_the_prompt_and_a_neutral_one(contrast: ContrastSet) -> None:
-    samples = formed(contrast, "carried", limits=LIMITS)
-    cases = Counter()
-    for sample in samples:
-        prompt, neutral = words(sample).split("\n")
-        text = contrast.prompts[sample.index].text
-        assert prompt in (text, text.lower())
-        cases[prompt == text] += 1
-        fitted = contrast.prompts[sample.index].split == "fit"
-        assert neutral in neutral_prompts("fit" if fitted else "held out")
-        assert not sample.request.images
-    assert min(cases.values()) > len(samples) / 5
-
-
-def test_pictured_requests_have_one_picture_before_the_words(contrast: ContrastSet) -> None:
-    pictures = meaningless_images(4)
-    samples = formed(contrast, "pictured", pictures, limits=LIMITS)
-    assert all(len(s.request.images) == 1 for s in samples)
-    assert {s.request.offset_kind for s in samples} == {"image"}
-    assert {id(s.request.images[0]) for s in samples} == set(map(id, pictures))
-    assert {s.form for s in samples} == {"pictured"}
-
-
 def test_what_judges_a_fit_has_other_words_around_it(contrast: ContrastSet) -> None:
     assert len(neutral_prompts("fit")) >= 8
     assert len(neutral_prompts("held out")) >= 8
     assert not set(neutral_prompts("fit")) & set(neutral_prompts("held out"))
-
-
-def test_a_limit_of_nothing_leaves_a_split_out(contrast: ContrastSet) -> None:
-    samples = formed(contrast, "carried", limits=LIMITS | {"fit": 0})
-    assert {contrast.prompts[s.index].split for s in samples} == {"select", "calibrate"}
-
-
-def test_forms_repeat(contrast: ContrastSet) -> None:
-    first, again = (formed(contrast, "carried", limits=LIMITS) for _ in range(2))
-    assert [(s.index, words(s)) for s in first] == [(s.index, words(s)) for s in again]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 10, 30])
@@ -148,18 +103,6 @@ def test_items_are_spread_evenly(limit: int) -> None:
     gaps = {b - a for a, b in pairwise(found)}
     assert len(gaps) <= 2
     assert max(gaps, default=1) - min(gaps, default=1) <= 1
-
-
-def test_every_kind_has_the_same_words_around_it(contrast: ContrastSet) -> None:
-    samples = formed(contrast, "carried", limits={"fit": 6, "select": 4, "calibrate": 0})
-    around: dict[tuple[str, str], list[str]] = {}
-    for sample in samples:
-        prompt = contrast.prompts[sample.index]
-        around.setdefault((str(prompt.split), prompt.kind), []).append(words(sample).split("\n")[1])
-    for split in ("fit", "select"):
-        by_kind = [found for (s, _), found in around.items() if s == split]
-        assert len(by_kind) > 1
-        assert all(found == by_kind[0] for found in by_kind)
 
 
 def ink(text: str, seed: int = 0) -> np.ndarray:
@@ -188,6 +131,14 @@ def test_more_words_leave_more_ink() -> None:
 
 def test_a_picture_of_nothing_is_its_ground() -> None:
     assert not ink("").any()
+
+
+def test_meaningless_pictures_have_one_colour_each_and_repeat_by_seed() -> None:
+    first, again, other = (meaningless_images(8, seed=s) for s in (0, 0, 1))
+    assert all(len(image.getcolors()) == 1 for image in first)
+    assert [i.tobytes() for i in first] == [i.tobytes() for i in again]
+    assert not {i.tobytes() for i in first} & {i.tobytes() for i in other}
+    assert {(i.mode, i.size) for i in first} == {("RGB", (336, 336))}
 
 
 def colours(clip: Clip) -> list[Any]:

@@ -10,16 +10,18 @@ import torch
 
 from guardrail.artefact.header import Rates
 from guardrail.fit import readings
+from guardrail.fit.collect import Collector
 from guardrail.fit.dataset import SPLITS, ContrastSet, Prompt
-from guardrail.fit.prompts import plain
+from guardrail.fit.forms import FORMS, PLAN, samples
+from guardrail.fit.prompts import drawn, filmed, plain
 from guardrail.fit.select import is_safe, is_unsafe
+from guardrail.types import Request
+from tests.fit.residuals import form_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from guardrail.model.load import LoadedModel
 
-    from guardrail.fit.prompts import Form
-    from guardrail.fit.readings import FormResiduals
-    from guardrail.types import Request
+BY_NAME = {form.name: form for form in FORMS}
 
 
 def contrast(*kinds: str, n: int = 60) -> ContrastSet:
@@ -33,76 +35,96 @@ def contrast(*kinds: str, n: int = 60) -> ContrastSet:
     )
 
 
-def ones(requests: Sequence[Request], _stage: str) -> torch.Tensor:
-    assert all(request.offset_kind == "image" for request in requests)
-    return torch.ones(len(requests), 2, 3)
-
-
-def read(
-    form: Form, prompts: ContrastSet, rates: Rates, offset: torch.Tensor, *, videos: int = 0
-) -> FormResiduals:
-    samples = readings.samples_shown(prompts, rates, videos)[form]
-    ask: Any = filmed if videos else ones
-    return readings.read_form(ask, prompts, form, samples, offset)
-
-
 def test_rows_are_narrowed_to_a_split_and_kinds() -> None:
     prompts = contrast("near", "ordinary", n=16)
-    samples = plain(prompts, None)
-    one = readings.with_residuals(prompts, samples, torch.arange(len(samples) * 2.0).view(-1, 1, 2))
+    some = plain(prompts, None)
+    of = [prompts.prompts[s.index] for s in some]
+    residuals = torch.arange(len(some) * 2.0).view(-1, 1, 2)
+    one = form_of(residuals, [p.in_split for p in of], [p.kind for p in of], some)
     assert one.rows("fit", is_unsafe).shape == (16, 1, 2)
     assert one.rows("fit", is_safe).shape == (32, 1, 2)
     assert one.rows("select").shape == (48, 1, 2)
     assert one.rows("held out").shape == (0, 1, 2)
     asked = one.samples_of("fit", is_unsafe)
-    assert one.rows("fit", is_unsafe)[:, 0, 0].tolist() == [2.0 * samples.index(s) for s in asked]
-    in_select = [prompts.prompts[s.index] for s in samples]
-    assert one.kinds_of("select") == [p.kind for p in in_select if p.split == "select"]
+    wanted = [2.0 * some.index(s) for s in asked]
+    assert one.rows("fit", is_unsafe)[:, 0, 0].tolist() == wanted
+    assert one.of("fit", is_unsafe).residuals[:, 0, 0].tolist() == wanted
+    assert one.kinds_of("select") == [p.kind for p in of if p.in_split == "select"]
 
 
-def test_what_a_picture_adds_is_taken_off_prompts_beside_one() -> None:
-    offset = torch.arange(6.0).reshape(2, 3).double()
-    for form in ("pictured", "drawn"):
-        found = read(form, contrast("near"), Rates(steer=0.1, flag=0.1), offset)
-        assert len(found.residuals) == len(found.samples)
-        torch.testing.assert_close(found.residuals[0], (1 - offset).float())
-
-
-def test_no_unsafe_prompt_is_drawn() -> None:
-    found = read("drawn", contrast("near"), Rates(steer=0.1, flag=0.1), torch.zeros(2, 3))
-    assert set(found.kinds) == {"near"}
-    assert set(found.splits) == {"calibrate"}
+@pytest.mark.parametrize("name", ["system", "turns", "earlier", "tool", "carried"])
+def test_a_prompt_is_read_where_its_own_turn_ends(llava_loaded: LoadedModel, name: str) -> None:
+    """What is said after the turn is not in that residual: it is that of the chat up to there."""
+    prompts, collect = contrast("near", n=16), Collector(llava_loaded)
+    some = samples(prompts, BY_NAME[name], {"fit": 1, "select": 0, "calibrate": 0})
+    found = readings.read_form(collect, prompts, "worded", some)
+    until = [Request(s.request.messages[: s.message + 1], s.request.tools) for s in some]
+    torch.testing.assert_close(found.residuals, collect(until, ""), atol=1e-4, rtol=1e-4)
+    whole = collect([s.request for s in some], "")
+    moved = float((found.residuals - whole).abs().max())
+    assert (moved > 0.1) is (name == "earlier")
 
 
 @pytest.mark.parametrize("kinds", [("near",), ("near", "matched", "ordinary")])
-def test_there_are_enough_prompts_with_pictures_for_the_rates(
+def test_there_are_enough_drawn_prompts_for_the_rates(
     kinds: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However few kinds of safe prompts there are, as long as there are enough prompts."""
     monkeypatch.setattr(readings, "DRAWN", 4)
-    rates = Rates(steer=0.1, flag=1 / 50)
-    found = read("drawn", contrast(*kinds), rates, torch.zeros(2, 3))
-    pairs = zip(found.splits, found.kinds, strict=True)
-    counts = Counter(kind for split, kind in pairs if split == "calibrate" and kind != "unsafe")
+    prompts = contrast(*kinds)
+    each = readings._drawn_of_a_kind(prompts, Rates(steer=0.1, flag=1 / 50))
+    found = [prompts.prompts[s.index] for s in drawn(prompts, each)]
+    counts = Counter(p.kind for p in found)
+    assert {p.in_split for p in found} == {"calibrate"}
     assert set(counts) == set(kinds)
     assert 50 <= sum(counts.values()) <= 50 + len(kinds)
 
 
-def test_no_more_prompts_are_asked_for_than_there_are() -> None:
-    found = read("drawn", contrast("near"), Rates(steer=0.1, flag=0.001), torch.zeros(2, 3))
-    assert max(Counter(zip(found.splits, found.kinds, strict=True)).values()) == 60
+def test_no_more_prompts_are_drawn_than_there_are() -> None:
+    prompts = contrast("near")
+    each = readings._drawn_of_a_kind(prompts, Rates(steer=0.1, flag=0.001))
+    assert len({s.index for s in drawn(prompts, each)}) == 60
 
 
-def filmed(requests: Sequence[Request], _stage: str) -> torch.Tensor:
-    assert all(request.offset_kind == "video" for request in requests)
-    return torch.ones(len(requests), 2, 3)
+def test_only_safe_prompts_are_filmed() -> None:
+    prompts = contrast("near", "ordinary")
+    some = filmed(prompts, 10)
+    assert {s.request.offset_kind for s in some} == {"video"}
+    assert {prompts.prompts[s.index].kind for s in some} == {"near", "ordinary"}
+    assert {prompts.prompts[s.index].in_split for s in some} == {"calibrate"}
+    assert len({s.index for s in some}) == 10
 
 
-def test_only_safe_prompts_are_filmed_and_what_a_video_adds_is_taken_off() -> None:
-    offset = torch.arange(6.0).reshape(2, 3).double()
-    rates = Rates(steer=0.1, flag=0.1)
-    found = read("filmed", contrast("near", "ordinary"), rates, offset, videos=10)
-    assert set(found.kinds) == {"near", "ordinary"}
-    assert set(found.splits) == {"calibrate"}
-    assert len({sample.index for sample in found.samples}) == 10
-    torch.testing.assert_close(found.residuals[0], (1 - offset).float())
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One prompt of a kind in each form, so that everything is read within seconds."""
+    one = {"fit": 1, "select": 1, "calibrate": 1}
+    monkeypatch.setattr(readings, "PLAN", dict.fromkeys(PLAN, one))
+    monkeypatch.setattr(readings, "DRAWN", 2)
+
+
+@pytest.mark.usefixtures("few")
+def test_everything_is_read_in_its_group(llava_loaded: LoadedModel) -> None:
+    prompts, collect = contrast("near", n=16), Collector(llava_loaded)
+    found = readings.read_all(collect, prompts, Rates(steer=0.5, flag=0.5), 4, video=True, videos=3)
+    assert set(found.forms) == set(readings.STAGES)
+    worded = {s.form for s in found.forms["worded"].samples}
+    assert worded == {form.name for form in FORMS} - {"bare", "pictured"}
+    assert {s.request.offset_kind for s in found.forms["worded"].samples} == {"text"}
+    assert set(found.forms["drawn"].splits) == set(found.forms["filmed"].splits) == {"calibrate"}
+    assert not any(map(is_unsafe, found.forms["drawn"].kinds + found.forms["filmed"].kinds))
+    assert (found.videos, found.per_kind) == (3, 4)
+    assert set(found.beside) >= {"video"}
+    assert found.token_layers == collect.token_layers
+    bare = found.forms["plain"]
+    torch.testing.assert_close(
+        found.directions.mu_unsafe, bare.rows("fit", is_unsafe).double().mean(0).float()
+    )
+
+
+@pytest.mark.usefixtures("few")
+def test_a_model_that_reads_text_alone_is_shown_nothing(llama_loaded: LoadedModel) -> None:
+    found = readings.read_all(
+        Collector(llama_loaded), contrast("near", n=16), Rates(steer=0.5, flag=0.5), 4
+    )
+    assert (set(found.forms), found.beside) == ({"plain", "worded"}, {})

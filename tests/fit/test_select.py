@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 
 from guardrail.errors import NoUsableDirectionError
-from guardrail.fit.prompts import Sample
-from guardrail.fit.readings import FormResiduals
 from guardrail.fit.select import (
     MARGIN,
     Candidate,
@@ -18,6 +18,10 @@ from guardrail.fit.select import (
     compare,
     readout_layers,
 )
+from tests.fit.residuals import form_of, with_last
+
+if TYPE_CHECKING:
+    from guardrail.fit.readings import FormResiduals
 
 DOM, LDA = "difference of means", "shrinkage LDA"
 WIDTH = 8
@@ -38,7 +42,7 @@ def form(*, seed: int, shift: tuple[float, ...], slant: float = 0.0) -> FormResi
     rows[..., 0] += common
     rows[..., 1] += common
     rows[[k == "unsafe" for k in kinds], :, 0] += torch.tensor(shift)
-    return FormResiduals([Sample(i, "plain", None) for i in range(200)], rows, splits, kinds)
+    return form_of(rows, splits, kinds)
 
 
 def test_the_layer_with_the_gap_reads_best() -> None:
@@ -83,7 +87,7 @@ def test_nothing_of_the_selection_split_is_fitted_on() -> None:
     plain = form(seed=5, shift=(2.0,))
     other = plain.residuals.clone()
     other[120:] = 0.0
-    changed = FormResiduals(plain.samples, other, plain.splits, plain.kinds)
+    changed = with_last(plain, other)
     weights = [
         {c.readout.estimator: c.readout.weight for c in compare({"plain": f}, [0])}
         for f in (plain, changed)

@@ -1,45 +1,46 @@
-"""Where to edit, how far and for how long.
-
-Does the direction cause refusals?
-"""
+"""Where to edit, how far and for how long."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from guardrail.artefact.header import Calibration
 from guardrail.decide.detector import Steering
+from guardrail.fit import effects
 from guardrail.fit import steering as module
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.directions import difference_of_means
+from guardrail.fit.effects import Unconditional, kl_divergence, logits_of
+from guardrail.fit.joint import JointReadout
+from guardrail.fit.recentring import Beside
+from guardrail.fit.refusal import is_refusal
+from guardrail.fit.select import LinearReadout
 from guardrail.fit.steering import (
-    FACTORS,
+    FALSE_BOUND,
+    FIRST,
+    GARBLED_BOUND,
     KL_BOUND,
+    STRONGER,
     TOKENS,
+    WEAKER,
     SteeringData,
     SteeringFound,
     Trial,
-    Unconditional,
     calibrate_steering,
-    causal_effects,
-    kl_divergence,
-    logits_of,
-    refusal_log_odds,
-    refusal_token_ids,
-    refused,
     steering_at,
 )
-from guardrail.model.generate import generate_rows
+from guardrail.policy import Thresholds
 from guardrail.stats import Rate
-from guardrail.types import Action
+from guardrail.types import Modality
+from tests.fit.residuals import form_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from guardrail.model.load import LoadedModel
     from guardrail.types import Request
@@ -63,7 +64,7 @@ def towards_refusal(plant_in: Callable[..., LoadedModel]) -> tuple[Collector, St
         direction=torch.nn.functional.normalize(row, dim=0),
         zero=0.0,
         gap=10.0,
-        offsets={"text": 0.0},
+        recentring={"text": (0.0, 1.0)},
         gain=1.0,
         a_max=5.0,
         region_max=5.0,
@@ -72,22 +73,24 @@ def towards_refusal(plant_in: Callable[..., LoadedModel]) -> tuple[Collector, St
     return Collector(loaded, batch_size=2), edit
 
 
-def trial(induced: int, *, kl: float = 0.01, steering: Any = None) -> Trial:
+def trial(
+    induced: int, *, kl: float = 0.01, false: int = 0, broken: int = 0, steering: Any = None
+) -> Trial:
     return Trial(
         steering=steering,
         factor=1.0,
         unsteered=Rate(0, 10),
         induced=Rate(induced, 10),
-        false_refusal=Rate(0, 50),
+        false_refusal=Rate(false, 1000),
         kl=kl,
+        garbled=Rate(broken, 1000),
     )
 
 
-def first_words(collect: Collector, request: Request) -> str:
-    """What the model answers by itself, from its first letter on."""
-    encoded = collect.encoder.encode([request])
-    (row,) = generate_rows(collect.loaded, encoded, None, module.ANSWER)
-    return re.sub(r"^\W+", "", collect.loaded.tokenizer.decode(list(row.token_ids)))
+def data(
+    unsafe: Sequence[Request] = UNSAFE, benign: Sequence[Request] = (), total: int = 50
+) -> SteeringData:
+    return SteeringData({"plain": unsafe}, benign, total)
 
 
 def test_the_edit_reaches_the_upper_end_of_unsafe_text() -> None:
@@ -95,62 +98,91 @@ def test_the_edit_reaches_the_upper_end_of_unsafe_text() -> None:
     safe = torch.randn(40, 2, 6, generator=generator)
     unsafe = torch.randn(40, 2, 6, generator=generator) + 2
     directions = difference_of_means(unsafe, safe)
-    edit = steering_at(directions, 1, unsafe, factor=1.5, tokens=8)
+    edit = steering_at(directions, 1, unsafe, {}, factor=1.5, tokens=8)
     unit = directions.direction[1].double()
     base = safe[:, 1].double().mean(0) @ unit
     gap = unsafe[:, 1].double().mean(0) @ unit - base
     upper = ((unsafe[:, 1].double() @ unit - base) / gap).quantile(0.95)
     assert edit.region_max == edit.a_max == pytest.approx(1.5 * float(upper), rel=1e-5)
     assert (edit.zero, edit.gap) == pytest.approx((float(base), float(gap)), rel=1e-4)
-    assert (edit.layer, edit.tokens, edit.offsets) == (1, 8, {"text": 0.0})
+    assert (edit.layer, edit.tokens, edit.recentring) == (1, 8, {"text": (0.0, 1.0)})
     # nearly a step: whole at 0.05 above the gate
     assert edit.gain * module.RAMP == pytest.approx(edit.a_max)
 
 
-def test_the_answers_beginning_says_whether_a_request_was_refused(
-    towards_refusal: tuple[Collector, Steering],
-) -> None:
-    collect, edit = towards_refusal
-    assert refused(collect, BENIGN, None, PREFIXES) == [False] * 3
-    assert refused(collect, BENIGN, edit, PREFIXES) == [True] * 3
-    assert refused(collect, BENIGN, edit, ["nothing of the kind"]) == [False] * 3
-    assert refused(collect, [], edit, PREFIXES) == []
-
-
-def test_refusals_keep_the_order_of_the_requests(
-    towards_refusal: tuple[Collector, Steering],
-) -> None:
-    collect, _ = towards_refusal
-    texts = ["tell me about the red dog please and help", "a", "what is this?", "the"]
-    requests = [text_request(text) for text in texts]
-    found = refused(collect, requests, None, [first_words(collect, requests[2])])
-    assert found == [False, False, True, False]
+def test_what_a_picture_does_along_the_direction_is_taken_back_before_the_region() -> None:
+    generator = torch.Generator().manual_seed(0)
+    safe, unsafe = (torch.randn(40, 2, 6, generator=generator) + shift for shift in (0, 2))
+    directions = difference_of_means(unsafe, safe)
+    alone = torch.cat([safe, unsafe])
+    towards = directions.direction * directions.norms[:, None].float()
+    classes = [False] * 40 + [True] * 40
+    shown = Beside(["fit"] * 80, classes, alone, alone + 0.4 * towards)
+    edit = steering_at(directions, 1, unsafe, {"image": shown})
+    intercept, slope = edit.recentring["image"]
+    assert (intercept, slope) == pytest.approx((0.4, 1.0), abs=1e-4)
+    far = torch.zeros(1, dtype=torch.float64) + 9
+    gate = torch.zeros(1, dtype=torch.float64)
+    moved = [
+        edit.edits(far, rows[:1, 1], gate, [kind])
+        for rows, kind in ((alone, "text"), (shown.beside, "image"))
+    ]
+    torch.testing.assert_close(moved[0], moved[1], atol=1e-4, rtol=1e-4)
 
 
 def test_no_more_strength_than_it_takes(towards_refusal: tuple[Collector, Steering]) -> None:
     collect, edit = towards_refusal
     seen: list[tuple[str, int, int]] = []
     collect.progress = lambda *at: seen.append(at)
-    trials = calibrate_steering(collect, SteeringData(UNSAFE, [], 50), [edit], PREFIXES)
+    trials = calibrate_steering(collect, data(), [edit], PREFIXES)
     assert [t.induced.value for t in trials] == [1.0] * len(TOKENS)
-    assert {(t.factor, t.steering.tokens) for t in trials} == {(FACTORS[0], n) for n in TOKENS}
+    assert {(t.factor, t.steering.tokens) for t in trials} == {(FIRST, n) for n in TOKENS}
     assert all(t.false_refusal == Rate(0, 50) and t.kl == 0.0 for t in trials)
     stage, done, total = seen[-1]
     assert (stage, done) == ("steering strength", total)
 
 
 def test_a_setting_that_induces_nothing_is_tried_at_every_strength(
-    towards_refusal: tuple[Collector, Steering],
+    towards_refusal: tuple[Collector, Steering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collect, edit = towards_refusal
-    data = SteeringData(UNSAFE, [], 50)
-    trials = calibrate_steering(collect, data, [edit], ["nothing of the kind"])
-    assert {t.factor for t in trials} == set(FACTORS)
-    assert {t.steering.region_max / edit.region_max for t in trials} == set(FACTORS)
-    assert {t.steering.tokens for t in trials} == set(TOKENS)
-    assert all(t.steering.a_max == t.steering.region_max for t in trials)
-    assert all(t.steering.gain * module.RAMP == pytest.approx(t.steering.a_max) for t in trials)
+    monkeypatch.setattr(effects, "UNLIKELY", 1e9)  # whatever is said counts as an answer
+    trials = calibrate_steering(collect, data(), [edit], ["nothing of the kind"])
+    assert {t.factor for t in trials} == {FIRST, *STRONGER}
+    for one in trials:
+        assert one.steering.region_max == pytest.approx(edit.region_max * one.factor)
+        assert one.steering.a_max == one.steering.region_max
+        assert one.steering.gain * module.RAMP == pytest.approx(one.steering.a_max)
+    assert {t.steering.tokens for t in trials if t.factor == FIRST} == set(TOKENS)
     assert SteeringFound({}, trials).chosen is None
+
+
+def test_refusals_are_counted_by_group_and_together(
+    towards_refusal: tuple[Collector, Steering], picture: Any
+) -> None:
+    collect, edit = towards_refusal
+    groups = {"plain": UNSAFE, "worded": [text_request("hello", images=())] * 2}
+    trials = calibrate_steering(collect, SteeringData(groups, [], 50), [edit], PREFIXES)
+    for one in trials:
+        assert one.induced_by == {"plain": Rate(3, 3), "worded": Rate(2, 2)}
+        assert (one.induced, one.unsteered) == (Rate(5, 5), Rate(0, 5))
+        assert one.to_dict()["induced_by_group"] == {
+            name: rate.to_dict() for name, rate in one.induced_by.items()
+        }
+
+
+def test_an_edit_that_breaks_answers_is_out_of_bounds(
+    towards_refusal: tuple[Collector, Steering], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No refusal, and nothing the model would say: that is no help, however little is refused."""
+    collect, edit = towards_refusal
+    monkeypatch.setattr(effects, "UNLIKELY", 0.0)
+    trials = calibrate_steering(collect, data(), [edit], ["nothing of the kind"])
+    assert {t.garbled for t in trials} == {Rate(3, 3)}
+    assert {t.factor for t in trials} == {FIRST, *WEAKER}
+    assert not any(t.within_bounds for t in trials)
+    refusing = calibrate_steering(collect, data(), [edit], PREFIXES)
+    assert {t.garbled for t in refusing} == {Rate(0, 3)}
 
 
 def test_benign_prompts_the_gate_leaves_alone_count_in_the_bounds(
@@ -160,14 +192,12 @@ def test_benign_prompts_the_gate_leaves_alone_count_in_the_bounds(
     few, many = (
         next(
             trial
-            for trial in calibrate_steering(
-                collect, SteeringData(UNSAFE, BENIGN, n), [edit], PREFIXES
-            )
-            if (trial.factor, trial.steering.tokens) == (FACTORS[0], 0)
+            for trial in calibrate_steering(collect, data(UNSAFE, BENIGN, n), [edit], PREFIXES)
+            if (trial.factor, trial.steering.tokens) == (FIRST, 0)
         )
         for n in (3, 1000)
     )
-    detector = module.Unconditional(few.steering)
+    detector = Unconditional(few.steering)
     kl = kl_divergence(logits_of(collect, BENIGN), logits_of(collect, BENIGN, detector))
     assert few.kl == pytest.approx(float(kl.mean()), rel=1e-6)
     assert many.kl == pytest.approx(few.kl * 3 / 1000, rel=1e-6)
@@ -176,23 +206,23 @@ def test_benign_prompts_the_gate_leaves_alone_count_in_the_bounds(
 
 
 def test_a_benign_prompt_refused_anyway_is_no_false_refusal(
-    towards_refusal: tuple[Collector, Steering],
+    towards_refusal: tuple[Collector, Steering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collect, edit = towards_refusal
-    prefixes = [*PREFIXES, first_words(collect, BENIGN[0])]
-    assert refused(collect, BENIGN, None, prefixes) == [True, False, False]
-    data = SteeringData(UNSAFE, BENIGN, 10)
-    trials = calibrate_steering(collect, data, [edit], prefixes)
+    begins = effects.answers(collect, BENIGN, None)[0].text
+    monkeypatch.setattr(
+        effects, "is_refusal", lambda text, some: text == begins or is_refusal(text, some)
+    )
+    trials = calibrate_steering(collect, data(UNSAFE, BENIGN, 10), [edit], PREFIXES)
     assert {t.false_refusal for t in trials} == {Rate(2, 10)}
 
 
-def test_raising_stops_where_a_bound_breaks(
+def test_weaker_edits_are_tried_where_a_bound_breaks(
     towards_refusal: tuple[Collector, Steering],
 ) -> None:
     collect, edit = towards_refusal
-    data = SteeringData(UNSAFE, BENIGN, 3)
-    trials = calibrate_steering(collect, data, [edit], ["nothing of the kind"])
-    assert {t.factor for t in trials} == {FACTORS[0], *module.WEAKER}
+    trials = calibrate_steering(collect, data(UNSAFE, BENIGN, 3), [edit], ["nothing of the kind"])
+    assert {t.factor for t in trials} == {FIRST, *WEAKER}
     assert all(t.kl > KL_BOUND for t in trials)
 
 
@@ -207,7 +237,7 @@ def test_the_best_trial_keeps_its_bounds_then_induces_most_then_changes_least(
         return trial(induced, kl=kl, steering=steering)
 
     monkeypatch.setattr(module, "_try", attempt)
-    found = calibrate_steering(collect, SteeringData(UNSAFE, [], 10), [edit], PREFIXES)
+    found = calibrate_steering(collect, data(), [edit, edit], PREFIXES)
     assert [(t.induced.hits, t.kl) for t in found[:3]] == [(7, 0.02), (7, 0.05), (5, 0.01)]
     assert found[-1].induced.hits == 9
 
@@ -219,6 +249,9 @@ def test_the_best_trial_keeps_its_bounds_then_induces_most_then_changes_least(
         ([trial(0)], None),
         ([trial(9, kl=KL_BOUND + 0.01)], None),
         ([trial(9, kl=float("nan"))], None),
+        ([trial(9, false=round(1000 * FALSE_BOUND) + 1)], None),
+        ([trial(9, broken=round(1000 * GARBLED_BOUND) + 1)], None),
+        ([trial(9, false=20, broken=100, kl=KL_BOUND)], 0),
         ([trial(1), trial(0)], 0),
     ],
 )
@@ -228,7 +261,7 @@ def test_an_edit_is_chosen_only_if_it_does_something_within_its_bounds(
     assert SteeringFound({}, trials).chosen is (None if chosen is None else trials[chosen])
 
 
-def test_weaker_edits_are_tried_when_the_first_breaks_a_bound(
+def test_the_first_weaker_edit_that_keeps_the_bounds_ends_the_search(
     towards_refusal: tuple[Collector, Steering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collect, edit = towards_refusal
@@ -236,138 +269,36 @@ def test_weaker_edits_are_tried_when_the_first_breaks_a_bound(
     def trial_at(*args: Any) -> Trial:
         steering, factor = args[2], args[3]
         return dataclasses.replace(
-            trial(10, kl=module.KL_BOUND * 1.6 * factor, steering=steering), factor=factor
+            trial(10, kl=KL_BOUND * 0.8 * factor, steering=steering), factor=factor
         )
 
     monkeypatch.setattr(module, "_try", trial_at)
-    trials = calibrate_steering(collect, SteeringData([text_request("a")], [], 50), [edit], ("x",))
-    assert trials[0].factor == 0.5  # 1 and 0.75 are too strong
+    trials = calibrate_steering(collect, data(), [edit], ("x",))
+    assert trials[0].factor == 1.0  # 2 and 1.5 are too strong
     assert trials[0].within_bounds
-    assert max(t.factor for t in trials) == 1.0
+    assert {t.factor for t in trials} == {FIRST, *WEAKER[:2]}
 
 
-TEXTS = ("tell me about the cat", "what is this?", "how do I make a red picture", "a")
+def gated(score: float, gate: Thresholds) -> bool:
+    """Whether a benign prompt of that joint score is among those the gate opens for."""
+    safe = form_of(torch.full((1, 2, 3), score), ["calibrate"], ["ordinary"])
+    bare = form_of(torch.ones(1, 2, 3), ["select"], ["unsafe"])
+    readings: Any = SimpleNamespace(forms={"plain": bare, "worded": safe})
+    levels = Calibration(scores=(), thresholds=gate, source="made up", n=0)
+    one = torch.ones(1, dtype=torch.float64)
+    weight = torch.tensor([[1.0, 0.0, 0.0]])
+    joint = JointReadout(LinearReadout("made up", (1,), weight, 0 * one, one))
+    found = module._gated(readings, joint, {Modality.TEXT: levels})
+    assert found.benign_total == 1
+    assert list(found.unsafe) == ["plain"]
+    return bool(found.benign)
 
 
-def steering(direction: torch.Tensor, reach: float, *, layer: int = 1) -> Steering:
-    """Moves every row by `reach` along the direction, wherever it was."""
-    return Steering(
-        layer=layer,
-        direction=torch.nn.functional.normalize(direction, dim=0),
-        zero=0.0,
-        gap=1.0,
-        offsets={"text": 0.0},
-        gain=1e3,
-        a_max=reach,
-        region_max=1e9,
-        tokens=0,
-    )
-
-
-@pytest.fixture(scope="module")
-def logits() -> torch.Tensor:
-    return 3 * torch.randn(5, 11, generator=torch.Generator().manual_seed(0))
-
-
-def test_log_odds_are_those_of_the_refusal_tokens_together(logits: torch.Tensor) -> None:
-    found = refusal_log_odds(logits, [2, 7])
-    assert found.dtype == torch.float64
-    for row, value in zip(logits.tolist(), found.tolist(), strict=True):
-        weights = [math.exp(x) for x in row]
-        p = (weights[2] + weights[7]) / sum(weights)
-        assert value == pytest.approx(math.log(p / (1 - p)), abs=1e-6)
-
-
-def test_log_odds_stay_finite_where_probabilities_round_to_zero_or_one() -> None:
-    logits = torch.tensor([[2000.0, 0.0, 0.0], [-2000.0, 0.0, 0.0]])
-    sure, never = refusal_log_odds(logits, [0]).tolist()
-    assert sure == pytest.approx(2000 - math.log(2))
-    assert never == pytest.approx(-2000 - math.log(2))
-
-
-def test_divergence_is_zero_for_equal_and_positive_for_other_distributions(
-    logits: torch.Tensor,
+@pytest.mark.parametrize(
+    ("score", "opens"), [(0.4, False), (0.5, False), (0.6, True), (0.9, True), (1.0, False)]
+)
+def test_the_gate_opens_between_the_thresholds_of_the_joint_score(
+    score: float, opens: bool
 ) -> None:
-    assert kl_divergence(logits, logits).tolist() == [0.0] * 5
-    assert kl_divergence(logits, logits + 5).tolist() == pytest.approx([0.0] * 5, abs=1e-6)
-    other = logits.flip(0)
-    p, q = logits.double().softmax(-1), other.double().softmax(-1)
-    expected = [
-        sum(a * math.log(a / b) for a, b in zip(x, y, strict=True))
-        for x, y in zip(p.tolist(), q.tolist(), strict=True)
-    ]
-    found = kl_divergence(logits, other)
-    assert found.tolist() == pytest.approx(expected, abs=1e-9)
-    assert (found >= 0).all()
-    assert found[0] != kl_divergence(other, logits)[0]
-
-
-def test_tokens_a_model_can_never_say_do_not_spoil_the_divergence(logits: torch.Tensor) -> None:
-    masked = logits.clone()
-    masked[:, 3] = -math.inf
-    assert kl_divergence(masked, masked).tolist() == [0.0] * 5
-    assert (kl_divergence(masked, masked.flip(0)) >= 0).all()
-
-
-def test_refusal_tokens_are_the_first_of_each_prefix_once() -> None:
-    def tokenize(text: str) -> list[int]:
-        return [ord(c) for c in text]
-
-    assert refusal_token_ids(tokenize, ["I'm", "Sorry", "I can't", ""]) == [ord("I"), ord("S")]
-
-
-def test_an_unconditional_detector_steers_every_row() -> None:
-    edit = steering(torch.tensor([3.0, 4.0]), 2.0)
-    detector = Unconditional(edit)
-    assert (detector.layers, detector.steering_layer, detector.steer_tokens) == ((1,), 1, 0)
-    residual = torch.tensor([[-50.0, 0.0], [50.0, 9.0]])
-    decision = detector.decide(residual[:, None], ["text", "text"])
-    assert decision.actions == [Action.STEER] * 2
-    assert decision.failed == [False] * 2
-    moved = detector.edit(decision, residual, ["text", "text"])
-    torch.testing.assert_close(moved, torch.tensor([[1.2, 1.6]] * 2))
-
-
-def test_logits_keep_the_order_of_the_requests(llama_loaded: LoadedModel) -> None:
-    requests = [text_request(text) for text in TEXTS]
-    one, all_at_once = (logits_of(Collector(llama_loaded, batch_size=n), requests) for n in (1, 4))
-    assert one.shape == (4, len(llama_loaded.tokenizer))
-    torch.testing.assert_close(one, all_at_once, atol=1e-4, rtol=1e-4)
-    assert len({tuple(row) for row in one.tolist()}) == 4
-
-
-def test_an_edit_raises_the_token_it_points_to(llama_loaded: LoadedModel) -> None:
-    """Steering along a token's own row of the head makes it likelier, against it less likely."""
-    model: Any = llama_loaded.model
-    requests, token = [text_request(text) for text in TEXTS], 65
-    row = model.get_output_embeddings().weight[token].detach()
-    collect = Collector(llama_loaded)
-    before = refusal_log_odds(logits_of(collect, requests), [token])
-    for sign in (1, -1):
-        edit = steering(sign * row, 30.0, layer=3)
-        after = refusal_log_odds(logits_of(collect, requests, Unconditional(edit)), [token])
-        assert (sign * (after - before) > 1).all()
-
-
-def test_an_edit_of_nothing_changes_nothing(llama_loaded: LoadedModel) -> None:
-    requests = [text_request(text) for text in TEXTS]
-    collect = Collector(llama_loaded)
-    (effect,) = causal_effects(collect, requests, [steering(torch.ones(32), 0.0)], [65])
-    assert (effect.log_odds_shift, effect.kl) == (0.0, 0.0)
-
-
-def test_effects_are_measured_for_each_candidate_and_reported(
-    llama_loaded: LoadedModel,
-) -> None:
-    model: Any = llama_loaded.model
-    row = model.get_output_embeddings().weight[65].detach()
-    seen: list[tuple[str, int, int]] = []
-    collect = Collector(llama_loaded, progress=lambda *at: seen.append(at))
-    edits = [steering(row, reach, layer=3) for reach in (1.0, 10.0, 30.0)]
-    effects = causal_effects(collect, [text_request(t) for t in TEXTS], edits, [65])
-    shifts, kls = [e.log_odds_shift for e in effects], [e.kl for e in effects]
-    assert shifts == sorted(shifts)
-    assert shifts[0] > 0
-    assert kls == sorted(kls)
-    assert kls[0] > 0
-    assert seen == [("causal effect", i, 3) for i in (1, 2, 3)]
+    """What is flagged is answered by nobody, so no edit can harm it."""
+    assert gated(score, Thresholds(steer=0.5, flag=0.9)) is opens
