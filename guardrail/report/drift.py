@@ -25,7 +25,7 @@ _STYLES: tuple[tuple[Label, When], ...] = (
 _WHEN: dict[When, str] = {"fitted": "at the fit", "now": "now"}
 MEANING: dict[Verdict, str] = {
     "keep": "The artefact still holds on this model.",
-    "recalibrate": "The directions still hold, but thresholds or offsets have moved.",
+    "recalibrate": "The directions still hold, but thresholds or re-centring have moved.",
     "refit": "The directions no longer hold on this model.",
 }
 TERMS = (

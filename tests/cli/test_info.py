@@ -6,7 +6,7 @@ import json
 import pytest
 
 from guardrail.artefact import Artefact
-from guardrail.artefact.header import Calibration, Offset
+from guardrail.artefact.header import Calibration, Line, Recentring
 from guardrail.cli.info import earlier_rows, show_thresholds
 from guardrail.policy import Thresholds
 from guardrail.stats import Rate
@@ -79,18 +79,19 @@ def test_a_missing_file_is_an_error_in_one_line(run, tmp_path):
 
 def test_what_becomes_of_videos_is_told(run, saved, tmp_path):
     artefact = Artefact.load(saved.artefact["flag"])
-    offset = Offset(size=0.25, spread_colours=0.125, spread_prompts=0.0, n_colours=4, n_prompts=2)
-    with_offset = artefact.revised(offsets={"video": offset})
-    shown = run("info", str(with_offset.save(tmp_path / "a.safetensors"))).stdout
-    assert "offset video     0.250 (spread 0.125)\n" in shown
+    line = Line(intercept=0.0, slope=1.0)
+    row = Recentring(score=line, n=12, safe=-0.25, unsafe=0.125, slope=0.5, separation=1.0)
+    moved = artefact.revised(recentring={"video": row})
+    shown = run("info", str(moved.save(tmp_path / "a.safetensors"))).stdout
+    assert "beside video     safe -0.25, unsafe +0.12, slope 0.50 (n = 12)\n" in shown
     assert "videos           scored, held to the thresholds of text\n" in shown
     both = {m: artefact.header.calibration["text"] for m in ("text", "video")}
     own = artefact.revised(calibration=both)
     shown = run("info", str(own.save(tmp_path / "b.safetensors"))).stdout
     assert "scored, held to thresholds of their own" in shown
     assert "\nvideo            steer at" in shown
-    tensors = {n: t for n, t in artefact.tensors.items() if not n.endswith("_video")}
-    old = artefact.revised(tensors=tensors)
+    rows = {k: row for k, row in artefact.header.recentring.items() if k != "video"}
+    old = artefact.revised(recentring=rows)
     shown = run("info", str(old.save(tmp_path / "c.safetensors"))).stdout
     assert "videos           cannot be scored: fitted without them\n" in shown
 
