@@ -73,7 +73,7 @@ class GuardOptions(Options):
     window: int | None = Field(
         default=None, ge=1, le=256, description="Frames judged together; the policy's if left out."
     )
-    judge: tuple[Judged, ...] = Field(
+    judged: tuple[Judged, ...] = Field(  # the policy's `judge`; an evaluation has a judge, too
         default=(),
         description="Messages judged word by word; repeatable. The policy's if left out.",
     )
@@ -107,5 +107,5 @@ class GuardOptions(Options):
             sampling = sampling.model_copy(update={"fps": self.fps, "max_fps": highest})
         if self.window is not None:
             sampling = sampling.model_copy(update={"window": self.window})
-        judge = frozenset(self.judge) or policy.judge
+        judge = frozenset(self.judged) or policy.judge
         return policy.model_copy(update={"video": sampling, "judge": judge})

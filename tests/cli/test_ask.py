@@ -79,13 +79,13 @@ def test_whose_words_are_judged_can_be_given_in_the_policys_place(run, saved, tm
     words = ("check", saved.model, "-a", saved.artefact["pass"], "--messages", "-", "--json")
     words += ("--policy", str(tmp_path / "policy.toml"))
     found = {}
-    for judge in ([], ["--judge", "system"], ["--judge", "turns", "--judge", "answers"]):
+    for judge in ([], ["--judged", "system"], ["--judged", "turns", "--judged", "answers"]):
         done = run(*words, *judge, stdin=chat)
         where = json.loads(done.stdout)["where"]
         found[" ".join(judge)] = where["reading"], where["role"]
     assert found[""] == ("last", "user")
-    assert found["--judge system"] in {("window", "system"), ("last", "user")}
-    assert "system" not in found["--judge turns --judge answers"]
+    assert found["--judged system"] in {("window", "system"), ("last", "user")}
+    assert "system" not in found["--judged turns --judged answers"]
 
 
 @pytest.mark.parametrize(

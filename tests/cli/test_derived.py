@@ -22,7 +22,7 @@ from guardrail.server import ServerSettings
 from guardrail.server.settings import Listening, UpstreamOptions, UpstreamSettings
 
 ALL = Derived()
-RULES = Derived(only=frozenset({"policy", "judge", "allow_mismatch"}))
+RULES = Derived(only=frozenset({"policy", "judged", "allow_mismatch"}))
 GROUPS = {
     ("serve",): {
         s.KeyOptions: ALL,
