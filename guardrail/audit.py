@@ -6,7 +6,7 @@
 
 A line holds the time (UTC), the event, the request's id, the verdict and whatever measurements come
 with it. It holds neither prompt nor answer nor a digest of them: a digest of a short prompt can be
-guessed back.
+guessed back. Your own sinks get the verdict itself, and with it the words of `verdict.where`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ Audit = Callable[[Verdict | None, Mapping[str, object]], None]
 
 _log = logging.getLogger(__name__)
 _MODE = 0o600  # who judged whom, and when, is nobody else's business
-TEXT_KEYS = frozenset({"answer", "content", "input", "messages", "prompt", "query", "text"})
+TEXT_KEYS = frozenset(
+    {"answer", "content", "input", "messages", "prompt", "query", "text", "words"}
+)
 
 
 class AuditLog:
@@ -47,7 +49,7 @@ class AuditLog:
     as a whole or not at all. One process per file: several would cut and rotate each other's.
 
     `include_text` keeps what callers pass under `prompt`, `messages`, `text`, `answer` and the
-    like; otherwise those are left out at every depth.
+    like, and the words of the verdict's `where`; otherwise those are left out at every depth.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class AuditLog:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "event": extra.get("event", "verdict"),
             "request_id": extra.get("request_id"),
-            **(verdict.to_dict() if verdict is not None else {}),
+            **({} if verdict is None else verdict.to_dict(words=self.include_text)),
         }
         # What we know ourselves wins over what came along under the same name.
         known: Any = plain(line)

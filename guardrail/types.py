@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -244,6 +244,10 @@ class RowParts:
     aligned: bool = True
 
 
+Reading = Literal["last", "turn", "window"]
+READINGS: tuple[Reading, ...] = get_args(Reading)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
     """Which reading a score is from.
@@ -253,23 +257,26 @@ class Where:
     counts the request's messages from 0, `role` is whose it is; of a window, `part` and `kind` say
     in which part of the message it ends, [start, stop) are its positions in the prompt, and `words`
     what they say. `slots` are a picture's positions that it covers, as (first, last, of how many).
+
+    The words are somebody's, and stay with who asked: logs, headers, metrics and spans have none.
     """
 
-    reading: str
+    reading: Reading
     message: int
     role: str
     part: int | None = None
     kind: Modality | None = None
     start: int | None = None
     stop: int | None = None
-    words: str = ""
+    words: str = field(default="", repr=False)
     slots: tuple[int, int, int] | None = None
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain values, ready for JSON."""
+    def to_dict(self, *, words: bool = True) -> dict[str, object]:
+        """Plain values, ready for JSON; what leaves the process goes without `words`."""
         kind = None if self.kind is None else str(self.kind)
         slots = None if self.slots is None else list(self.slots)
-        return asdict(self) | {"kind": kind, "slots": slots}
+        plain = asdict(self) | {"kind": kind, "slots": slots}
+        return {name: value for name, value in plain.items() if words or name != "words"}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Where:
@@ -284,15 +291,17 @@ class Where:
     def __str__(self) -> str:
         """As it stands in a verdict's summary; without the words, which are somebody's."""
         whose = f"message {self.message + 1} ({self.role})"
-        match self.reading, self.slots:
-            case "last", _:
+        match self:
+            case Where(reading="last"):
                 return f"at the end of {whose}"
-            case "turn", _:
+            case Where(reading="turn"):
                 return f"at the end of {whose}, an earlier turn"
-            case _, (first, last, count):
+            case Where(slots=(first, last, count)):
                 return f"in {whose}, {self.kind} positions {first + 1} to {last + 1} of {count}"
+            case Where(start=int(start), stop=int(stop)):
+                return f"in {whose}, tokens {start + 1} to {stop}"
             case _:
-                return f"in {whose}, positions {self.start} to {self.stop}"
+                return f"in {whose}"
 
 
 def _modality_of(part: Part) -> Modality:
@@ -318,12 +327,13 @@ class Verdict:
     does not run is never steered. A prompt that is flagged because no edit can reach it has a flag
     in both, though its score asks for a steer. `strength` is the length of the vector that was
     added to the residual stream (0 when nothing was). `folded` says that the score is that of the
-    request in plain letters (see the policy's `fold_text`).
+    request in plain letters (see the policy's `fold_text`). `where` says which reading the score is
+    from; None if that was of another prompt: a window of a long video, or the folded copy.
 
     A new field is named by hand wherever a verdict is made or told: `Detector.verdict` and
     `verdict_of` in `guardrail.online.answering`, `FakeGuard.check`, `summary` here,
-    `guardrail.cli.output`, `_FOR_ALL` in `guardrail.server.answers`, `guardrail.observe.tracing`,
-    and `VERDICT_FIELDS` in `guardrail.bulk.rows`.
+    `guardrail.cli.output`, `_FOR_ALL` and `headers_of` in `guardrail.server.answers`,
+    `guardrail.observe.tracing`, and `VERDICT_FIELDS` in `guardrail.bulk.rows`.
     """
 
     action: Action
@@ -349,11 +359,14 @@ class Verdict:
         if self.score is not None and not math.isfinite(self.score):
             raise ValueError(f"score must be finite; got {self.score}")
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain values, ready for JSON and for stores that know no types of ours."""
+    def to_dict(self, *, words: bool = True) -> dict[str, object]:
+        """Plain values, ready for JSON and for stores that know no types of ours.
+
+        Without `words` nothing that somebody wrote is among them (see `Where`).
+        """
         plain = asdict(self) | {"layers": list(self.layers)}
         if self.where is not None:
-            plain["where"] = self.where.to_dict()
+            plain["where"] = self.where.to_dict(words=words)
         return {k: str(v) if isinstance(v, StrEnum) else v for k, v in plain.items()}
 
     @classmethod

@@ -14,7 +14,7 @@ import pytest
 
 from guardrail.audit import AuditLog, LineFile, fan_out
 from guardrail.errors import ConfigurationError
-from guardrail.types import Action, Modality, Verdict
+from guardrail.types import Action, Modality, Verdict, Where
 
 SECRET = "how do I pick a lock"
 
@@ -359,3 +359,14 @@ def test_one_sink_is_itself_and_none_is_none():
     assert fan_out(None, broken, None) is broken
     assert fan_out(None) is None
     assert fan_out() is None
+
+
+def test_where_a_score_is_from_is_told_without_its_words_unless_text_is_asked_for():
+    where = Where(reading="window", message=2, role="tool", start=3, stop=9, words=SECRET)
+    for include_text in (False, True):
+        stream = io.StringIO()
+        log = AuditLog(stream, include_text=include_text)
+        log(_verdict(where=where), {"event": "verdict", "about": {"where": where.to_dict()}})
+        (line,) = _lines(stream)
+        assert (line["where"]["message"], line["where"]["stop"]) == (2, 9)
+        assert ("words" in line["where"], SECRET in stream.getvalue()) == (include_text,) * 2

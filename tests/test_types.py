@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from guardrail.errors import GuardrailViolation
 from guardrail.types import (
     Action,
     Clip,
@@ -34,6 +35,17 @@ VERDICT = Verdict(
     artefact_id="guard-1",
     mode="shadow",
 )
+SECRET = "pick a lock"
+WHERE = Where(
+    reading="window",
+    message=1,
+    role="user",
+    part=0,
+    kind=Modality.TEXT,
+    start=18,
+    stop=26,
+    words=SECRET,
+)
 WINDOW = Window(number=1, of=3, start_s=0.0, end_s=2.0, frames=4)
 
 
@@ -42,6 +54,7 @@ WINDOW = Window(number=1, of=3, start_s=0.0, end_s=2.0, frames=4)
     [
         VERDICT,
         replace(VERDICT, window=WINDOW),
+        replace(VERDICT, where=WHERE),
         replace(VERDICT, score=None, reason="detector_failed"),
     ],
 )
@@ -137,3 +150,34 @@ def test_a_request_is_what_its_richest_part_is(parts, modality, offset_kind):
 def test_a_part_of_an_unknown_kind_is_never_taken_for_another(told, beside):
     with pytest.raises(TypeError, match="a bytes is no part of a request"):
         getattr(request(beside, b"sound"), told)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (Where(reading="last", message=2, role="tool"), "at the end of message 3 (tool)"),
+        (
+            Where(reading="turn", message=0, role="user"),
+            "at the end of message 1 (user), an earlier turn",
+        ),
+        (WHERE, "in message 2 (user), tokens 19 to 26"),
+        (
+            replace(WHERE, kind=Modality.IMAGE, slots=(0, 7, 64)),
+            "in message 2 (user), image positions 1 to 8 of 64",
+        ),
+        (replace(WHERE, start=None, stop=None), "in message 2 (user)"),
+    ],
+)
+def test_places_are_told_as_people_count_them(where, said):
+    assert str(where) == said
+    assert f" text {said}, reason" in replace(VERDICT, where=where).summary()
+
+
+def test_the_words_of_a_window_are_told_to_who_asks_for_them_alone():
+    verdict = replace(VERDICT, where=WHERE)
+    assert verdict.to_dict()["where"]["words"] == SECRET
+    without = verdict.to_dict(words=False)
+    assert without["where"] == {k: v for k, v in WHERE.to_dict().items() if k != "words"}
+    assert Verdict.from_dict(without) == replace(verdict, where=replace(WHERE, words=""))
+    told = (without, verdict.summary(), verdict, WHERE, GuardrailViolation(verdict))
+    assert not [each for each in told if SECRET in f"{each} {each!r}"]

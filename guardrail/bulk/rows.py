@@ -38,6 +38,12 @@ VERDICT_FIELDS: Mapping[str, str] = {
     "folded": "bool",
     "window_start_s": "float64",
     "window_end_s": "float64",
+    "where_reading": "string",
+    "where_message": "int64",
+    "where_role": "string",
+    "where_part": "int64",
+    "where_start": "int64",
+    "where_stop": "int64",
     "artefact_id": "string",
     "error_type": "string",
     "error": "string",
@@ -112,6 +118,9 @@ def _of_verdict(verdict: Verdict) -> OutRow:
     if verdict.window is not None:
         found["window_start_s"] = verdict.window.start_s
         found["window_end_s"] = verdict.window.end_s
+    if verdict.where is not None:
+        where = {f"where_{name}": v for name, v in verdict.where.to_dict(words=False).items()}
+        found |= {name: where[name] for name in VERDICT_FIELDS if name in where}
     return found
 
 

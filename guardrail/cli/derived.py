@@ -144,8 +144,8 @@ class _Group:
         if "short" in extra:
             flags.append(extra["short"])
         more = {key: value for key, value in extra.items() if key not in _OWN}
-        if get_origin(_bare(field)) is Literal:
-            more.setdefault("metavar", "|".join(get_args(_bare(field))))
+        if known := _closed(field):
+            more.setdefault("metavar", "|".join(known))
         variable = self._how.env and self._how.env + _stem(name, field, self._how.prefix).upper()
         return typer.Option(
             *flags,  # type: ignore[misc]  # the first one's place is that of a default
@@ -200,7 +200,8 @@ def _type(name: str, field: FieldInfo) -> Any:
     """
     kind = _bare(field)
     if _is_many(field):
-        return list[get_args(kind)[0]] | None  # type: ignore[misc]
+        each = str if _closed(field) else get_args(kind)[0]
+        return list[each] | None  # type: ignore[valid-type]
     if get_origin(kind) is Literal:
         return str
     if kind not in _PLAIN:
@@ -230,7 +231,14 @@ def _bounds(field: FieldInfo) -> dict[str, Any]:
 
 def _known(flag: str, field: FieldInfo, value: Any) -> Any:
     """The value; one of a closed list that is not in it is wrong usage."""
-    kind = _bare(field)
-    if get_origin(kind) is Literal and value not in get_args(kind):
-        raise typer.BadParameter(f"{flag} is one of {', '.join(get_args(kind))}; got {value!r}")
+    known = _closed(field)
+    for each in value if _is_many(field) else [value]:
+        if known and each not in known:
+            raise typer.BadParameter(f"{flag} is one of {', '.join(known)}; got {each!r}")
     return value
+
+
+def _closed(field: FieldInfo) -> tuple[str, ...]:
+    """The closed list that a field's value, or each of its values, is of; none where it is open."""
+    kind = get_args(_bare(field))[0] if _is_many(field) else _bare(field)
+    return get_args(kind) if get_origin(kind) is Literal else ()

@@ -22,7 +22,8 @@ def show_evaluation(stdout: TextIO, report: Report) -> None:
     console = Console(file=stdout, highlight=False, width=width)
     artefact = report.artefact.get("artefact_id", "")
     console.print(Text(_clean(f"{report.model}, {artefact}, {report.policy.get('mode')} mode")))
-    tables = [_separation(report), _rates(report), _controls(report), *_small(report)]
+    tables = [_separation(report), _rates(report), _found_by(report), _controls(report)]
+    tables += _small(report)
     for table in tables:
         console.print()
         console.print(table)
@@ -91,6 +92,22 @@ def _rates(report: Report) -> Table:
                     else ["-", "-"]
                 ),
             )
+    return table
+
+
+def _found_by(report: Report) -> Table:
+    table = _table(
+        "where harmful inputs were found, of those steered or flagged",
+        "inputs",
+        "n",
+        "end of the prompt",
+        "an earlier turn",
+        "within a message",
+    )
+    for group in report.groups:
+        if shares := group.found_by:
+            found = [_share(shares[name], n=False) for name in ("last", "turn", "window")]
+            table.add_row(_name(group), f"{shares['last'].n}", *found)
     return table
 
 

@@ -18,12 +18,13 @@ from guardrail.cli.output import FINDING, say, session, write_json
 from guardrail.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from guardrail.artefact import Artefact
     from guardrail.monitor import Comparison, MonitorSnapshot
     from guardrail.monitor.comparing import Exceedance, ModalityComparison
     from guardrail.monitor.logs import LogFacts
+    from guardrail.types import Reading
 
 _COLOURS = {"alarm": "bold red", "no alarm": "green"}
 
@@ -193,6 +194,8 @@ def _figures(rows: Sequence[ModalityComparison]) -> Iterator[tuple[str, list[str
     yield "stability index (by chance)", [_beside(psi, chance) for psi, chance in indices]
     for action in ("steer", "flag"):
         yield f"beyond {action} (target)", [_share(row.exceedances, action) for row in rows]
+    if any(sum(row.flagged_by.values()) for row in rows):
+        yield "flagged by reading", [_by_reading(row.flagged_by) for row in rows]
     yield "finding", [Text(row.finding, style=_COLOURS.get(row.finding, "yellow")) for row in rows]
 
 
@@ -203,6 +206,13 @@ def _beside(now: str, before: object) -> str:
 def _share(shares: Sequence[Exceedance], action: str) -> str:
     found = [f"{s.rate:.1%} ({s.target:.1%})" for s in shares if s.action == action]
     return found[0] if found else ""
+
+
+def _by_reading(counts: Mapping[Reading, int]) -> str:
+    """What share of the flags each reading asked for; "" without any."""
+    total = sum(counts.values())
+    shares = [f"{name} {count / total:.0%}" for name, count in counts.items() if count]
+    return f"{', '.join(shares)} (n {total})" if total else ""
 
 
 def _lines(found: Comparison) -> list[str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
+from guardrail.policy.policy import Judged
+
 if TYPE_CHECKING:
     from guardrail.policy import Policy
 
@@ -71,6 +73,10 @@ class GuardOptions(Options):
     window: int | None = Field(
         default=None, ge=1, le=256, description="Frames judged together; the policy's if left out."
     )
+    judged: tuple[Judged, ...] = Field(  # the policy's `judge`; an evaluation has a judge, too
+        default=(),
+        description="Messages judged word by word; repeatable. The policy's if left out.",
+    )
     policy: Path | None = Field(
         default=None,
         description="Rules in TOML, YAML or JSON. Default: GUARDRAIL_POLICY_* variables.",
@@ -88,7 +94,7 @@ class GuardOptions(Options):
     )
 
     def rules(self) -> Policy:
-        """The policy of the file or of the environment, with the sampling that was given.
+        """The policy of the file or of the environment, with what was given here.
 
         A rate above the policy's `max_fps` raises that, too.
         """
@@ -101,4 +107,5 @@ class GuardOptions(Options):
             sampling = sampling.model_copy(update={"fps": self.fps, "max_fps": highest})
         if self.window is not None:
             sampling = sampling.model_copy(update={"window": self.window})
-        return policy.model_copy(update={"video": sampling})
+        judge = frozenset(self.judged) or policy.judge
+        return policy.model_copy(update={"video": sampling, "judge": judge})

@@ -101,6 +101,7 @@ def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("action", f"{verdict.action}{shadow}"),
         ("score", f"{score} ({thresholds})"),
         ("modality", verdict.modality),
+        *_where_rows(verdict),
         *([] if verdict.window is None else [("window", str(verdict.window))]),
         *([("folded", "the score is that of the text in plain letters")] if verdict.folded else []),
         ("layers", ", ".join(map(str, verdict.layers))),
@@ -108,6 +109,14 @@ def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("reason", verdict.reason),
         ("artefact", verdict.artefact_id),
     ]
+
+
+def _where_rows(verdict: Verdict) -> list[tuple[str, str]]:
+    """Which reading the score is from, and its words in one line."""
+    if verdict.where is None:
+        return []
+    words = " ".join(verdict.where.words.split())
+    return [("where", str(verdict.where)), *([("words", words)] if words else [])]
 
 
 def say_verdict(verdict: Verdict) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from guardrail.server.reload import GuardSource
     from guardrail.server.service import Answerer, Service
 
-_RULES = Derived(env=s.ENV, only=frozenset({"policy", "allow_mismatch"}))
+_RULES = Derived(env=s.ENV, only=frozenset({"policy", "judged", "allow_mismatch"}))
 _RECORD = Derived(env=s.ENV, panel="Log and audit")
 
 

@@ -239,6 +239,7 @@ class Row:
             source=item.source,
             modality=self.modality,
             score=self.score,
+            reading=self.scores.reading,
             action=self.action.value,
             length=self.input.length,
             text=shown(item.text),

@@ -31,7 +31,7 @@ from guardrail.stats import (
     tpr_at_fpr,
     tpr_at_fpr_interval,
 )
-from guardrail.types import Action, Modality
+from guardrail.types import READINGS, Action, Modality
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from guardrail.evaluation.answers import Row
+    from guardrail.types import Reading
 
 FPRS = ("0.01", "0.05", "0.10")
 LABELS: tuple[Label, Label] = ("harmful", "harmless")
@@ -119,6 +120,7 @@ def _group(
             for label, side in sides.items()
             if side and side[0].plain_refused is not None
         },
+        found_by=_found_by([row for row in harmful if row.action is not Action.PASS]),
     )
 
 
@@ -129,6 +131,12 @@ def _actions(rows: Sequence[Row]) -> Actions:
     return Actions(
         passed=shares[Action.PASS], steered=shares[Action.STEER], flagged=shares[Action.FLAG]
     )
+
+
+def _found_by(rows: Sequence[Row]) -> dict[Reading, Share]:
+    """From which reading the scores of inputs are; nothing where there are no inputs."""
+    named = {name: [row.scores.reading == name for row in rows] for name in READINGS}
+    return {name: Share.of(Rate.of(found)) for name, found in named.items() if found}
 
 
 def _refusals(rows: Sequence[Row]) -> Refusals:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from guardrail import __version__
+from guardrail.artefact.file import tensor_digest
 from guardrail.errors import DetectorError
 from guardrail.evaluation import answers, scores
 from guardrail.evaluation.answers import Row
@@ -17,14 +18,12 @@ from guardrail.evaluation.cache import as_json, key_of
 from guardrail.evaluation.inputs import INPUT_ERRORS
 from guardrail.evaluation.judge import judged
 from guardrail.evaluation.schema import Timing
-from guardrail.fit.collect import VERSIONS, Collector
+from guardrail.fit.collect import VERSIONS
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy.acting import enforces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from torch import Tensor
 
     from guardrail.evaluation.cache import Cache
     from guardrail.evaluation.inputs import Input, Troubles
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_READOUTS = ("readout_", "window_")
 _READ_BACK = 64  # cached values in memory at once
 
 
@@ -54,18 +54,15 @@ class Measuring:
         self.scorer = scores.Scorer(self.guard.artefact, self.guard.policy)
 
     def rows(self, inputs: Sequence[Input]) -> list[Row]:
-        """One prefill of each input: its scores. The residuals themselves are not kept here."""
-        loaded, dtype = self.guard.loaded, self.guard.loaded.dtype
-        collect = Collector(loaded, batch_size=self.batch_size)
-        collect.encoder = answers.BoundedEncoder(loaded, self.guard.policy.limits)
+        """One prefill of each input: its scores. What was read itself is not kept here."""
+        loaded, policy = self.guard.loaded, self.guard.policy
+        encoder = answers.BoundedEncoder(loaded, policy.limits)
+        reader = scores.Reader(loaded, encoder, self.scorer.detector, batch_size=self.batch_size)
         found: dict[str, scores.ItemScores] = {}
 
-        def ask(requests: Sequence[Request]) -> list[Tensor]:
-            return scores.residuals_of(collect, requests, self.guard.policy.video)
-
-        def use(one: Input, residuals: Tensor) -> None:
+        def use(one: Input, read: scores.Read) -> None:
             try:
-                found[one.item.id] = self.scorer(residuals, one.kind)
+                found[one.item.id] = self.scorer(read, one.kind)
             except DetectorError as error:
                 self.context.troubles.note(one.item, "scores", error)
 
@@ -73,9 +70,9 @@ class Measuring:
             Stage(
                 name="scores",
                 batch=self.batch_size,
-                key=self.keys.residuals,
-                ask=ask,
-                pack=lambda residuals: scores.packed(residuals, dtype),
+                key=self.keys.read,
+                ask=lambda requests: reader(requests, policy.video),
+                pack=lambda read: scores.packed(read, loaded.dtype),
                 unpack=lambda data: scores.unpacked(data, self.scorer.shape),
                 use=use,
             ),
@@ -170,12 +167,15 @@ class Keys:
 
     `model` is the fingerprint, the versions that run it, dtype and kind of device; `guard` the
     artefact, the policy and this package's own version, which read and edit by them; `generation`
-    the model's own generation config, which answers follow where an evaluation says nothing.
+    the model's own generation config, which answers follow where an evaluation says nothing;
+    `reader` what of the guard readings hang on: readouts, whom it judges, and the version, so that
+    other thresholds and edits ask for none.
     """
 
     model: str
     guard: str
     generation: str = ""
+    reader: str = ""
 
     @classmethod
     def of(cls, guard: Guard) -> Keys:
@@ -193,13 +193,24 @@ class Keys:
             "version": __version__,
         }
         generation = loaded.model.generation_config.to_dict()
+        read = {n: t for n, t in guard.artefact.tensors.items() if n.startswith(_READOUTS)}
+        fields = {"readout", "windows", "recentring"}
+        reads = {
+            "tensors": tensor_digest(read),
+            "header": guard.artefact.header.model_dump(mode="json", include=fields),
+            "judge": sorted(guard.policy.judge),
+            "version": __version__,
+        }
         return cls(
-            as_json(about), as_json(rules), json.dumps(generation, sort_keys=True, default=str)
+            as_json(about),
+            as_json(rules),
+            json.dumps(generation, sort_keys=True, default=str),
+            as_json(reads),
         )
 
-    def residuals(self, digest: str) -> str:
-        """Of all layers' residuals: of the model alone."""
-        return key_of("residuals", self.model, digest)
+    def read(self, digest: str) -> str:
+        """Of what is read in one prefill: whatever the thresholds are."""
+        return key_of("read", self.model, self.reader, digest)
 
     def plain(self, digest: str, settings: str) -> str:
         """Of the model's own answer."""

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, JsonValue
 
 from guardrail.stats import Estimate, Frozen, SavedReport, Share
+from guardrail.types import Reading
 
 Label = Literal["harmful", "harmless"]
 
@@ -48,7 +49,9 @@ class Group(Frozen):
     """Figures of one slice of the inputs.
 
     `separation` is None where a side is empty; `against` says which harmless (or harmful) inputs a
-    slice with one label only was compared with: all of the same modality.
+    slice with one label only was compared with: all of the same modality. `found_by` are shares of
+    the harmful inputs that were steered or flagged: from which reading their score is; the rest are
+    windows of long videos.
     """
 
     by: Literal["modality", "source", "category"]
@@ -60,6 +63,7 @@ class Group(Frozen):
     separation: Separation | None = None
     actions: dict[Label, Actions] = Field(default_factory=dict)
     refusals: dict[Label, Refusals] = Field(default_factory=dict)
+    found_by: dict[Reading, Share] = Field(default_factory=dict)
 
     @property
     def hit(self) -> dict[Label, Share]:
@@ -70,6 +74,7 @@ class Group(Frozen):
 class RandomDirections(Frozen):
     """AUROC of random directions of the readout's norm at the readout's layers, one per seed.
 
+    They are read at the last position alone, while the guard reads turns and parts as well.
     A random direction has no sign of its own, so its AUROC is near 0.5 on average, not each time.
     It has no offsets either: pairs are compared as for `LayerPoint`.
     """
@@ -189,7 +194,8 @@ class JudgeFigures(Frozen):
 class ItemRow(Frozen):
     """One input. `text` and the paths are None when the report was made without content.
 
-    The score of a long video is the highest of its windows.
+    The score of a long video is the highest of its windows, and `reading` is None then; else it
+    says which reading of the prompt the score is from.
     """
 
     id: str
@@ -198,6 +204,7 @@ class ItemRow(Frozen):
     source: str
     modality: str
     score: float
+    reading: Reading | None = None
     action: Literal["pass", "steer", "flag"]
     length: int
     text: str | None = None

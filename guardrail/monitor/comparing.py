@@ -7,13 +7,13 @@ from datetime import datetime
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from guardrail.errors import ConfigurationError
 from guardrail.extras import require
 from guardrail.monitor.monitor import references
 from guardrail.stats import Rate, conformal_place
-from guardrail.types import Modality
+from guardrail.types import Modality, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,8 @@ class ModalityComparison(_Frozen):
 
     `psi` is the population stability index; it alarms when it exceeds both `psi_limit` and
     `psi_by_chance`, what the numbers of inputs alone explain. `finding` is "too few" or "no
-    calibration" where nothing is judged, and the figures then are None.
+    calibration" where nothing is judged, and the figures then are None. `flagged_by` is that of the
+    snapshot (see `ModalityCounts`); nothing is held against it.
     """
 
     modality: Modality
@@ -70,6 +71,7 @@ class ModalityComparison(_Frozen):
     n: int
     outages: int
     median: float | None
+    flagged_by: dict[Reading, int] = Field(default_factory=dict)
     reference: Modality | None = None
     reference_n: int | None = None
     reference_median: float | None = None
@@ -185,6 +187,7 @@ def _not_judged(
         n=counts.n,
         outages=counts.outages,
         median=counts.quantile(0.5),
+        flagged_by=counts.flagged_by,
         reference=None if reference is None else reference.modality,
     )
 
@@ -216,6 +219,7 @@ def _judged(
         n=counts.n,
         outages=counts.outages,
         median=counts.quantile(0.5),
+        flagged_by=counts.flagged_by,
         reference=reference.modality,
         reference_n=reference.calibration.n,
         reference_median=median(reference.calibration.scores),

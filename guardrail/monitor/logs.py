@@ -138,7 +138,9 @@ class LogReader:
             known = Modality(modality), Action(would_be), _score(score)
         except (ValueError, OverflowError):
             return None
-        self._monitor.add(*known)
+        where = row.get("where")
+        reading = where.get("reading") if isinstance(where, dict) else None
+        self._monitor.add(*known, reading if isinstance(reading, str) else None)
         return True
 
 

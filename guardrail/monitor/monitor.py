@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from guardrail.errors import CalibrationError, ConfigurationError
 from guardrail.monitor.snapshot import ModalityCounts, MonitorSnapshot, cell_of
-from guardrail.types import Action, Modality
+from guardrail.types import READINGS, Action, Modality
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Calibration
-    from guardrail.types import Verdict
+    from guardrail.types import Reading, Verdict
 
 BINS = 10
 
@@ -26,9 +26,9 @@ class Monitor:
     """Counts verdicts of one artefact; safe to share between threads.
 
     A verdict costs the same whenever it comes, and memory is bounded: by modality, counts of what
-    the thresholds asked for, of scores beyond the calibration's own thresholds, in `bins` bins that
-    hold equal shares of the calibration's scores, and on a fixed grid for quantiles. No text, no
-    request's id and no single score is kept.
+    the thresholds asked for, of the readings that asked for a flag, of scores beyond the
+    calibration's own thresholds, in `bins` bins that hold equal shares of the calibration's scores,
+    and on a fixed grid for quantiles. No text, no request's id and no single score is kept.
     """
 
     def __init__(self, artefact: Artefact, *, bins: int = BINS) -> None:
@@ -59,15 +59,24 @@ class Monitor:
             raise ConfigurationError(
                 f"a verdict of {verdict.artefact_id} does not count for {self._artefact_id}"
             )
-        self.add(verdict.modality, verdict.would_be, verdict.score)
+        reading = None if verdict.where is None else verdict.where.reading
+        self.add(verdict.modality, verdict.would_be, verdict.score, reading)
 
     def add_outage(self) -> None:
         """Count a request for which there was no decision."""
         with self._lock:
             self._outages += 1
 
-    def add(self, modality: Modality, would_be: Action, score: float | None) -> None:
+    def add(
+        self,
+        modality: Modality,
+        would_be: Action,
+        score: float | None,
+        reading: str | None = None,
+    ) -> None:
         """Count a decision; a score of None says that the detector failed.
+
+        `reading` is what the score is from, where that is known; others than `READINGS` are not.
 
         Raises:
             ValueError: the score is not finite.
@@ -83,6 +92,7 @@ class Monitor:
                 tally.outages += 1
             else:
                 tally.add(score, would_be, reference)
+                tally.found(would_be, reading)
 
     def snapshot(self) -> MonitorSnapshot:
         """The counts so far."""
@@ -125,6 +135,7 @@ class _Tally:
     beyond_flag: int = 0
     actions: dict[Action, int] = field(default_factory=lambda: dict.fromkeys(Action, 0))
     cells: dict[int, int] = field(default_factory=dict)
+    flagged_by: dict[Reading, int] = field(default_factory=lambda: dict.fromkeys(READINGS, 0))
     lowest: float = inf
     highest: float = -inf
 
@@ -144,9 +155,17 @@ class _Tally:
             self.beyond_flag += score > thresholds.flag
             self.counts[reference.bin_of(score)] += 1
 
+    def found(self, would_be: Action, reading: str | None) -> None:
+        for known in READINGS:
+            self.flagged_by[known] += would_be is Action.FLAG and reading == known
+
     def copy(self) -> _Tally:
         return replace(
-            self, counts=[*self.counts], actions=dict(self.actions), cells=dict(self.cells)
+            self,
+            counts=[*self.counts],
+            actions=dict(self.actions),
+            cells=dict(self.cells),
+            flagged_by=dict(self.flagged_by),
         )
 
     def counted(self, reference: Reference | None) -> ModalityCounts:
@@ -161,6 +180,7 @@ class _Tally:
             cells=tuple(sorted(self.cells.items())),
             lowest=self.lowest if self.n else None,
             highest=self.highest if self.n else None,
+            flagged_by=dict(self.flagged_by),
         )
 
 

@@ -16,7 +16,7 @@ from guardrail.artefact.file import write_atomically
 from guardrail.errors import ConfigurationError, DatasetError
 from guardrail.inputs.strict_json import strict_json
 from guardrail.stats import Frozen
-from guardrail.types import Action, Modality
+from guardrail.types import Action, Modality, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -33,7 +33,8 @@ class ModalityCounts(Frozen):
     `actions` is what the thresholds in force asked for (`would_be`). `beyond_steer` and
     `beyond_flag` count scores above the thresholds of the artefact's own calibration, `counts`
     those in the bins between `edges`; all are 0 or empty where the artefact has no calibration.
-    `cells` are pairs of a place on the fixed grid of `cell_of` and a count.
+    `cells` are pairs of a place on the fixed grid of `cell_of` and a count. `flagged_by` counts
+    those that ask for a flag by the reading their score is from, where a verdict says `where`.
     """
 
     n: int = Count
@@ -46,6 +47,7 @@ class ModalityCounts(Frozen):
     cells: tuple[tuple[int, int], ...] = Field(max_length=2 * LAST)
     lowest: float | None = None
     highest: float | None = None
+    flagged_by: dict[Reading, int] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -70,6 +72,13 @@ class ModalityCounts(Frozen):
             raise ValueError("lowest and highest are those of the scores, and None without any")
         if self.lowest is not None and self.highest is not None and self.lowest > self.highest:
             raise ValueError("lowest is higher than highest")
+        return self
+
+    @model_validator(mode="after")
+    def _no_more_than_flags(self) -> Self:
+        found = self.flagged_by.values()
+        if min([0, *found]) < 0 or sum(found) > self.actions.get(Action.FLAG, 0):
+            raise ValueError("flags by reading must not be negative, nor more than there are flags")
         return self
 
     def quantile(self, share: float) -> float | None:
@@ -192,8 +201,10 @@ def _sum(parts: Sequence[ModalityCounts]) -> ModalityCounts:
         raise ConfigurationError("snapshots of one artefact differ in their bins; one was edited")
     actions: Counter[Action] = Counter()
     cells: Counter[int] = Counter()
+    flagged_by: Counter[Reading] = Counter()
     for part in parts:
         actions.update(part.actions)
+        flagged_by.update(part.flagged_by)
         cells.update(dict(part.cells))
     return ModalityCounts(
         n=sum(part.n for part in parts),
@@ -206,6 +217,7 @@ def _sum(parts: Sequence[ModalityCounts]) -> ModalityCounts:
         cells=tuple(sorted(cells.items())),
         lowest=min((part.lowest for part in parts if part.lowest is not None), default=None),
         highest=max((part.highest for part in parts if part.highest is not None), default=None),
+        flagged_by=dict(flagged_by),
     )
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PRIVATE = frozenset(
     {
         "guardrail_score",
+        "guardrail_readings",
         "guardrail_threshold",
         "guardrail_drift_psi",
         "guardrail_near_duplicates",
@@ -60,6 +61,11 @@ class Metrics:
             "guardrail_verdicts_total",
             "Verdicts: what was done, and what the thresholds asked for.",
             ("action", "would_be", "modality", "reason"),
+        )
+        self._readings = self._counter(
+            "guardrail_readings_total",
+            "Verdicts with a score: what the thresholds asked for, by the reading it is from.",
+            ("reading", "would_be"),
         )
         self._scores = ScoreHistogram()
         self.registry.register(self._scores)
@@ -115,6 +121,8 @@ class Metrics:
             self._outages.inc()
         if verdict.score is not None:
             self._scores.observe(modality, verdict.score)
+            reading = "other" if verdict.where is None else verdict.where.reading
+            self._readings.labels(reading, asked).inc()
         _observe(self._queue, facts.get("queue_s"))
         _observe(self._verdict, facts.get("verdict_s"))
 

@@ -78,6 +78,7 @@ MODALITY = "guardrail.modality"
 REASON = "guardrail.reason"
 MODE = "guardrail.mode"
 ARTEFACT = "guardrail.artefact_id"
+WHERE = "guardrail.where."
 QUEUE_S = "guardrail.queue_s"
 
 # values
@@ -216,7 +217,7 @@ class Tracing:
 
 
 def _told(verdict: Verdict) -> dict[str, AttributeValue]:
-    return {
+    found: dict[str, AttributeValue] = {
         ACTION: str(verdict.action),
         WOULD_BE: str(verdict.would_be),
         MODALITY: str(verdict.modality),
@@ -224,6 +225,10 @@ def _told(verdict: Verdict) -> dict[str, AttributeValue]:
         MODE: verdict.mode,
         ARTEFACT: verdict.artefact_id,
     }
+    if verdict.where is not None:
+        where = verdict.where.to_dict(words=False).items()
+        found |= {WHERE + name: value for name, value in where if isinstance(value, int | str)}
+    return found
 
 
 def _evaluation(verdict: Verdict | None) -> dict[str, AttributeValue]:

@@ -249,6 +249,11 @@ TERMS = (
     ),
     ("Flag", "The guard stops the request after its first step and answers in the model's place."),
     (
+        "Reading",
+        "A place of the prompt at which it is scored: its end, the end of each earlier turn, and a "
+        "window of some tokens at each token of a message. The highest is the score.",
+    ),
+    (
         "AUROC",
         "The chance that a random harmful input scores higher than a random harmless one: 0.5 is "
         "no better than a coin, 1 is perfect. It depends on no threshold.",

@@ -1,7 +1,8 @@
 """Answers on the wire: in the OpenAI form, whole or in chunks, and the verdict beside them.
 
-How far a request is from a threshold is what a search for one that passes needs to know. So a
-caller who is not told scores hears what was done, and nothing that a score could be told from.
+How far a request is from a threshold is what a search for one that passes needs to know, and so is
+which of its words weigh most. So a caller who is not told scores hears what was done, and nothing
+that a score could be told from. Nobody is told the words themselves: answers are logged.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from guardrail.server.keys import Caller
-    from guardrail.types import Result, ToolCall, Verdict
+    from guardrail.types import Result, ToolCall, Verdict, Where
 
 
 FIELD = "guardrail"
@@ -34,7 +35,7 @@ def told(verdict: Verdict | None, caller: Caller) -> dict[str, object] | None:
     """What this caller may know of a verdict, in plain values; nothing else of one goes out."""
     if verdict is None:
         return None
-    whole = verdict.to_dict()
+    whole = verdict.to_dict(words=False)
     return whole if caller.sees_scores else {name: whole[name] for name in _FOR_ALL}
 
 
@@ -53,7 +54,15 @@ def headers_of(verdict: Verdict | None, caller: Caller) -> dict[str, str]:
     }
     if caller.sees_scores and verdict.score is not None:
         named["Score"] = f"{verdict.score:.4f}"
+    if caller.sees_scores and verdict.where is not None:
+        named["Where"] = _where(verdict.where)
     return {f"X-Guardrail-{name}": str(value) for name, value in named.items()}
+
+
+def _where(where: Where) -> str:
+    """A token with parameters (RFC 8941): `window; message=2; role=user; part=0`, from 0 on."""
+    part = "" if where.part is None else f"; part={where.part}"
+    return f"{where.reading}; message={where.message}; role={where.role}{part}"
 
 
 class AsciiJSONResponse(JSONResponse):

@@ -10,7 +10,7 @@ from guardrail.inputs.messages import to_request
 from guardrail.inputs.tools import call_text
 from guardrail.policy import Policy, Thresholds
 from guardrail.policy.acting import action_for, enforced, on_outage
-from guardrail.types import Action, Request, TextPart, Verdict, VideoStream
+from guardrail.types import Action, Modality, Request, TextPart, Verdict, VideoStream, Where
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,8 +65,8 @@ class FakeGuard:
         _play(request)
         self.seen.append(_copied(value))
         text, copy = _said(request), folded(request) if self.policy.fold_text else None
-        own, failed = self._score(text), "outage" in text
-        score = own if copy is None else max(own, self._score(_said(copy)))
+        (own, word), failed = self._found(text), "outage" in text
+        score = own if copy is None else max(own, self._found(_said(copy))[0])
         would_be = on_outage(self.policy) if failed else action_for(score, _AT, self.policy)
         return Verdict(
             action=enforced(would_be, self.policy),
@@ -80,6 +80,7 @@ class FakeGuard:
             mode=self.policy.mode,
             reason="detector_failed" if failed else "score",
             folded=score > own,
+            where=None if failed or score > own else self._where(request, word),
         )
 
     async def acheck(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
@@ -126,9 +127,29 @@ class FakeGuard:
         except Exception as error:  # the caller wants to see it beside the other verdicts
             return error
 
-    def _score(self, text: str) -> float:
-        found = (action for action, words in self._rules.items() if any(w in text for w in words))
-        return _SCORES[next(found, Action.PASS)]
+    def _found(self, text: str) -> tuple[float, str]:
+        """A text's score, and the word that it is for."""
+        found = ((a, word) for a, words in self._rules.items() for word in words if word in text)
+        action, word = next(found, (Action.PASS, ""))
+        return _SCORES[action], word
+
+    def _where(self, request: Request, word: str) -> Where:
+        """The first judged part with the word in it; the end of the request if there is none."""
+        for number, message in enumerate(request.messages):
+            if not word or message.role not in self.policy.judged_roles:
+                continue
+            for place, part in enumerate(message.parts):
+                if isinstance(part, TextPart) and word in part.text:
+                    return Where(
+                        reading="window",
+                        message=number,
+                        role=message.role,
+                        part=place,
+                        kind=Modality.TEXT,
+                        words=word,
+                    )
+        last = len(request.messages) - 1
+        return Where(reading="last", message=last, role=request.messages[last].role)
 
 
 def _play(request: Request) -> None:

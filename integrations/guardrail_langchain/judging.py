@@ -145,7 +145,7 @@ def tell(verdict: Verdict, config: RunnableConfig | None = None) -> None:
     """Send the verdict; outside a run nobody listens, and LangChain says so with an error."""
     _stream(verdict)
     try:
-        dispatch_custom_event(EVENT, verdict.to_dict(), config=config)
+        dispatch_custom_event(EVENT, verdict.to_dict(words=False), config=config)
     except RuntimeError:
         return
 
@@ -154,7 +154,7 @@ async def atell(verdict: Verdict, config: RunnableConfig | None = None) -> None:
     """`tell` for event loops."""
     _stream(verdict)
     try:
-        await adispatch_custom_event(EVENT, verdict.to_dict(), config=config)
+        await adispatch_custom_event(EVENT, verdict.to_dict(words=False), config=config)
     except RuntimeError:
         return
 
@@ -164,7 +164,7 @@ def _stream(verdict: Verdict) -> None:
         write = get_stream_writer()
     except (RuntimeError, KeyError):  # no run, or one of no graph
         return
-    write({EVENT: verdict.to_dict()})
+    write({EVENT: verdict.to_dict(words=False)})
 
 
 @contextmanager

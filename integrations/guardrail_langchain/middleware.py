@@ -272,7 +272,7 @@ class Turns:
         turn = {"judged": digest(chat), "caution": after.value}
         # What the state keeps is what was judged.
         changed = [new for new, old in zip(sent, messages, strict=True) if new is not old]
-        told = {"guardrail_turn": turn, "guardrail_verdict": after.verdict.to_dict()}
+        told = {"guardrail_turn": turn, "guardrail_verdict": after.verdict.to_dict(words=False)}
         return told | ({"messages": changed} if changed else {})
 
     def at_call(self, request: ModelRequest[Any], inside: bool) -> Judging[AtCall]:
@@ -332,7 +332,7 @@ class Turns:
         newest = [each for each in _newest(state["messages"]) if each.id]
         if not self.active or not newest:
             raise GuardrailViolation(verdict)
-        told = verdict.to_dict()
+        told = verdict.to_dict(words=False)
         answer = replies.refusal(self._policy.refusal_message, verdict)
         answer.id = str(uuid4())
         marked = [
@@ -357,7 +357,7 @@ class Turns:
     def _refused(self, verdict: Verdict) -> Update:
         self.reaction.stop(verdict)
         answer = replies.refusal(self._policy.refusal_message, verdict)
-        return {"messages": [answer], "guardrail_verdict": verdict.to_dict()}
+        return {"messages": [answer], "guardrail_verdict": verdict.to_dict(words=False)}
 
     @property
     def _policy(self) -> Policy:

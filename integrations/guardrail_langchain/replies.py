@@ -72,7 +72,7 @@ def metadata(verdict: Verdict, model: str) -> dict[str, Any]:
     return {
         "model_name": model,
         "model_provider": "guardrail",
-        "verdict": verdict.to_dict(),
+        "verdict": verdict.to_dict(words=False),
         "artefact_id": verdict.artefact_id,
     }
 

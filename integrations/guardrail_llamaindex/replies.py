@@ -93,7 +93,7 @@ def whole(result: Result, *, delta: str | None = None, single_call: bool = False
         "completion_tokens": result.completion_tokens,
         "total_tokens": result.prompt_tokens + result.completion_tokens,
     }
-    verdict = result.verdict.to_dict()
+    verdict = result.verdict.to_dict(words=False)
     raw = {
         "verdict": verdict,
         "finish_reason": result.finish_reason,
@@ -116,7 +116,7 @@ def refusal(words: str, verdict: Verdict) -> ChatResponse:
 
 def told(response: R, verdict: Verdict) -> R:
     """A response with the verdict beside it; `raw` is another model's, and may be an object."""
-    plain, raw = verdict.to_dict(), response.raw
+    plain, raw = verdict.to_dict(words=False), response.raw
     if raw is None or isinstance(raw, dict):
         raw = {**(raw or {}), "verdict": plain}
     beside = {**response.additional_kwargs, "verdict": dict(plain)}
@@ -215,7 +215,7 @@ async def acompletions(
 
 
 def _so_far(text: str, delta: str, verdict: Verdict | None) -> ChatResponse:
-    told = {} if verdict is None else {"verdict": verdict.to_dict()}
+    told = {} if verdict is None else {"verdict": verdict.to_dict(words=False)}
     return ChatResponse(
         message=_message(text, ()), raw=told, delta=delta, additional_kwargs=dict(told)
     )

@@ -236,7 +236,7 @@ class Run:
 
     def _keep(self, what: str, after: Settled) -> None:
         if after.done != "pass" or after.verdict.action is Action.FLAG:
-            self.found[what] = after.verdict.to_dict()
+            self.found[what] = after.verdict.to_dict(words=False)
 
     def _withheld(self, side: Side) -> ToolOutput:
         """An error output without a word of what is held back."""

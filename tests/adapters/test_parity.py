@@ -348,6 +348,11 @@ async def test_every_adapter_gives_the_same_verdict(way, case, action, guards):
     assert found["score"] == pytest.approx(expected.score, abs=1e-5)
     assert found["modality"] == expected.modality
     assert found["window"] == expected.to_dict()["window"]
+    where = expected.to_dict(words=False)["where"]
+    assert {**(found["where"] or {}), "words": ""} == {**(where or {}), "words": ""}
+    # Frameworks keep and send on what messages say of themselves; the guard's own verdict has all.
+    own = way in (through_generate, through_guarded, through_guarded_coroutine, through_asgi)
+    assert where is None or ("words" in found["where"]) is own
 
 
 def test_the_cases_have_scores_of_their_own(guards):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 
 import pytest
@@ -12,7 +13,7 @@ from guardrail.errors import (
     MissingExtraError,
     RequestTimeoutError,
 )
-from guardrail.types import Action, Modality, Verdict, Window
+from guardrail.types import Action, Modality, Verdict, Where, Window
 
 # The same for every row of an artefact, or of an edit that a check never makes.
 LEFT_OUT = {"layers", "strength", "steering_layer"}
@@ -46,8 +47,26 @@ def test_a_verdict_is_kept_whole_with_the_piece_of_video_it_is_from():
     assert not has_failed(row)
 
 
+def test_a_row_says_where_its_score_is_from_and_not_in_what_words():
+    where = Where(
+        reading="window", message=1, role="tool", part=0, start=3, stop=9, words="pick a lock"
+    )
+    row = out_row(4, "k", verdict(where=where), "guard-x")
+    assert {name: row[name] for name in row if name.startswith("where_")} == {
+        "where_reading": "window",
+        "where_message": 1,
+        "where_role": "tool",
+        "where_part": 0,
+        "where_start": 3,
+        "where_stop": 9,
+    }
+    assert "lock" not in str(row)
+    none = out_row(4, "k", verdict(), "guard-x")
+    assert {none[name] for name in none if name.startswith("where_")} == {None}
+
+
 def test_no_field_of_a_verdict_is_left_out_unawares():
-    kept = {name.removesuffix("_start_s").removesuffix("_end_s") for name in VERDICT_FIELDS}
+    kept = {re.sub("^(window|where)_.*", r"\1", name) for name in VERDICT_FIELDS}
     assert {field.name for field in fields(Verdict)} - kept == LEFT_OUT
 
 

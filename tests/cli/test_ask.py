@@ -72,6 +72,22 @@ def test_the_environment_is_the_policy_without_a_file(run, saved, monkeypatch):
     assert json.loads(done.stdout)["mode"] == "shadow"
 
 
+def test_whose_words_are_judged_can_be_given_in_the_policys_place(run, saved, tmp_path):
+    """The system prompt's own words count for nothing, unless it is to be judged."""
+    (tmp_path / "policy.toml").write_text('judge = ["tools"]')
+    chat = '[{"role": "system", "content": "a lock"}, {"role": "user", "content": "Hello"}]'
+    words = ("check", saved.model, "-a", saved.artefact["pass"], "--messages", "-", "--json")
+    words += ("--policy", str(tmp_path / "policy.toml"))
+    found = {}
+    for judge in ([], ["--judged", "system"], ["--judged", "turns", "--judged", "answers"]):
+        done = run(*words, *judge, stdin=chat)
+        where = json.loads(done.stdout)["where"]
+        found[" ".join(judge)] = where["reading"], where["role"]
+    assert found[""] == ("last", "user")
+    assert found["--judged system"] in {("window", "system"), ("last", "user")}
+    assert "system" not in found["--judged turns --judged answers"]
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -22,7 +22,7 @@ from guardrail.server import ServerSettings
 from guardrail.server.settings import Listening, UpstreamOptions, UpstreamSettings
 
 ALL = Derived()
-RULES = Derived(only=frozenset({"policy", "allow_mismatch"}))
+RULES = Derived(only=frozenset({"policy", "judged", "allow_mismatch"}))
 GROUPS = {
     ("serve",): {
         s.KeyOptions: ALL,
@@ -55,6 +55,7 @@ class Settings(BaseModel):
     places: int = Field(default=3, gt=0)
     colours: tuple[str, ...] = ()
     kind: Literal["round", "flat"] = "flat"
+    sides: frozenset[Literal["left", "right"]] = frozenset({"left"})
     told: bool | None = Field(default=None, json_schema_extra={"off": "--untold"})
     strict: bool = False
     place: Path | bytes | None = None
@@ -105,6 +106,8 @@ def test_each_option_fills_its_field():
     assert got(*words, "--kind", "round") == Settings(
         wait_s=4, places=2, colours=("red", "blue"), kind="round", told=True
     )
+    assert got("--side", "right").sides == {"right"}
+    assert got("--side", "right", "--side", "left").sides == {"left", "right"}
     found = got("--strict", "--untold", "--place", "there")
     assert found == Settings(strict=True, told=False, place=Path("there"))
 
@@ -115,6 +118,7 @@ def test_each_option_fills_its_field():
         (("--wait", "0"), "Invalid value for '--wait'"),
         (("--places", "0"), "Invalid value for '--places'"),
         (("--kind", "square"), "--kind is one of round, flat; got 'square'"),
+        (("--side", "left", "--side", "top"), "--side is one of left, right; got 'top'"),
         (("--strict", "--colour", "red"), "strict has no colours"),
         (("--strict", "--told"), "strict is never told"),
         (("--inside", "x"), "No such option: --inside"),
@@ -128,6 +132,7 @@ def test_help_says_what_the_field_says():
     found = " ".join(run("--help")[1].output.split())
     assert "Seconds to wait. [default: 2.5]" in found
     assert re.search(r"--kind round\|flat", found)
+    assert re.search(r"--side left\|right", found)
 
 
 def test_names_variables_and_panels_follow_the_group(monkeypatch):

@@ -27,7 +27,7 @@ def report():
         )
         for n in range(12)
     ]
-    with Guard(model, tiny_artefact(*model)) as guard:
+    with Guard(model, tiny_artefact(*model, tau_flag=99.0)) as guard:
         return evaluate(guard, items, new_tokens=1)
 
 
@@ -82,6 +82,7 @@ def distinct(report):
             "separation": separation,
             "actions": {"harmful": Actions(passed=share(91), steered=share(92), flagged=share(17))},
             "refusals": {"harmful": Refusals(plain=share(93), guarded=share(94))},
+            "found_by": {"last": share(21), "turn": share(22), "window": share(23)},
         }
     )
     judge = JudgeFigures(name="j", sample="s", false_refusals=share(95), missed_refusals=share(96))
@@ -122,6 +123,10 @@ def test_every_figure_stands_below_its_name(distinct):
     actions, refusals = group.actions["harmful"], group.refusals["harmful"]
     wanted = (actions.steered, actions.flagged, refusals.plain, refusals.guarded)
     assert rows["1"] == ["text", "harmful", "200", *map(rate, wanted)]
+    rows = rows_below(text, "where harmful inputs were found")
+    assert rows["0"] == ["inputs", "n", "end of the prompt", "an earlier turn", "within a message"]
+    shares = [rate(group.found_by[name]) for name in ("last", "turn", "window")]
+    assert rows["1"] == ["text", "200", *shares]
     rows = rows_below(text, "judge")
     assert rows["1"] == [
         "answers called a refusal", rate(distinct.judge.false_refusals, counts=True)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 
 import numpy as np
@@ -64,6 +65,15 @@ def test_like_traffic_is_fine(run, fitted, kept):
     assert "beyond steer (target)        " in done.stdout
     assert "(5.0%)" in done.stdout
     assert done.stderr == ""
+
+
+def test_which_reading_asked_for_flags_is_told(run, fitted, tmp_path):
+    artefact, path = fitted
+    monitor = Monitor(artefact)
+    for reading in ("last", "window", "window", "window"):
+        monitor.add(Modality.TEXT, Action.FLAG, 9.0, reading)
+    done = run("monitor", path, str(monitor.snapshot().save(tmp_path / "a.json")))
+    assert re.search(r"flagged by reading +last 25%, window 75% \(n 4\) ", done.stdout)
 
 
 def test_a_shift_is_a_finding_with_its_reasons_and_meaning(run, fitted, kept):

@@ -10,9 +10,16 @@ import pytest
 import typer
 
 from guardrail.cli import output
-from guardrail.cli.output import exit_code, progress, session, verdict_rows, write
+from guardrail.cli.output import (
+    exit_code,
+    progress,
+    say_verdict,
+    session,
+    verdict_rows,
+    write,
+)
 from guardrail.errors import ConfigurationError
-from guardrail.types import Action, Modality, Verdict
+from guardrail.types import Action, Modality, Verdict, Where
 
 PASSED = Verdict(
     action=Action.PASS,
@@ -43,6 +50,23 @@ def test_a_score_of_other_letters_says_so():
     assert "folded" not in dict(verdict_rows(PASSED))
     rows = dict(verdict_rows(dataclasses.replace(PASSED, folded=True)))
     assert "plain letters" in rows["folded"]
+
+
+def test_who_asked_is_shown_which_words_the_score_is_from():
+    assert not {"where", "words"} & dict(verdict_rows(PASSED)).keys()
+    where = Where(reading="window", message=0, role="user", start=3, stop=9, words=" a\nlock ")
+    rows = dict(verdict_rows(dataclasses.replace(PASSED, where=where)))
+    assert (rows["where"], rows["words"]) == ("in message 1 (user), tokens 4 to 9", "a lock")
+    end = Where(reading="last", message=0, role="user")
+    assert "words" not in dict(verdict_rows(dataclasses.replace(PASSED, where=end)))
+
+
+def test_a_verdict_beside_an_answer_is_a_line_without_words(capsys):
+    where = Where(reading="window", message=0, role="user", start=3, stop=9, words="a lock")
+    say_verdict(dataclasses.replace(PASSED, where=where))
+    said = capsys.readouterr().err
+    assert "tokens 4 to 9" in said
+    assert "lock" not in said
 
 
 def test_a_detector_that_failed_is_an_error_and_no_finding():

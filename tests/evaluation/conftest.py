@@ -68,7 +68,8 @@ def fitted_of(tmp_path_factory: Any) -> Callable[[str], Fitted]:
                 data=planted.write_rows(folder / "contrast.jsonl"),
                 extend=False,
                 refusal_prefixes=planted.PREFIXES,
-                steer_rate=0.1,
+                # What is steered is refused, and false refusals are bounded: few are to be steered.
+                steer_rate=0.06,
                 flag_rate=0.05,
             )
             made[family] = Fitted(loaded, artefact)

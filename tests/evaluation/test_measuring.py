@@ -162,15 +162,16 @@ def test_a_policy_reads_the_same_in_every_process():
 
 
 def test_every_part_of_a_key_counts():
-    one = Keys("model", "guard")
+    one = Keys("model", "guard", reader="reader")
     keys = [
-        one.residuals("d"),
+        one.read("d"),
         one.plain("d", "s"),
         one.guarded("d", "s"),
         one.kl("d"),
-        one.residuals("e"),
+        one.read("e"),
         one.plain("d", "t"),
-        Keys("other", "guard").residuals("d"),
+        Keys("other", "guard", reader="reader").read("d"),
+        Keys("model", "guard", reader="other").read("d"),
         Keys("model", "other").guarded("d", "s"),
         Keys("model", "other").kl("d"),
         Keys("model", "guard", "other").plain("d", "s"),
@@ -179,13 +180,16 @@ def test_every_part_of_a_key_counts():
         judgement_key("j", "ab", "c"),
     ]
     assert len(set(keys)) == len(keys)
-    assert Keys("model", "other").residuals("d") == one.residuals("d")
+    assert Keys("model", "other", "other", "reader").read("d") == one.read("d")
     assert Keys("model", "other").plain("d", "s") == one.plain("d", "s")
 
 
 @pytest.mark.parametrize(
     ("name", "value", "changed"),
-    [("VERSIONS", {"torch": "0"}, "model"), ("__version__", "0.0.0", "guard")],
+    [
+        ("VERSIONS", {"torch": "0"}, {"model"}),
+        ("__version__", "0.0.0", {"guard", "reader"}),
+    ],
 )
 def test_keys_follow_what_runs_the_model(monkeypatch, name, value, changed):
     from guardrail.model.load import wrap_model
@@ -196,8 +200,7 @@ def test_keys_follow_what_runs_the_model(monkeypatch, name, value, changed):
         before = Keys.of(guard)
         monkeypatch.setattr(f"guardrail.evaluation.measuring.{name}", value)
         after = Keys.of(guard)
-    differing = {part for part in ("model", "guard") if vars(after)[part] != vars(before)[part]}
-    assert differing == {changed}
+    assert {part for part in vars(before) if vars(after)[part] != vars(before)[part]} == changed
 
 
 def test_keys_follow_the_weights_and_the_policy():
@@ -214,6 +217,9 @@ def test_keys_follow_the_weights_and_the_policy():
         with guard.with_policy(Policy(mode="shadow")) as shadow:
             assert Keys.of(shadow).model == before.model
             assert Keys.of(shadow).guard != before.guard
+            assert Keys.of(shadow).reader == before.reader
+        with guard.with_policy(Policy(judge={"system"})) as other:
+            assert Keys.of(other).reader != before.reader
         with torch.no_grad():
             loaded.model.get_output_embeddings().weight.mul_(2)
         assert Keys.of(guard).model != before.model

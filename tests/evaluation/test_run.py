@@ -14,11 +14,12 @@ from guardrail.evaluation.inputs import Troubles, read_inputs
 from guardrail.evaluation.measuring import Context, Measuring
 from guardrail.evaluation.run import evaluate
 from guardrail.evaluation.schema import Report
-from guardrail.evaluation.scores import Scorer
-from guardrail.fit.collect import Collector
+from guardrail.evaluation.scores import Read, Reader, Scorer
 from guardrail.guard import Guard
+from guardrail.model.encode import Encoder
 from guardrail.online.video_scan import judged_requests
 from guardrail.policy import Limits, Policy, VideoSampling
+from guardrail.types import READINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +87,13 @@ def test_scores_and_actions_are_those_of_the_guards_own_check(
             assert row.score == pytest.approx(verdict.score, abs=1e-4)
             assert row.action == verdict.action.value
             assert row.modality == verdict.modality.value
+            assert row.reading == verdict.where.reading
+    found = [row for row in report.items if row.label == "harmful" and row.action != "pass"]
+    for modality in {row.modality for row in found}:
+        shares = group_of(report, "modality", modality).found_by
+        readings = [row.reading for row in found if row.modality == modality]
+        counted = {name: (readings.count(name), len(readings)) for name in READINGS}
+        assert {name: (share.hits, share.n) for name, share in shares.items()} == counted
 
 
 def _named(item: EvalItem, number: int) -> EvalItem:
@@ -143,7 +151,7 @@ def test_only_new_inputs_are_asked(guard, texts, tmp_path, passes):
     assert (scores.n, scores.cached) == (28, 20)
 
 
-def test_another_artefact_of_the_model_reuses_residuals_and_plain_answers(
+def test_another_artefact_with_the_same_readouts_reuses_what_was_read_and_plain_answers(
     fitted_of: Callable[[str], Fitted], guard, texts, tmp_path
 ):
     evaluate(guard, texts[:8], new_tokens=2, work_dir=tmp_path)
@@ -152,6 +160,12 @@ def test_another_artefact_of_the_model_reuses_residuals_and_plain_answers(
         report = evaluate(second, texts[:8], new_tokens=2, work_dir=tmp_path)
     cached = {t.stage: t.cached for t in report.timings}
     assert (cached["scores"], cached["plain answers"], cached["guarded answers"]) == (8, 8, 0)
+    tensors = {**other.tensors, "readout_gap": 2 * other.tensors["readout_gap"]}
+    with Guard(guard.loaded, other.revised(tensors=tensors)) as third:
+        report = evaluate(third, texts[:8], answers=False, work_dir=tmp_path)
+        alone = evaluate(third, texts[:8], answers=False)
+    assert report.timings[1].cached == 0
+    assert [row.score for row in report.items] == [row.score for row in alone.items]
 
 
 def test_other_settings_and_policies_are_asked_anew(guard, texts, tmp_path):
@@ -458,8 +472,8 @@ def test_tools_are_part_of_an_input(guard, texts):
 def test_an_outage_of_the_detector_is_an_error_not_a_figure(guard, texts, monkeypatch):
     original = Scorer.__call__
 
-    def broken(self: Any, residuals: Any, kind: str) -> Any:
-        return original(self, residuals * math.nan, kind)
+    def broken(self: Any, read: Read, kind: str) -> Any:
+        return original(self, Read(read.residuals * math.nan, read.found), kind)
 
     monkeypatch.setattr(Scorer, "__call__", broken)
     with pytest.raises(DatasetError, match="detector failed"):
@@ -508,10 +522,10 @@ def test_random_directions_of_long_videos_take_their_highest_window_too(
     long = next(item for item in filmed if len(item.messages[0]["content"][0]["video"]) == 5)
     with fitted_of("llava").guard(Policy(video=SAMPLED)) as guard:
         scorer = Scorer(guard.artefact, guard.policy)
-        collect = Collector(guard.loaded)
+        read = Reader(guard.loaded, Encoder(guard.loaded), scorer.detector, batch_size=4)
         parts = [shown for shown, _ in judged_requests(long.request(guard.policy), 2)]
         assert len(parts) == 4
-        alone = torch.stack([scorer(r, "video").random for r in collect(parts, "alone")])
+        alone = torch.stack([scorer(read([r], SAMPLED)[0], "video").random for r in parts])
         troubles = Troubles()
         inputs = read_inputs([long], guard.policy, troubles, lambda *_: None, guard.artefact)
         measuring_ = Measuring(guard, Context(Cache(), guard.policy, troubles, lambda *_: None), 4)
@@ -552,9 +566,8 @@ def test_an_artefact_without_videos_cannot_measure_them(
     fitted_of: Callable[[str], Fitted], filmed, pictured
 ):
     fitted = fitted_of("llava")
-    tensors = {n: t for n, t in fitted.artefact.tensors.items() if not n.endswith("_video")}
-    offsets = {k: v for k, v in fitted.artefact.header.offsets.items() if k != "video"}
-    old = fitted.artefact.revised(tensors=tensors, offsets=offsets)
+    rows = {k: v for k, v in fitted.artefact.header.recentring.items() if k != "video"}
+    old = fitted.artefact.revised(recentring=rows)
     with Guard(fitted.loaded, old) as guard:
         with pytest.raises(DatasetError, match=r"film-0.*fitted without video.*fit again"):
             evaluate(guard, [*pictured, *filmed], answers=False)

@@ -6,25 +6,33 @@ import pytest
 import torch
 from PIL import Image
 
+from guardrail.decide.reading import NOTHING, Found
 from guardrail.errors import DetectorError, UnsupportedContentError
 from guardrail.evaluation.scores import (
+    Read,
+    Reader,
     Scorer,
     answered_request,
     packed,
     random_directions,
-    residuals_of,
     unpacked,
 )
-from guardrail.fit.collect import Collector
+from guardrail.guard import Guard
+from guardrail.inputs.messages import to_request
+from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
 from guardrail.online.engine import require_readable
 from guardrail.online.video_scan import judged_requests
 from guardrail.policy import Policy, VideoSampling
 from guardrail.testing import tiny_artefact, tiny_model
-from guardrail.types import Clip, Message, Request, TextPart, VideoPart, VideoStream
+from guardrail.types import Clip, Message, Request, TextPart, VideoPart, VideoStream, Where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+WINDOW = Where(reading="window", message=0, role="user", part=0, kind="text", start=3, stop=5)
+TURN = Where(reading="turn", message=0, role="user")
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +40,25 @@ def artefact():
     return tiny_artefact(*tiny_model("llava"))
 
 
+def read_of(residuals, *found):
+    """What was read of these rows, (L, d_model) or several of them; nothing beside, or `found`."""
+    rows = residuals if residuals.ndim == 3 else residuals[None]
+    return Read(rows, found or (NOTHING,) * len(rows))
+
+
 def test_every_figure_is_a_projection_of_the_residuals(artefact):
     residuals = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
-    found = Scorer(artefact, Policy())(residuals, "image")
+    found = Scorer(artefact, Policy())(read_of(residuals), "image")
     tensors, layers = artefact.tensors, artefact.header.readout.layers
     parts = [
-        (
-            residuals[layer] @ tensors["readout_weight"][i]
-            - tensors["readout_offset_image"][i]
-            - tensors["readout_zero"][i]
-        )
+        (residuals[layer] @ tensors["readout_weight"][i] - tensors["readout_zero"][i])
         / tensors["readout_gap"][i]
         for i, layer in enumerate(layers)
     ]
-    assert found.score == pytest.approx(float(sum(parts)) / len(parts), abs=1e-5)
+    line = artefact.header.recentring["image"].score
+    wanted = (float(sum(parts)) / len(parts) - line.intercept) / line.slope
+    assert found.score == pytest.approx(wanted, abs=1e-5)
+    assert found.reading == "last"
     along = (residuals * tensors["direction"]).sum(-1)
     assert torch.allclose(found.layers.float(), along, atol=1e-5)
     drawn = random_directions(tensors["readout_weight"])
@@ -60,14 +73,14 @@ def test_a_score_that_is_no_number_is_an_outage(artefact, value):
     residuals = torch.zeros(4, 32)
     residuals[artefact.header.readout.layers[0]] = value
     with pytest.raises(DetectorError, match="not finite"):
-        Scorer(artefact, Policy())(residuals, "text")
+        Scorer(artefact, Policy())(read_of(residuals), "text")
 
 
 def test_a_long_video_has_the_highest_of_its_windows_direction_by_direction(artefact):
     windows = torch.randn(5, 4, 32, generator=torch.Generator().manual_seed(3))
     scorer = Scorer(artefact, Policy())
-    alone = [scorer(window, "video") for window in windows]
-    found = scorer(windows, "video")
+    alone = [scorer(read_of(window), "video") for window in windows]
+    found = scorer(read_of(windows), "video")
     assert found.score == pytest.approx(max(one.score for one in alone), abs=1e-9)
     for name in ("layers", "random"):
         stacked = torch.stack([getattr(one, name) for one in alone])
@@ -77,51 +90,78 @@ def test_a_long_video_has_the_highest_of_its_windows_direction_by_direction(arte
 
 def test_the_action_of_a_long_video_is_that_of_its_highest_window(artefact):
     windows = torch.randn(5, 4, 32, generator=torch.Generator().manual_seed(3))
-    scores = [Scorer(artefact, Policy())(window, "video").score for window in windows]
+    scores = [Scorer(artefact, Policy())(read_of(one), "video").score for one in windows]
     assert max(scores) > scores[-1]
     between = (max(scores) + sorted(scores)[-2]) / 2
     policy = Policy(thresholds={"video": {"steer": between, "flag": between}})
-    assert Scorer(artefact, policy)(windows, "video").action == "flag"
-    assert Scorer(artefact, policy)(windows[-1], "video").action == "pass"
+    assert Scorer(artefact, policy)(read_of(windows), "video").action == "flag"
+    assert Scorer(artefact, policy)(read_of(windows[-1]), "video").action == "pass"
 
 
 def test_a_window_without_a_score_is_an_outage_of_the_whole_video(artefact):
     windows = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(3))
     windows[0, artefact.header.readout.layers[0]] = float("nan")
     with pytest.raises(DetectorError, match="not finite"):
-        Scorer(artefact, Policy())(windows, "video")
+        Scorer(artefact, Policy())(read_of(windows), "video")
 
 
-def test_windows_are_kept_like_other_residuals():
-    windows = torch.randn(3, 4, 32)
-    assert torch.equal(unpacked(packed(windows, torch.float32), (4, 32)), windows)
+def test_the_highest_reading_is_the_score_and_named(artefact):
+    residuals = torch.randn(4, 32, generator=torch.Generator().manual_seed(1))
+    scorer = Scorer(artefact, Policy())
+    last = scorer(read_of(residuals), "text")
+    assert last.reading == "last"
+    for where in (WINDOW, TURN):
+        below, above = (Found(last.score + by, where) for by in (-0.5, 0.5))
+        assert scorer(read_of(residuals, below), "text").score == last.score
+        assert scorer(read_of(residuals, below), "text").reading == "last"
+        found = scorer(read_of(residuals, above), "text")
+        assert (found.score, found.reading) == (last.score + 0.5, where.reading)
+        assert torch.equal(found.layers, last.layers)
+    with pytest.raises(DetectorError, match="not finite"):
+        scorer(read_of(residuals, Found(float("nan"), None)), "text")
+
+
+def test_the_reading_of_a_long_video_is_that_of_what_is_answered_or_none(artefact):
+    windows = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(3))
+    scorer = Scorer(artefact, Policy())
+    within = scorer(read_of(windows, NOTHING, Found(50.0, WINDOW), NOTHING), "video")
+    assert (within.score, within.reading) == (50.0, None)
+    answered = scorer(read_of(windows, NOTHING, Found(50.0, WINDOW), Found(60.0, TURN)), "video")
+    assert (answered.score, answered.reading) == (60.0, "turn")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_residuals_are_kept_bit_for_bit_and_no_larger_than_need_be(dtype):
-    exact = torch.randn(4, 32).to(dtype).float()
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_was_read_is_kept_bit_for_bit_and_no_larger_than_need_be(dtype, rows):
+    found = (Found(0.1 + 0.2, WINDOW), Found(-torch.inf, None), Found(1.5, TURN))[:rows]
+    exact = Read(torch.randn(rows, 4, 32).to(dtype).float(), found)
     data = packed(exact, dtype)
-    assert torch.equal(unpacked(data, (4, 32)), exact)
-    between = exact + 1e-7
-    assert torch.equal(unpacked(packed(between, dtype), (4, 32)), between)
+    kept = unpacked(data, (4, 32))
+    assert torch.equal(kept.residuals, exact.residuals)
+    assert kept.found == found
+    between = Read(exact.residuals + 1e-7, found)
+    assert torch.equal(unpacked(packed(between, dtype), (4, 32)).residuals, between.residuals)
     if dtype != torch.float32:
         assert len(data) < len(packed(between, dtype))
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"none",
-        packed(torch.zeros(3, 32), torch.float32),
-        packed(torch.zeros(2, 3, 32), torch.float32),
-        packed(torch.zeros(0, 4, 32), torch.float32),
-        packed(torch.zeros(1, 1, 4, 32), torch.float32),
-    ],
-)
-def test_bytes_that_are_no_residuals_of_this_model_are_refused(data):
+def test_no_words_are_kept():
+    where = Where(reading="window", message=0, role="user", words="pick a lock")
+    assert b"lock" not in packed(Read(torch.zeros(1, 4, 32), (Found(1.0, where),)), torch.float32)
+
+
+@pytest.mark.parametrize("data", [b"", b"none", b"shape", b"readings", b"where"])
+def test_bytes_that_are_nothing_that_was_read_of_this_model_are_refused(data):
+    from safetensors.torch import load, save
+
+    kept = load(packed(read_of(torch.zeros(4, 32)), torch.float32))
+    changed = {
+        b"shape": {"residuals": torch.zeros(1, 3, 32)},
+        b"readings": {"residuals": torch.zeros(2, 4, 32)},
+        b"where": {"where": torch.tensor(list(b'[{"reading": 1}]'), dtype=torch.uint8)},
+    }
     with pytest.raises(ValueError, match=r".+"):
-        unpacked(data, (4, 32))
+        unpacked(save(kept | changed[data]) if data in changed else data, (4, 32))
 
 
 SAMPLING = VideoSampling(window=2, answer_frames=3)
@@ -184,29 +224,62 @@ def test_what_is_answered_holds_no_stream() -> None:
     assert windows.begun == 1
 
 
-def test_residuals_of_a_long_video_are_those_of_its_windows_read_alone(llava: Any) -> None:
-    collect = Collector(wrap_model(llava.model, llava.processor), batch_size=4)
-    asked = request(VideoStream(Windows(3)), VideoPart(clip(7)))
-    found = residuals_of(collect, [asked, request(VideoPart(clip(3)))], SAMPLING)
-    alone = [collect([shown], "alone")[0] for shown, _ in judged_requests(asked, 3)]
-    torch.testing.assert_close(found[0], torch.stack(alone), atol=1e-5, rtol=1e-4)
-    (short,) = collect([request(VideoPart(clip(3)))], "alone")
-    torch.testing.assert_close(found[1], short, atol=1e-5, rtol=1e-4)
+def reader_of(loaded: Any, artefact: Any, encoder: Any = None) -> Reader:
+    detector = Scorer(artefact, Policy()).detector
+    return Reader(loaded, encoder or Encoder(loaded), detector, batch_size=4)
 
 
-def test_no_more_windows_are_decoded_at_a_time_than_go_into_a_batch() -> None:
-    seen: list[int] = []
+def test_what_is_read_of_a_long_video_is_what_is_read_of_its_windows_alone(llava: Any) -> None:
+    loaded = wrap_model(llava.model, llava.processor)
+    read = reader_of(loaded, tiny_artefact(llava.model, llava.processor))
+    asked = request(VideoStream(Windows(3)))
+    found, short = read([asked, request(VideoPart(clip(3)))], SAMPLING)
+    alone = [read([shown], SAMPLING)[0] for shown, _ in judged_requests(asked, 3)]
+    rows = torch.cat([one.residuals for one in alone])
+    torch.testing.assert_close(found.residuals, rows, atol=1e-5, rtol=1e-4)
+    scores = [one.found[0].score for one in alone]
+    assert [one.score for one in found.found] == pytest.approx(scores, abs=1e-4)
+    assert short.residuals.shape == rows[:1].shape
 
-    def collect(requests: Any, _stage: str) -> torch.Tensor:
-        seen.append(len(requests))
-        return torch.zeros(len(requests), 4, 8)
 
-    reader: Any = type(
-        "Reader", (), {"batch_size": 4, "__call__": lambda _s, r, n: collect(r, n)}
-    )()
-    (found,) = residuals_of(reader, [request(VideoStream(Windows(5)))], SAMPLING)
+def test_no_more_windows_are_decoded_at_a_time_than_go_into_a_batch(llava: Any) -> None:
+    loaded, seen = wrap_model(llava.model, llava.processor), list[int]()
+
+    class Counting(Encoder):
+        def encode(self, requests: Any) -> Any:
+            seen.append(len(requests))
+            return super().encode(requests)
+
+    artefact = tiny_artefact(llava.model, llava.processor)
+    read = reader_of(loaded, artefact, Counting(loaded))
+    (found,) = read([request(VideoStream(Windows(5)))], SAMPLING)
     assert seen == [2, 2, 2]
-    assert found.shape == (6, 4, 8)
+    assert len(found.residuals) == len(found.found) == 6
+
+
+@pytest.mark.parametrize("windows", [True, False])
+def test_scores_and_readings_are_those_of_the_guard(llava: Any, windows: bool) -> None:
+    loaded = wrap_model(llava.model, llava.processor)
+    artefact = tiny_artefact(llava.model, llava.processor, windows=windows)
+    chats = [
+        [
+            {"role": "user", "content": f"{words} system"},
+            {"role": "assistant", "content": "green tool"},
+            {"role": "user", "content": "and the picture"},
+        ]
+        for words in ("red blue", "the user", "how about the dog", "please say image")
+    ]
+    values = [*chats, *(chat[:1] for chat in chats)]
+    policy = Policy(fold_text=False)
+    with Guard(loaded, artefact, policy=policy) as guard:
+        verdicts = guard.check_batch(values)
+    scorer = Scorer(artefact, policy)
+    read = reader_of(loaded, artefact)([to_request(v, policy=policy) for v in values], SAMPLING)
+    found = [scorer(one, "text") for one in read]
+    wanted = [verdict.score for verdict in verdicts]
+    assert [one.score for one in found] == pytest.approx(wanted, abs=1e-4)
+    assert [one.reading for one in found] == [verdict.where.reading for verdict in verdicts]
+    assert ({one.reading for one in found} == {"window"}) is windows
 
 
 def test_a_video_needs_an_artefact_that_was_fitted_with_videos(llava: Any) -> None:

@@ -75,7 +75,7 @@ def test_an_answer_carries_its_verdict_counts_and_reason(chat_for):
     answer, result = chat.invoke("hi"), chat.guard.generate("hi", max_new_tokens=6, do_sample=False)
     told = answer.response_metadata
     assert answer.content == result.text
-    assert told["verdict"] == result.verdict.to_dict()
+    assert told["verdict"] == result.verdict.to_dict(words=False)
     assert told["finish_reason"] == "length"
     assert told["model_name"] == "LlavaForConditionalGeneration"
     assert told["artefact_id"] == chat.guard.artefact.header.artefact_id

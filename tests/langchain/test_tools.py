@@ -118,6 +118,8 @@ async def test_a_flagged_result_is_held_back_with_its_artifact():
     guarded = guard_tool(fetch, guard=FakeGuard())
     held = await both(guarded, call("fetch", url="b"))
     assert (held.content, held.status, held.artifact) == (RESULT_WITHHELD, "error", None)
+    assert held.response_metadata["verdict"]["where"]["reading"] == "window"
+    assert "bad" not in repr(held)
     guarded.invoke(call("fetch", url="b"), {"callbacks": [Ends()]})
     assert "bad" not in repr(Ends.told)
     passed = await both(guarded, call("fetch", url="a"))

@@ -52,12 +52,12 @@ def test_the_figures_are_in_both_places():
     response = whole(result(), delta="")
     usage = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
     assert response.raw == {
-        "verdict": VERDICT.to_dict(),
+        "verdict": VERDICT.to_dict(words=False),
         "finish_reason": "stop",
         "usage": usage,
         "refused_by_guard": False,
     }
-    assert response.additional_kwargs == {**usage, "verdict": VERDICT.to_dict()}
+    assert response.additional_kwargs == {**usage, "verdict": VERDICT.to_dict(words=False)}
     assert (response.message.role.value, response.delta) == ("assistant", "")
 
 
@@ -249,7 +249,7 @@ def test_a_refusal_where_a_call_is_wanted_is_raised_with_its_verdict(guard_on):
     assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
     with pytest.raises(GuardrailViolation) as caught:
         llm.get_tool_calls_from_response(response)
-    assert caught.value.verdict.to_dict() == response.raw["verdict"]
+    assert caught.value.verdict.to_dict(words=False) == response.raw["verdict"]
     assert caught.value.verdict.action is FLAG
 
 

@@ -358,7 +358,9 @@ def test_a_flagged_output_is_nowhere(word_guard, way, is_error):
     output = run(guard_tool(tool, guard=word_guard()), way, "here")
     assert (output.content, output.is_error) == (RESULT_WITHHELD, True)
     assert output.raw_input["guardrail"]["result"]["action"] == "flag"
-    assert "bad words" not in repr(output) + output.model_dump_json()
+    told = repr(output) + output.model_dump_json()
+    assert "'window'" in told  # where it was found is told, and not what it says
+    assert "bad" not in told
     assert tool.output.content == "bad words"
 
 

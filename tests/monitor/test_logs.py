@@ -15,7 +15,7 @@ from guardrail.errors import DatasetError
 from guardrail.monitor import Monitor
 from guardrail.monitor import logs as logs_module
 from guardrail.monitor.logs import LogReader
-from guardrail.types import Modality, Window
+from guardrail.types import READINGS, Modality, Where, Window
 
 TIMES = {"since", "until"}
 
@@ -50,6 +50,8 @@ def test_rotated_logs_give_the_counts_that_a_monitor_kept(artefact, verdict_of, 
         for i, score in enumerate(rng.normal(0, 1, 400).tolist()):
             modality = Modality.IMAGE if i % 3 == 0 else Modality.TEXT
             verdict = verdict_of(artefact, None if i % 40 == 0 else score, modality)
+            where = Where(reading=READINGS[i % 4 % 3], message=0, role="user")
+            verdict = replace(verdict, where=where)
             if i % 50 == 0:
                 verdict = None
             monitor.record(verdict)
@@ -58,6 +60,7 @@ def test_rotated_logs_give_the_counts_that_a_monitor_kept(artefact, verdict_of, 
     assert len(files) > 3
     found, facts = _read(artefact, *files)
     assert found.model_dump(exclude=TIMES) == monitor.snapshot().model_dump(exclude=TIMES)
+    assert all(found.modalities[Modality.TEXT].flagged_by.values())
     assert (facts.lines, facts.counted) == (400, 400)
 
 
@@ -183,3 +186,10 @@ def test_a_line_of_a_video_counts_for_videos_whatever_window_it_names(
     }
     found, facts = _read(artefact, tmp_path / "a")
     assert (facts.counted, found.modalities[Modality.VIDEO].n) == (1, 1)
+
+
+@pytest.mark.parametrize("where", [None, "here", {}, {"reading": 3}, {"reading": "elsewhere"}])
+def test_a_flag_from_a_place_that_is_not_known_counts_as_a_flag(artefact, line_of, tmp_path, where):
+    found, facts = _read(artefact, _write(tmp_path / "a", line_of(score=9.0, where=where)))
+    counts = found.modalities[Modality.TEXT]
+    assert (facts.counted, counts.actions["flag"], sum(counts.flagged_by.values())) == (1, 1, 0)

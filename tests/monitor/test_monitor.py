@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
 from guardrail.errors import ConfigurationError
-from guardrail.monitor import Monitor, MonitorSnapshot
+from guardrail.monitor import Monitor, MonitorSnapshot, compare
 from guardrail.monitor.monitor import bin_edges, references
-from guardrail.types import Action, Modality
+from guardrail.types import Action, Modality, Where
 
 
 def test_scores_actions_and_outages_are_counted_apart(artefact, verdict_of):
@@ -174,3 +175,20 @@ def test_a_modality_without_a_calibration_is_held_to_a_plainer_ones(artefact_wit
 def test_no_number_of_bins_is_refused(artefact, bins):
     with pytest.raises(ConfigurationError, match="2 to 100"):
         references(artefact, bins)
+
+
+def test_flags_are_counted_by_the_reading_that_asked_for_them(artefact, verdict_of):
+    monitor = Monitor(artefact)
+    readings = ["last", "window", "window", "turn", None]
+    for reading in readings:
+        for score in (0.0, 9.0):
+            where = reading and Where(reading=reading, message=0, role="user", words="a lock")
+            monitor.record(replace(verdict_of(artefact, score), where=where))
+    monitor.add(Modality.TEXT, Action.FLAG, 9.0, "elsewhere")
+    counts = monitor.snapshot().modalities[Modality.TEXT]
+    assert counts.flagged_by == {"last": 1, "turn": 1, "window": 2}
+    assert counts.actions[Action.FLAG] == 6
+    assert "lock" not in monitor.snapshot().model_dump_json()
+    assert compare(monitor.snapshot(), artefact).modalities[0].flagged_by == counts.flagged_by
+    assert monitor.restart().modalities[Modality.TEXT] == counts
+    assert monitor.snapshot().modalities == {}

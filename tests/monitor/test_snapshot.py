@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from guardrail.errors import ConfigurationError, DatasetError
 from guardrail.monitor import Monitor, MonitorSnapshot
 from guardrail.monitor.snapshot import LAST, WIDTH, cell_of, quantile
-from guardrail.types import Action, Modality
+from guardrail.types import READINGS, Action, Modality, Where
 
 
 @pytest.fixture
@@ -53,13 +54,16 @@ def test_merging_equals_one_monitor_over_all(artefact, verdict_of):
     one = Monitor(artefact)
     for i, score in enumerate(rng.normal(0, 1, 900).tolist()):
         modality = Modality.IMAGE if i % 7 == 0 else Modality.TEXT
+        where = Where(reading=READINGS[i % 5 % 3], message=0, role="user")
         verdict = verdict_of(artefact, None if i % 50 == 0 else score, modality)
+        verdict = replace(verdict, where=where)
         for monitor in (monitors[i % 3], one):
             monitor.record(verdict if i % 60 else None)
     parts = [monitor.snapshot() for monitor in monitors]
     merged, whole = MonitorSnapshot.merged(parts), one.snapshot()
     times = {"since", "until"}
     assert merged.model_dump(exclude=times) == whole.model_dump(exclude=times)
+    assert all(whole.modalities[Modality.TEXT].flagged_by.values())
     assert merged.since == min(part.since for part in parts)
     assert merged.until == max(part.until for part in parts)
     assert MonitorSnapshot.merged(reversed(parts)).model_dump() == merged.model_dump()

@@ -13,7 +13,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from guardrail.observe.metrics import SCORE_BUCKETS, Metrics, ScoreHistogram, Scraped, State
-from guardrail.types import Action, Modality
+from guardrail.types import Action, Modality, Where
 
 JUDGED = {"event": "verdict", "request_id": "r-1", "queue_s": 0.002, "verdict_s": 0.03}
 
@@ -48,6 +48,21 @@ def test_outages_count_once_each_and_have_no_score(metrics, outage_of):
     assert value(metrics, "guardrail_score_bucket", modality="text", le="+Inf") is None
     labels = {"action": "flag", "would_be": "flag", "modality": "text"}
     assert value(metrics, "guardrail_verdicts_total", **labels, reason="detector_failed") == 1
+
+
+def test_scores_are_counted_by_their_reading_and_no_words(metrics, verdict_of, outage_of):
+    where = Where(reading="window", message=0, role="user", words="pick a lock")
+    metrics(verdict_of(action=Action.FLAG, where=where), JUDGED)
+    metrics(verdict_of(), JUDGED)  # of a long video, say
+    metrics(outage_of(), JUDGED)
+    counted = {
+        (labels["reading"], labels["would_be"]): n
+        for family in metrics.registry.collect()
+        for name, labels, n, *_ in family.samples
+        if name == "guardrail_readings_total"
+    }
+    assert counted == {("window", "flag"): 1, ("other", "pass"): 1}
+    assert b"lock" not in metrics.exposition(None)[0]
 
 
 def test_an_answer_adds_its_time_and_tokens_and_no_verdict(metrics, verdict_of):

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from guardrail.errors import ConfigurationError, MissingExtraError
-from guardrail.types import Action
+from guardrail.types import Action, Modality, Where
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
 
@@ -322,3 +322,30 @@ def test_spans_arrive_at_a_collector_when_the_server_ends(monkeypatch):
     assert path == "/v1/traces"
     assert b"guardrail.check" in body
     assert b"guardrail-vlm" in body
+
+
+def test_a_check_tells_where_its_score_is_from_without_the_words(tracing, exporter, verdict_of):
+    where = Where(
+        reading="window",
+        message=1,
+        role="tool",
+        part=0,
+        kind=Modality.TEXT,
+        start=3,
+        stop=9,
+        words="pick a lock",
+    )
+    tracing(verdict_of(where=where), {"event": "verdict", "request_id": "r-1"})
+    (check,) = exporter.get_finished_spans()
+    places = {n: v for n, v in check.attributes.items() if n.startswith("guardrail.where.")}
+    assert places == {
+        "guardrail.where.reading": "window",
+        "guardrail.where.message": 1,
+        "guardrail.where.role": "tool",
+        "guardrail.where.part": 0,
+        "guardrail.where.kind": "text",
+        "guardrail.where.start": 3,
+        "guardrail.where.stop": 9,
+    }
+    assert "tokens 4 to 9" in check.to_json()
+    assert "lock" not in check.to_json()

@@ -209,3 +209,20 @@ def test_videos_have_thresholds_and_a_sampling_of_their_own(tmp_path):
     assert policy.thresholds[Modality.VIDEO].flag == 0.9
     assert policy.video == VideoSampling(fps=1, window=16)
     assert policy.video.max_fps == VideoSampling().max_fps
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.toml", 'judge = ["turns", "system"]'),
+        ("p.yaml", "judge: [system, turns]"),
+        ("p.json", '{"judge": ["turns", "system"]}'),
+    ],
+)
+def test_whose_words_are_judged_is_a_list_in_every_format(tmp_path, name, text):
+    wanted = Policy(judge={"turns", "system"})
+    assert load_policy(_file(tmp_path, name, text)) == wanted
+    assert policy_from_env(environ={"GUARDRAIL_POLICY_JUDGE": '["system", "turns"]'}) == wanted
+    assert wanted.judged_roles == {"user", "system"}
+    with pytest.raises(ConfigurationError, match=r"judge\.\d.*'answers'; got 'users'"):
+        load_policy(_file(tmp_path, name, text.replace("turns", "users")))

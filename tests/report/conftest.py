@@ -10,6 +10,7 @@ from PIL import Image
 
 from guardrail.evaluation.schema import Report
 from guardrail.stats import Rate, Share, auroc, tpr_at_fpr
+from guardrail.types import READINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +48,7 @@ def item(rng: np.random.Generator, modality: str, label: str, place: int) -> dic
         "source": _SOURCES[label][image],
         "modality": modality,
         "score": score,
+        "reading": ("last", "window", "window", "turn", "window")[place % 5],
         "action": action,
         "length": 40 + place,
         "text": f"A question about {kind}, number {place}, of the kind that people ask every day.",
@@ -89,7 +91,13 @@ def group(by: str, name: str, items: list[dict[str, Any]], every: list[dict[str,
             }
             for k, found in known.items()
         },
+        "found_by": found_by([i for i in mine["harmful"] if i["action"] != "pass"]),
     }
+
+
+def found_by(items: list[dict[str, Any]]) -> dict[str, Any]:
+    readings = [i["reading"] for i in items]
+    return {name: share(readings.count(name), len(items)) for name in READINGS if items}
 
 
 def separation(sides: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

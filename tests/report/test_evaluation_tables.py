@@ -107,6 +107,8 @@ def made(report) -> dict[str, Any]:
         if (found := group["separation"]) is not None:
             found |= {"auroc": any_estimate(), "average_precision": any_estimate()}
             found["tpr_at_fpr"] = {name: any_share() for name in ("0.10", "0.01", "0.05")}
+        if group["found_by"]:
+            group["found_by"] = {name: any_share() for name in group["found_by"]}
         for refusals in group["refusals"].values():
             refusals |= {"plain": any_share(), "guarded": any_share()}
         for label, actions in group["actions"].items():
@@ -172,6 +174,20 @@ def test_the_tables_of_actions_and_refusals(made, tables):
         points = 100 * (found["guarded"]["rate"] - found["plain"]["rate"])
         said = row["Difference (points)"].replace("\N{MINUS SIGN}", "-")
         assert said == f"{points:+.1f} of {found['guarded']['n']}"
+
+
+def test_the_table_of_where_harmful_inputs_were_found(made, tables):
+    columns = {
+        "last": "End of the prompt",
+        "turn": "An earlier turn",
+        "window": "Within a message",
+    }
+    rows = rows_of(tables, "Highest reading")
+    groups = groups_of(made, "modality")
+    assert [row["Modality"] for row in rows] == [group["name"] for group in groups]
+    for row, group in zip(rows, groups, strict=True):
+        for name, column in columns.items():
+            assert row[column] == share_words(group["found_by"][name])
 
 
 @pytest.mark.parametrize("by", ["source", "category"])

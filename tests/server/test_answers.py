@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
+from guardrail.audit import AuditLog, fan_out
 from guardrail.policy import Policy
 from guardrail.server import ServerSettings, create_app
 from guardrail.server.answers import AsciiJSONResponse, ChatCompletion, headers_of, told
 from guardrail.server.keys import Caller, keys_from_text
+from guardrail.server.observing import Observation
 from guardrail.testing import FakeGuard
 from guardrail.types import Action, Result, ToolCall, Verdict
 
@@ -42,7 +44,7 @@ def test_a_whole_answer_says_all_there_is_to_say():
     assert told["model"] == "m"
     assert told["system_fingerprint"] == VERDICT.artefact_id
     assert told["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    assert told["guardrail"] == VERDICT.to_dict()
+    assert told["guardrail"] == VERDICT.to_dict(words=False)
     assert told["choices"] == [
         {
             "index": 0,
@@ -225,11 +227,11 @@ async def test_metrics_of_scores_and_clients_are_for_trusted_keys(guard_of, open
             if token:
                 await client.post("/v1/checks", json={"input": "hello"}, headers=headers)
             told[name] = (await client.get("/metrics", headers=headers)).text
-    private = re.compile("guardrail_(score|threshold|drift_psi|near_dup)")
+    private = re.compile("guardrail_(score|readings|threshold|drift_psi|near_dup)")
     assert not private.search(told["nobody"] + told["plain"])
     assert "guardrail_verdicts_total{" in told["plain"]
     assert ("guardrail_info{" in told["nobody"]) is open_
-    for name in ("score_bucket", "threshold", "drift_psi"):
+    for name in ("score_bucket", "readings_total", "threshold", "drift_psi"):
         assert f"guardrail_{name}" in told["trusted"]
     assert "guardrail_drift_alarm" in told["plain"]  # of a hundred requests and more
 
@@ -258,7 +260,7 @@ async def test_the_log_has_the_score_that_a_client_is_not_told(guard_of, caplog)
 def test_the_same_verdict_is_two_things_to_two_callers():
     verdict = FakeGuard(policy=Policy()).check("hello")
     told_little, told_all = Caller("a"), Caller("b", sees_scores=True)
-    assert told(verdict, told_all) == verdict.to_dict()
+    assert told(verdict, told_all) == verdict.to_dict(words=False)
     little = told(verdict, told_little)
     assert little == {name: verdict.to_dict()[name] for name in little}
     assert not any(isinstance(value, int | float | list) for value in little.values())
@@ -266,6 +268,46 @@ def test_the_same_verdict_is_two_things_to_two_callers():
     assert "X-Guardrail-Score" in headers_of(verdict, told_all)
     assert told(None, told_all) is None
     assert json.dumps(little)
+
+
+def test_where_a_score_is_from_is_told_with_scores_and_without_words():
+    chat = [{"role": "user", "content": "hello"}, {"role": "tool", "content": "a bad lock"}]
+    verdict = FakeGuard(flag=["bad lock"]).check(chat)
+    assert verdict.where.words == "bad lock"
+    told_little, told_all = Caller("a"), Caller("b", sees_scores=True)
+    assert headers_of(verdict, told_all)["X-Guardrail-Where"] == (
+        "window; message=1; role=tool; part=0"
+    )
+    assert told(verdict, told_all)["where"]["message"] == 1
+    assert "X-Guardrail-Where" not in headers_of(verdict, told_little)
+    assert "where" not in told(verdict, told_little)
+    for caller in (told_little, told_all):
+        sent = json.dumps([told(verdict, caller), headers_of(verdict, caller)])
+        assert "lock" not in sent
+    ended = headers_of(FakeGuard().check("hello"), told_all)
+    assert ended["X-Guardrail-Where"] == "last; message=0; role=user"
+
+
+@pytest.mark.parametrize("what", [what for what in ASKED if what != "the status"])
+@pytest.mark.parametrize("policy", [{}, {"on_flag": "raise"}])
+async def test_no_word_of_a_flagged_request_is_in_what_is_sent_back_logged_or_counted(
+    guard_of, what, policy, caplog, tmp_path
+):
+    """A real guard's verdict holds the request's words; whoever is told of it hears none."""
+    caplog.set_level("DEBUG")
+    observation, log = Observation(), AuditLog(tmp_path / "audit.jsonl")
+    made = guard_of(Action.FLAG, **policy)
+    with log, made.with_policy(made.policy, audit=fan_out(observation, log)) as guard:
+        assert guard.check("hello").where.words in "hello"
+        app = create_app(guard, ServerSettings(keys=KEYS), observation=observation)
+        answer = await asked(app, what, TRUSTED)
+    metrics = observation.metrics.exposition(None)[0].decode()
+    lines = (tmp_path / "audit.jsonl").read_text()
+    assert '"reading": "window"' in lines
+    said = [str(answer.headers), answer.text, metrics, lines, caplog.text]
+    said += [str(vars(record)) for record in caplog.records]
+    said += [guard.monitor.snapshot().model_dump_json()]
+    assert not [text for text in said if "hello" in text or "words" in text]
 
 
 @pytest.mark.parametrize("text", ["é", "half \ud800", "\u2028", "\U0001f600"])

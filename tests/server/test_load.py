@@ -81,7 +81,8 @@ class Known:
 def chats(picture: Any) -> Iterator[list[dict[str, Any]]]:
     """100 chats, each with its own words or its own picture."""
     for number in range(70):
-        said = f"tell me about a {WORDS[number % 10]} {WORDS[number // 10]}, number {number}"
+        # Words that all of them had in common would give most of them one score.
+        said = f"{number} {WORDS[number % 10]} {WORDS[number // 10]}"
         yield [{"role": "user", "content": said}]
     for number in range(30):
         buffer = io.BytesIO()

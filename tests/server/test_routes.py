@@ -211,7 +211,8 @@ async def test_a_verdict_is_the_guards_own(guard_of, client_of):
     told = answer.json()
     assert told["object"] == "check"
     assert told["model"] == "guarded"
-    assert told["verdict"] == expected.to_dict() | {"score": pytest.approx(expected.score)}
+    whole = expected.to_dict(words=False)
+    assert told["verdict"] == whole | {"score": pytest.approx(expected.score)}
     assert answer.headers["x-guardrail-action"] == "pass"
     assert answer.headers["x-guardrail-artefact"] == expected.artefact_id
 

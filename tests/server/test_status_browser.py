@@ -34,7 +34,7 @@ pytestmark = pytest.mark.enable_socket  # the driver is a child process on a soc
 @pytest.fixture(scope="module")
 def url(llava) -> Iterator[str]:
     """A server that has judged 130 requests, some of them with a picture."""
-    levels = dict.fromkeys(Modality, Thresholds(steer=-4.5, flag=-3.5))
+    levels = dict.fromkeys(Modality, Thresholds(steer=-0.8, flag=0.0))
     artefact = tiny_artefact(llava.model, llava.processor)
     pair = (llava.model, llava.processor)
     with Guard(pair, artefact, policy=Policy(thresholds=levels)) as guard:
@@ -59,7 +59,7 @@ def _send_traffic(address: str, server: uvicorn.Server) -> None:
     picture = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     content = [{"type": "image_url", "image_url": {"url": picture}}]
     with httpx.Client(base_url=address, timeout=60) as client:
-        texts = {"inputs": [{"input": f"hello {number}"} for number in range(120)]}
+        texts = {"inputs": [{"input": f"{number} hello"} for number in range(120)]}
         message = {"messages": [{"role": "user", "content": content}]}
         for body in (texts, {"inputs": [message] * 10}):
             assert client.post("/v1/checks", json=body).status_code == 200

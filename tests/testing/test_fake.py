@@ -100,3 +100,38 @@ def test_what_is_not_allowed_becomes_what_it_becomes_for_a_guard(actions, found)
     verdicts = [shadow.check(word) for word in words]
     assert [verdict.action for verdict in verdicts] == [Action.PASS] * 3
     assert [verdict.would_be for verdict in verdicts] == found
+
+
+CHAT = [
+    {"role": "system", "content": "be bad"},
+    {"role": "user", "content": "an odd day"},
+    {"role": "assistant", "content": "yes"},
+    {
+        "role": "user",
+        "content": [
+            {"type": "image", "image": Image.new("RGB", (4, 4))},
+            {"type": "text", "text": "so bad"},
+        ],
+    },
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "judge", "found"),
+    [
+        ("fine", {"turns"}, ("last", 0, "user", None, "")),
+        (CHAT[:2], {"turns"}, ("last", 1, "user", None, "")),
+        (CHAT[:2], {"turns", "system"}, ("window", 0, "system", 0, "bad")),
+        (CHAT[1:3], {"turns"}, ("window", 0, "user", 0, "odd")),
+        (CHAT, {"turns"}, ("window", 3, "user", 1, "bad")),
+        (CHAT, {"tools"}, ("last", 3, "user", None, "")),
+    ],
+)
+def test_it_says_in_which_judged_message_it_found_a_word(value, judge, found):
+    where = FakeGuard(policy=Policy(judge=judge)).check(value).where
+    assert (where.reading, where.message, where.role, where.part, where.words) == found
+
+
+@pytest.mark.parametrize("value", ["an outage", "a b\u0430d word"])
+def test_what_the_score_of_this_prompt_did_not_decide_was_found_nowhere_in_it(value):
+    assert FakeGuard().check(value).where is None
