@@ -86,8 +86,8 @@ def walked() -> list[Figure]:
 
     generate, fit, chat = walks.generate_walk(), walks.fit_walk(), walks.chat_walk()
     return [
-        Figure("files from Guard.generate to the hook", len(generate), most=28),
-        Figure("files from the command line to a fit", len(fit), most=38),
+        Figure("files from Guard.generate to the hook", len(generate), most=31),
+        Figure("files from the command line to a fit", len(fit), most=46),
         Figure("files from a chat over HTTP to the guard", len(chat), most=16),
     ]
 
