@@ -44,8 +44,8 @@ _DRIFT = {
     "not judged": "Scores are not held against a calibration yet.",
 }
 TERMS = (
-    ("Score", "Projection of the last prompt position's residual on the readout, in text gaps: 0 "
-              "is the centroid of safe, 1 that of unsafe prompts at the fit."),
+    ("Score", "The highest reading of a prompt: at the ends of its turns and in windows over its "
+              "words, in text gaps. 0 is the centroid of safe, 1 that of unsafe texts at the fit."),
     ("Steered, flagged", "Scores above the first and the second threshold. In shadow mode nothing "
                          "is done; what would have been is counted beside."),
     ("Outage", "The detector failed; never a finding about the request."),
