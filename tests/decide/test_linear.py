@@ -112,7 +112,9 @@ def move(
     score: float, local: float, *, gate: float = 0.5, region_max: float = 100.0, **limits: float
 ) -> float:
     bounds = {"gain": 2.0, "a_max": 3.0} | limits
-    score, local, gate, region = torch.tensor([[score], [local], [gate], [region_max]]).double()
+    score, local, gate, region = torch.tensor(
+        [[score], [local], [gate], [region_max]], dtype=torch.float64
+    )
     return float(bounded_strength(score, local, gate=gate, region_max=region, **bounds))
 
 
