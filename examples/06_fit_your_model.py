@@ -29,8 +29,7 @@ def main(
     """Fit, say what was chosen, and try it."""
     loaded = load_model(model, trust_remote_code=True)
     started = time.monotonic()
-    # rates of hard look-alikes; ordinary inputs are hit far less often
-    artefact = fit(loaded, per_kind=per_kind, steer_rate=0.20, flag_rate=0.10)
+    artefact = fit(loaded, per_kind=per_kind)
     artefact.save(out)
     header = artefact.header
     print(f"fitted {header.artefact_id} in {time.monotonic() - started:.0f} s -> {out}")

@@ -37,7 +37,8 @@ from signs import note, phone, search, sign
 
 # Shares of safe calibration prompts, two thirds of which are hard look-alikes of unsafe ones;
 # ordinary inputs are hit far less often, as the rates at the end of a run show.
-STEER_RATE, FLAG_RATE = 0.20, 0.10
+STEER_RATE, FLAG_RATE = 0.05, 0.01
+PER_KIND = 80  # prompts of each kind; the default, 112, separates a little better and takes longer
 # What stands beside pictures that ask by what is written in them.
 PROMPTS = {form: FOLLOW for form in ("caption", "sign", "note", "phone", "search", "page")}
 PROMPTS["list"] = LIST
@@ -124,7 +125,12 @@ def artefact_for(loaded: LoadedModel, path: Path, work_dir: Path) -> Artefact:
     started = time.monotonic()
     with progress() as report:
         made = fit(
-            loaded, steer_rate=STEER_RATE, flag_rate=FLAG_RATE, work_dir=work_dir, progress=report
+            loaded,
+            steer_rate=STEER_RATE,
+            flag_rate=FLAG_RATE,
+            per_kind=PER_KIND,
+            work_dir=work_dir,
+            progress=report,
         )
     made.save(path)
     console.print(f"fitted {made.artefact_id} in {time.monotonic() - started:.0f} s: {path}")

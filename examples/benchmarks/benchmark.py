@@ -24,7 +24,9 @@ from guardrail.model.load import load_model
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from demo import FLAG_RATE, STEER_RATE, artefact_for
+from demo import artefact_for
+
+OWN_STEER_RATE, OWN_FLAG_RATE = 0.20, 0.10  # what thirty pictures of one's own can support
 
 
 class Benchmark:
@@ -74,7 +76,7 @@ class Benchmark:
             return own
         self.guardrail(
             *("calibrate", self.artefact, "--model", self.model, "--benign", benign),
-            *("--steer-rate", STEER_RATE, "--flag-rate", FLAG_RATE),
+            *("--steer-rate", OWN_STEER_RATE, "--flag-rate", OWN_FLAG_RATE),
             *("--out", own, "--trust-remote-code"),
         )
         return own

@@ -170,7 +170,8 @@ def _require_same_pictures(carried: Fitted, beside: Mapping[str, Beside]) -> Non
 
 def pictured(collect: Collector, contrast: ContrastSet, artefact: Artefact) -> dict[str, Beside]:
     """Prompts beside the kinds of pictures that the artefact knows."""
-    return read_pictured(collect, contrast, video=artefact.reads_videos)[1]
+    per_kind = Fitted.of(artefact).per_kind
+    return read_pictured(collect, contrast, per_kind, video=artefact.reads_videos)[1]
 
 
 def _plain(collect: Collector, contrast: ContrastSet, per_kind: int | None) -> FormResiduals:

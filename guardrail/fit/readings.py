@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from guardrail.artefact.header import Rates
     from guardrail.fit.collect import Collector, Read
-    from guardrail.fit.dataset import ContrastSet
+    from guardrail.fit.dataset import ContrastSet, Split
+    from guardrail.fit.forms import Form
     from guardrail.fit.prompts import Sample
 
 DRAWN = 34  # of each kind of safe prompts of the calibration split
@@ -139,7 +140,7 @@ def read_all(
     read = {"plain": plain(contrast, per_kind, of_these=of_these)}
     forms = [form for form in readable(collect.encoder) if form.name != FORMS[0].name]
     worded = [form for form in forms if not form.pictures]
-    read["worded"] = [s for form in worded for s in samples(contrast, form, PLAN[form.name])]
+    read["worded"] = [s for form in worded for s in samples(contrast, form, limits(form, per_kind))]
     if collect.loaded.is_multimodal:
         read["drawn"] = drawn(contrast, _drawn_of_a_kind(contrast, rates))
         if video and videos:
@@ -147,7 +148,7 @@ def read_all(
     found = {name: read_form(collect, contrast, name, some) for name, some in read.items()}
     beside: dict[str, Beside] = {}
     if collect.loaded.is_multimodal:
-        found["pictured"], beside = read_pictured(collect, contrast, video=video)
+        found["pictured"], beside = read_pictured(collect, contrast, per_kind, video=video)
     bare = found["plain"]
     directions = difference_of_means(bare.rows("fit", is_unsafe), bare.rows("fit", is_safe))
     scores = layer_scores(
@@ -169,12 +170,25 @@ def read_all(
     )
 
 
+def limits(form: Form, per_kind: int | None) -> dict[Split, int | None]:
+    """What `PLAN` gives a form, in proportion to `per_kind` of the 112 bare prompts of a kind.
+
+    What thresholds are set on stays as it is: their rates need so many.
+    """
+    whole = PLAN["bare"]["fit"]
+    share = 1.0 if per_kind is None or whole is None else min(1.0, per_kind / whole)
+    return {
+        split: count if count is None or split == "calibrate" else math.ceil(count * share)
+        for split, count in PLAN[form.name].items()
+    }
+
+
 def read_pictured(
-    collect: Collector, contrast: ContrastSet, *, video: bool
+    collect: Collector, contrast: ContrastSet, per_kind: int | None, *, video: bool
 ) -> tuple[FormResiduals, dict[str, Beside]]:
     """Prompts of both classes beside meaningless pictures, and with `video` some beside clips."""
     (form,) = (form for form in FORMS if form.pictures)
-    some = samples(contrast, form, PLAN[form.name])
+    some = samples(contrast, form, limits(form, per_kind))
     found = read_form(collect, contrast, form.name, some)
     return found, read_beside(collect, contrast, some, found.reads, video=video)
 
