@@ -18,7 +18,7 @@ from guardrail.types import Modality
 
 if TYPE_CHECKING:
     from guardrail.artefact import Artefact
-    from guardrail.artefact.header import Calibration, Header, Readout, Steering
+    from guardrail.artefact.header import Calibration, Header, Steering
     from guardrail.types import Modality
 
 _COLUMNS = ("inputs", "action", "before", "now", "target", "true rate (95 %)", "n")
@@ -95,7 +95,7 @@ def _rows(header: Header) -> list[tuple[str, str]]:
         ("artefact", f"{header.artefact_id} of {header.created}"),
         ("model", f"{model.architecture}, {model.dtype}"),
         ("detection", f"{readout.estimator}, layer{many} {', '.join(map(str, readout.layers))}"),
-        ("steering", "none: only detects" if steering is None else _steering(steering, readout)),
+        ("steering", "none: only detects" if steering is None else _steering(steering, header)),
     ]
     # nested figures are for programs: they stand in the JSON
     plain = {k: v for k, v in readout.figures.items() if isinstance(v, float | int | str)}
@@ -115,14 +115,15 @@ def _rows(header: Header) -> list[tuple[str, str]]:
     return rows + ([("parent", header.parent)] if header.parent else [])
 
 
-def _steering(steering: Steering, readout: Readout) -> str:
+def _steering(steering: Steering, header: Header) -> str:
     shares = {
         # Of different prompts under different conditions: not to be compared with each other.
         "induced refusal (of harmful held-out prompts, all steered)": steering.induced_refusal,
         "false refusal (of all benign prompts, behind the gate)": steering.false_refusal,
     }
     known = [f"{name}: {rate}" for name, rate in shares.items() if rate is not None]
-    at, read = steering.layer, readout.layers[-1]
+    windows = () if header.windows is None else header.windows.layers
+    at, read = steering.layer, max((*header.readout.layers, *windows))
     if at < read:  # decided too late for the first run
         again = f"layer {read} runs" if read == at + 1 else f"layers {at + 1} to {read} run"
         known.append(f"before the readout: for a steered request {again} twice")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from guardrail.artefact import Artefact
-from guardrail.artefact.header import Calibration, Offset
+from guardrail.artefact.header import Calibration
 from guardrail.cli.info import earlier_rows, show_thresholds
 from guardrail.policy import Thresholds
 from guardrail.stats import Rate
@@ -41,6 +41,9 @@ def test_what_an_edit_before_the_readout_costs_is_said(run, saved, tmp_path):
         shown = run("info", str(path)).stdout
         assert f"before the readout: for a steered request {said}" in shown
     assert "twice" not in run("info", saved.artefact["flag"]).stdout
+    deeper = artefact.header.windows.model_copy(update={"layers": (2, 3)})
+    path = artefact.revised(windows=deeper).save(tmp_path / "deeper.safetensors")
+    assert "for a steered request layer 3 runs twice" in run("info", str(path)).stdout
 
 
 def test_an_artefacts_document_is_its_header_without_scores(run, saved):
@@ -77,20 +80,35 @@ def test_a_missing_file_is_an_error_in_one_line(run, tmp_path):
     assert "gone.safetensors" in done.stderr
 
 
+def test_what_else_is_read_and_what_pictures_leave_is_told(run, saved, tmp_path):
+    artefact = Artefact.load(saved.artefact["flag"])
+    shown = run("info", saved.artefact["flag"]).stdout
+    assert "windows          up to 8 tokens, layers 1, 2\n" in shown
+    row = artefact.header.recentring["image"]
+    left = row.model_copy(update={"safe": 0.25, "unsafe": -0.125, "slope": 0.75, "n": 24})
+    made = artefact.revised(recentring=artefact.header.recentring | {"image": left})
+    shown = run("info", str(made.save(tmp_path / "a.safetensors"))).stdout
+    assert "beside image     safe +0.25, unsafe -0.12, slope 0.75 (n = 24)\n" in shown
+    assert "windows " not in run("info", without_windows(artefact, tmp_path)).stdout
+
+
+def without_windows(artefact, folder):
+    tensors = {n: t for n, t in artefact.tensors.items() if not n.startswith("window_")}
+    made = artefact.revised(tensors=tensors, windows=None)
+    return str(made.save(folder / "without.safetensors"))
+
+
 def test_what_becomes_of_videos_is_told(run, saved, tmp_path):
     artefact = Artefact.load(saved.artefact["flag"])
-    offset = Offset(size=0.25, spread_colours=0.125, spread_prompts=0.0, n_colours=4, n_prompts=2)
-    with_offset = artefact.revised(offsets={"video": offset})
-    shown = run("info", str(with_offset.save(tmp_path / "a.safetensors"))).stdout
-    assert "offset video     0.250 (spread 0.125)\n" in shown
+    shown = run("info", saved.artefact["flag"]).stdout
     assert "videos           scored, held to the thresholds of text\n" in shown
     both = {m: artefact.header.calibration["text"] for m in ("text", "video")}
     own = artefact.revised(calibration=both)
     shown = run("info", str(own.save(tmp_path / "b.safetensors"))).stdout
     assert "scored, held to thresholds of their own" in shown
     assert "\nvideo            steer at" in shown
-    tensors = {n: t for n, t in artefact.tensors.items() if not n.endswith("_video")}
-    old = artefact.revised(tensors=tensors)
+    rows = {kind: row for kind, row in artefact.header.recentring.items() if kind != "video"}
+    old = artefact.revised(recentring=rows)
     shown = run("info", str(old.save(tmp_path / "c.safetensors"))).stdout
     assert "videos           cannot be scored: fitted without them\n" in shown
 

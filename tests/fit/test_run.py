@@ -16,18 +16,21 @@ from guardrail.errors import (
     DatasetError,
     NoUsableDirectionError,
 )
+from guardrail.fit import collect as collecting
 from guardrail.fit import steering
 from guardrail.fit.calibrate import target_rates
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.effects import CausalEffect, refusal_log_odds, refusal_token_ids
-from guardrail.fit.prompts import filmed
+from guardrail.fit.forms import FORMS, PLAN, readable, samples
+from guardrail.fit.prompts import drawn, filmed, plain
 from guardrail.fit.readings import read_all
 from guardrail.fit.run import candidates_of, finish, fit
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import next_token_logits
 from guardrail.policy import Policy, Thresholds, VideoSampling
+from guardrail.stats import conformal_threshold
 from guardrail.types import Action, Modality
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from guardrail.artefact.header import Rates
+    from guardrail.fit.dataset import ContrastSet
+    from guardrail.fit.prompts import Sample
     from guardrail.model.load import LoadedModel
 
 RATES = {"steer_rate": 0.1, "flag_rate": 0.05}
@@ -117,14 +122,14 @@ def test_the_artefact_belongs_to_its_model_and_its_data(
 
 def test_the_chosen_readout_carries_its_figures(any_fit: Fitted) -> None:
     readout = any_fit.artefact.header.readout
-    forms = {"plain", "carried"} | ({"pictured"} if any_fit.loaded.is_multimodal else set())
+    forms = {"plain", "worded"} | ({"pictured"} if any_fit.loaded.is_multimodal else set())
     assert set(readout.layers) <= {1, 2}  # neither the first layers nor the last fifth of four
     assert readout.figures["estimator"] == readout.estimator
     assert readout.figures["layers"] == list(readout.layers)
     assert readout.figures["auroc"] > 0.95
     assert set(readout.figures["auroc_by_form"]) == forms
     assert all(
-        set(kinds) == {"matched", "ordinary"} and min(kinds.values()) > 0.8
+        set(kinds) == {"matched", "ordinary"} and min(kinds.values()) > 0.7
         for kinds in readout.figures["auroc_by_form"].values()
     )
     estimators = {row["estimator"] for row in readout.figures["compared"]}
@@ -135,18 +140,18 @@ def test_every_layer_is_recorded_and_candidates_have_a_causal_effect(any_fit: Fi
     rows = any_fit.artefact.header.layers
     assert [row.layer for row in rows] == [0, 1, 2, 3]
     first = any_fit.artefact.header.readout.layers[-1]
-    for row in rows:
+    for row in rows:  # windows read the last layer, so the edit is sought before
         figures = (row.norm, row.consistency, row.separability, row.margin, row.score)
         assert all(figure is not None for figure in figures) is row.usable
-        assert (row.causal is not None) is (first <= row.layer < 3)
+        assert (row.causal is not None) is (1 <= row.layer < 3)
     assert rows[first].separability > 0.95
 
 
 def test_a_model_that_takes_pictures_is_fitted_with_videos(any_fit: Fitted) -> None:
     header, seeing = any_fit.artefact.header, any_fit.loaded.is_multimodal
     assert any_fit.artefact.reads_videos is seeing
-    assert ("re-centring, video" in {stage for stage, _, _ in any_fit.progress}) is seeing
-    assert ("video" in header.offsets) is seeing
+    assert ("prompts beside a video" in {stage for stage, _, _ in any_fit.progress}) is seeing
+    assert ("video" in header.recentring) is seeing
     assert [w for w in header.warnings if "video: held to the thresholds of image" in w] == [
         w for w in header.warnings if w.startswith("video: ")
     ]
@@ -167,7 +172,7 @@ def test_drawn_videos_calibrate_videos(
     assert (row.n, row.source) == (there_are, "safe contrast prompts, filmed")
     assert made.header.data["videos"] == there_are  # not what was asked for
     stored = made.header.extra["reference"]["filmed"]
-    assert all(contrast.prompts[i].label == "safe" for i in stored["index"])
+    assert all(contrast.prompts[int(key.split()[0])].label == "safe" for key in stored["index"])
     assert sorted(stored["score"]) == pytest.approx(list(row.scores), abs=1e-5)
     (note,) = [w for w in made.header.warnings if w.startswith("video: ")]
     assert "videos of one window" in note
@@ -195,65 +200,116 @@ def test_the_planted_direction_is_found(any_fit: Fitted, planted_direction: Any)
 
 
 def test_thresholds_come_from_the_safe_prompts_of_the_calibration_split(any_fit: Fitted) -> None:
+    """In all forms of text, scored as a guard scores them."""
     calibration = any_fit.artefact.header.calibration
     modalities = [Modality.TEXT] + [Modality.IMAGE] * any_fit.loaded.is_multimodal
     assert sorted(calibration) == sorted(modalities)
     text = calibration[Modality.TEXT]
     contrast = load_contrast(any_fit.data, extend=False)
-    detector = Detector.from_artefact(any_fit.artefact, Policy())
-    chosen = contrast.indices("calibrate", labels=("safe",))
-    residuals = Collector(any_fit.loaded)(
-        [text_request(contrast.prompts[i].text) for i in chosen], "again"
-    )
-    scores = detector.decide(residuals[:, list(detector.layers)], ["text"] * len(chosen)).scores
-    assert sorted(scores.tolist()) == pytest.approx(text.scores, abs=1e-4)
-    assert text.source == "safe contrast prompts, plain"
+    asked = [s.request for s in plain(contrast) if is_held_out(contrast, s)]
+    for form in readable(Collector(any_fit.loaded).encoder):
+        if form.name != "bare" and not form.pictures:
+            found = samples(contrast, form, PLAN[form.name])
+            asked += [s.request for s in found if is_held_out(contrast, s)]
+    with Guard(any_fit.loaded, any_fit.artefact) as guard:
+        scores = [verdict.score for verdict in guard.check_batch(asked)]
+    assert sorted(scores) == pytest.approx(text.scores, abs=2e-3)
+    assert text.source == "safe contrast prompts, plain+worded"
     assert (text.targets.steer, text.targets.flag) == (0.1, 0.05)
     for name, rate in RATES.items():
         threshold = getattr(text.thresholds, name.removesuffix("_rate"))
         assert sum(score > threshold for score in text.scores) <= rate * (text.n + 1)
 
 
-def test_pictures_are_calibrated_on_safe_prompts_drawn_as_pictures(picture_fit: Fitted) -> None:
-    image = picture_fit.artefact.header.calibration[Modality.IMAGE]
-    assert image.source == "safe contrast prompts, drawn"
-    assert image.n >= 20  # what a flag rate of 0.05 takes
+def is_held_out(contrast: ContrastSet, sample: Sample) -> bool:
+    prompt = contrast.prompts[sample.index]
+    return (prompt.in_split, prompt.label) == ("calibrate", "safe")
 
 
-def test_offsets_are_those_of_the_model(picture_fit: Fitted) -> None:
-    from guardrail.fit.directions import measure_offsets
+def test_pictures_are_held_to_the_larger_of_two_groups(picture_fit: Fitted) -> None:
+    """Safe prompts drawn as pictures, and ones beside a picture."""
+    found, data = picture_fit.artefact.header.calibration[Modality.IMAGE], picture_fit.data
+    assert found.n >= 20  # what a flag rate of 0.05 takes
+    group = found.source.removeprefix("safe contrast prompts, ")
+    contrast = load_contrast(data, extend=False)
+    (form,) = (form for form in FORMS if form.pictures)
+    groups = {
+        "drawn": drawn(contrast, 34),
+        "pictured": samples(contrast, form, PLAN[form.name]),
+    }
+    with Guard(picture_fit.loaded, picture_fit.artefact) as guard:
+        levels = {}
+        for name, some in groups.items():
+            asked = [s.request for s in some if is_held_out(contrast, s)]
+            scores = sorted(verdict.score for verdict in guard.check_batch(asked))
+            if len(scores) >= 19:
+                levels[name] = conformal_threshold(scores, RATES["steer_rate"])
+    assert found.thresholds.steer == pytest.approx(levels[group], abs=2e-3)
+    assert levels[group] == max(levels.values())
 
-    header, tensors = picture_fit.artefact.header, picture_fit.artefact.tensors
-    measured = measure_offsets(Collector(picture_fit.loaded))
-    for kind in ("image", "images"):
-        along = measured[kind].along(tensors["readout_weight"], header.readout.layers)
-        torch.testing.assert_close(
-            tensors[f"readout_offset_{kind}"], along.float(), atol=1e-4, rtol=1e-4
-        )
-        at = header.steering.layer
-        steer = measured[kind].along(tensors["direction"][at][None], [at])[0]
-        assert float(tensors[f"steer_offset_{kind}"]) == pytest.approx(float(steer), abs=1e-4)
-        row = header.offsets[kind]
-        size = float((along / tensors["readout_gap"]).mean())
-        assert row.size == pytest.approx(size, abs=1e-4)
-        shifts = measured[kind]
-        assert (row.n_colours, row.n_prompts) == (len(shifts.colours), len(shifts.prompts))
+
+def test_requests_keep_their_scores_beside_pictures_or_it_is_said(picture_fit: Fitted) -> None:
+    header = picture_fit.artefact.header
+    assert set(header.recentring) == {"image", "images", "video"}
+    lost = [
+        kind
+        for kind, row in header.recentring.items()
+        if max(abs(row.safe), abs(row.unsafe)) > 0.1 or row.slope < 0.9
+    ]
+    told = [w for w in header.warnings if w.startswith("re-centring: ")]
+    assert [any(f"(kind {kind!r}" in w for w in told) for kind in lost] == [True] * len(lost)
+    assert len(told) == len(lost)
+    means = header.readout.estimator == "difference of means"
+    assert all((row.score.slope != 1) is means for row in header.recentring.values())
+    assert all(row.steering is not None for row in header.recentring.values())
 
 
-def test_a_text_model_has_neither_offsets_nor_a_calibration_of_pictures(text_fit: Fitted) -> None:
-    header, tensors = text_fit.artefact.header, text_fit.artefact.tensors
+def test_a_text_model_has_neither_pictures_nor_a_calibration_of_them(text_fit: Fitted) -> None:
+    header = text_fit.artefact.header
     assert Modality.IMAGE not in header.calibration
-    assert not tensors["readout_offset_image"].any()
-    assert not tensors["readout_offset_images"].any()
-    assert {row.n_colours for row in header.offsets.values()} <= {0}
+    assert header.recentring == {}
     assert "pictured" not in header.readout.figures["auroc_by_form"]
 
 
-def test_steering_lies_between_the_readout_and_the_last_fifth(any_fit: Fitted) -> None:
+def test_windows_are_chosen_and_their_figures_kept(any_fit: Fitted) -> None:
+    windows = any_fit.artefact.header.windows
+    assert windows is not None
+    assert windows.layers == Collector(any_fit.loaded).token_layers
+    assert windows.figures["auroc"] > 0.9
+    assert len(windows.figures["compared"]) == 4
+    assert any_fit.artefact.tensors["window_query"].shape[:2] == (
+        len(windows.layers),
+        windows.heads,
+    )
+
+
+@pytest.mark.parametrize("words", [5, 40])
+def test_words_behind_a_request_hide_it_from_no_guard(any_fit: Fitted, words: int) -> None:
+    """Whatever is appended: a window that ends inside the request keeps its score."""
+    long = f"{DIRTY} {' '.join(['the red cat is blue'] * words)}"
+    chat = [
+        {"role": "user", "content": DIRTY},
+        {"role": "assistant", "content": "what is this?"},
+        {"role": "user", "content": "thank you"},
+    ]
+    with Guard(any_fit.loaded, any_fit.artefact) as guard:
+        alone, longer, earlier = guard.check_batch([DIRTY, long, chat])
+        windows = [
+            verdict.score
+            for verdict in guard.check_batch([DIRTY])
+            if verdict.where and verdict.where.reading == "window"
+        ]
+    assert earlier.score >= alone.score - 1e-3
+    assert all(longer.score >= score - 1e-3 for score in windows)
+
+
+def test_steering_lies_between_the_first_layers_and_the_last_fifth(any_fit: Fitted) -> None:
     header = any_fit.artefact.header
     steering = header.steering
     assert steering is not None
-    assert header.readout.layers[-1] <= steering.layer < 0.8 * 4
+    deepest = max(*header.readout.layers, *header.windows.layers)
+    assert 0.3 * 4 - 1 < steering.layer < 0.8 * 4
+    assert deepest == 3  # windows read there, so in a model of four layers the edit comes before
     assert steering.induced_refusal.hits > 0
     assert steering.kl <= 0.1
     assert steering.a_max == steering.region_max > 1
@@ -291,7 +347,6 @@ def test_a_fit_without_a_usable_edit_detects_only_and_says_so(
         **RATES,
     )
     assert artefact.header.steering is None
-    assert "steer_offset_image" not in artefact.tensors
     assert any(w.startswith("detect only: no edit raises") for w in artefact.header.warnings)
     path = artefact.save(tmp_path / "made.guard.safetensors")
     assert Detector.from_artefact(Artefact.load(path), Policy()).steering_layer is None
@@ -318,10 +373,9 @@ def test_every_stage_reports_how_far_it_is(any_fit: Fitted) -> None:
     stages = list(dict.fromkeys(stage for stage, _, _ in any_fit.progress))
     expected = ["contrast prompts", "prompts with words around"]
     if any_fit.loaded.is_multimodal:
-        expected += ["neutral prompts", "re-centring, image", "re-centring, images"]
-        expected += ["re-centring, video"]
-        expected += ["prompts beside a picture", "safe prompts as pictures"]
-    assert stages == [*expected, "causal effect", "steering strength"]
+        expected += ["safe prompts as pictures", "prompts beside a picture"]
+        expected += ["the same without pictures", "prompts beside a video"]
+    assert stages == [*expected, "windows", "causal effect", "steering strength"]
     for stage in stages:
         seen = [(done, total) for name, done, total in any_fit.progress if name == stage]
         assert len({total for _, total in seen}) == 1
@@ -402,11 +456,9 @@ def test_a_set_that_is_too_small_alone_is_refused(
 @pytest.mark.parametrize("family", ["llama", "llava"])
 def test_prompts_without_kinds_are_enough(
     fitted_of: Callable[[str], Fitted], contrast_file: Callable[..., Path],
-    planted_rows: list[dict[str, str]], prefixes: tuple[str, ...], monkeypatch: Any, family: str,
+    planted_rows: list[dict[str, str]], family: str,
 ) -> None:  # fmt: skip
     """All safe prompts matched ones, or one kind only: enough for any rate their number allows."""
-    from guardrail.fit import readings
-
     fitted = fitted_of(family)
     kind = "matched" if family == "llama" else ""
     rows = [
@@ -414,7 +466,6 @@ def test_prompts_without_kinds_are_enough(
         | ({"kind": kind} if kind and row["label"] == "safe" else {})
         for row in planted_rows
     ]
-    monkeypatch.setattr(readings, "PICTURED", {"fit": 0, "select": 8, "calibrate": 10})
     artefact = fit(
         fitted.loaded,
         data=contrast_file(rows),
@@ -442,6 +493,7 @@ def read_again(fitted: Fitted) -> tuple[Collector, Any, Rates]:
 def test_layers_before_the_readout_are_edited_only_if_no_later_one_will_do(
     text_fit: Fitted, prefixes: tuple[str, ...], monkeypatch: Any, shift: float | None
 ) -> None:
+    monkeypatch.setattr(collecting, "TOKEN_DEPTHS", (0.47,))  # windows read no deeper
     collect, readings, rates = read_again(text_fit)
     asked: list[list[int]] = []
     real = steering.measured_effects
@@ -490,7 +542,7 @@ def test_a_model_with_cross_attention_is_fitted_on_its_other_layers(
     assert header.steering.layer != 1
     assert header.readout.figures["auroc"] > 0.95
     assert {"text", "image"} <= {str(m.value) for m in header.calibration}
-    assert set(header.readout.figures["auroc_by_form"]) == {"plain", "carried", "pictured"}
+    assert set(header.readout.figures["auroc_by_form"]) == {"plain", "worded", "pictured"}
     artefact = Artefact.load(fitted.artefact.save(tmp_path / "mllama.guard.safetensors"))
     with Guard(fitted.loaded, artefact) as guard:
         assert guard.check(DIRTY).score > guard.check(CLEAN).score + 0.5
