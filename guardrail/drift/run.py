@@ -35,6 +35,7 @@ from guardrail.fit.run import (
 )
 from guardrail.fit.select import is_safe, scored
 from guardrail.model.fingerprint import fingerprint, require_fitted_on
+from guardrail.types import Modality
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
     from guardrail.fit.readings import Readings
     from guardrail.fit.select import Candidate
     from guardrail.model.load import LoadedModel
-    from guardrail.types import Modality
-_RENEWED = ("calibration: ", "re-centring ", "drift: ")  # and of videos, if it reads them
+
+_RENEWED = ("calibration: ", "re-centring: ", "drift: ")  # and of videos, if it reads them
 _OF_TRAFFIC = ("calibration", "calibrated_from")  # what `guardrail calibrate` tells of its inputs
 
 
@@ -384,10 +385,12 @@ def supported(
 ) -> Rates:
     """The rates, raised to what the fewest benign prompts of a wanted modality can support.
 
-    Rates that were set on much traffic may be smaller than any the contrast prompts can give.
+    Groups of texts count together, as their thresholds do. Rates that were set on much traffic may be smaller than any the contrast prompts can give.
     """
     counts = [
-        max(len(readings.forms[g].of("calibrate", is_safe).samples) for g in groups)
+        (sum if modality is Modality.TEXT else max)(
+            len(readings.forms[g].of("calibrate", is_safe).samples) for g in groups
+        )
         for modality in wanted
         if (groups := [g for g in CALIBRATED_ON[modality] if g in readings.forms])
     ]

@@ -197,8 +197,8 @@ def find_transport(
     else:
         found = recovered(*_rows(old_plain, plain))
     carried = Fitted.of(moved(fitted.artefact, found.map), fitted.reference)
-    before, after = (_auroc(one, plain) for one in (fitted, carried))
-    then = _auroc_fitted(fitted, plain)
+    joint = _known(fitted, plain)
+    before, after = (_auroc(one, plain, joint=joint) for one in (fitted, carried))
     ambiguous = _ambiguous_share(carried, found)
     figures = TransportFigures(
         coordinates=len(found.map.places),
@@ -206,10 +206,10 @@ def find_transport(
         flipped=found.map.flipped,
         unexplained=found.unexplained,
         ambiguous=ambiguous,
-        auroc_fitted=then,
+        auroc_fitted=_auroc_fitted(fitted, plain, joint=joint),
         auroc_before=before,
         auroc_after=after,
-        shift=_shift(fitted, carried, plain),
+        shift=_shift(fitted, carried, plain, joint=joint),
         source="means" if old_plain is None else "activations",
         reason=None,
     )
@@ -260,19 +260,26 @@ def _apart(residuals: Tensor) -> Tensor:
     return torch.cat([mean, residuals - mean])
 
 
-def _auroc(fitted: Fitted, plain: FormResiduals) -> float:
+def _auroc(fitted: Fitted, plain: FormResiduals, *, joint: bool) -> float:
     """Mean over kinds of safe prompts, on the selection split."""
-    scores = require_finite(fitted.readout.scores(plain.rows("select")), "plain")
-    return separation(scores, plain.kinds_of("select")).mean
+    held = plain.of("select")
+    scores = fitted.joint.scores(held) if joint else fitted.readout.scores(held.residuals)
+    return separation(require_finite(scores, "plain"), held.kinds).mean
 
 
-def _auroc_fitted(fitted: Fitted, plain: FormResiduals) -> float | None:
-    """The same of the old scores of the same prompts, or what the fit recorded."""
+def _known(fitted: Fitted, plain: FormResiduals) -> bool:
+    """Whether the fit kept its joint scores of all prompts that it did not fit on."""
     known = fitted.reference.get("plain", {})
-    places = [s.key for s in plain.samples_of("select", lambda _kind: True)]
-    if all(index in known for index in places):
-        scores = torch.tensor([known[index] for index in places], dtype=torch.float64)
-        return separation(scores, plain.kinds_of("select")).mean
+    rows = zip(plain.samples, plain.splits, strict=True)
+    return all(sample.key in known for sample, split in rows if split != "fit")
+
+
+def _auroc_fitted(fitted: Fitted, plain: FormResiduals, *, joint: bool) -> float | None:
+    """The same of the old scores of the same prompts, or what the fit recorded of its readout."""
+    if joint:
+        held, known = plain.of("select"), fitted.reference["plain"]
+        scores = torch.tensor([known[s.key] for s in held.samples], dtype=torch.float64)
+        return separation(scores, held.kinds).mean
     match fitted.artefact.header.readout.figures.get("auroc_by_form"):
         case {"plain": dict(kinds)}:
             values = [value for value in kinds.values() if isinstance(value, float)]
@@ -280,20 +287,25 @@ def _auroc_fitted(fitted: Fitted, plain: FormResiduals) -> float | None:
     return None
 
 
-def _shift(fitted: Fitted, carried: Fitted, plain: FormResiduals) -> float:
+def _shift(fitted: Fitted, carried: Fitted, plain: FormResiduals, *, joint: bool) -> float:
     """How far the mean score of a class moves, in text gaps; the larger of both classes."""
-    known = fitted.reference.get("plain", {})
-    now = require_finite(carried.readout.scores(plain.residuals), "plain")
     moved = []
     for belongs, mean in ((is_unsafe, "mu_unsafe"), (is_safe, "mu_safe")):
-        rows = [i for i, kind in enumerate(plain.kinds) if belongs(kind)]
-        held = [i for i in rows if plain.splits[i] != "fit"]
-        old = [known.get(plain.samples[i].key) for i in held]
-        then = torch.tensor([score for score in old if score is not None], dtype=torch.float64)
-        if not held or len(then) < len(held):  # the means are those of the fit split
-            held = [i for i in rows if plain.splits[i] == "fit"]
+        if joint:
+            known = fitted.reference["plain"]
+            held = plain.taken(
+                [
+                    i
+                    for i, (split, kind) in enumerate(zip(plain.splits, plain.kinds, strict=True))
+                    if split != "fit" and belongs(kind)
+                ]
+            )
+            now = carried.joint.scores(held)
+            then = torch.tensor([known[s.key] for s in held.samples], dtype=torch.float64)
+        else:  # the means are those of the fit split, at the last position
+            now = carried.readout.scores(plain.rows("fit", belongs))
             then = fitted.readout.scores(fitted.artefact.tensors[mean][None])
-        moved.append(abs(float(now[held].mean() - then.mean())))
+        moved.append(abs(float(require_finite(now, "plain").mean() - then.mean())))
     return max(moved)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,13 @@ import torch
 from scipy.stats import ttest_1samp
 
 from guardrail.drift.fitted import Fitted
-from guardrail.drift.measure import mcnemar, measure, rate_drifts, score_lists
-from guardrail.fit.select import is_unsafe
+from guardrail.drift.measure import mcnemar, measure, picture_drifts, rate_drifts, score_lists
+from guardrail.errors import DetectorError
+from guardrail.fit.recentring import Beside
+from guardrail.fit.select import is_unsafe, separation
+from guardrail.guard import Guard
 from guardrail.stats import Rate, auroc, auroc_interval
+from tests.fit.residuals import with_last
 
 if TYPE_CHECKING:
     from guardrail.drift.run import Drift
@@ -27,7 +32,7 @@ def test_shifts_are_paired_with_students_interval(tuned: Any) -> None:
     found = measure(tuned.fitted, tuned.collect, tuned.readings, tuned.candidates)
     lists = score_lists(tuned.fitted, tuned.readings)
     assert {(row.form, row.label) for row in lists} == {
-        ("plain", "unsafe"), ("plain", "safe"), ("carried", "unsafe"), ("carried", "safe"),
+        ("plain", "unsafe"), ("plain", "safe"), ("worded", "unsafe"), ("worded", "safe"),
     }  # fmt: skip
     for row, scores in zip(found.shifts, lists, strict=True):
         moved = [now - then for now, then in zip(scores.now, scores.fitted, strict=True)]
@@ -42,8 +47,8 @@ def test_each_form_has_its_auroc_and_interval(tuned: Any) -> None:
     assert [row.form for row in found.forms] == list(tuned.readings.forms)
     for row in found.forms:
         form = tuned.readings.forms[row.form]
-        scores = tuned.fitted.readout.scores(form.rows("select")).tolist()
-        kinds = form.kinds_of("select")
+        held = form.of("select")
+        scores, kinds = tuned.fitted.joint.scores(held).tolist(), held.kinds
         unsafe = [s for s, kind in zip(scores, kinds, strict=True) if is_unsafe(kind)]
         safe = [s for s, kind in zip(scores, kinds, strict=True) if not is_unsafe(kind)]
         assert (row.n_unsafe, row.n_safe) == (len(unsafe), len(safe))
@@ -52,12 +57,23 @@ def test_each_form_has_its_auroc_and_interval(tuned: Any) -> None:
         assert row.fitted is not None
 
 
+def mean_auroc_of(joint: Any, readings: Any) -> float:
+    """Over kinds of safe prompts, then over forms, of the joint score."""
+    held = [form.of("select") for form in readings.forms.values()]
+    found = [separation(joint.scores(form), form.kinds).mean for form in held if form.kinds]
+    return sum(found) / len(found)
+
+
 def test_the_figure_is_the_one_a_fit_chooses_by(text: Any, read: Any) -> None:
-    """On the fitted model the old, the same and the best readout are one."""
+    """On the fitted model the same and the best readout are one, and old scores those of then."""
     found = measure(read.fitted, read.collect, read.readings, read.candidates).separation
     recorded = text.artefact.header.readout.figures["auroc"]
-    for estimate in (found.fitted, found.old, found.same, found.best):
+    for estimate in (found.same, found.best):
         assert estimate.value == pytest.approx(recorded)
+    assert found.old.value == pytest.approx(found.fitted.value)
+    assert found.old.value == pytest.approx(
+        mean_auroc_of(read.fitted.joint, read.readings), abs=1e-6
+    )
     assert found.recorded == recorded
     assert found.best_layers == text.artefact.header.readout.layers
 
@@ -102,58 +118,57 @@ def test_a_readout_of_an_unknown_estimator_has_no_twin(text: Any, read: Any) -> 
 
 
 def test_a_detector_without_an_edit_has_no_steering_figures(text: Any, read: Any) -> None:
-    tensors = {k: v for k, v in text.artefact.tensors.items() if not k.startswith("steer_")}
-    only_detects = Fitted.of(text.artefact.revised(tensors=tensors, steering=None))
+    only_detects = Fitted.of(text.artefact.revised(steering=None))
     assert only_detects.edit() is None
     found = measure(only_detects, read.collect, read.readings, read.candidates)
     assert found.steering is None
 
 
-def test_pictures_are_scored_with_the_old_offset(pictures: Any, changed: Any) -> None:
-    """As a guard with the old artefact would score them on the new model."""
-    from guardrail.decide.detector import Detector
-    from guardrail.policy import Policy
+def test_pictures_are_scored_as_a_guard_with_the_old_artefact_would(
+    pictures: Any, changed: Any
+) -> None:
+    made, model = pictures.read(changed("llava", "template")), changed("llava", "template")
+    found = made.fitted.scores(made.readings, "drawn").tolist()
+    requests = [sample.request for sample in made.readings.forms["drawn"].samples]
+    with Guard(model, pictures.artefact, allow_mismatch=True) as guard:
+        wanted = [verdict.score for verdict in guard.check_batch(requests)]
+    assert found == pytest.approx(wanted, abs=2e-3)
 
+
+def test_what_pictures_do_is_measured_with_the_old_lines(pictures: Any, changed: Any) -> None:
     made = pictures.read(changed("llava", "template"))
-    form = made.readings.forms["drawn"]
-    detector = Detector.from_artefact(pictures.artefact, Policy())
-    raw = form.residuals + made.readings.offsets["image"].mean.float()
-    wanted = detector.readout.scores(raw[:, list(detector.layers)], ["image"] * len(raw))
-    found = made.fitted.scores(made.readings, "drawn")
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    shift = made.fitted.readout.scores(form.residuals) - found
-    assert float(shift.abs().min()) > 0.05  # the offset has moved, so it matters which is used
+    then = pictures.artefact.header.recentring
+    rows = list(picture_drifts(made.fitted, made.readings.beside))
+    assert [row.kind for row in rows] == list(then)
+    for row in rows:
+        beside = made.readings.beside[row.kind].of("select")
+        kinds = [row.kind] * len(beside.splits)
+        moved = made.fitted.readout.scores(beside.beside, kinds)
+        moved -= made.fitted.readout.scores(beside.alone)
+        unsafe = torch.tensor(beside.unsafe)
+        assert row.safe_now == pytest.approx(float(moved[~unsafe].mean()))
+        assert row.unsafe_now == pytest.approx(float(moved[unsafe].mean()))
+        assert (row.safe_fitted, row.unsafe_fitted) == (then[row.kind].safe, then[row.kind].unsafe)
 
 
 def test_residuals_that_overflow_are_an_error(text: Any, read: Any) -> None:
-    from dataclasses import replace
-
-    from guardrail.errors import DetectorError
-
     form = read.readings.forms["plain"]
-    broken = replace(form, residuals=form.residuals * math.inf)
+    broken = with_last(form, form.residuals * math.inf)
     readings = replace(read.readings, forms={**read.readings.forms, "plain": broken})
     with pytest.raises(DetectorError, match="another dtype"):
         read.fitted.scores(readings, "plain")
 
 
-def test_offsets_that_overflow_are_an_error(pictures: Any) -> None:
+def test_pictures_that_overflow_are_an_error(pictures: Any) -> None:
     """Two pictures may overflow where one does not."""
-    from dataclasses import replace
-
-    from guardrail.drift.measure import offset_drifts
-    from guardrail.errors import DetectorError
-    from guardrail.fit.directions import no_offsets
-
-    fine = no_offsets(*pictures.artefact.tensors["direction"].shape)
-    broken = replace(fine["images"], mean=fine["images"].mean * math.nan)
+    rows = torch.randn(8, *pictures.artefact.tensors["direction"].shape)
+    fine = Beside(["select"] * 8, [True, False] * 4, rows, rows)
+    broken = replace(fine, beside=rows * math.nan)
     with pytest.raises(DetectorError, match="re-centring, images"):
-        list(offset_drifts(Fitted.of(pictures.artefact), fine | {"images": broken}))
+        list(picture_drifts(Fitted.of(pictures.artefact), {"image": fine, "images": broken}))
 
 
 def test_the_edit_is_told_with_the_prompts_it_was_measured_on(read: Any) -> None:
-    from dataclasses import replace
-
     form = read.readings.forms["plain"]
     ordinary = [
         i
@@ -161,14 +176,7 @@ def test_the_edit_is_told_with_the_prompts_it_was_measured_on(read: Any) -> None
         if (split, kind) == ("select", "ordinary")
     ]
     kept = [i for i in range(len(form.kinds)) if i not in ordinary[5:]]
-    fewer = replace(
-        form,
-        samples=[form.samples[i] for i in kept],
-        residuals=form.residuals[kept],
-        splits=[form.splits[i] for i in kept],
-        kinds=[form.kinds[i] for i in kept],
-    )
-    readings = replace(read.readings, forms={"plain": fewer})
+    readings = replace(read.readings, forms={"plain": form.taken(kept)})
     found = measure(read.fitted, read.collect, readings, read.candidates)
     assert found.steering.n == 5
 
@@ -228,7 +236,8 @@ def test_rates_are_counted_on_the_calibration_prompts(text: Any, read: Any) -> N
         assert row.threshold == tau
         assert row.fitted == row.now
     unsafe = rows["unsafe", "steer"]
-    assert (unsafe.now.n, unsafe.target) == (16, None)
+    held = [f.of("select", is_unsafe).kinds for f in read.readings.forms.values()]
+    assert (unsafe.now.n, unsafe.target) == (sum(map(len, held)), None)
     assert unsafe.now.rate > 0.8
 
 

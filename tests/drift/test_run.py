@@ -19,8 +19,9 @@ from guardrail.errors import (
     ConfigurationError,
     DatasetError,
 )
-from guardrail.fit.outcome import WIDE_SPREAD, from_header
-from guardrail.fit.readings import FormResiduals
+from guardrail.fit.outcome import from_header
+from guardrail.fit.recentring import lines, lost_scores, measured
+from guardrail.fit.run import CALIBRATED_ON
 from guardrail.fit.select import is_safe
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
@@ -233,8 +234,18 @@ def made(template: Any, changed: Any) -> Artefact:
 def test_a_kept_artefact_changes_its_fingerprint_alone(drifted: Any, text: Any) -> None:
     old, new = text.artefact, drifted("llama", "bfloat16").artefact
     assert all(torch.equal(new.tensors[name], tensor) for name, tensor in old.tensors.items())
-    same = ("readout", "steering", "layers", "offsets", "calibration", "data", "warnings")
+    same = (
+        "readout",
+        "steering",
+        "layers",
+        "windows",
+        "recentring",
+        "calibration",
+        "data",
+        "warnings",
+    )
     assert all(getattr(new.header, name) == getattr(old.header, name) for name in same)
+    assert new.header.warnings == old.header.warnings
     assert new.header.fingerprint.dtype == "bfloat16"
     assert new.header.extra["reference"] == old.header.extra["reference"]
 
@@ -243,25 +254,34 @@ def test_an_artefact_that_names_the_model_already_is_returned(text: Any) -> None
     assert renamed(text.artefact, fingerprint(text.loaded), {}) is text.artefact
 
 
-def test_recalibration_keeps_directions_and_measures_the_rest(
+def test_recalibration_keeps_what_is_read_and_measures_the_rest(
     made: Artefact, template: Any, pictures: Any
 ) -> None:
     old, readings = pictures.artefact, template.readings
-    for name in ("direction", "mu_safe", "mu_unsafe", "readout_weight", "readout_gap"):
-        assert torch.equal(made.tensors[name], old.tensors[name])
-    layers, weight = made.header.readout.layers, made.tensors["readout_weight"]
-    at = made.header.steering.layer
-    for kind in ("image", "images", "video"):
-        along = readings.offsets[kind].along(weight, layers)
-        torch.testing.assert_close(made.tensors[f"readout_offset_{kind}"], along.float())
-        edit = readings.offsets[kind].along(made.tensors["direction"][at][None], [at])[0]
-        assert float(made.tensors[f"steer_offset_{kind}"]) == pytest.approx(float(edit), abs=1e-5)
-        size = float((along / made.tensors["readout_gap"]).mean())
-        assert made.header.offsets[kind].size == pytest.approx(size, abs=1e-5)
-    for modality, form in (("text", "plain"), ("image", "drawn")):
-        scores = template.fitted.readout.scores(readings.forms[form].rows("calibrate", is_safe))
+    assert all(torch.equal(made.tensors[name], tensor) for name, tensor in old.tensors.items())
+    assert (made.header.windows, made.header.steering) == (old.header.windows, old.header.steering)
+    again = Fitted.of(made)
+    means = made.header.readout.estimator == "difference of means"
+    taken = lines(readings.beside, again.readout.scores) if means else {}
+    steering = lines(readings.beside, again.edit().local_scores)
+    assert set(made.header.recentring) == {"image", "images", "video"}
+    for kind, row in measured(readings.beside, again.readout.scores, taken, steering).items():
+        found = made.header.recentring[kind]
+        assert found.model_dump(exclude={"score", "steering"}) == pytest.approx(
+            row.model_dump(exclude={"score", "steering"}), abs=1e-5
+        )
+        for name in ("score", "steering"):
+            line = getattr(found, name).model_dump()
+            assert line == pytest.approx(getattr(row, name).model_dump(), abs=1e-5)
+    for modality, groups in CALIBRATED_ON.items():
+        tried = [g for g in groups if g in readings.forms]
+        if not tried:
+            continue
         found = made.header.calibration[modality]
-        assert found.scores == pytest.approx(sorted(scores.tolist()))
+        named = found.source.removeprefix("safe contrast prompts, ").split("+")
+        held = [readings.forms[group].of("calibrate", is_safe) for group in named]
+        scores = [s for form in held for s in again.joint.scores(form).tolist()]
+        assert found.scores == pytest.approx(sorted(scores), abs=1e-6)
         assert found.targets == Rates(steer=0.1, flag=0.05)
         assert found.thresholds.flag == conformal_threshold(found.scores, 0.05)
 
@@ -269,17 +289,15 @@ def test_recalibration_keeps_directions_and_measures_the_rest(
 def test_recalibrated_figures_are_of_the_new_model(made: Artefact, template: Any) -> None:
     from guardrail.fit.select import scored
 
-    figures = made.header.readout.figures
-    assert figures["auroc"] == scored(template.fitted.readout, template.readings.forms).auroc
+    figures, again = made.header.readout.figures, Fitted.of(made)
+    assert figures["auroc"] == scored(again.readout, template.readings.forms).auroc
     assert "compared" not in figures
     reference = from_header(made.header.extra["reference"])
-    scores = template.fitted.readout.scores(template.readings.forms["drawn"].residuals)
-    assert list(reference["drawn"].values()) == pytest.approx(scores.tolist(), abs=1e-6)
+    scores = again.joint.scores(template.readings.forms["drawn"]).tolist()
+    assert list(reference["drawn"].values()) == pytest.approx(scores, abs=1e-6)
     assert any("steering figures are those of the parent" in w for w in made.header.warnings)
-    wide = [k for k, row in made.header.offsets.items() if row.spread_colours > WIDE_SPREAD]
-    assert wide  # of meaningless pictures in a random model
-    for kind in wide:
-        assert any(w.startswith(f"re-centring of kind {kind!r} ") for w in made.header.warnings)
+    told = [w for w in made.header.warnings if w.startswith("re-centring")]
+    assert told == list(lost_scores(made.header.recentring))
     assert [w for w in made.header.warnings if w.startswith("video: ")] == [
         w for w in template.fitted.artefact.header.warnings if w.startswith("video: ")
     ]
@@ -289,19 +307,13 @@ def test_an_artefact_without_videos_is_recalibrated_without(
     pictures: Any, template: Any, changed: Any
 ) -> None:
     old = pictures.artefact
-    header = {
-        "offsets": {kind: row for kind, row in old.header.offsets.items() if kind != "video"},
-        "warnings": (),
-    }
-    tensors = {n: t for n, t in old.tensors.items() if not n.endswith("_video")}
-    fitted = Fitted.of(old.revised(tensors=tensors, **header))
-    readings = replace(
-        template.readings,
-        offsets={k: v for k, v in template.readings.offsets.items() if k != "video"},
-    )
+    rows = {kind: row for kind, row in old.header.recentring.items() if kind != "video"}
+    fitted = Fitted.of(old.revised(recentring=rows, warnings=()))
+    beside = {k: v for k, v in template.readings.beside.items() if k != "video"}
+    readings = replace(template.readings, beside=beside)
     made = recalibrated(fitted, readings, fingerprint(changed("llava", "template")), {})
     assert not made.reads_videos
-    assert set(made.header.offsets) == {"image", "images"}
+    assert set(made.header.recentring) == {"image", "images"}
     assert not [w for w in made.header.warnings if w.startswith("video")]
 
 
@@ -329,7 +341,7 @@ def test_thresholds_of_own_traffic_are_replaced_and_that_is_said(
     own = calibration["text"].model_copy(update={"source": "benign traffic"})
     old = pictures.artefact.revised(
         calibration=calibration | {"text": own},
-        warnings=("re-centring of kind x", "kept"),
+        warnings=("re-centring: beside a picture (kind 'x') of then", "kept"),
         extra=pictures.artefact.header.extra | {"calibration": {}, "calibrated_from": {}},
     )
     from guardrail.drift.fitted import Fitted
@@ -340,7 +352,7 @@ def test_thresholds_of_own_traffic_are_replaced_and_that_is_said(
     assert any("text thresholds from benign traffic were replaced" in w for w in warnings)
     assert "kept" in warnings
     assert set(made.header.extra) == {"reference", "drift"}
-    assert "re-centring of kind x" not in warnings  # those there are, are of the new model
+    assert not any("of then" in w for w in warnings)  # those there are, are of the new model
 
 
 def with_traffic(old: Artefact, rate: float) -> Artefact:
@@ -362,10 +374,13 @@ def test_targets_beyond_the_prompts_are_raised_and_that_is_said(
         changed("llama", change), artefact=with_traffic(text.artefact, 1e-4), fix=True
     )
     found = drift.artefact.header.calibration["text"]
-    assert found.targets == Rates(steer=1 / (found.n + 1), flag=1 / (found.n + 1))
+    rate = 1 / (found.n + 1)
+    assert found.targets == Rates(steer=rate, flag=rate)
     assert found.thresholds.flag == max(found.scores)
     (warning,) = (w for w in drift.artefact.header.warnings if w.startswith("calibration: "))
-    assert "targets raised to 0.018 and 0.018; run `guardrail calibrate` again" in warning
+    assert (
+        f"targets raised to {rate:.2g} and {rate:.2g}; run `guardrail calibrate` again" in warning
+    )
 
 
 def test_few_videos_do_not_loosen_the_thresholds_of_texts(
@@ -373,17 +388,14 @@ def test_few_videos_do_not_loosen_the_thresholds_of_texts(
 ) -> None:
     plain = template.readings.forms["plain"]
     safe = [i for i, s in enumerate(plain.splits) if s == "calibrate" and is_safe(plain.kinds[i])]
-    texts, some = len(safe), safe[:5]
-    few = FormResiduals(
-        samples=[plain.samples[i] for i in some],
-        residuals=plain.residuals[some],
-        splits=[plain.splits[i] for i in some],
-        kinds=[plain.kinds[i] for i in some],
-    )
-    readings = replace(template.readings, forms={**template.readings.forms, "filmed": few})
+    some = safe[:5]
+    filmed = plain.taken(some)
+    readings = replace(template.readings, forms={**template.readings.forms, "filmed": filmed})
     fitted = Fitted.of(with_traffic(pictures.artefact, 1e-4))
     made = recalibrated(fitted, readings, fingerprint(changed("llava", "template")), {})
-    assert made.header.calibration["text"].targets.flag == 1 / (texts + 1)
+    found = made.header.calibration["text"]
+    assert found.n > len(safe)  # the bare ones and those with words around
+    assert found.targets.flag == 1 / (found.n + 1)
     assert made.header.calibration["video"].targets.flag == 1 / 6
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,9 +27,15 @@ from guardrail.errors import ArtefactError, ArtefactMismatchError, DatasetError,
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.directions import difference_of_means
 from guardrail.fit.effects import Unconditional, logits_of
+from guardrail.fit.outcome import reference_scores
 from guardrail.guard import Guard
 from guardrail.model.fingerprint import fingerprint
 from guardrail.policy import Policy
+from tests.fit.residuals import mapped, with_last
+
+if TYPE_CHECKING:
+    from guardrail.artefact import Artefact
+    from guardrail.fit.readings import FormResiduals
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -148,6 +154,12 @@ def test_features_that_have_no_map_are_refused(
         recovered(old, new)
 
 
+def without_windows(artefact: Artefact) -> Artefact:
+    """The same without windows: it reads the ends of turns alone."""
+    kept = {n: t for n, t in artefact.tensors.items() if not n.startswith("window_")}
+    return artefact.revised(tensors=kept, windows=None)
+
+
 def carried(case: Any, model: Any, **options: Any) -> Any:
     return transport(case.artefact, model, data=case.data, extend=False, **options)
 
@@ -167,8 +179,9 @@ def test_the_map_is_found_with_and_without_the_old_model(
     assert made.header.parent == text.artefact.artefact_id
     assert made.header.extra["drift"]["how"] == "transported"
     old = text.artefact.tensors
-    for name in ("readout_zero", "readout_gap", "readout_offset_image", "steer_offset_image"):
+    for name in ("readout_zero", "readout_gap", "window_bias"):
         assert torch.equal(made.tensors[name], old[name])
+    assert made.header.windows == text.artefact.header.windows
     assert made.header.calibration == text.artefact.header.calibration
     norms = [a.tensors["direction"].norm(dim=1) for a in (made, text.artefact)]
     torch.testing.assert_close(*norms)
@@ -176,9 +189,7 @@ def test_the_map_is_found_with_and_without_the_old_model(
 
 def test_a_vision_language_model_is_carried_over_too(pictures: Any, changed: Any) -> None:
     made, _ = carried(pictures, changed("llava", "rebased"))
-    assert torch.equal(
-        made.tensors["readout_offset_image"], pictures.artefact.tensors["readout_offset_image"]
-    )
+    assert made.header.recentring == pictures.artefact.header.recentring
 
 
 @pytest.mark.parametrize(
@@ -214,23 +225,41 @@ def test_coordinates_that_means_do_not_tell_apart_are_refused(text: Any, read: A
     tensors["readout_weight"][:, 0] = 1.0
     twins = old.revised(tensors=tensors)
     swapped = alike[..., torch.arange(alike.shape[-1] - 1, -1, -1)]
-    found = find_transport(Fitted.of(twins), replace(form, residuals=swapped))
+    found = find_transport(Fitted.of(twins), with_last(form, swapped))
     assert found.figures.ambiguous == pytest.approx(1.0)
     assert "not unique" in found.figures.reason
     with pytest.raises(ArtefactError, match="carried over: the map is not unique"):
         require_usable(found.figures)
 
 
+def flipped(form: FormResiduals) -> FormResiduals:
+    """The same prompts in a basis whose coordinates stand the other way round."""
+    return mapped(form, lambda rows: rows.flip(-1))
+
+
 def test_a_map_that_does_not_restore_separation_is_refused(text: Any, read: Any) -> None:
     """Means that fit, but prompts that do not: the labels of the held-out ones are turned round."""
-    form = read.readings.forms["plain"]
-    residuals = form.residuals.flip(-1).clone()
+    form = flipped(read.readings.forms["plain"])
     select = [i for i, split in enumerate(form.splits) if split == "select"]
-    residuals[select] = residuals[select[::-1]]
-    found = find_transport(read.fitted, replace(form, residuals=residuals))
+    turned = dict(zip(select, select[::-1], strict=True))
+    reads = [form.reads[turned.get(i, i)] for i in range(len(form.reads))]
+    assert find_transport(read.fitted, form).figures.reason is None
+    found = find_transport(read.fitted, replace(form, reads=reads))
     assert found.figures.unexplained < 1e-4
     assert found.figures.auroc_after < found.figures.auroc_fitted - 0.01
     assert "the old one had" in found.figures.reason
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_windows_that_score_otherwise_are_seen_where_old_scores_are_known(
+    text: Any, read: Any, known: bool
+) -> None:
+    """Ends of turns as they were, tokens not: an artefact without old scores cannot tell."""
+    form = flipped(read.readings.forms["plain"])
+    reads = [replace(r, tokens=r.tokens * 3) for r in form.reads]
+    fitted = Fitted.of(text.artefact, None if known else {})
+    found = find_transport(fitted, replace(form, reads=reads))
+    assert (found.figures.reason is not None) is known
 
 
 def test_an_artefact_without_old_scores_is_held_to_what_it_recorded(
@@ -290,17 +319,17 @@ def test_a_layer_that_overflows_on_the_new_model_alone_is_no_change_of_basis(
     form = read.readings.forms["plain"]
     residuals = form.residuals.flip(-1).clone()
     residuals[:, -1, 0] = torch.inf
-    new = replace(form, residuals=residuals)
+    new = with_last(flipped(form), residuals)
     assert form.residuals.shape[1] - 1 > text.artefact.header.steering.layer
     found = find_transport(read.fitted, new, form if at_hand else None)
     assert "unexplained" in found.figures.reason
-    both = replace(form, residuals=residuals.flip(-1))  # it did on the old one, too
+    both = with_last(form, residuals.flip(-1))  # it did on the old one, too
     assert not at_hand or find_transport(read.fitted, new, both).figures.reason is None
 
 
 def test_a_readout_that_overflows_is_an_error(read: Any) -> None:
     form = read.readings.forms["plain"]
-    broken = replace(form, residuals=form.residuals.flip(-1) * torch.inf)
+    broken = with_last(form, form.residuals.flip(-1) * torch.inf)
     with pytest.raises(DetectorError, match="another dtype"):
         find_transport(read.fitted, broken)
 
@@ -313,7 +342,7 @@ def test_a_model_that_tells_nothing_apart_is_refused(text: Any, edits: Any, chan
 @pytest.mark.parametrize("known", [True, False])
 def test_a_map_that_moves_scores_is_refused(text: Any, read: Any, known: bool) -> None:
     """Large means hide a shift that thresholds would not survive; ranks do not see it."""
-    old, form = text.artefact, read.readings.forms["plain"]
+    form, old = read.readings.forms["plain"], without_windows(text.artefact)
     weight, (layer,) = old.tensors["readout_weight"][0], old.header.readout.layers
     across = torch.randn(len(weight), generator=torch.Generator().manual_seed(0))
     across -= weight * (across @ weight)
@@ -322,13 +351,14 @@ def test_a_map_that_moves_scores_is_refused(text: Any, read: Any, known: bool) -
     tensors = {name: tensor.clone() for name, tensor in old.tensors.items()}
     for name in ("mu_safe", "mu_unsafe"):
         tensors[name] += large
-    fitted = Fitted.of(old.revised(tensors=tensors), None if known else {})
+    scores = reference_scores(read.readings, Fitted.of(old).joint)
+    fitted = Fitted.of(old.revised(tensors=tensors), scores if known else {})
     moved_by = form.residuals + large
-    honest = find_transport(fitted, replace(form, residuals=moved_by.flip(-1)))
+    honest = find_transport(fitted, with_last(form, moved_by.flip(-1)))
     assert honest.figures.reason is None
     assert honest.figures.shift < 0.01
     moved_by[:, layer] += 0.2 * gap * weight
-    found = find_transport(fitted, replace(form, residuals=moved_by.flip(-1)))
+    found = find_transport(fitted, with_last(form, moved_by.flip(-1)))
     assert found.figures.unexplained < 0.05
     assert found.figures.auroc_after == found.figures.auroc_fitted
     assert found.figures.shift == pytest.approx(0.2, abs=0.01)

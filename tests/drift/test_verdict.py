@@ -8,7 +8,7 @@ import pytest
 
 from guardrail.drift.schema import (
     Figures,
-    OffsetDrift,
+    PictureDrift,
     RateDrift,
     Separation,
     SteeringDrift,
@@ -71,6 +71,13 @@ def steering(now: float | None, fitted: float | None = 2.0) -> SteeringDrift:
     )  # fmt: skip
 
 
+def picture(safe: float, unsafe: float, *, then: float = 0.05, kind: str = "image") -> PictureDrift:
+    """What is left beside pictures now; at the fit the same on either side of 0."""
+    return PictureDrift(
+        kind=kind, safe_fitted=-then, unsafe_fitted=then, safe_now=safe, unsafe_now=unsafe
+    )
+
+
 def figures(**changes: Any) -> Figures:
     held: dict[str, Any] = {
         "separation": separation(),
@@ -79,7 +86,7 @@ def figures(**changes: Any) -> Figures:
         "rates": (rate(20),),
         "shifts": (),
         "centroids_now": (0.0, 1.0),
-        "offsets": (OffsetDrift(kind="image", fitted=0.3, now=0.3),),
+        "pictures": (picture(-0.05, 0.05),),
         "steering": steering(2.0),
     }
     return Figures(**held | changes)
@@ -93,7 +100,8 @@ KEPT = {
     "a new fit is a little better": {"separation": separation(0.90, best=0.92)},
     "a new fit may be better by chance": {"separation": separation(0.88, best=0.92, reach=0.05)},
     "separation fell and no fit does better": {"separation": separation(0.85, best=0.86)},
-    "the offset moved a little": {"offsets": (OffsetDrift(kind="image", fitted=0.3, now=0.38),)},
+    "pictures do a little else": {"pictures": (picture(0.04, 0.14),)},
+    "pictures do as much as at the fit": {"pictures": (picture(-0.4, 0.4, then=0.4),)},
     "the rate is not the target's, as at the fit": {"rates": (rate(5, 5),)},
     "fewer benign prompts, by chance": {"rates": (rate(14, 20, p=0.011),)},
     "more unsafe prompts are found": {
@@ -114,7 +122,12 @@ MOVED = {
     "fewer unsafe prompts": (
         {"rates": (rate(90, 150, label="unsafe", target=None, p=1e-6),)}, "unsafe prompts"
     ),
-    "the offset": ({"offsets": (OffsetDrift(kind="images", fitted=0.3, now=0.45),)}, "'images'"),
+    "pictures lift safe requests": (
+        {"pictures": (picture(0.1, 0.05, kind="images"),)}, "'images'"
+    ),
+    "pictures lower unsafe requests": (
+        {"pictures": (picture(-0.05, -0.1),)}, "-0.10 (unsafe) text gaps, -0.05 and +0.05"
+    ),
     "an old artefact's rate misses the target": ({"rates": (rate(40, None),)}, "20.0%"),
     "an old artefact's rate is below the target": ({"rates": (rate(6, None),)}, "3.0%"),
     "no rate is known, the safe centroid moved": (

@@ -12,7 +12,7 @@ from guardrail.fit.prompts import Sample
 from guardrail.fit.readings import FormResiduals
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 def read_of(
@@ -38,6 +38,15 @@ def form_of(
     """Prompts of one turn by their last residuals (n, L, d); texts without samples of their own."""
     made = [Sample(i, "plain", text_request("x")) for i in range(len(residuals))]
     return FormResiduals(samples or made, list(map(read_of, residuals)), splits, kinds)
+
+
+def mapped(form: FormResiduals, change: Callable[[torch.Tensor], torch.Tensor]) -> FormResiduals:
+    """The same prompts with a change of everything that was read of them, (..., d) to (..., d)."""
+    reads = [
+        replace(r, last=change(r.last), headers=change(r.headers), tokens=change(r.tokens))
+        for r in form.reads
+    ]
+    return replace(form, reads=reads)
 
 
 def with_last(form: FormResiduals, residuals: torch.Tensor) -> FormResiduals:
