@@ -385,7 +385,8 @@ def supported(
 ) -> Rates:
     """The rates, raised to what the fewest benign prompts of a wanted modality can support.
 
-    Groups of texts count together, as their thresholds do. Rates that were set on much traffic may be smaller than any the contrast prompts can give.
+    Groups of texts count together, as they set one threshold. Rates that were set on much traffic
+    may be smaller than any the contrast prompts can give.
     """
     counts = [
         (sum if modality is Modality.TEXT else max)(

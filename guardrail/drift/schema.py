@@ -41,8 +41,9 @@ class LayerDrift(Frozen):
 class FormSeparation(Frozen):
     """AUROC of unsafe against all safe prompts of the selection split, in one form.
 
-    `fitted`: the old readout on the fitted model. `old`: the same readout on this model. `same`:
-    its estimator and layers fitted anew. `best`: the readout a new fit would choose.
+    `fitted`: the old scores on the fitted model. `old`: those on this model. `same`: the estimator
+    and layers at the ends of turns fitted anew. `best`: the readout there that a new fit would
+    choose. Windows are in the first two alone, as none are trained for a check.
     """
 
     form: str

@@ -25,20 +25,19 @@ _STYLES: tuple[tuple[Label, When], ...] = (
 _WHEN: dict[When, str] = {"fitted": "at the fit", "now": "now"}
 MEANING: dict[Verdict, str] = {
     "keep": "The artefact still holds on this model.",
-    "recalibrate": "The directions still hold, but thresholds or offsets have moved.",
+    "recalibrate": "The directions still hold, but thresholds or what pictures do have moved.",
     "refit": "The directions no longer hold on this model.",
 }
 TERMS = (
-    ("Score", "Projection of the last prompt position's residual on the readout, in text gaps: 0 "
-              "is the centroid of safe, 1 that of unsafe prompts at the fit."),
+    ("Score", "The highest reading of a prompt: at the ends of its turns and in windows over its "
+              "words, in text gaps. 0 is the centroid of safe, 1 that of unsafe texts at the fit."),
     ("AUROC", "Chance that a random unsafe prompt scores above a random safe one; 0.5 is chance."),
     ("At the fit", "The same figure of the same prompts on the model the artefact was fitted on."),
-    ("New fit", "A readout fitted on this model's own activations."),
+    ("New fit", "A readout at the ends of turns, fitted on this model's own activations; windows "
+                "are not trained for a check."),
     ("p", "Exact McNemar test of whether the share of the same prompts has changed."),
-    (
-        "Offset",
-        "What a meaningless picture or video adds to the score; taken off before thresholds apply.",
-    ),
+    ("What pictures leave", "How far requests score from where they do alone when a meaningless "
+                            "picture or video is beside them."),
 )  # fmt: skip
 
 

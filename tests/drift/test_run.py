@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def test_a_report_comes_back_from_its_json(drifted: Any) -> None:
     report = drifted("llava", "rebased").report
     assert DriftReport.model_validate_json(report.model_dump_json()) == report
-    assert report.schema_version == 1
+    assert report.schema_version == 2
 
 
 def test_the_report_names_what_was_compared(drifted: Any, text: Any, changed: Any) -> None:

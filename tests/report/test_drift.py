@@ -38,7 +38,7 @@ def test_the_page_asks_for_nothing_and_escapes_what_it_is_given(made: Any) -> No
     ("verdict", "says"),
     [
         ("keep", "still holds on this model"),
-        ("recalibrate", "thresholds or offsets have moved"),
+        ("recalibrate", "thresholds or what pictures do have moved"),
         ("refit", "no longer hold"),
     ],
 )
@@ -53,12 +53,14 @@ def test_every_figure_has_its_count_or_interval(made: Any) -> None:
     for shown in ("0.930", "0.900 to 0.950", "6 of 56", "48 prompts", "weights_digest", "41.00"):
         assert shown in page, shown
     assert "not a signed permutation" in page
+    for shown in ("+0.01", "+0.31", "-0.02", "-0.42"):  # beside a picture, then and now
+        assert f">{shown}</td>" in page
     assert page.count('class="drawn"') == 2  # cosines by layer, scores of the one form
 
 
 def test_sections_without_figures_say_so(made: Any) -> None:
     report = made("keep")
-    figures = report.figures.model_copy(update={"steering": None, "offsets": (), "layers": ()})
+    figures = report.figures.model_copy(update={"steering": None, "pictures": (), "layers": ()})
     page = drift_page(
         report.model_copy(update={"figures": figures, "fingerprint": (), "scores": ()})
     )
@@ -72,9 +74,9 @@ def test_a_report_read_back_from_its_file_gives_the_same_page(made: Any) -> None
     assert drift_page(DriftReport.from_json(report.model_dump_json())) == drift_page(report)
 
 
-@pytest.mark.parametrize("wrong", [{"schema_version": 2}, {}])
+@pytest.mark.parametrize("wrong", [{"schema_version": 1}, {}])
 def test_another_document_is_refused(made: Any, wrong: dict[str, Any]) -> None:
     whole = made("keep").model_dump(mode="json")
     report = whole | wrong if wrong else {"schema_version": 1}
-    with pytest.raises(ConfigurationError, match="no drift report of version 1"):
+    with pytest.raises(ConfigurationError, match="no drift report of version 2"):
         DriftReport.from_json(json.dumps(report))
