@@ -3,9 +3,10 @@
 python examples/benchmarks/recentring.py --model FOLDER --out FOLDER [--artefact FILE] [--readme F]
 
 Requests are packaged contrast prompts of the calibration split, of which the fit sees the safe ones
-for its thresholds alone. Each is read by itself and beside one picture of every kind; layers,
-directions and offsets are those of the artefact, or of the fit split. Nothing is chosen on what is
-measured.
+for its thresholds alone. Each is read by itself and beside one picture of every kind: as it is,
+with a constant taken off that neutral prompts gave (MARS, arXiv 2606.31876), and as the product
+re-centres it. Layers and directions are those of the artefact, or of the fit split. Nothing is
+chosen on what is measured.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -21,7 +23,7 @@ import tables
 import torch
 import typer
 from PIL import Image
-from recentring_figures import Scores, figures, table
+from recentring_figures import CONSTANT, HOW, READ, RECENTRED, Scores, figures, table
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.insert(0, str(EXAMPLES / "tiny_vlm"))
@@ -30,11 +32,13 @@ from render import KINDS, Kind, plain_picture
 from guardrail import Artefact, Policy
 from guardrail.cli.output import progress
 from guardrail.decide.detector import Detector
-from guardrail.decide.linear import Readout
+from guardrail.decide.linear import UNMOVED, Readout, Recentring
 from guardrail.fit.collect import Collector, text_request
-from guardrail.fit.dataset import ContrastSet, load_contrast
-from guardrail.fit.directions import Directions, Offset, difference_of_means, measure_offsets
-from guardrail.fit.prompts import spread
+from guardrail.fit.dataset import ContrastSet, load_contrast, neutral_prompts
+from guardrail.fit.directions import Directions, difference_of_means
+from guardrail.fit.forms import FORMS, PLAN, samples
+from guardrail.fit.prompts import meaningless_images, spread
+from guardrail.fit.recentring import Beside, lines, without_pictures
 from guardrail.fit.select import readout_layers
 from guardrail.model.fingerprint import fingerprint, require_fitted_on
 from guardrail.model.load import LoadedModel, load_model
@@ -43,6 +47,8 @@ from guardrail.types import Request
 PHOTOGRAPH = "photograph"
 SHOWN = ("colour", "noise", "gradient", "shapes", PHOTOGRAPH)
 LAYERS = 3  # of the difference of means, where nobody names any
+PROMPTS, COLOURS = 8, 4  # neutral prompts, and the pictures beside each, that give the constant
+KINDS_OF = {READ: "text", CONSTANT: CONSTANT, RECENTRED: "image"}  # in a readout's `recentring`
 Collect = Callable[[Sequence[Request], str], torch.Tensor]
 
 
@@ -101,11 +107,13 @@ def measure(
         scores = Scores(
             unsafe=np.arange(len(texts)) >= len(safe),
             text=scored(readout, alone, "text"),
-            picture=np.stack([scored(readout, rows, "text") for rows in beside], axis=1),
-            recentred=np.stack([scored(readout, rows, "image") for rows in beside], axis=1),
+            beside={
+                how: np.stack([scored(readout, rows, KINDS_OF[how]) for rows in beside], axis=1)
+                for how in HOW
+            },
             benign=scored(readout, read, "text"),
         )
-        kept = {"text": scores.text.tolist(), "picture": scores.picture.tolist()}
+        kept = {"text": scores.text.tolist(), "picture": scores.beside[READ].tolist()}
         found[name] = figures(scores, kinds) | {"scores": kept}
     return {
         "n": {"safe": len(safe), "unsafe": len(unsafe), "benign": len(benign)},
@@ -116,7 +124,7 @@ def measure(
 
 
 def scored(readout: Readout, residuals: torch.Tensor, kind: str) -> np.ndarray[Any, Any]:
-    """(n, L, d_model) -> (n,), re-centred as the product does it for an offset kind."""
+    """(n, L, d_model) -> (n,), re-centred as its `recentring` says for a kind."""
     found = readout.scores(residuals[:, list(readout.layers)], [kind] * len(residuals)).numpy()
     if not np.isfinite(found).all():
         raise SystemExit("some requests have no finite score: try another dtype, or other layers")
@@ -156,28 +164,74 @@ def layers_of(
     return layers
 
 
-def means_readout(directions: Directions, layer: int, offset: Offset) -> Readout:
-    """The difference of means at one layer, with the offset of a picture."""
+def constant_of(collect: Collect) -> torch.Tensor:
+    """What a picture of one colour adds to the residuals of neutral prompts, (L, d_model)."""
+    texts = neutral_prompts("fit")[:PROMPTS]
+    shown = [(text, image) for text in texts for image in meaningless_images(COLOURS)]
+    beside = collect([text_request(t, images=[image]) for t, image in shown], "neutral, pictured")
+    alone = collect([text_request(text) for text in texts], "neutral prompts")
+    return beside.double().mean(0) - alone.double().mean(0)
+
+
+def pictured(collect: Collect, contrast: ContrastSet) -> Beside:
+    """The fit's own prompts of both classes, alone and beside one picture of one colour."""
+    (form,) = (form for form in FORMS if form.pictures)
+    some = [
+        sample
+        for sample in samples(contrast, form, PLAN[form.name] | {"select": 0, "calibrate": 0})
+        if sample.request.offset_kind == "image"
+    ]
+    requests = [sample.request for sample in some]
+    return Beside(
+        ["fit"] * len(some),
+        [contrast.prompts[sample.index].label == "unsafe" for sample in some],
+        collect([without_pictures(request) for request in requests], "fit split, the same alone"),
+        collect(requests, "fit split, beside a picture"),
+    )
+
+
+def means_readout(directions: Directions, layer: int, beside: Beside) -> Readout:
+    """The difference of means at one layer, with the line that the product takes back."""
     unit = directions.direction[layer : layer + 1]
-    return Readout(
+    made = Readout(
         layers=(layer,),
         weight=unit,
         zero=(unit.double() @ directions.mu_safe[layer].double()),
         gap=directions.norms[layer : layer + 1],
-        offsets={"text": torch.zeros(1), "image": offset.along(unit, (layer,))},
+        recentring={"text": UNMOVED},
     )
+
+    def scores(residuals: torch.Tensor) -> torch.Tensor:
+        return made.scores(residuals[:, [layer]], ["text"] * len(residuals))
+
+    line = lines({"image": beside}, scores)["image"]
+    return replace(made, recentring={"text": UNMOVED, "image": line})
+
+
+def with_constant(readout: Readout, added: torch.Tensor) -> Readout:
+    """The readout with a constant for a further kind: that of `added` (L, d_model) residuals."""
+    both = torch.stack([added, torch.zeros_like(added)])[:, list(readout.layers)]
+    moved, nothing = readout.scores(both, ["text"] * 2).tolist()
+    constant: Recentring = (moved - nothing, 1.0)
+    return replace(readout, recentring={**readout.recentring, CONSTANT: constant})
 
 
 def readouts_of(
-    directions: Directions, offset: Offset, layers: Sequence[int], artefact: Artefact | None
+    collect: Collect,
+    contrast: ContrastSet,
+    directions: Directions,
+    layers: Sequence[int],
+    artefact: Artefact | None,
 ) -> dict[str, Readout]:
-    """The difference of means at each layer, and what the guard decides with."""
-    made = {f"means, layer {i}": means_readout(directions, i, offset) for i in layers}
+    """The difference of means at each layer, and what the guard reads at the ends of turns."""
+    beside = pictured(collect, contrast)
+    made = {f"means, layer {i}": means_readout(directions, i, beside) for i in layers}
     if artefact is not None:
         own, layers = artefact.header.readout.estimator, artefact.header.readout.layers
         name = f"the guard's ({own}, layers {', '.join(map(str, layers))})"
         made[name] = Detector.from_artefact(artefact, Policy()).readout
-    return made
+    added = constant_of(collect)
+    return {name: with_constant(readout, added) for name, readout in made.items()}
 
 
 def measured(
@@ -201,7 +255,7 @@ def measured(
         collect = Collector(loaded, work_dir=work_dir, key=key, progress=told)
         found = kept(artefact) if artefact else fitted(collect, contrast, per_kind)
         chosen = layers_of(found, artefact, layers)
-        readouts = readouts_of(found, measure_offsets(collect)["image"], chosen, artefact)
+        readouts = readouts_of(collect, contrast, found, chosen, artefact)
         report = measure(collect, contrast, readouts, per_class=per_class, kinds=kinds)
     about = {"per_kind": None if artefact else per_kind, "model": loaded.name}
     return about | {"artefact": artefact and artefact.artefact_id} | report

@@ -23,38 +23,34 @@ FPR = 0.05  # share of the safe texts that the threshold of the rates lets throu
 ENDS = (0.025, 0.975)  # of a 95 % interval
 ALL = "all"
 CLASSES = ("safe", "unsafe")
+READ, CONSTANT, RECENTRED = HOW = ("as read", "less a constant", "re-centred")
+"""What is made of the score beside a picture: nothing, MARS's constant, and the product's own."""
 
 
 @dataclass(frozen=True)
 class Scores:
     """One readout's scores of n requests, in text gaps: 0 the safe texts' mean, 1 the unsafe ones'.
 
-    `text` (n,) alone; `picture` (n, K) beside a picture of each kind, as read; `recentred` (n, K)
-    the same after the product's re-centring; `unsafe` (n,) bool; `benign` (m,) are safe texts
-    alone, which set the threshold.
+    `text` (n,) alone; `beside` (n, K) beside a picture of each kind, by `HOW`; `unsafe` (n,) bool;
+    `benign` (m,) are safe texts alone, which set the threshold.
     """
 
     unsafe: NDArray[np.bool_]
     text: Floats
-    picture: Floats
-    recentred: Floats
+    beside: Mapping[str, Floats]
     benign: Floats
 
 
 def figures(scores: Scores, kinds: Sequence[str]) -> dict[str, Any]:
     """Shifts and lines by kind of picture and for all of them together, and rates."""
+    beside = scores.beside
     columns = {ALL: slice(None)} | {kind: slice(k, k + 1) for k, kind in enumerate(kinds)}
     threshold = threshold_at_fpr(scores.benign.tolist(), FPR)
-    above = {
-        "picture": {kind: scores.picture[:, at] > threshold for kind, at in columns.items()},
-        "recentred": {kind: scores.recentred[:, at] > threshold for kind, at in columns.items()},
-    }
     return {
         "shifts": {
             kind: {
-                "shift": by_class(scores, scores.picture[:, at]),
-                "left": by_class(scores, scores.recentred[:, at]),
-                **line_of(scores.text, scores.picture[:, at], scores.unsafe),
+                "left": {how: by_class(scores, found[:, at]) for how, found in beside.items()},
+                **line_of(scores.text, beside[READ][:, at], scores.unsafe),
             }
             for kind, at in columns.items()
         },
@@ -62,8 +58,11 @@ def figures(scores: Scores, kinds: Sequence[str]) -> dict[str, Any]:
         "rates": {
             "text": rates((scores.text > threshold)[:, None], scores.unsafe),
             **{
-                how: {kind: rates(flags, scores.unsafe) for kind, flags in found.items()}
-                for how, found in above.items()
+                how: {
+                    kind: rates(found[:, at] > threshold, scores.unsafe)
+                    for kind, at in columns.items()
+                }
+                for how, found in beside.items()
             },
         },
     }
@@ -134,7 +133,7 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
         [
             name,
             kind,
-            *(signed(row[what][label]) for what in ("shift", "left") for label in CLASSES),
+            *(signed(row["left"][how][label]) for how in HOW for label in CLASSES),
             *(signed(row[figure]) for figure in ("slope", "intercept", "r")),
         ]
         for name, found in readouts.items()
@@ -144,10 +143,11 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
     source = report["artefact"] or f"{report['per_kind']} prompts of each kind of the fit split"
     yield (
         f"Each of {requests}, paired: alone, and beside one picture of each kind, which are the "
-        f"same for both classes. Directions: {source}."
+        f"same for both classes; mean shifts from the score alone, in text gaps. Slope, intercept "
+        f"and r are those of scores as read on scores alone. Directions: {source}."
     )
     yield ""
-    head = ["readout", "picture", "shift, safe", "shift, unsafe", "left, safe", "left, unsafe"]
+    head = ["readout", "picture", *(f"{how}, {label}" for how in HOW for label in CLASSES)]
     yield from markdown([*head, "slope", "intercept", "r"], shifts)
     yield ""
     yield (
@@ -156,13 +156,12 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     cells = [
-        [name, *map(both, (r["text"], r["picture"][ALL], r["recentred"][ALL]))]
+        [name, both(r["text"]), *(both(r[how][ALL]) for how in HOW)]
         for name, found in readouts.items()
         for r in [found["rates"]]
     ]
-    yield from markdown(
-        ["readout", "text alone", "text and picture", "text and picture, re-centred"], cells
-    )
+    columns = ["readout", "text alone", *(f"text and picture, {how}" for how in HOW)]
+    yield from markdown(columns, cells)
 
 
 def signed(found: Mapping[str, float]) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
-from guardrail.fit.dataset import load_contrast
+from guardrail.fit.dataset import load_contrast, neutral_prompts
 from guardrail.guard import Guard
 from guardrail.stats import Rate
 from guardrail.testing import tiny_artefact
@@ -23,11 +23,12 @@ from guardrail.types import TextPart
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from guardrail.artefact import Artefact
     from guardrail.types import Request
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 CONTRAST = load_contrast()
-UNSAFE = {p.text for p in CONTRAST.prompts if p.label == "unsafe"}
+UNSAFE = {p.text.lower() for p in CONTRAST.prompts if p.label == "unsafe"}
 ADDED: dict[str, Callable[[float, int], float]] = {
     "constant": lambda _score, _words: 0.4,
     "diluting": lambda _score, words: 4 / (4 + words),
@@ -61,7 +62,9 @@ class StandIn:
         self.asked: dict[str, Sequence[Request]] = {}
 
     def alone(self, text: str) -> float:
-        return float(text in UNSAFE) + 0.4 * (zlib.crc32(text.encode()) % 1000 / 1000 - 0.5)
+        return float(text.lower().split("\n")[0] in UNSAFE) + 0.4 * (
+            zlib.crc32(text.encode()) % 1000 / 1000 - 0.5
+        )
 
     def added(self, text: str) -> float:
         return ADDED[self.how](self.alone(text), len(text.split()))
@@ -78,9 +81,8 @@ class StandIn:
 
 def report_on(scripts: Any, model: StandIn, kinds: Sequence[str] = ("colour", "noise")) -> Any:
     directions = scripts.main.fitted(model, CONTRAST, 32)
-    offset = scripts.main.measure_offsets(model)["image"]
     layers = scripts.main.layers_of(directions, None, ())
-    readouts = scripts.main.readouts_of(directions, offset, layers, None)
+    readouts = scripts.main.readouts_of(model, CONTRAST, directions, layers, None)
     return scripts.main.measure(model, CONTRAST, readouts, per_class=24, kinds=kinds)
 
 
@@ -103,21 +105,27 @@ def test_the_line_is_what_the_picture_was_made_to_do(
 
 def test_a_constant_is_taken_away_whole_and_costs_no_rate(scripts: Any) -> None:
     (found,) = report_on(scripts, StandIn("constant"))["readouts"].values()
-    row, rates = found["shifts"]["all"], found["rates"]
-    gap = row["shift"]["safe"]["value"] / 0.4
+    left, rates = found["shifts"]["all"]["left"], found["rates"]
+    gap = left["as read"]["safe"]["value"] / 0.4
     assert gap == pytest.approx(1, abs=0.1)
     for label in ("safe", "unsafe"):
-        assert row["shift"][label]["value"] == pytest.approx(0.4 * gap, abs=1e-5)
-        assert row["left"][label]["value"] == pytest.approx(0, abs=1e-5)
-    assert rates["recentred"]["all"] == rates["text"]
-    assert rates["picture"]["all"]["fpr"]["value"] > rates["text"]["fpr"]["value"]
+        assert left["as read"][label]["value"] == pytest.approx(0.4 * gap, abs=1e-5)
+        for how in ("less a constant", "re-centred"):
+            assert left[how][label]["value"] == pytest.approx(0, abs=1e-5)
+            assert rates[how]["all"] == rates["text"]
+    assert rates["as read"]["all"]["fpr"]["value"] > rates["text"]["fpr"]["value"]
 
 
-def test_what_mends_safe_requests_under_a_contraction_lowers_unsafe_ones(scripts: Any) -> None:
+def test_a_constant_that_mends_safe_requests_lowers_unsafe_ones_and_a_line_mends_both(
+    scripts: Any,
+) -> None:
     (found,) = report_on(scripts, StandIn("contracting"))["readouts"].values()
     left = found["shifts"]["all"]["left"]
-    assert abs(left["safe"]["value"]) < 0.06
-    assert left["unsafe"]["high"] < -0.2
+    assert abs(left["less a constant"]["safe"]["value"]) < 0.06
+    assert left["less a constant"]["unsafe"]["high"] < -0.2
+    for label in ("safe", "unsafe"):
+        assert left["re-centred"][label]["value"] == pytest.approx(0, abs=1e-4)
+    assert found["rates"]["re-centred"]["all"] == found["rates"]["text"]
 
 
 def test_shifts_are_the_mean_of_each_request_less_itself(scripts: Any) -> None:
@@ -126,11 +134,25 @@ def test_shifts_are_the_mean_of_each_request_less_itself(scripts: Any) -> None:
     asked = [words(r) for r in model.asked["requests alone"]]
     directions = scripts.main.fitted(model, CONTRAST, 32)
     for label in ("safe", "unsafe"):
-        added = [model.added(t) for t in asked if (t in UNSAFE) == (label == "unsafe")]
-        assert len(added) == found["shifts"]["all"]["shift"][label]["n"] == 24
+        added = [model.added(t) for t in asked if (t.lower() in UNSAFE) == (label == "unsafe")]
+        left = found["shifts"]["all"]["left"]
+        assert len(added) == left["as read"][label]["n"] == 24
         wanted = sum(added) / len(added) / float(directions.norms[0])
-        assert found["shifts"]["all"]["shift"][label]["value"] == pytest.approx(wanted, abs=1e-5)
-        assert found["shifts"]["all"]["left"][label]["high"] < 0  # neutral prompts are shorter
+        assert left["as read"][label]["value"] == pytest.approx(wanted, abs=1e-5)
+        assert left["less a constant"][label]["high"] < 0  # neutral prompts are shorter
+
+
+def test_lines_and_constants_are_of_the_fit_split_and_neutral_prompts(scripts: Any) -> None:
+    model = StandIn("contracting")
+    report_on(scripts, model)
+    fit = {p.text.lower() for p in CONTRAST.prompts if p.in_split == "fit"}
+    beside = model.asked["fit split, beside a picture"]
+    texts = [words(r).lower().split("\n")[0] for r in beside]
+    assert set(texts) <= fit
+    assert {len(r.images) for r in beside} == {1}
+    assert sum(text in UNSAFE for text in texts) * 2 == len(texts)
+    neutral = {words(r) for r in model.asked["neutral, pictured"]}
+    assert neutral <= set(neutral_prompts("fit"))
 
 
 def test_requests_are_held_out_and_see_every_kind_both_classes_the_same(scripts: Any) -> None:
@@ -168,14 +190,15 @@ def made(scripts: Any) -> Any:
     unsafe = np.arange(100) >= 40
     text = unsafe + rng.normal(0, 0.4, 100)
     picture = 0.3 + 0.6 * text[:, None] + rng.normal(0, 0.2, (100, 3)) + np.array([0, 0, 0.5])
-    return scripts.figures.Scores(unsafe, text, picture, picture - 0.4, rng.normal(0, 0.4, 200))
+    beside = dict(zip(scripts.figures.HOW, (picture, picture - 0.1, picture - 0.4), strict=True))
+    return scripts.figures.Scores(unsafe, text, beside, rng.normal(0, 0.4, 200))
 
 
 def test_lines_are_those_of_all_rows(scripts: Any, made: Any) -> None:
     found = scripts.figures.figures(made, ["a", "b", "c"])["shifts"]
     for kind, columns in {"all": [0, 1, 2], "b": [1], "c": [2]}.items():
         x = np.concatenate([made.text for _ in columns])
-        y = np.concatenate([made.picture[:, k] for k in columns])
+        y = np.concatenate([made.beside["as read"][:, k] for k in columns])
         slow = stats.linregress(x, y)
         row = found[kind]
         assert row["slope"]["value"] == pytest.approx(slow.slope)
@@ -185,19 +208,25 @@ def test_lines_are_those_of_all_rows(scripts: Any, made: Any) -> None:
             assert row[figure]["low"] < row[figure]["value"] < row[figure]["high"]
     reach = (found["b"]["slope"]["high"] - found["b"]["slope"]["low"]) / 2
     assert reach == pytest.approx(
-        1.96 * stats.linregress(made.text, made.picture[:, 1]).stderr, rel=0.2
+        1.96 * stats.linregress(made.text, made.beside["as read"][:, 1]).stderr, rel=0.2
     )
-    assert found["c"]["shift"]["safe"]["low"] > found["b"]["shift"]["safe"]["high"]
+    read = {kind: row["left"]["as read"] for kind, row in found.items()}
+    assert read["c"]["safe"]["low"] > read["b"]["safe"]["high"]
 
 
 def test_shifts_have_the_interval_of_their_requests(scripts: Any, made: Any) -> None:
     found = scripts.figures.figures(made, ["a", "b", "c"])["shifts"]
-    shift = [p - t for p, t, u in zip(made.picture[:, 1], made.text, made.unsafe, strict=True) if u]
+    shift = [
+        p - t
+        for p, t, u in zip(made.beside["as read"][:, 1], made.text, made.unsafe, strict=True)
+        if u
+    ]
     ends = stats.ttest_1samp(shift, 0).confidence_interval()
-    row = found["b"]["shift"]["unsafe"]
+    row = found["b"]["left"]["as read"]["unsafe"]
     assert (row["low"], row["high"]) == pytest.approx((ends.low, ends.high))
-    left = found["b"]["left"]["unsafe"]
-    assert left["value"] == pytest.approx(row["value"] - 0.4)
+    for how, less in (("less a constant", 0.1), ("re-centred", 0.4)):
+        left = found["b"]["left"][how]["unsafe"]
+        assert left["value"] == pytest.approx(row["value"] - less)
 
 
 def test_showing_a_request_the_same_again_makes_nothing_surer(scripts: Any, made: Any) -> None:
@@ -206,8 +235,7 @@ def test_showing_a_request_the_same_again_makes_nothing_surer(scripts: Any, made
             scripts.figures.Scores(
                 made.unsafe,
                 made.text,
-                np.repeat(made.picture[:, :1], times, axis=1),
-                np.repeat(made.recentred[:, :1], times, axis=1),
+                {how: np.repeat(x[:, :1], times, axis=1) for how, x in made.beside.items()},
                 made.benign,
             ),
             [str(k) for k in range(times)],
@@ -218,7 +246,7 @@ def test_showing_a_request_the_same_again_makes_nothing_surer(scripts: Any, made
         json.loads(json.dumps(f), parse_float=lambda x: round(float(x), 9)) for f in (once, thrice)
     ]
     assert flat[0]["shifts"]["all"] == flat[1]["shifts"]["all"]
-    assert flat[0]["rates"]["picture"]["all"] == flat[1]["rates"]["picture"]["all"]
+    assert flat[0]["rates"]["as read"]["all"] == flat[1]["rates"]["as read"]["all"]
 
 
 def test_rates_are_counted_above_what_the_safe_texts_rarely_exceed(scripts: Any, made: Any) -> None:
@@ -226,15 +254,15 @@ def test_rates_are_counted_above_what_the_safe_texts_rarely_exceed(scripts: Any,
     assert sum(score > found["threshold"] for score in made.benign.tolist()) == 10  # of 200
     flags = [
         bool(s > found["threshold"])
-        for s, u in zip(made.picture[:, 2], made.unsafe, strict=True)
+        for s, u in zip(made.beside["as read"][:, 2], made.unsafe, strict=True)
         if u
     ]
     slow = Rate.of(flags)
-    row = found["rates"]["picture"]["c"]["tpr"]
+    row = found["rates"]["as read"]["c"]["tpr"]
     assert row["value"] == pytest.approx(slow.value)
     assert (row["low"], row["high"]) == pytest.approx(slow.interval())
-    every = np.mean([found["rates"]["picture"][kind]["tpr"]["value"] for kind in "abc"])
-    assert found["rates"]["picture"]["all"]["tpr"]["value"] == pytest.approx(float(every))
+    every = np.mean([found["rates"]["as read"][kind]["tpr"]["value"] for kind in "abc"])
+    assert found["rates"]["as read"]["all"]["tpr"]["value"] == pytest.approx(float(every))
 
 
 @pytest.mark.parametrize(("m", "hits"), [(6, 0), (20, 1), (292, 14)])
@@ -281,7 +309,7 @@ def test_the_script_reads_a_model_without_artefact(
     assert "Directions: 8 prompts of each kind" in text
     assert "at most 5 % of 292 safe texts" in text
     name, found = next(iter(report["readouts"].items()))
-    shift = found["shifts"]["photograph"]["shift"]["safe"]["value"]
+    shift = found["shifts"]["photograph"]["left"]["as read"]["safe"]["value"]
     assert f"| {name} | photograph | {shift:+.2f} (" in text
     again, _ = run(scripts, tiny_folder, tmp_path)
     assert again == report
@@ -307,13 +335,18 @@ def test_with_an_artefact_the_scores_are_those_of_its_guard(
     shown = scripts.main.picture("photograph", 1)
     part = {"type": "image", "image": shown}
     chat = [{"role": "user", "content": [part, {"type": "text", "text": texts[7]}]}]
-    with Guard(loaded, artefact) as guard:
+    with Guard(loaded, ends_alone(artefact)) as guard:
         alone, beside = guard.check(texts[7]).score, guard.check(chat).score
     assert found["scores"]["text"][7] == pytest.approx(alone, abs=1e-4)
-    offset = float(
-        (artefact.tensors["readout_offset_image"] / artefact.tensors["readout_gap"]).mean()
-    )
-    assert found["scores"]["picture"][7][1] - offset == pytest.approx(beside, abs=1e-4)
+    line = artefact.header.recentring["image"].score
+    shown_score = (found["scores"]["picture"][7][1] - line.intercept) / line.slope
+    assert shown_score == pytest.approx(beside, abs=1e-4)
+
+
+def ends_alone(artefact: Artefact) -> Artefact:
+    """The same without windows, as the script reads it."""
+    kept = {n: t for n, t in artefact.tensors.items() if not n.startswith("window_")}
+    return artefact.revised(tensors=kept, windows=None)
 
 
 def test_a_model_without_eyes_and_a_layer_without_direction_are_refused(

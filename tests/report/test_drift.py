@@ -77,6 +77,6 @@ def test_a_report_read_back_from_its_file_gives_the_same_page(made: Any) -> None
 @pytest.mark.parametrize("wrong", [{"schema_version": 1}, {}])
 def test_another_document_is_refused(made: Any, wrong: dict[str, Any]) -> None:
     whole = made("keep").model_dump(mode="json")
-    report = whole | wrong if wrong else {"schema_version": 1}
+    report = whole | wrong if wrong else {"schema_version": 2}
     with pytest.raises(ConfigurationError, match="no drift report of version 2"):
         DriftReport.from_json(json.dumps(report))
