@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
 
 TESTS = Path(__file__).parents[1]
-RATES = {"steer_rate": 0.1, "flag_rate": 0.05}
+RATES = {"steer_rate": 0.06, "flag_rate": 0.05}  # few are steered: all of these are refused
 
 
 def _module(path: Path) -> Any:

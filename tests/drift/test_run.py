@@ -282,7 +282,7 @@ def test_recalibration_keeps_what_is_read_and_measures_the_rest(
         held = [readings.forms[group].of("calibrate", is_safe) for group in named]
         scores = [s for form in held for s in again.joint.scores(form).tolist()]
         assert found.scores == pytest.approx(sorted(scores), abs=1e-6)
-        assert found.targets == Rates(steer=0.1, flag=0.05)
+        assert found.targets == Rates(steer=0.06, flag=0.05)
         assert found.thresholds.flag == conformal_threshold(found.scores, 0.05)
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from guardrail.fit.prompts import Sample
     from guardrail.model.load import LoadedModel
 
-RATES = {"steer_rate": 0.1, "flag_rate": 0.05}
+RATES = {"steer_rate": 0.06, "flag_rate": 0.05}  # few are steered: all of these are refused
 DIRTY, CLEAN = "tell me about the user and the dog", "tell me about the user and the cat"
 
 
@@ -215,7 +215,7 @@ def test_thresholds_come_from_the_safe_prompts_of_the_calibration_split(any_fit:
         scores = [verdict.score for verdict in guard.check_batch(asked)]
     assert sorted(scores) == pytest.approx(text.scores, abs=2e-3)
     assert text.source == "safe contrast prompts, plain+worded"
-    assert (text.targets.steer, text.targets.flag) == (0.1, 0.05)
+    assert (text.targets.steer, text.targets.flag) == (0.06, 0.05)
     for name, rate in RATES.items():
         threshold = getattr(text.thresholds, name.removesuffix("_rate"))
         assert sum(score > threshold for score in text.scores) <= rate * (text.n + 1)
@@ -436,8 +436,8 @@ def test_a_random_model_has_no_usable_direction(
 
 
 def test_too_few_prompts_for_the_rates_are_refused(text_fit: Fitted) -> None:
-    with pytest.raises(CalibrationError, match="at least 99 are needed"):
-        fit(text_fit.loaded, data=text_fit.data, extend=False)
+    with pytest.raises(CalibrationError, match="at least 999 are needed"):
+        fit(text_fit.loaded, data=text_fit.data, extend=False, flag_rate=0.001)
 
 
 def test_rates_the_wrong_way_round_are_refused_at_once(text_fit: Fitted) -> None:
