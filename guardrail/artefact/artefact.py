@@ -208,7 +208,7 @@ class Artefact:
         return Thresholds(steer=steer, flag=flag)
 
     def summary(self) -> dict[str, Any]:
-        """Identity, model, detection, steering, offsets and calibrations, ready for JSON."""
+        """Identity, model, detection, steering, re-centring and calibrations, ready for JSON."""
         header = self.header
         layers, width = self.tensors["direction"].shape
         return {

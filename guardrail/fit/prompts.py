@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -38,7 +38,6 @@ SAMPLING = VideoSampling()
 # Processors refuse what they do not take in their own ways; a fit must not end there.
 _REFUSALS = (GuardrailError, ValueError, TypeError, RuntimeError, LookupError, AttributeError)
 T = TypeVar("T")
-Form = Literal["plain", "carried", "pictured", "drawn", "filmed"]
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_the_chosen_readout_carries_its_figures(any_fit: Fitted) -> None:
     assert set(readout.layers) <= {1, 2}  # neither the first layers nor the last fifth of four
     assert readout.figures["estimator"] == readout.estimator
     assert readout.figures["layers"] == list(readout.layers)
-    assert readout.figures["auroc"] > 0.95
+    assert readout.figures["auroc"] > 0.9
     assert set(readout.figures["auroc_by_form"]) == forms
     assert all(
         set(kinds) == {"matched", "ordinary"} and min(kinds.values()) > 0.7
