@@ -32,7 +32,10 @@ TEXTS = (
 
 @pytest.fixture
 def forwards(llama_loaded: LoadedModel) -> Iterator[list[int]]:
-    """The number of rows of each forward pass of the shared text model."""
+    """The number of rows of each forward pass of the shared text model.
+
+    A new collector first asks with one row which layers run at every position.
+    """
     seen: list[int] = []
     layer: Any = decoder_layers(llama_loaded.model)[0]
     handle = layer.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
@@ -151,9 +154,9 @@ def test_what_was_read_is_not_read_again(
         return Collector(llama_loaded, batch_size=3, work_dir=work)(requests, "reading")
 
     first = read()
-    assert forwards == [3, 3, 1]
+    assert forwards == [1, 3, 3, 1]
     assert torch.equal(read(), first)
-    assert len(forwards) == 3
+    assert forwards == [1, 3, 3, 1, 1]
     assert {path.suffix for path in work.iterdir()} == {".part"}
 
 
@@ -175,7 +178,7 @@ def test_a_damaged_part_is_read_again_and_mended(
     else:
         part.write_bytes({"cut": whole[:-10], "empty": b"", "noise": b"\xff" * 64}[damage])
     torch.testing.assert_close(read(), first, atol=0, rtol=0)
-    assert len(forwards) == 4
+    assert len(forwards) == 4 + 2
     assert "is damaged" in caplog.text
     assert part.read_bytes() == whole
 
@@ -189,9 +192,9 @@ def test_an_interrupted_reading_goes_on_where_it_stopped(
 
     with pytest.raises(KeyboardInterrupt):
         Collector(llama_loaded, batch_size=2, work_dir=tmp_path, progress=stop)(requests, "x")
-    assert forwards == [2, 2]
+    assert forwards == [1, 2, 2]
     Collector(llama_loaded, batch_size=2, work_dir=tmp_path)(requests, "x")
-    assert forwards == [2, 2, 2, 1]
+    assert forwards == [1, 2, 2, 1, 2, 1]
 
 
 def test_another_model_or_key_is_read_anew(
@@ -199,7 +202,7 @@ def test_another_model_or_key_is_read_anew(
 ) -> None:
     for key in ("model a", "model b"):
         Collector(llama_loaded, work_dir=tmp_path, key=key)(requests, "reading")
-    assert forwards == [7, 7]
+    assert forwards == [1, 7, 1, 7]
 
 
 def test_every_difference_between_batches_gives_another_digest(llava_loaded: LoadedModel) -> None:
@@ -228,3 +231,66 @@ def test_every_difference_between_batches_gives_another_digest(llava_loaded: Loa
     digests = [collect._digest(batch) for batch in batches]
     assert len(set(digests)) == len(batches)
     assert [collect._digest(batch) for batch in batches] == digests
+
+
+def chats(picture: Any) -> list[Request]:
+    """Of one turn and of three, with a tool's answer and with pictures, of many lengths."""
+
+    def said(role: str, text: str) -> Message:
+        return Message(role=role, parts=(TextPart(text),))
+
+    earlier = (said("user", "tell me about the cat"), said("assistant", "it is red"))
+    return [
+        text_request("what is this?"),
+        Request((*earlier, said("user", "and the dog, please, in this picture?"))),
+        Request((said("system", "be blue"), *earlier, said("user", "why"))),
+        text_request("describe the green image", images=[picture()]),
+        Request((*text_request("look", images=[picture(1)]).messages, *earlier[1:], *earlier[:1])),
+    ]
+
+
+def same(one: Any, other: Any) -> None:
+    assert (one.kinds, one.lengths, one.layers) == (other.kinds, other.lengths, other.layers)
+    for name in ("last", "headers", "tokens"):
+        torch.testing.assert_close(
+            getattr(one, name), getattr(other, name), atol=2e-3, rtol=2e-3, equal_nan=True
+        )
+
+
+def test_tokens_and_headers_are_those_of_each_request_alone_and_come_back_from_a_file(
+    llava_loaded: LoadedModel, picture: Any, tmp_path: Path
+) -> None:
+    requests = chats(picture)
+    (alone, together), again = (
+        [
+            Collector(llava_loaded, batch_size=n, work_dir=tmp_path / str(n)).read(requests, "")
+            for n in (1, 4)
+        ],
+        Collector(llava_loaded, batch_size=4, work_dir=tmp_path / "4"),
+    )
+    for one, batched, kept in zip(alone, together, again.read(requests, ""), strict=True):
+        same(one, batched)
+        same(batched, kept)
+    assert [len(read.headers) for read in alone] == [0, 1, 1, 0, 1]
+    assert [len(read.lengths) for read in alone] == [1, 2, 2, 1, 2]  # what users said
+    assert [read.kinds for read in alone] == [(), ("text",), ("text",), (), ("image",)]
+
+
+@torch.no_grad()
+def test_tokens_are_those_of_the_users_words_and_pictures(
+    llava_loaded: LoadedModel, picture: Any
+) -> None:
+    collect = Collector(llava_loaded)
+    model: Any = llava_loaded.model
+    for request in chats(picture):
+        (read,) = collect.read([request], "")
+        encoded = collect.encoder.encode([request])
+        (parts,) = encoded.parts
+        states = model(**encoded.inputs, output_hidden_states=True).hidden_states[1:]
+        users = [turn for turn in parts.turns if turn.role == "user"]
+        assert list(read.lengths) == [turn.stop - turn.start for turn in users]
+        for place, layer in enumerate(read.layers):
+            if layer + 1 == len(states):
+                continue  # the last one is normalised
+            wanted = torch.cat([states[layer][0, turn.start : turn.stop] for turn in users])
+            torch.testing.assert_close(read.tokens[:, place].float(), wanted, atol=5e-3, rtol=5e-3)
