@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from guardrail.drift.compared import separations
-from guardrail.drift.fitted import require_finite
 from guardrail.drift.schema import (
     Figures,
     Label,
@@ -155,7 +154,6 @@ def picture_drifts(fitted: Fitted, beside: Mapping[str, Beside]) -> Iterator[Pic
     """
     readout, then = fitted.readout, fitted.artefact.header.recentring
     for kind, now in measured(beside, readout.scores, readout.recentring, {}).items():
-        require_finite(torch.tensor([now.safe, now.unsafe]), f"re-centring, {kind}")
         if kind in then:
             yield PictureDrift(
                 kind=kind,

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 VERSIONS = {name: version(name) for name in ("torch", "transformers")}
 
 # Where tokens are read: in the second half, where harmfulness shows most, before the last layers.
+LAST_DEPTH = 0.8  # share of the layers behind which nothing is read or edited
 TOKEN_DEPTHS = (0.47, 0.57, 0.67, 0.77)
 JUDGED = frozenset({"user", "tool"})  # as a policy's defaults judge
 Progress = Callable[[str, int, int], None]
@@ -70,7 +71,9 @@ class Read:
 
 
 class Collector:
-    """Reads every layer's residual at the last prompt position: n requests -> (n, L, d_model).
+    """Reads residuals at the last prompt position: n requests -> (n, L, d_model).
+
+    Those of the last fifth of the layers, where nothing is read or edited, are NaN.
 
     `read` gives the tokens' residuals, too, at the `token_layers`.
 
@@ -91,9 +94,12 @@ class Collector:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1; got {batch_size}")
         self.loaded, self.encoder = loaded, Encoder(loaded)
-        self._prefix = SharedPrefix(loaded, self.encoder)
         self.whole_layers = whole_layers(loaded, self.encoder.encode([text_request("a b c")]))
         self.token_layers = token_layers(self.whole_layers, loaded.layer_count)
+        # Nothing is read or edited behind these: the rest of a pass would be for nothing.
+        depth = max(int(LAST_DEPTH * loaded.layer_count), self.token_layers[-1] + 1)
+        self._layers = tuple(range(depth))
+        self._prefix = SharedPrefix(loaded, self.encoder, layers=self._layers)
         self.batch_size = batch_size
         self.work_dir, self.key = work_dir, key
         self.progress = progress or (lambda _stage, _done, _total: None)
@@ -163,11 +169,13 @@ class Collector:
                 rows=encoded.parts,
                 judged=JUDGED,
                 prompt_len=prompt_len,
-                layers=tuple(range(self.loaded.layer_count)),
+                layers=self._layers,
                 token_layers=self.token_layers,
             )
 
-        last, read = self._prefix.residuals(encoded, reading)
+        seen, read = self._prefix.residuals(encoded, reading)
+        last = seen.new_full((len(seen), self.loaded.layer_count, seen.shape[-1]), torch.nan)
+        last[:, : seen.shape[1]] = seen
         return {"last": last.contiguous(), **_packed(read, last)}
 
     def _digest(self, requests: Sequence[Request]) -> str:

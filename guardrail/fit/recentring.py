@@ -17,6 +17,7 @@ from torch import Tensor
 
 from guardrail.artefact import header as h
 from guardrail.decide.linear import UNMOVED
+from guardrail.errors import DetectorError
 from guardrail.fit.prompts import clip_request, meaningless_clips, spread
 from guardrail.types import ImagePart, Request, TextPart
 
@@ -165,6 +166,9 @@ def measured(
         scorer: as in `lines`.
         taken: what is taken back of its scores.
         steering: what is taken back at the steering layer; empty if nothing is steered.
+
+    Raises:
+        DetectorError: beside pictures the scores are not finite.
     """
     found = {}
     for kind, rows in beside.items():
@@ -172,6 +176,11 @@ def measured(
         b, m = taken.get(kind, UNMOVED)
         x, raw = scorer(held.alone).double(), scorer(held.beside).double()
         y = (raw - b) / m
+        if not bool(y.isfinite().all()):
+            raise DetectorError(
+                f"re-centring, {kind}: beside pictures some requests have no finite score: the "
+                "model's residuals overflow. Load it in another dtype"
+            )
         unsafe = torch.tensor(held.unsafe, dtype=torch.bool)
         apart = float(x[unsafe].mean() - x[~unsafe].mean())
         found[kind] = h.Recentring(

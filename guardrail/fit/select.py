@@ -27,7 +27,7 @@ MINIMUM_AUROC = 0.80
 MARGIN = 0.005  # a more elaborate estimator must beat a simpler one by this much
 MOST_LAYERS = 8
 # Shares of the layers: readouts lie in the first range, and the edit between them and the end.
-FIRST_DEPTH, READ_DEPTH, LAST_DEPTH = 0.3, 0.75, 0.8
+FIRST_DEPTH, READ_DEPTH = 0.3, 0.75
 
 
 @dataclass(frozen=True)

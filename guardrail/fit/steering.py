@@ -18,6 +18,7 @@ from torch import Tensor
 
 from guardrail.decide.detector import Steering
 from guardrail.decide.linear import UNMOVED
+from guardrail.fit.collect import LAST_DEPTH
 from guardrail.fit.effects import (
     CausalEffect,
     Unconditional,
@@ -31,7 +32,7 @@ from guardrail.fit.effects import (
 )
 from guardrail.fit.prompts import drawn_unsafe, spread
 from guardrail.fit.recentring import lines
-from guardrail.fit.select import FIRST_DEPTH, LAST_DEPTH, is_safe, is_unsafe
+from guardrail.fit.select import FIRST_DEPTH, is_safe, is_unsafe
 from guardrail.stats import Rate
 from guardrail.types import Modality
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from guardrail.decide.linear import UNMOVED, recentred
+from guardrail.errors import DetectorError
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.forms import FORMS, PLAN, samples
 from guardrail.fit.recentring import (
@@ -195,3 +196,10 @@ def test_a_kind_that_nothing_is_taken_of_is_measured_as_it_is() -> None:
     assert (found.score.intercept, found.score.slope) == UNMOVED
     assert (found.safe, found.unsafe) == pytest.approx((0.4, 0.4), abs=1e-4)
     assert found.steering is None
+
+
+def test_scores_that_overflow_beside_pictures_are_an_error_that_says_what_to_do() -> None:
+    beside, _ = read("adds")
+    beside["images"].beside[-1] = torch.inf
+    with pytest.raises(DetectorError, match=r"re-centring, images: .* in another dtype"):
+        measured(beside, scorer, lines({"image": beside["image"]}, scorer), {})

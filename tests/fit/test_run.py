@@ -313,8 +313,10 @@ def test_steering_lies_between_the_first_layers_and_the_last_fifth(any_fit: Fitt
     assert steering.induced_refusal.hits > 0
     assert steering.kl <= 0.1
     assert steering.a_max == steering.region_max > 1
-    benign = load_contrast(any_fit.data, extend=False).indices("calibrate", labels=("safe",))
-    assert steering.false_refusal.n == len(benign)
+    texts = header.calibration[Modality.TEXT].n
+    # of all benign prompts, those with pictures among them
+    assert (steering.false_refusal.n > texts) is any_fit.loaded.is_multimodal
+    assert steering.false_refusal.n >= texts
     trials = steering.figures["trials"]
     assert trials[0]["layer"] == steering.layer
     assert trials[0]["induced_refusal"]["hits"] == steering.induced_refusal.hits
