@@ -222,7 +222,7 @@ FORMS = (
     Form("pictured", _beside, pictures=True),
 )
 
-_SOME: Mapping[Split, int | None] = {"fit": 12, "select": 4, "calibrate": 3}
+_SOME: Mapping[Split, int | None] = {"fit": 16, "select": 4, "calibrate": 3}
 PLAN: dict[str, Mapping[Split, int | None]] = {form.name: _SOME for form in FORMS} | {
     "bare": {"fit": 112, "select": 56, "calibrate": None},
     "pictured": {"fit": 32, "select": 6, "calibrate": 34},
