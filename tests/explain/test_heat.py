@@ -81,7 +81,7 @@ def test_marks_leave_nothing_out_and_take_a_picture_together():
 def test_the_tokens_of_a_window_that_decided_are_marked_and_quoted():
     worded = explanation(where=window(8, 11, words="what\n is\x1b "))
     assert [mark.position for mark in marks(worded) if mark.decides] == [8, 9]  # 10 has no text
-    assert told_where(worded) == 'in message 1 (user), positions 8 to 11: "what\u21b5 is\ufffd"'
+    assert told_where(worded) == 'in message 1 (user), tokens 9 to 11: "what\u21b5 is\ufffd"'
     assert told_where(explanation()) == "in message 1 (user), image positions 3 to 5 of 6"
     assert told_where(explanation(where=None)) == ""
 

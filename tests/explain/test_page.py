@@ -133,7 +133,7 @@ def test_the_slots_of_a_window_that_decided_are_framed_in_the_picture():
     assert "in message 1 (user), image positions 3 to 5 of 6" in told
     elsewhere = explanation(where=window(8, 10, words="what <b>is"))
     assert not drawn(elsewhere)[2].patches
-    assert 'positions 8 to 10: "what <b>is"' in _Reader(explanation_page(elsewhere)).text
+    assert 'tokens 9 to 10: "what <b>is"' in _Reader(explanation_page(elsewhere)).text
     assert '"what <b>is". model & co' in drawn_text(elsewhere)
 
 
