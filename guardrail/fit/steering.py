@@ -58,9 +58,9 @@ FALSE_BOUND = 0.02  # of all benign prompts: refused behind the gate that were a
 GARBLED_BOUND = 0.1  # of steered answers: neither a refusal nor what the model would ever say
 ENOUGH = 0.95  # induced refusal beyond which a stronger edit only costs
 CAUSAL_PROMPTS = 12
-STEERED = {"plain": 8, "worded": 16, "pictured": 4, "drawn": 6}
+STEERED = {"plain": 6, "worded": 10, "pictured": 3, "drawn": 5}
 """How many unsafe prompts of each group the strength is chosen on; pictures cost most."""
-MOST_BENIGN = 40  # that the gate opens for; more are sampled
+MOST_BENIGN = 24  # that the gate opens for; more are sampled
 CANDIDATE_LAYERS, STEERING_LAYERS = 6, 2
 
 

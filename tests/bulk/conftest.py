@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_WORDS = "the cat sat on a red mat while dog ran home past old blue house".split()
+
+
+@pytest.fixture(scope="session")
+def phrase() -> Callable[[int], str]:
+    """Short texts of words that differ, so that their scores do."""
+    return lambda i: f"{_WORDS[i % 14]} {_WORDS[(5 * i + 3) % 14]} {_WORDS[(3 * i + 1) % 14]} {i}"
+
+
 @pytest.fixture(scope="module")
-def guard(llava: Any) -> Iterator[Guard]:
+def guard(llava: Any, phrase: Callable[[int], str]) -> Iterator[Guard]:
     """A guard whose thresholds lie between scores of short prompts, so that all actions occur.
 
     None lies on a score: a row's batch moves its score by a rounding error. Many rows score the
@@ -26,7 +35,7 @@ def guard(llava: Any) -> Iterator[Guard]:
     """
     pair = (llava.model, llava.processor)
     with Guard(pair, tiny_artefact(*pair)) as probe:
-        verdicts = probe.check_batch([f"Row {i}" for i in range(30)])
+        verdicts = probe.check_batch([phrase(i) for i in range(30)])
     scores = sorted({round(verdict.score or 0.0, 3) for verdict in verdicts})
     thirds = len(scores) // 3, 2 * len(scores) // 3
     steer, flag = ((scores[place - 1] + scores[place]) / 2 for place in thirds)

@@ -58,12 +58,8 @@ def readers():
     return [t for t in threading.enumerate() if t.name.startswith("guardrail-bulk")]
 
 
-def test_rows_come_out_once_each_in_order_with_the_guards_own_verdicts(guard):
-    words = "the cat sat on a red mat while dog ran home past old blue house".split()
-    values = [
-        f"{words[i % 14]} {words[(5 * i + 3) % 14]} {words[(3 * i + 1) % 14]} row {i}"
-        for i in range(70)
-    ]
+def test_rows_come_out_once_each_in_order_with_the_guards_own_verdicts(guard, phrase):
+    values = [phrase(i) for i in range(70)]
     rows = list(scored(guard, items(values), readers=3))
     assert [(row["row"], row["key"]) for row in rows] == [(n, f"k{n}") for n in range(70)]
     alone = [guard.check(value) for value in values]
