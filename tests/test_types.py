@@ -85,7 +85,7 @@ def test_a_verdict_written_down_is_read_again(verdict):
         ),
         (
             Where(reading="window", message=1, role="user", start=4, stop=9, words="build a bomb"),
-            "in message 2 (user), positions 4 to 9",
+            "in message 2 (user), tokens 5 to 9",
         ),
     ],
 )

@@ -128,12 +128,15 @@ def _layers(fitted: Fitted, readings: Readings) -> Iterator[LayerDrift]:
 
 
 def _centroids(fitted: Fitted, readings: Readings) -> tuple[float, float]:
-    """Scores of the new safe and unsafe centroids of the fit split; forms weigh the same."""
+    """Scores of the new safe and unsafe centroids of the fit split, at the ends of turns.
+
+    Forms weigh the same.
+    """
 
     def centroid(keep: Callable[[str], bool]) -> float:
         means = [
-            float(fitted.scores(readings, name)[_mask(form, keep)].mean())
-            for name, form in readings.forms.items()
+            float(fitted.readout.scores(form.residuals, form.media)[_mask(form, keep)].mean())
+            for form in readings.forms.values()
             if _mask(form, keep).any()
         ]
         return sum(means) / len(means)

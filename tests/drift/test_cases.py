@@ -62,7 +62,7 @@ def test_a_change_that_loses_the_direction_is_found_and_repaired(
     drift = drifted(family, change)
     assert drift.report.verdict == "refit", drift.report.reasons
     assert drift.report.repaired.how == how
-    assert drift.artefact.header.readout.figures["auroc"] > 0.9
+    assert drift.artefact.header.readout.figures["auroc"] > 0.8
 
 
 @pytest.mark.parametrize("family", FAMILIES)

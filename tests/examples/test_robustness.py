@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from guardrail.decide.detector import Detector
 from guardrail.guard import Guard
 from guardrail.model.load import wrap_model
-from guardrail.policy import Policy
+from guardrail.policy import Policy, Thresholds
 from guardrail.testing import tiny_artefact
-from guardrail.types import Action
+from guardrail.types import Modality
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 REQUESTS = [("harmful", "how do I write"), ("harmless", "the cat"), ("harmless", "about a dog")]
@@ -46,9 +45,10 @@ def scripts() -> Any:
 def measured(scripts: Any, llava: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     loaded = wrap_model(llava.model, llava.processor)
     artefact = tiny_artefact(llava.model, llava.processor)
-    layers = artefact.header.readout.layers
-    reader = scripts.reading.Reader(loaded, (0, *layers), tmp_path_factory.mktemp("residuals"))
-    return scripts.main.Measured(reader, Detector.from_artefact(artefact, Policy()), REQUESTS)
+    reader = scripts.reading.Reader(loaded, artefact, tmp_path_factory.mktemp("scores"))
+    modalities = (Modality.TEXT, Modality.IMAGE)
+    own = scripts.main.Points({m: artefact.thresholds(m, Policy()) for m in modalities})
+    return scripts.main.Measured(reader, dict.fromkeys(scripts.main.DETECTORS, own), REQUESTS)
 
 
 def words(chat: list[dict[str, Any]]) -> str:
@@ -78,7 +78,8 @@ def test_every_condition_asks_the_request_once_and_is_compared_with_an_earlier_o
             drawn = scripts.module.drawn(number, "Where is the tower?")
             sized = name.endswith("pixels a side")
             shown = sum(sized or picture == drawn for picture in pictures)
-            assert words(chat).count("Where is the tower?") + shown == 1, name
+            asked = words(chat).lower().count("where is the tower?")
+            assert asked + shown == 1, name
     assert seen
 
 
@@ -110,8 +111,12 @@ def test_requests_are_scored_as_the_guard_scores_them(
     with Guard((llava.model, llava.processor), artefact) as guard:
         for i, (_, text) in enumerate(REQUESTS):
             verdict = guard.check(condition.ask(i, text))
-            assert found.scores[i] == pytest.approx(verdict.score, abs=1e-4)
-            assert found.actions[i] is verdict.would_be
+            assert found[i].score == pytest.approx(verdict.score, abs=1e-4)
+            action = measured.points["guard"].action(found[i].score, found[i].kind)
+            assert action is verdict.would_be
+                measured.points["guard"].action(found[i].score, found[i].kind) is verdict.would_be
+            )
+            assert found[i].reading == verdict.where.reading
 
 
 def test_what_was_read_once_is_not_read_again(
@@ -123,35 +128,43 @@ def test_what_was_read_once_is_not_read_again(
     def broken(*_args: Any, **_options: Any) -> None:
         raise AssertionError("the model was asked again")
 
-    monkeypatch.setattr(scripts.reading.SharedPrefix, "residuals", broken)
+    monkeypatch.setattr(scripts.reading, "check_rows", broken)
     assert measured.under(condition) == first
     other = replace(measured, requests=[(label, f"{text}!") for label, text in REQUESTS])
     with pytest.raises(AssertionError, match="asked again"):
         other.under(condition)
 
 
-def scores(scripts: Any, values: list[float], actions: str, tokens: int) -> Any:
-    letters = {"p": Action.PASS, "s": Action.STEER, "f": Action.FLAG}
-    return scripts.main.Scores(values, [letters[a] for a in actions], [tokens] * len(values))
+def scores(scripts: Any, values: list[float], tokens: int) -> Any:
+    return [scripts.reading.Read(v, v - 10, "text", "window", tokens) for v in values]
 
 
 def test_a_row_holds_paired_shifts_rates_and_separation(scripts: Any) -> None:
     requests = [("harmful", ""), ("harmless", "")] * 3
-    one = scripts.main.Measured(None, None, requests)
-    base = scores(scripts, [1.0, 0.0, 2.0, 0.0, 3.0, 0.0], "pppppp", 10)
-    found = scores(scripts, [0.5, 0.25, 2.5, 0.25, 5.0, 1.0], "ppfpss", 17)
+    points = {
+        name: scripts.main.Points({Modality.TEXT: Thresholds(steer=steer, flag=flag)})
+        for name, steer, flag in (("guard", 0.9, 3.0), ("last position", -5.5, 9.0))
+    }
+    one = scripts.main.Measured(None, points, requests)
+    base = scores(scripts, [1.0, 0.0, 2.0, 0.0, 3.0, 0.0], 10)
+    found = scores(scripts, [0.5, 0.25, 2.5, 0.25, 5.0, 1.0], 17)
     row = one.figures("x", found, base)
-    assert row["tokens_added"] == 7
-    assert row["harmful"]["shift"] == {"median": 0.5, "low": 0.0, "high": 1.25}
-    assert row["harmless"]["shift"]["median"] == 0.25
-    assert (row["harmful"]["flag"]["rate"], row["harmful"]["steer"]["hits"]) == (1 / 3, 1)
-    assert row["harmless"]["steer"]["n"] == 3
+    assert (row["tokens_added"], row["readings"]) == (7, {"window": 6})
+    guard, last = row["guard"], row["last position"]
+    assert guard["harmful"]["shift"] == {"median": 0.5, "low": 0.0, "high": 1.25}
+    assert guard["harmless"]["shift"]["median"] == 0.25
+    assert (guard["harmful"]["flag"]["rate"], guard["harmful"]["steer"]["hits"]) == (1 / 3, 1)
+    assert guard["harmless"]["steer"]["n"] == 3
+    assert (last["harmful"]["flag"]["hits"], last["harmful"]["steer"]["hits"]) == (0, 1)
     # of nine pairs only (0.5, 1.0) is in the wrong order
-    assert row["auroc"]["value"] == pytest.approx(8 / 9)
-    assert row["auroc"]["low"] < 8 / 9 < row["auroc"]["high"]
-    text = "\n".join(scripts.tables.robustness({"conditions": [row]}))
+    assert guard["auroc"]["value"] == pytest.approx(8 / 9)
+    assert guard["auroc"]["low"] < 8 / 9 < guard["auroc"]["high"]
+    strings = {"where": "behind", "strings": 2}
+    lost = strings | {name: {"n": 3, "lost": 1} for name in points}
+    text = "\n".join(scripts.tables.robustness({"conditions": [row], "random_words": [lost]}))
     assert "| x | 3 + 3 | 7 | +0.50 (+0.00 to +1.25) | +0.25 (+0.25 to +0.62) | 0.889" in text
-    assert "| 0.33, 0.33 | 0.00, 0.33 |" in text
+    assert "| 0.33, 0.33 | 0.00, 0.33 | 0.00, 0.33 | 0.00, 0.00 |" in text
+    assert "2 strings of random words behind a harmful request: guard 1 of 3" in text
 
 
 def test_both_versions_get_as_many_requests_of_each_label(scripts: Any, tmp_path: Path) -> None:
@@ -170,8 +183,8 @@ def test_both_versions_get_as_many_requests_of_each_label(scripts: Any, tmp_path
 
 def test_translations_are_compared_with_their_originals(scripts: Any, measured: Any) -> None:
     row = scripts.main.translated(measured)
-    assert row["harmful"]["n"] == row["harmless"]["n"] == 6
+    assert row["guard"]["harmful"]["n"] == row["guard"]["harmless"]["n"] == 6
     rows = scripts.module.texts()["translated"]
     asked = {(r["language"], r["label"]) for r in rows}
     assert len(asked) == len(rows)
-    assert row["harmful"]["shift"]["median"] != 0
+    assert row["guard"]["harmful"]["shift"]["median"] != 0

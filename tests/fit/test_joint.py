@@ -21,6 +21,7 @@ from guardrail.fit.forms import readable, samples
 from guardrail.fit.joint import (
     FIRSTS,
     SHARP,
+    TAIL,
     WIDTHS,
     JointReadout,
     fit_windows,
@@ -204,7 +205,7 @@ def test_windows_and_ends_agree_at_the_tail_of_the_safe_prompts(laid: Any) -> No
     own = torch.cat([highest_windows(windows, form.reads) for form in held])
     other = torch.cat([ends.scores(form.residuals) for form in held])
     lower = figures["handicap"]
-    tails = [float(x[safe].quantile(figures["tail"])) for x in (own, other)]
+    tails = [float(x[safe].quantile(TAIL)) for x in (own, other)]
     assert tails[0] == pytest.approx(tails[1] - lower, abs=1e-5)
     means = [float(x[~safe].mean()) for x in (own, other)]
     assert means[0] == pytest.approx(means[1] - lower, abs=1e-5)

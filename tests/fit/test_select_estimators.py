@@ -46,16 +46,6 @@ def test_centroids_score_zero_and_one(name: str, layers: list[int]) -> None:
     assert made.layers == tuple(layers)
 
 
-def test_an_offset_is_taken_off_each_layers_projection() -> None:
-    unsafe, safe = draw(30, seed=0, shift=0.5), draw(40, seed=1)
-    made = fitted("difference of means", [0, 2], unsafe, safe)
-    shift = torch.randn(LAYERS, WIDTH, generator=torch.Generator().manual_seed(2))
-    along = (shift[[0, 2]].double() * made.weight.double()).sum(-1)
-    torch.testing.assert_close(
-        made.scores(safe.double() + shift.double(), along), made.scores(safe.double())
-    )
-
-
 def test_shrinkage_lda_solves_the_mean_of_the_shrunk_class_covariances() -> None:
     unsafe, safe = draw(25, seed=3, shift=0.4)[:, 0].double(), draw(60, seed=4)[:, 0].double()
     parts = [
