@@ -114,8 +114,6 @@ def test_requests_are_scored_as_the_guard_scores_them(
             assert found[i].score == pytest.approx(verdict.score, abs=1e-4)
             action = measured.points["guard"].action(found[i].score, found[i].kind)
             assert action is verdict.would_be
-                measured.points["guard"].action(found[i].score, found[i].kind) is verdict.would_be
-            )
             assert found[i].reading == verdict.where.reading
 
 
