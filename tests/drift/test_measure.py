@@ -181,6 +181,15 @@ def test_the_edit_is_told_with_the_prompts_it_was_measured_on(read: Any) -> None
     assert found.steering.n == 5
 
 
+@pytest.mark.parametrize("family", ["llama", "llava"])
+def test_centroids_of_the_fitted_model_are_zero_and_one(planted_of: Any, family: str) -> None:
+    """Those of the readout, by which scores have their scale, whatever windows add."""
+    case = planted_of(family)
+    made = case.read(case.loaded)
+    found = measure(made.fitted, made.collect, made.readings, made.candidates)
+    assert found.centroids_now == pytest.approx((0, 1), abs=1e-4)
+
+
 def test_an_edit_needs_no_calibration(text: Any) -> None:
     assert Fitted.of(text.artefact.revised(calibration={})).edit() is not None
 
