@@ -63,21 +63,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(max(longer)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fewer_forms(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def fewer_forms() -> Iterator[None]:
     """Fits of tiny models read a third of the prompts in other forms than the bare one.
 
     Planted directions stand out of few, and suites of many fits take a third of the time.
     """
-    if request.module.__name__.endswith("test_forms"):
-        yield
-        return
     from guardrail.fit.forms import PLAN
 
     with pytest.MonkeyPatch.context() as patch:
         for name, counts in PLAN.items():
             if name != "bare":
-                few = {"fit": 12, "select": 4} if name == "pictured" else {"fit": 5, "select": 2}
+                few = {"fit": 12, "select": 4} if name == "pictured" else {"fit": 4, "select": 2}
                 patch.setitem(PLAN, name, {**counts, **few})
         yield
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Calibration
     from guardrail.drift.fitted import Fitted
     from guardrail.fit.collect import Collector
-    from guardrail.fit.readings import FormResiduals, Readings
+    from guardrail.fit.readings import Readings
     from guardrail.fit.recentring import Beside
     from guardrail.fit.select import Candidate
 
@@ -128,25 +128,17 @@ def _layers(fitted: Fitted, readings: Readings) -> Iterator[LayerDrift]:
 
 
 def _centroids(fitted: Fitted, readings: Readings) -> tuple[float, float]:
-    """Scores of the new safe and unsafe centroids of the fit split, at the ends of turns.
+    """The new safe and unsafe centroids of the fit split as the old readout scores ends of turns.
 
-    Forms weigh the same.
+    Forms weigh the same, and nothing is re-centred, so at the fit these were 0 and 1.
     """
 
     def centroid(keep: Callable[[str], bool]) -> float:
-        means = [
-            float(fitted.readout.scores(form.residuals, form.media)[_mask(form, keep)].mean())
-            for form in readings.forms.values()
-            if _mask(form, keep).any()
-        ]
+        rows = [form.rows("fit", keep) for form in readings.forms.values()]
+        means = [float(fitted.readout.scores(part).mean()) for part in rows if len(part)]
         return sum(means) / len(means)
 
     return centroid(is_safe), centroid(is_unsafe)
-
-
-def _mask(form: FormResiduals, keep: Callable[[str], bool]) -> torch.Tensor:
-    rows = zip(form.splits, form.kinds, strict=True)
-    return torch.tensor([split == "fit" and keep(kind) for split, kind in rows])
 
 
 def picture_drifts(fitted: Fitted, beside: Mapping[str, Beside]) -> Iterator[PictureDrift]:

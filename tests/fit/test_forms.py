@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from guardrail.fit import forms
 from guardrail.fit.collect import Collector
 from guardrail.fit.dataset import (
     ContrastSet,
@@ -17,7 +18,7 @@ from guardrail.fit.dataset import (
     neutral_prompts,
     surroundings,
 )
-from guardrail.fit.forms import FORMS, PLAN, Form, readable, samples
+from guardrail.fit.forms import FORMS, Form, readable, samples
 from guardrail.inputs.messages import request_digest
 from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 KINDS = ("unsafe", "matched", "near", "ordinary")
 SIZES: dict[Any, int] = {"fit": 60, "select": 30, "calibrate": 20}
 LIMITS: Any = {"fit": 15, "select": 9, "calibrate": 6}
+PLAN = {name: dict(counts) for name, counts in forms.PLAN.items()}  # as it is for users
 BY_NAME = {form.name: form for form in FORMS}
 PROMPT = "<<THE PROMPT>>"
 
