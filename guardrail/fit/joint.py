@@ -31,6 +31,7 @@ TAIL = 0.95  # share of safe prompts where both readouts' scores are laid over e
 HANDICAPS = (0.0, 0.1, 0.2, 0.3)  # text gaps that windows count less
 SHARP = 0.01  # AUROC of bare look-alikes that the windows may cost
 LOOKALIKES = ("matched", "near")
+NOTHING = torch.tensor([-math.inf], dtype=torch.float64)  # below every score
 
 
 @dataclass(frozen=True)
@@ -46,31 +47,34 @@ class JointReadout:
 
     def scores(self, form: FormResiduals) -> Tensor:
         """Scores of a form's prompts as a guard would give them, (n,) float64."""
-        last = self.readout.scores(torch.stack([read.last for read in form.reads]), form.media)
-        rows = zip(form.reads, last.tolist(), strict=True)
-        return torch.tensor([self._highest(read, end) for read, end in rows], dtype=torch.float64)
-
-    def _highest(self, read: Read, end: float) -> float:
-        """NaN where a reading failed."""
-        found = [end]
-        if self.turns and len(read.headers):
-            found += self.readout.scores(read.headers, read.kinds).tolist()
+        found = [self.readout.scores(torch.stack([read.last for read in form.reads]), form.media)]
+        if self.turns:
+            found.append(torch.stack([self._highest_turn(read) for read in form.reads]))
         if self.windows is not None:
-            found.append(float(highest_windows(self.windows, [read])[0]))
-        return math.nan if any(map(math.isnan, found)) else max(found)
+            found.append(highest_windows(self.windows, form.reads))
+        return torch.stack(found).amax(0)  # NaN where a reading failed
+
+    def _highest_turn(self, read: Read) -> Tensor:
+        """Of the turns before the last one, () float64; -inf where there is none."""
+        if not len(read.headers):
+            return NOTHING[0]
+        return self.readout.scores(read.headers, read.kinds).amax()
 
 
 def highest_windows(windows: WindowReadout, reads: Sequence[Read]) -> Tensor:
-    """The highest window of each prompt, (n,) float64; -inf where there is none."""
+    """The highest window of each prompt, (n,) float64; -inf where there is none.
+
+    NaN where a token was not read, in whichever part.
+    """
     highest = []
     for read in reads:
         products = torch.stack(
             [windows.products(i, read.tokens[:, read.layers.index(i)]) for i in windows.layers],
             dim=1,
         )
-        parts = (windows.scores(part) for part in torch.split(products, list(read.lengths)))
-        highest.append(max((float(s.max()) for s in parts if len(s)), default=-math.inf))
-    return torch.tensor(highest, dtype=torch.float64)
+        parts = torch.split(products, list(read.lengths))
+        highest.append(torch.cat([NOTHING, *map(windows.scores, parts)]).amax())
+    return torch.stack(highest) if highest else NOTHING[:0]
 
 
 def fit_windows(

@@ -280,6 +280,18 @@ def test_a_reading_that_failed_is_no_low_score(broken: str) -> None:
     )
 
 
+def test_a_later_part_that_was_not_read_is_no_low_score() -> None:
+    draw = torch.Generator().manual_seed(9)
+    windows = WindowReadout(
+        LAYERS, *torch.randn(2, 1, 2, WIDTH, generator=draw), torch.zeros(1), 16, 4
+    )
+    tokens = torch.randn(12, 1, WIDTH, generator=draw)
+    tokens[8:] = torch.nan
+    last = torch.randn(2, WIDTH, generator=draw)
+    read = read_of(last, tokens[:6], tokens[6:], layers=LAYERS)
+    assert highest_windows(windows, [read]).isnan().all()
+
+
 def form_with(reads: list[Read]) -> FormResiduals:
     some = [Sample(i, "made up", text_request("x")) for i in range(len(reads))]
     return FormResiduals(some, reads, ["select"] * len(reads), ["unsafe"] * len(reads))
