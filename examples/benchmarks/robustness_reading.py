@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from guardrail import Artefact, Policy
 from guardrail.artefact.file import write_atomically
@@ -39,23 +38,12 @@ class Read:
     tokens: int
 
 
-class Watched(Detector):
-    """The guard's detector, which remembers what the last positions alone would have said."""
-
-    last: Tensor
-
-    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> Decision:
-        """As the guard decides."""
-        self.last = self.readout.scores(residuals, kinds)
-        return super().decide(residuals, kinds, *floors)
-
-
 class Reader:
     """Scores chats as a guard does, in batches."""
 
     def __init__(self, loaded: LoadedModel, artefact: Artefact, folder: Path) -> None:
         self.loaded, self.folder = loaded, folder
-        self.detector = Watched.from_artefact(artefact, Policy(mode="shadow"))
+        self.detector = Detector.from_artefact(artefact, Policy(mode="shadow"))
         self.encoder = Encoder(loaded)
         key = (fingerprint(loaded).model_dump_json(), torch.__version__, artefact.artefact_id)
         self._key = " ".join(key)
@@ -79,14 +67,13 @@ class Reader:
 
     def _judged(self, requests: Sequence[Request]) -> list[Read]:
         encoded, detector = self.encoder.encode(requests), self.detector
-        assert isinstance(detector, Watched)
         rulings = check_rows(self.loaded, encoded, detector, policy=detector.policy)
         found = []
         for row, (ruling, kind) in enumerate(zip(rulings, encoded.kinds, strict=True)):
             decision = ruling.decision
-            if not isinstance(decision, Decision) or ruling.failed:
+            if not isinstance(decision, Decision) or decision.last is None or ruling.failed:
                 raise SystemExit("a request has no finite score; is this the artefact's model?")
-            score, last = float(decision.scores[row]), float(detector.last[row])
+            score, last = float(decision.scores[row]), float(decision.last[row])
             where = getattr(ruling.found, "where", None)
             reading = "last" if score == last or where is None else str(where.reading)
             found.append(Read(score, last, kind, reading, encoded.lengths[row]))

@@ -128,6 +128,19 @@ class Recentring(Frozen):
     slope: float
     separation: float
 
+    @classmethod
+    def unmeasured(cls, line: Line, *, steering: bool) -> Self:
+        """The line taken back of both scores (of the first alone without `steering`), on trust."""
+        return cls(
+            score=line,
+            steering=line if steering else None,
+            n=0,
+            safe=0.0,
+            unsafe=0.0,
+            slope=1.0,
+            separation=1.0,
+        )
+
 
 class Windows(Frozen):
     """How windows of a prompt's parts are read: see `guardrail.decide.windows`."""

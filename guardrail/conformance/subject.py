@@ -251,7 +251,9 @@ class Subject:
             "readout_gap": along.std(dim=0).maximum(LEAST * lengths[rows]),
         }
         recentring = {
-            kind: _recentring(0.1 * number, steered=steer is not None)
+            kind: Recentring.unmeasured(
+                Line(intercept=0.1 * number, slope=0.9), steering=steer is not None
+            )
             for number, kind in enumerate(("image", "images", "video"), start=1)
         }
         edits = {"gain": 1.0, "a_max": 2.0, "region_max": FAR, **steering}
@@ -381,16 +383,3 @@ def found_in(ruling: Ruling) -> float:
             "at that one alone"
         )
     return -math.inf if ruling.found is None else ruling.found.score
-
-
-def _recentring(intercept: float, *, steered: bool) -> Recentring:
-    line = Line(intercept=intercept, slope=0.9)
-    return Recentring(
-        score=line,
-        steering=line if steered else None,
-        n=0,
-        safe=0.0,
-        unsafe=0.0,
-        slope=1.0,
-        separation=1.0,
-    )

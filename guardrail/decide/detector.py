@@ -16,7 +16,7 @@ from guardrail.decide.reading import PromptReading
 from guardrail.decide.windows import WindowReadout
 from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
 from guardrail.policy.acting import action_for, enforced, on_outage, outranks_outage
-from guardrail.types import Action, Modality, Verdict, Where
+from guardrail.types import Action, Modality, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -223,17 +223,11 @@ class Detector:
         return chosen
 
     def verdict(
-        self,
-        decision: Decision | None,
-        row: int,
-        kind: str,
-        strength: float = 0.0,
-        *,
-        where: Where | None = None,
+        self, decision: Decision | None, row: int, kind: str, strength: float = 0.0
     ) -> Verdict:
         """The verdict of one row; `strength` is the length of the edit it really got.
 
-        Without a decision it is that of an outage. `where` tells which reading the score is from.
+        Without a decision it is that of an outage.
         """
         thresholds, would_be = self.thresholds_for(kind), on_outage(self.policy)
         score: float | None = None
@@ -253,7 +247,6 @@ class Detector:
             steering_layer=self.steering_layer,
             mode=self.policy.mode,
             reason="detector_failed" if score is None else "score",
-            where=None if score is None else where,
         )
 
 

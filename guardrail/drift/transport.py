@@ -144,7 +144,10 @@ def transport(
     record = {"from": artefact.artefact_id, "how": "transported", **found.figures.model_dump()}
     made = transported(artefact, found.map, identity, record)
     if loaded.is_multimodal:
-        _require_same_pictures(Fitted.of(made), pictured(collect, reader.contrast, artefact))
+        _, beside = read_pictured(
+            collect, reader.contrast, fitted.per_kind, video=fitted.reads_videos
+        )
+        _require_same_pictures(Fitted.of(made), beside)
     return made, found.figures
 
 
@@ -166,12 +169,6 @@ def _require_same_pictures(carried: Fitted, beside: Mapping[str, Beside]) -> Non
                 f"{row.safe_fitted:+.2f} and {row.unsafe_fitted:+.2f} at the fit; more than the "
                 "basis has changed. Run `guardrail drift --fix`"
             )
-
-
-def pictured(collect: Collector, contrast: ContrastSet, artefact: Artefact) -> dict[str, Beside]:
-    """Prompts beside the kinds of pictures that the artefact knows."""
-    per_kind = Fitted.of(artefact).per_kind
-    return read_pictured(collect, contrast, per_kind, video=artefact.reads_videos)[1]
 
 
 def _plain(collect: Collector, contrast: ContrastSet, per_kind: int | None) -> FormResiduals:

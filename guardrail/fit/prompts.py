@@ -92,12 +92,12 @@ def drawn(contrast: ContrastSet, per_kind: int) -> list[Sample]:
 
     What a picture's thresholds need: benign pictures that say something.
     """
-    safe = {
-        key: spread(group, per_kind)
-        for key, group in grouped(contrast).items()
-        if key[0] == "calibrate" and key[1] != "unsafe"
-    }
-    return _drawn(contrast, [i for group in safe.values() for i in group])
+    safe = (
+        group
+        for (split, kind), group in grouped(contrast).items()
+        if split == "calibrate" and kind != "unsafe"
+    )
+    return _drawn(contrast, [i for group in safe for i in spread(group, per_kind)])
 
 
 def drawn_unsafe(contrast: ContrastSet, split: Split, count: int) -> list[Sample]:

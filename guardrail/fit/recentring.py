@@ -87,13 +87,13 @@ def read_beside(
     alone = collect(texts, "the same without pictures")
     beside = torch.stack([read.last for read in reads])
     kinds = [sample.request.offset_kind for sample in pictured]
+
+    def compared(rows: list[int], residuals: Tensor) -> Beside:
+        splits = [prompts[i].in_split for i in rows]
+        return Beside(splits, [prompts[i].label == "unsafe" for i in rows], alone[rows], residuals)
+
     found = {
-        kind: Beside(
-            [prompts[i].in_split for i in rows],
-            [prompts[i].label == "unsafe" for i in rows],
-            alone[rows],
-            beside[rows],
-        )
+        kind: compared(rows, beside[rows])
         for kind in ("image", "images")
         if (rows := [i for i, name in enumerate(kinds) if name == kind])
     }
@@ -103,12 +103,7 @@ def read_beside(
         requests = [
             clip_request(_words(texts[i]), clips[turn % len(clips)]) for turn, i in enumerate(rows)
         ]
-        found["video"] = Beside(
-            [prompts[i].in_split for i in rows],
-            [prompts[i].label == "unsafe" for i in rows],
-            alone[rows],
-            collect(requests, "prompts beside a video"),
-        )
+        found["video"] = compared(rows, collect(requests, "prompts beside a video"))
     return found
 
 

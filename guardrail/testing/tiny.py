@@ -139,18 +139,11 @@ def tiny_artefact(
         }
     header = _tiny_header(loaded, read, steering, tau_steer, tau_flag)
     kinds = ("image", "images", "video") if video else ("image", "images")
-    rows_of = {kind: _recentring(float(0.1 * draw()), steering=steering) for kind in kinds}
+    lines = {kind: Line(intercept=float(0.1 * draw()), slope=0.8) for kind in kinds}
+    rows_of = {k: Recentring.unmeasured(line, steering=steering) for k, line in lines.items()}
     read_too = Windows(layers=read, heads=_HEADS, width=8, first=2, zero=0.0, gap=2.0)
     updated = {"recentring": rows_of, "windows": read_too if windows else None}
     return Artefact(header.model_copy(update=updated), tensors)
-
-
-def _recentring(intercept: float, *, steering: bool) -> Recentring:
-    line = Line(intercept=intercept, slope=0.8)
-    steered = line if steering else None
-    return Recentring(
-        score=line, steering=steered, n=0, safe=0.0, unsafe=0.0, slope=1.0, separation=1.0
-    )
 
 
 def _tiny_header(

@@ -57,23 +57,11 @@ def random_artefact(
         readout=Readout(estimator="difference", layers=READ),
         steering=how,
         recentring={
-            kind: _recentring(Line(intercept=b, slope=m), steering=steering)
+            kind: Recentring.unmeasured(Line(intercept=b, slope=m), steering=steering)
             for kind, (b, m) in lines.items()
         },
     )
     return Artefact(header, tensors)
-
-
-def _recentring(line: Line, *, steering: bool) -> Recentring:
-    return Recentring(
-        score=line,
-        steering=line if steering else None,
-        n=0,
-        safe=0.0,
-        unsafe=0.0,
-        slope=1.0,
-        separation=1.0,
-    )
 
 
 @pytest.fixture(scope="session")
