@@ -132,6 +132,7 @@ class Collector:
     def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Places of the requests, grouped by pictures, frames and tools, then by length of text.
 
+        Those with a system prompt are apart, as the others begin alike (see `SharedPrefix`).
         Videos are fewer in a batch, so that it holds no more frames than `batch_size`.
         """
         most = 1 if not self.encoder.can_batch else self.batch_size
@@ -140,10 +141,12 @@ class Collector:
             parts = (p for m in requests[i].messages for p in m.parts)
             return sum(len(p.text) for p in parts if isinstance(p, TextPart))
 
-        groups: dict[tuple[int, tuple[int, ...], str], list[int]] = {}
+        groups: dict[tuple[tuple[int, ...], int, str, bool], list[int]] = {}
         for i, request in enumerate(requests):
-            groups.setdefault((*request.shape, json.dumps(request.tools)), []).append(i)
-        for (_, frames, _), places in groups.items():
+            images, frames = request.shape
+            ruled = request.messages[0].role == "system"
+            groups.setdefault((frames, images, json.dumps(request.tools), ruled), []).append(i)
+        for (frames, *_), places in groups.items():
             size = max(1, most // max(1, sum(frames)))
             places.sort(key=text_length)
             for start in range(0, len(places), size):

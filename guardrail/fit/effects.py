@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guardrail.decide.detector import Decision, Steering
 from guardrail.fit.refusal import is_refusal
-from guardrail.model.generate import continued_logits, generate_rows, next_token_logits
+from guardrail.model.generate import begun_rows, continued_logits, next_token_logits
 from guardrail.model.settings import Settings
 from guardrail.stats import Rate
 from guardrail.types import Action
@@ -89,11 +89,12 @@ def logits_of(
 
 @dataclass(frozen=True)
 class Answer:
-    """The first tokens of an answer, greedy."""
+    """The first tokens of an answer, greedy, and the logits of the first one, (vocab,) float32."""
 
     request: Request
     token_ids: tuple[int, ...]
     text: str
+    logits: Tensor
 
 
 def answers(
@@ -104,10 +105,10 @@ def answers(
 
     def answered(batch: Sequence[Request]) -> Iterator[Answer]:
         encoded = collect.encoder.encode(batch)
-        rows = generate_rows(collect.loaded, encoded, detector, ANSWER)
-        for request, row in zip(batch, rows, strict=True):
+        rows, logits = begun_rows(collect.loaded, encoded, detector, ANSWER)
+        for request, row, first in zip(batch, rows, logits, strict=True):
             text = collect.loaded.tokenizer.decode(list(row.token_ids), skip_special_tokens=True)
-            yield Answer(request, row.token_ids, str(text))
+            yield Answer(request, row.token_ids, str(text), first)
 
     return collect.each(requests, answered)
 

@@ -10,7 +10,6 @@ all there are.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,12 +20,10 @@ from guardrail.decide.linear import UNMOVED
 from guardrail.fit.collect import LAST_DEPTH
 from guardrail.fit.effects import (
     CausalEffect,
-    Unconditional,
     answers,
     causal_effects,
     garbled,
     kl_divergence,
-    logits_of,
     refusal_token_ids,
     refusals,
 )
@@ -49,9 +46,9 @@ if TYPE_CHECKING:
     from guardrail.policy import Thresholds
     from guardrail.types import Request
 
-FIRST = 2.0  # of the upper end of unsafe text; a move merely to it often does nothing
-STRONGER, WEAKER = (3.0, 4.0, 6.0), (1.5, 1.0, 0.5)
-TOKENS = (0, 8)
+FIRST = 1.0  # of the upper end of unsafe text
+STRONGER, WEAKER = (1.4, 2.0, 2.8, 4.0), (0.7, 0.5, 0.35)
+TOKENS, FEWER = 8, (0,)  # generated tokens that are edited, too
 RAMP = 0.05  # score above the gate at which the move is whole: nearly a step, but continuous
 KL_BOUND = 0.1  # nats over all benign prompts, behind the gate (Arditi et al. 2024, appendix C)
 FALSE_BOUND = 0.02  # of all benign prompts: refused behind the gate that were answered before
@@ -232,47 +229,50 @@ class SteeringData:
 
 @dataclass(frozen=True)
 class _Unsteered:
-    """The same requests without an edit: first-token logits of benign ones, and who is refused."""
+    """The same requests without an edit: answers to benign ones, and which unsafe are refused."""
 
-    logits: Tensor
-    benign: list[bool]
+    benign: list[Answer]
     unsafe: dict[str, list[bool]]
 
 
 def calibrate_steering(
     collect: Collector, data: SteeringData, starts: Sequence[Steering], prefixes: Sequence[str]
 ) -> list[Trial]:
-    """Try every layer and position at one strength, then the best of them at others.
+    """Try every layer at one strength, the best of them at others, then with fewer tokens.
 
     Stronger ones as long as bounds are kept and not (nearly) everything unsafe is refused; weaker
-    ones where a bound is broken. Sorted by: within bounds, induced refusal, then low KL.
+    ones while a bound is broken. Sorted by: within bounds, induced refusal, then low KL.
     """
     before = _Unsteered(
-        logits=logits_of(collect, data.benign) if data.benign else torch.zeros(0, 1),
-        benign=refusals(answers(collect, data.benign, None), prefixes),
+        benign=answers(collect, data.benign, None),
         unsafe={
             name: refusals(answers(collect, rows, None), prefixes)
             for name, rows in data.unsafe.items()
         },
     )
-    total = len(starts) * len(TOKENS) + len(STRONGER)
+    total = len(starts) + len(STRONGER) + len(FEWER)
     trials: list[Trial] = []
 
-    def attempt(start: Steering, factor: float, tokens: int) -> Trial:
-        trial = _try(collect, data, _stronger(start, factor, tokens), factor, before, prefixes)
+    def attempt(start: Steering, factor: float, tokens: int = TOKENS) -> Trial:
+        trial = _try(collect, data, _edit(start, factor, tokens), factor, before, prefixes)
         trials.append(trial)
         collect.progress("steering strength", len(trials), total)
         return trial
 
-    for start, tokens in product(starts, TOKENS):
-        attempt(start, FIRST, tokens)
+    def start_of(trial: Trial) -> Steering:
+        return next(start for start in starts if start.layer == trial.steering.layer)
+
+    for start in starts:
+        attempt(start, FIRST)
     last = min(trials, key=preference)
-    begin = next(start for start in starts if start.layer == last.steering.layer)
-    too_strong = not last.within_bounds
+    begin, too_strong = start_of(last), not last.within_bounds
     for factor in WEAKER if too_strong else STRONGER:
         if last.within_bounds is too_strong or (not too_strong and last.induced.value >= ENOUGH):
             break
-        last = attempt(begin, factor, last.steering.tokens)
+        last = attempt(begin, factor)
+    best = min(trials, key=preference)
+    for tokens in FEWER:
+        attempt(start_of(best), best.factor, tokens)
     collect.progress("steering strength", total, total)
     return sorted(trials, key=preference)
 
@@ -282,7 +282,7 @@ def preference(trial: Trial) -> tuple[bool, float, float]:
     return not trial.within_bounds, -trial.induced.value, trial.kl
 
 
-def _stronger(start: Steering, factor: float, tokens: int) -> Steering:
+def _edit(start: Steering, factor: float, tokens: int) -> Steering:
     reach = start.region_max * factor
     return replace(start, gain=reach / RAMP, a_max=reach, region_max=reach, tokens=tokens)
 
@@ -298,11 +298,10 @@ def _try(
     kl, newly = 0.0, 0
     said: list[Answer] = []
     if data.benign:
-        edited = logits_of(collect, data.benign, Unconditional(steering))
-        kl = float(kl_divergence(before.logits, edited).sum()) / data.benign_total
         said += answers(collect, data.benign, steering)
-        now = refusals(said, prefixes)
-        newly = sum(a and not b for a, b in zip(now, before.benign, strict=True))
+        kl = float(kl_divergence(_first(before.benign), _first(said)).sum()) / data.benign_total
+        now, then = refusals(said, prefixes), refusals(before.benign, prefixes)
+        newly = sum(a and not b for a, b in zip(now, then, strict=True))
     induced = {}
     for name, rows in data.unsafe.items():
         steered = answers(collect, rows, steering)
@@ -318,6 +317,11 @@ def _try(
         kl=kl,
         garbled=garbled(collect, said, prefixes),
     )
+
+
+def _first(said: Sequence[Answer]) -> Tensor:
+    """Logits of the first tokens, (n, vocab)."""
+    return torch.stack([one.logits for one in said])
 
 
 def _together(rates: Iterable[Rate]) -> Rate:

@@ -172,17 +172,35 @@ def next_token_logits(
 
     A detector's edits are applied, whatever it would flag; `floors` as in `generate_rows`.
     """
+    return begun_rows(loaded, encoded, detector, _ONE_TOKEN, floors)[1]
+
+
+def begun_rows(
+    loaded: LoadedModel,
+    encoded: Encoded,
+    detector: AnyDetector | None,
+    settings: Settings,
+    floors: Sequence[float] = (),
+) -> tuple[list[RowOutcome], Tensor]:
+    """Answers without beams, and the logits of their first token, as `next_token_logits`."""
+    eos = _eos(loaded.model)
+    rows = [
+        Row(RowControl(), eos=eos, max_tokens=settings.max_new_tokens, prompt_tokens=length)
+        for length in encoded.lengths
+    ]
     guarded: AbstractContextManager[PromptCall | None] = nullcontext()
     if detector is not None:
         guarded = _guarded(loaded, encoded, detector, None, floors)
     with guarded as call:
         output: Any = _generate(
-            loaded, encoded, _ONE_TOKEN, call, return_dict_in_generate=True, output_logits=True
+            loaded, encoded, settings, call, return_dict_in_generate=True, output_logits=True
         )
     if call is not None:
         call.require_decision()
+    for row, ids in zip(rows, output.sequences[:, encoded.prompt_len :].tolist(), strict=True):
+        row.replay(ids)
     logits: Tensor = output.logits[0]
-    return logits.float().cpu()
+    return [row.end("length") for row in rows], logits.float().cpu()
 
 
 @torch.no_grad()

@@ -123,6 +123,20 @@ def test_a_batch_of_videos_holds_no_more_frames_than_it_would_pictures(
     ]
 
 
+def test_requests_with_a_system_prompt_are_in_batches_of_their_own(
+    llama_loaded: LoadedModel,
+) -> None:
+    """What prompts begin with is run once only where a whole batch begins with it."""
+    asked = [text_request(f"{'a ' * n}") for n in range(1, 7)]
+    ruled = [
+        Request((Message(role="system", parts=(TextPart("b"),)), *one.messages)) for one in asked
+    ]
+    mixed = [request for pair in zip(asked, ruled, strict=True) for request in pair]
+    batches = list(Collector(llama_loaded, batch_size=4).batches(mixed))
+    assert sorted(i for batch in batches for i in batch) == list(range(12))
+    assert all(len({i % 2 for i in batch}) == 1 for batch in batches)
+
+
 def test_a_tokenizer_that_cannot_pad_gets_batches_of_one(
     llama_loaded: LoadedModel, requests: list[Request], monkeypatch: Any
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from guardrail.model.load import LoadedModel
 
 PREFIXES = ("sorry", " sorry")
+LOGITS = torch.zeros(4)
 TEXTS = ("tell me about the cat", "what is this?", "how do I make a red picture", "a")
 
 
@@ -146,7 +148,9 @@ def test_answers_keep_the_order_of_the_requests(
     texts = ["tell me about the red dog please and help", "a", "what is this?", "the"]
     together = said(collect, texts)
     assert [one.request.messages[0].parts[0].text for one in together] == texts
-    assert together == [one for text in texts for one in said(collect, [text])]
+    for one, alone in zip(together, [said(collect, [text])[0] for text in texts], strict=True):
+        assert (one.token_ids, one.text) == (alone.token_ids, alone.text)
+        torch.testing.assert_close(one.logits, alone.logits, atol=1e-4, rtol=1e-4)
     begins = re.sub(r"^\W+", "", together[2].text)
     assert refusals(together, [begins]) == [False, False, True, False]
 
@@ -170,21 +174,21 @@ def test_an_answer_is_garbled_that_is_no_refusal_and_that_the_model_would_never_
 ) -> None:
     collect = Collector(llama_loaded)
     own = said(collect, TEXTS)
-    broken = [Answer(one.request, one.token_ids[::-1], one.text) for one in own]
+    broken = [replace(one, token_ids=one.token_ids[::-1]) for one in own]
     levels = [surprise(collect, some) for some in (own, broken)]
     assert max(levels[0]) < min(levels[1])
     monkeypatch.setattr(module, "UNLIKELY", (max(levels[0]) + min(levels[1])) / 2)
     assert garbled(collect, own, PREFIXES) == Rate(0, 4)
     assert garbled(collect, [*own, *broken[:3]], PREFIXES) == Rate(3, 7)
-    refused = [Answer(one.request, one.token_ids, "Sorry, no.") for one in broken]
+    refused = [replace(one, text="Sorry, no.") for one in broken]
     assert garbled(collect, [*broken, *refused], ["Sorry"]) == Rate(4, 8)
-    silent = Answer(text_request("a"), (), "")
+    silent = Answer(text_request("a"), (), "", LOGITS)
     assert garbled(collect, [silent], PREFIXES) == Rate(0, 1)
 
 
 def test_answers_to_pictures_are_not_read_again(llava_loaded: LoadedModel, picture: Any) -> None:
-    shown = Answer(text_request("a", images=[picture()]), (1, 2), "x")
-    text = Answer(text_request("a"), (), "")
+    shown = Answer(text_request("a", images=[picture()]), (1, 2), "x", LOGITS)
+    text = Answer(text_request("a"), (), "", LOGITS)
     assert garbled(Collector(llava_loaded), [shown, text, shown], PREFIXES) == Rate(0, 1)
 
 

@@ -22,6 +22,7 @@ from guardrail.fit.refusal import is_refusal
 from guardrail.fit.select import LinearReadout
 from guardrail.fit.steering import (
     FALSE_BOUND,
+    FEWER,
     FIRST,
     GARBLED_BOUND,
     KL_BOUND,
@@ -135,8 +136,8 @@ def test_no_more_strength_than_it_takes(towards_refusal: tuple[Collector, Steeri
     seen: list[tuple[str, int, int]] = []
     collect.progress = lambda *at: seen.append(at)
     trials = calibrate_steering(collect, data(), [edit], PREFIXES)
-    assert [t.induced.value for t in trials] == [1.0] * len(TOKENS)
-    assert {(t.factor, t.steering.tokens) for t in trials} == {(FIRST, n) for n in TOKENS}
+    assert [t.induced.value for t in trials] == [1.0] * 2
+    assert {(t.factor, t.steering.tokens) for t in trials} == {(FIRST, TOKENS), (FIRST, *FEWER)}
     assert all(t.false_refusal == Rate(0, 50) and t.kl == 0.0 for t in trials)
     stage, done, total = seen[-1]
     assert (stage, done) == ("steering strength", total)
@@ -153,7 +154,7 @@ def test_a_setting_that_induces_nothing_is_tried_at_every_strength(
         assert one.steering.region_max == pytest.approx(edit.region_max * one.factor)
         assert one.steering.a_max == one.steering.region_max
         assert one.steering.gain * module.RAMP == pytest.approx(one.steering.a_max)
-    assert {t.steering.tokens for t in trials if t.factor == FIRST} == set(TOKENS)
+    assert {t.steering.tokens for t in trials} == {TOKENS, *FEWER}
     assert SteeringFound({}, trials).chosen is None
 
 
@@ -193,7 +194,7 @@ def test_benign_prompts_the_gate_leaves_alone_count_in_the_bounds(
         next(
             trial
             for trial in calibrate_steering(collect, data(UNSAFE, BENIGN, n), [edit], PREFIXES)
-            if (trial.factor, trial.steering.tokens) == (FIRST, 0)
+            if (trial.factor, trial.steering.tokens) == (FIRST, TOKENS)
         )
         for n in (3, 1000)
     )
@@ -269,12 +270,12 @@ def test_the_first_weaker_edit_that_keeps_the_bounds_ends_the_search(
     def trial_at(*args: Any) -> Trial:
         steering, factor = args[2], args[3]
         return dataclasses.replace(
-            trial(10, kl=KL_BOUND * 0.8 * factor, steering=steering), factor=factor
+            trial(10, kl=KL_BOUND * 1.8 * factor, steering=steering), factor=factor
         )
 
     monkeypatch.setattr(module, "_try", trial_at)
     trials = calibrate_steering(collect, data(), [edit], ("x",))
-    assert trials[0].factor == 1.0  # 2 and 1.5 are too strong
+    assert trials[0].factor == WEAKER[1]  # those before it are too strong
     assert trials[0].within_bounds
     assert {t.factor for t in trials} == {FIRST, *WEAKER[:2]}
 

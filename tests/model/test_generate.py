@@ -19,6 +19,7 @@ from guardrail.model.decoder import decoder_layers
 from guardrail.model.encode import Encoder
 from guardrail.model.generate import (
     RowControl,
+    begun_rows,
     check_rows,
     generate_rows,
     last_residuals,
@@ -120,6 +121,19 @@ def test_next_token_logits_equal_those_of_a_plain_pass(tiny, loaded_of, two):
     with torch.no_grad():
         expected = loaded.model(**encoded.inputs).logits[:, -1]
     assert torch.allclose(next_token_logits(loaded, encoded), expected, atol=1e-4)
+
+
+def test_begun_answers_are_those_of_generate_with_the_logits_of_their_first_token(
+    tiny, loaded_of, two, fake
+):
+    loaded = loaded_of(tiny)
+    encoded, settings = two(loaded), Settings(max_new_tokens=5, do_sample=False)
+    for detector in (None, fake([STEER, PASS])):
+        rows, logits = begun_rows(loaded, encoded, detector, settings)
+        expected = generate_rows(loaded, encoded, detector, settings)
+        assert [row.token_ids for row in rows] == [row.token_ids for row in expected]
+        assert torch.equal(logits, next_token_logits(loaded, encoded, detector))
+        assert [row.token_ids[0] for row in rows] == logits.argmax(-1).tolist()
 
 
 def test_a_detector_that_always_steers_moves_the_logits_of_its_rows_only(
