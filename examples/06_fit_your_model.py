@@ -16,7 +16,7 @@ from guardrail import Guard, Policy
 from guardrail.fit.run import fit
 from guardrail.model.load import load_model
 
-QUICK = 24  # prompts of each kind; the default, 112, separates better and takes longer
+QUICK = 24  # prompts of each kind; the default, 64, separates better and takes longer
 
 
 def main(

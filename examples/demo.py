@@ -38,7 +38,6 @@ from signs import note, phone, search, sign
 # Shares of safe calibration prompts, two thirds of which are hard look-alikes of unsafe ones;
 # ordinary inputs are hit far less often, as the rates at the end of a run show.
 STEER_RATE, FLAG_RATE = 0.05, 0.01
-PER_KIND = 64  # prompts of each kind; the default, 112, separates a little better and takes longer
 # What stands beside pictures that ask by what is written in them.
 PROMPTS = {form: FOLLOW for form in ("caption", "sign", "note", "phone", "search", "page")}
 PROMPTS["list"] = LIST
@@ -128,7 +127,6 @@ def artefact_for(loaded: LoadedModel, path: Path, work_dir: Path) -> Artefact:
             loaded,
             steer_rate=STEER_RATE,
             flag_rate=FLAG_RATE,
-            per_kind=PER_KIND,
             work_dir=work_dir,
             progress=report,
         )

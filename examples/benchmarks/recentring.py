@@ -267,7 +267,7 @@ def main(
     artefact: Annotated[Path | None, typer.Option(help="what was fitted on the model")] = None,
     readme: Annotated[Path | None, typer.Option(help="whose table is replaced")] = None,
     per_class: Annotated[int, typer.Option(min=6, help="requests of each class")] = 48,
-    per_kind: Annotated[int, typer.Option(min=4, help="prompts a kind, without artefact")] = 112,
+    per_kind: Annotated[int, typer.Option(min=4, help="prompts a kind, without artefact")] = 64,
     kind: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(KINDS)}, {PHOTOGRAPH}; repeatable")
     ] = None,

@@ -35,7 +35,7 @@ def fit(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts in one forward pass.")] = 16,
     per_kind: Annotated[
         int, typer.Option(min=0, help="Prompts of each kind to fit on; 0 reads all.")
-    ] = 112,
+    ] = 64,
     video: Annotated[
         bool | None,
         typer.Option(

@@ -65,8 +65,8 @@ class Fitted:
 
     @property
     def per_kind(self) -> int | None:
-        """How many bare prompts of a kind the fit read; artefacts that do not say read 112."""
-        found = self.artefact.header.data.get("per_kind", 112)
+        """How many bare prompts of a kind the fit read; None if all."""
+        found = self.artefact.header.data.get("per_kind")
         return found if isinstance(found, int) else None
 
     @property

@@ -130,7 +130,7 @@ class Collector:
         return [found[i] for i in range(len(requests))]
 
     def batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Places of the requests, grouped by pictures, frames and tools, then by length of text.
+        """Places of the requests, grouped by pictures, frames and tools, then by tokens of text.
 
         Those with a system prompt are apart, as the others begin alike (see `SharedPrefix`).
         Videos are fewer in a batch, so that it holds no more frames than `batch_size`.
@@ -139,7 +139,8 @@ class Collector:
 
         def text_length(i: int) -> int:
             parts = (p for m in requests[i].messages for p in m.parts)
-            return sum(len(p.text) for p in parts if isinstance(p, TextPart))
+            texts = [p.text for p in parts if isinstance(p, TextPart)]
+            return len(self.loaded.tokenizer.tokenize("\n".join(texts)))
 
         groups: dict[tuple[tuple[int, ...], int, str, bool], list[int]] = {}
         for i, request in enumerate(requests):

@@ -222,10 +222,10 @@ FORMS = (
     Form("pictured", _beside, pictures=True),
 )
 
-_SOME: Mapping[Split, int | None] = {"fit": 16, "select": 4, "calibrate": 3}
+_SOME: Mapping[Split, int | None] = {"fit": 10, "select": 3, "calibrate": 3}
 PLAN: dict[str, Mapping[Split, int | None]] = {form.name: _SOME for form in FORMS} | {
-    "bare": {"fit": 112, "select": 56, "calibrate": None},
-    "pictured": {"fit": 32, "select": 6, "calibrate": 34},
+    "bare": {"fit": 64, "select": 32, "calibrate": None},
+    "pictured": {"fit": 20, "select": 6, "calibrate": 34},
 }
 """How many prompts of each kind a split gives to each form; None is all of them."""
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 WIDTHS, FIRSTS = (16, 32), (4, 8)
 TAIL = 0.95  # share of safe prompts where both readouts' scores are laid over each other
-HANDICAPS = (0.0, 0.1, 0.2, 0.3)  # text gaps that windows count less
-SHARP = 0.01  # AUROC of bare look-alikes that the windows may cost
+HANDICAPS = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)  # text gaps that windows count less
+SHARP = 0.02  # AUROC of bare look-alikes that windows may cost: its standard error in a fit
 LOOKALIKES = ("matched", "near")
 NOTHING = torch.tensor([-math.inf], dtype=torch.float64)  # below every score
 
@@ -87,8 +87,9 @@ def fit_windows(
     """Train windows on the fit split and choose everything else on the selection split.
 
     Width and first end are those with the highest mean AUROC over forms. Then both readouts are
-    laid over each other where it counts, at the tail of the safe prompts, and windows are held back
-    until bare look-alikes are told apart as well as by the readout alone.
+    laid over each other where it counts, at the tail of the safe prompts. Nothing said later lowers
+    a window, so windows are put before the readout, and held back from there until bare look-alikes
+    are told apart as well as by the readout alone.
     """
     told = None if progress is None else (lambda i, n: progress("windows", i, n))
     singles = trained(token_rows(forms, layers), progress=told)

@@ -171,7 +171,7 @@ def read_all(
 
 
 def limits(form: Form, per_kind: int | None) -> dict[Split, int | None]:
-    """What `PLAN` gives a form, in proportion to `per_kind` of the 112 bare prompts of a kind.
+    """What `PLAN` gives a form, in proportion to `per_kind` of the 64 bare prompts of a kind.
 
     What thresholds are set on stays as it is: their rates need so many.
     """
@@ -190,7 +190,9 @@ def read_pictured(
     (form,) = (form for form in FORMS if form.pictures)
     some = samples(contrast, form, limits(form, per_kind))
     found = read_form(collect, contrast, form.name, some)
-    return found, read_beside(collect, contrast, some, found.reads, video=video)
+    compared = [i for i, split in enumerate(found.splits) if split != "calibrate"]
+    shown = found.taken(compared)  # thresholds need no comparison
+    return found, read_beside(collect, contrast, shown.samples, shown.reads, video=video)
 
 
 def read_form(

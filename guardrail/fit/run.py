@@ -51,7 +51,7 @@ def fit(
     flag_rate: float = 0.01,
     refusal_prefixes: Sequence[str] | None = None,
     batch_size: int = 16,
-    per_kind: int | None = 112,
+    per_kind: int | None = 64,
     video: bool | None = None,
     videos: int = 0,
     work_dir: Path | None = None,
@@ -68,8 +68,8 @@ def fit(
         refusal_prefixes: how this model begins a refusal; None uses common English ones.
         batch_size: prompts in one forward pass.
         per_kind: prompts of each kind that the directions are fitted on (half as many select
-            among them); None reads all. More is better, and slower. Below 112, prompts in other
-            forms are fewer in proportion.
+            among them); None reads all, which takes longer. Below 64, prompts in other forms are
+            fewer in proportion.
         video: measure what a video adds, without which no video can be scored. It takes 8 clips
             of one window each (`VideoSampling`). None: if the model can be shown one.
         videos: calibrate the thresholds of videos on so many safe prompts, drawn on frames of clips

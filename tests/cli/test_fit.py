@@ -56,7 +56,7 @@ def test_options_reach_the_fit(run, saved, fitted, tmp_path):
         "steer_rate": 0.1,
         "flag_rate": 0.02,
         "batch_size": 3,
-        "per_kind": 112,
+        "per_kind": 64,
         "video": None,
         "videos": 0,
         "work_dir": tmp_path / "work",

@@ -360,25 +360,25 @@ def test_the_plan_reads_as_many_as_two_minutes_allow(packaged: ContrastSet) -> N
         characters += sum(len(text_of(m)) for s in found for m in s.request.messages)
         assert ("calibrate", "unsafe") not in counts
         if name == "bare":
-            assert {counts["fit", kind] for kind in KINDS} == {112}
+            assert {counts["fit", kind] for kind in KINDS} == {64}
             safe = packaged.indices("calibrate", labels=("safe",))
             assert sum(n for (split, _), n in counts.items() if split == "calibrate") == len(safe)
         elif name == "pictured":
-            assert counts["fit", "unsafe"] == sum(counts["fit", kind] for kind in KINDS[1:]) == 96
+            assert counts["fit", "unsafe"] == sum(counts["fit", kind] for kind in KINDS[1:]) == 60
         else:
-            assert {counts["fit", kind] for kind in KINDS} == {16}
-            assert {counts["select", kind] for kind in KINDS} == {4}
+            assert {counts["fit", kind] for kind in KINDS} == {10}
+            assert {counts["select", kind] for kind in KINDS} == {3}
             assert {counts["calibrate", kind] for kind in KINDS[1:]} == {3}
-    assert characters < 400_000  # some 90 thousand tokens
+    assert characters < 270_000  # some 60 thousand tokens
 
 
-def test_forms_take_different_prompts_and_together_all_that_are_fitted_on(
+def test_forms_take_different_prompts_and_together_most_that_are_fitted_on(
     packaged: ContrastSet,
 ) -> None:
-    text = [name for name in PLAN if name not in ("bare", "pictured")]
-    chosen = {name: {s.index for s in planned(packaged, name)} for name in text}
+    chosen = {name: {s.index for s in planned(packaged, name)} for name in PLAN}
     assert not chosen["before"] & chosen["after"]
-    assert set.union(*chosen.values()) >= set(packaged.indices("fit"))
+    fitted = set(packaged.indices("fit"))
+    assert len(set.union(*chosen.values()) & fitted) >= 0.8 * len(fitted)
 
 
 @each_form
@@ -390,7 +390,7 @@ def test_a_form_is_read_on_every_category_and_kind_of_sentence(
         here = [packaged.prompts[s.index] for s in of_split(found, packaged, "fit")]
         here = [p for p in here if p.kind == kind]
         assert len({p.form for p in here}) == 4
-        assert len({p.category for p in here}) >= 0.7 * len(
+        assert len({p.category for p in here}) >= 0.5 * len(
             {p.category for p in packaged.prompts if p.kind == kind}
         )
 

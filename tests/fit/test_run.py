@@ -111,7 +111,7 @@ def test_the_artefact_belongs_to_its_model_and_its_data(
     assert header.data == {
         "digest": contrast.digest,
         "counts": contrast.counts,
-        "per_kind": 112,
+        "per_kind": 64,
         **({"video_window": VideoSampling().window} if any_fit.loaded.is_multimodal else {}),
     }
     assert header.refusal_prefixes == prefixes
@@ -487,7 +487,7 @@ def read_again(fitted: Fitted) -> tuple[Collector, Any, Rates]:
     rates = target_rates(**RATES)
     collect = Collector(fitted.loaded, key="again")
     contrast = load_contrast(fitted.data, extend=False)
-    return collect, read_all(collect, contrast, rates, 112), rates
+    return collect, read_all(collect, contrast, rates, 64), rates
 
 
 @pytest.mark.parametrize("shift", [None, -1.0], ids=["as it is", "no effect at the last one"])
