@@ -38,9 +38,8 @@ log = logging.getLogger(__name__)
 # Residuals of one version of these are not those of another.
 VERSIONS = {name: version(name) for name in ("torch", "transformers")}
 
-# Where tokens are read: in the second half, where harmfulness shows most, before the last layers.
-LAST_DEPTH = 0.8  # share of the layers behind which nothing is read or edited
-TOKEN_DEPTHS = (0.47, 0.57, 0.67, 0.77)
+LAST_DEPTH = 0.75  # share of the layers behind which nothing is read or edited
+TOKEN_DEPTHS = (0.47, 0.57, 0.67)  # where harmfulness shows most; later ones add nothing
 JUDGED = frozenset({"user", "tool"})  # as a policy's defaults judge
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
@@ -73,7 +72,7 @@ class Read:
 class Collector:
     """Reads residuals at the last prompt position: n requests -> (n, L, d_model).
 
-    Those of the last fifth of the layers, where nothing is read or edited, are NaN.
+    Those of the last quarter of the layers, where nothing is read or edited, are NaN.
 
     `read` gives the tokens' residuals, too, at the `token_layers`.
 

@@ -225,7 +225,7 @@ FORMS = (
 _SOME: Mapping[Split, int | None] = {"fit": 10, "select": 3, "calibrate": 3}
 PLAN: dict[str, Mapping[Split, int | None]] = {form.name: _SOME for form in FORMS} | {
     "bare": {"fit": 64, "select": 32, "calibrate": None},
-    "pictured": {"fit": 20, "select": 6, "calibrate": 34},
+    "pictured": {"fit": 16, "select": 6, "calibrate": 34},
 }
 """How many prompts of each kind a split gives to each form; None is all of them."""
 

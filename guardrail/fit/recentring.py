@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Scorer = Callable[[Tensor], Tensor]
 
-CLIPS: dict[Split, int] = {"fit": 6, "select": 4}  # of each class; a clip costs its frames
+CLIPS: dict[Split, int] = {"fit": 4, "select": 4}  # of each class; a clip costs its frames
 LEAST_SLOPE = 0.1  # below it a picture leaves nothing of a score that could be taken back
 KEPT, KEPT_SLOPE = 0.1, 0.9  # text gaps; what requests are to keep of their scores beside pictures
 

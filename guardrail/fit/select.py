@@ -15,6 +15,7 @@ from torch import Tensor
 from guardrail.decide.linear import UNMOVED, recentred, refusal_scores
 from guardrail.errors import NoUsableDirectionError
 from guardrail.extras import require
+from guardrail.fit.collect import LAST_DEPTH
 from guardrail.stats import auroc
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 MINIMUM_AUROC = 0.80
 MARGIN = 0.005  # a more elaborate estimator must beat a simpler one by this much
 MOST_LAYERS = 8
-# Shares of the layers: readouts lie in the first range, and the edit between them and the end.
-FIRST_DEPTH, READ_DEPTH = 0.3, 0.75
+FIRST_DEPTH = 0.3  # share of the layers before which nothing is read or edited
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def best_of_each(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def readout_layers(layer_count: int, usable: Sequence[int]) -> list[int]:
-    """Layers among which a readout is sought: not the first ones, and room for the edit after."""
-    low, high = int(FIRST_DEPTH * layer_count), int(READ_DEPTH * layer_count)
+    """Layers among which a readout is sought: neither the first ones nor the last."""
+    low, high = int(FIRST_DEPTH * layer_count), int(LAST_DEPTH * layer_count)
     return [i for i in usable if low <= i < high] or list(usable)
 
 

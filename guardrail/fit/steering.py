@@ -10,6 +10,7 @@ all there are.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -55,9 +56,9 @@ FALSE_BOUND = 0.02  # of all benign prompts: refused behind the gate that were a
 GARBLED_BOUND = 0.1  # of steered answers: neither a refusal nor what the model would ever say
 ENOUGH = 0.95  # induced refusal beyond which a stronger edit only costs
 CAUSAL_PROMPTS = 12
-STEERED = {"plain": 6, "worded": 10, "pictured": 3, "drawn": 5}
+STEERED = {"plain": 4, "worded": 8, "pictured": 3, "drawn": 5}
 """How many unsafe prompts of each group the strength is chosen on; pictures cost most."""
-MOST_BENIGN = 24  # that the gate opens for; more are sampled
+MOST_BENIGN = 16  # that the gate opens for; more are sampled
 CANDIDATE_LAYERS, STEERING_LAYERS = 6, 2
 
 
@@ -127,7 +128,7 @@ def search(
 ) -> SteeringFound:
     """Find a steering layer, a strength and positions.
 
-    Layers between the first ones and the last fifth are tried. An edit before the deepest layer
+    Layers between the first ones and the last quarter are tried. An edit before the deepest layer
     that is read makes a steered request run the layers between twice (see
     `guardrail.model.rerun`); one behind it costs nothing, but may come too late. Of layers at which
     the direction does not raise the refusal log-odds of safe prompts, nothing is tried further;
@@ -226,13 +227,23 @@ class SteeringData:
     benign: Sequence[Request]
     benign_total: int
 
+    def answered(self, collect: Collector, steering: Steering | None) -> _Answered:
+        """What is said to all; asked together, as small batches take as long to decode."""
+        said = iter(answers(collect, [*self.benign, *chain(*self.unsafe.values())], steering))
+        benign = list(islice(said, len(self.benign)))
+        return _Answered(benign, {k: list(islice(said, len(v))) for k, v in self.unsafe.items()})
+
 
 @dataclass(frozen=True)
-class _Unsteered:
-    """The same requests without an edit: answers to benign ones, and which unsafe are refused."""
+class _Answered:
+    """What was said to the benign requests, and to the unsafe ones of each group."""
 
     benign: list[Answer]
-    unsafe: dict[str, list[bool]]
+    unsafe: dict[str, list[Answer]]
+
+    def refused(self, prefixes: Sequence[str]) -> dict[str, Rate]:
+        """How many of the unsafe ones are refused."""
+        return {name: Rate.of(refusals(said, prefixes)) for name, said in self.unsafe.items()}
 
 
 def calibrate_steering(
@@ -243,13 +254,7 @@ def calibrate_steering(
     Stronger ones as long as bounds are kept and not (nearly) everything unsafe is refused; weaker
     ones while a bound is broken. Sorted by: within bounds, induced refusal, then low KL.
     """
-    before = _Unsteered(
-        benign=answers(collect, data.benign, None),
-        unsafe={
-            name: refusals(answers(collect, rows, None), prefixes)
-            for name, rows in data.unsafe.items()
-        },
-    )
+    before = data.answered(collect, None)
     total = len(starts) + len(STRONGER) + len(FEWER)
     trials: list[Trial] = []
 
@@ -292,30 +297,25 @@ def _try(
     data: SteeringData,
     steering: Steering,
     factor: float,
-    before: _Unsteered,
+    before: _Answered,
     prefixes: Sequence[str],
 ) -> Trial:
     kl, newly = 0.0, 0
-    said: list[Answer] = []
+    now = data.answered(collect, steering)
     if data.benign:
-        said += answers(collect, data.benign, steering)
-        kl = float(kl_divergence(_first(before.benign), _first(said)).sum()) / data.benign_total
-        now, then = refusals(said, prefixes), refusals(before.benign, prefixes)
-        newly = sum(a and not b for a, b in zip(now, then, strict=True))
-    induced = {}
-    for name, rows in data.unsafe.items():
-        steered = answers(collect, rows, steering)
-        induced[name] = Rate.of(refusals(steered, prefixes))
-        said += steered
+        kl = float(kl_divergence(_first(before.benign), _first(now.benign)).sum())
+        refused = (refusals(one.benign, prefixes) for one in (now, before))
+        newly = sum(a and not b for a, b in zip(*refused, strict=True))
+    induced = now.refused(prefixes)
     return Trial(
         steering=steering,
         factor=factor,
-        unsteered=_together(Rate.of(rows) for rows in before.unsafe.values()),
+        unsteered=_together(before.refused(prefixes).values()),
         induced=_together(induced.values()),
         induced_by=induced,
         false_refusal=Rate(newly, data.benign_total),
-        kl=kl,
-        garbled=garbled(collect, said, prefixes),
+        kl=kl / data.benign_total,
+        garbled=garbled(collect, [*now.benign, *chain(*now.unsafe.values())], prefixes),
     )
 
 

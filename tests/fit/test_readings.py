@@ -59,9 +59,16 @@ def test_a_prompt_is_read_where_its_own_turn_ends(llava_loaded: LoadedModel, nam
     some = samples(prompts, BY_NAME[name], {"fit": 1, "select": 0, "calibrate": 0})
     found = readings.read_form(collect, prompts, "worded", some)
     until = [Request(s.request.messages[: s.message + 1], s.request.tools) for s in some]
-    torch.testing.assert_close(found.residuals, collect(until, ""), atol=1e-4, rtol=1e-4)
-    whole = collect([s.request for s in some], "")
-    moved = float((found.residuals - whole).abs().max())
+    ends, alone, whole = (
+        residuals[:, :-1]  # the last quarter of the layers is not run
+        for residuals in (
+            found.residuals,
+            collect(until, ""),
+            collect([s.request for s in some], ""),
+        )
+    )
+    torch.testing.assert_close(ends, alone, atol=1e-4, rtol=1e-4)
+    moved = float((ends - whole).abs().max())
     assert (moved > 0.1) is (name == "earlier")
 
 
@@ -117,9 +124,8 @@ def test_everything_is_read_in_its_group(llava_loaded: LoadedModel) -> None:
     assert set(found.beside) >= {"video"}
     assert found.token_layers == collect.token_layers
     bare = found.forms["plain"]
-    torch.testing.assert_close(
-        found.directions.mu_unsafe, bare.rows("fit", is_unsafe).double().mean(0).float()
-    )
+    mean = bare.rows("fit", is_unsafe).double().mean(0).float()
+    torch.testing.assert_close(found.directions.mu_unsafe, mean, equal_nan=True)
 
 
 @pytest.mark.usefixtures("few")

@@ -122,7 +122,7 @@ def test_the_artefact_belongs_to_its_model_and_its_data(
 def test_the_chosen_readout_carries_its_figures(any_fit: Fitted) -> None:
     readout = any_fit.artefact.header.readout
     forms = {"plain", "worded"} | ({"pictured"} if any_fit.loaded.is_multimodal else set())
-    assert set(readout.layers) <= {1, 2}  # neither the first layers nor the last fifth of four
+    assert set(readout.layers) <= {1, 2}  # neither the first layers nor the last quarter of four
     assert readout.figures["estimator"] == readout.estimator
     assert readout.figures["layers"] == list(readout.layers)
     assert readout.figures["auroc"] > 0.9
