@@ -257,6 +257,7 @@ class Where:
     counts the request's messages from 0, `role` is whose it is; of a window, `part` and `kind` say
     in which part of the message it ends, [start, stop) are its positions in the prompt, and `words`
     what they say. `slots` are a picture's positions that it covers, as (first, last, of how many).
+    `earlier` says that the message was answered already.
 
     The words are somebody's, and stay with who asked: logs, headers, metrics and spans have none.
     """
@@ -270,6 +271,7 @@ class Where:
     stop: int | None = None
     words: str = field(default="", repr=False)
     slots: tuple[int, int, int] | None = None
+    earlier: bool = False
 
     def to_dict(self, *, words: bool = True) -> dict[str, object]:
         """Plain values, ready for JSON; what leaves the process goes without `words`."""

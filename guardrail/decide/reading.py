@@ -9,7 +9,7 @@ highest of all is what a request scores at least. A reading belongs to one batch
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -130,6 +130,11 @@ class Found:
     score: float
     where: Where | None
 
+    @property
+    def earlier(self) -> bool:
+        """Whether it is of a message that was answered already."""
+        return self.where is not None and self.where.earlier
+
 
 NOTHING = Found(-math.inf, None)
 
@@ -179,7 +184,9 @@ class PromptReading(PartsReading):
 
     def _found_in_turns(self) -> Iterator[tuple[int, Found]]:
         for row, header, score in self._turns():
-            where = Where(reading="turn", message=header.message - 1, role=header.asked_by)
+            where = Where(
+                reading="turn", message=header.message - 1, role=header.asked_by, earlier=True
+            )
             yield row, Found(score, where)
 
     def _found_in_parts(self) -> Iterator[tuple[int, Found]]:
@@ -188,7 +195,9 @@ class PromptReading(PartsReading):
             if self.windows is not None and highest is not None:
                 score, end = highest
                 start = int(places[max(0, end - self.windows.width + 1)])
-                yield row, Found(score, _window_at(turn, start, int(places[end]) + 1))
+                where = _window_at(turn, start, int(places[end]) + 1)
+                answered = any(h.message > turn.message for h in self.rows[row].headers)
+                yield row, Found(score, replace(where, earlier=answered))
 
     def scores(self, row: int) -> dict[int, float]:
         """Every score of a row that `found` is the highest of, by the position it ends at.

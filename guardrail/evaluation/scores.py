@@ -139,15 +139,16 @@ class Scorer:
         if decision.failed[0]:
             raise DetectorError("the score is not finite: the detector failed on this input")
         score = float(decision.scores[0])
+        earlier = read.found[-1].earlier and read.found[-1].score == score
         return ItemScores(
             score=score,
-            action=self._action(decision, rows[-1], kind),
+            action=self._action(decision, rows[-1], kind, earlier),
             layers=(rows.double() * self._direction).sum(-1).amax(0),
             random=self._along_random(at_layers).amax(0),
             reading=_reading(score, floor, read.found[-1]),
         )
 
-    def _action(self, decision: object, residuals: Tensor, kind: str) -> Action:
+    def _action(self, decision: object, residuals: Tensor, kind: str, earlier: bool) -> Action:
         """The decision, less what no edit can do: steer without a layer, or beyond its region."""
         (action,) = decision.actions  # type: ignore[attr-defined]
         policy, at = self.detector.policy, self.detector.steering_layer
@@ -155,7 +156,8 @@ class Scorer:
         if action is Action.STEER and at is not None:
             edit = self.detector.edit(decision, residuals[None, at], [kind])  # type: ignore[arg-type]
             beyond = not bool(edit.any())
-        return within_reach(action, policy, can_steer=at is not None, beyond=beyond)
+        can_steer = at is not None
+        return within_reach(action, policy, can_steer=can_steer, beyond=beyond, earlier=earlier)
 
     def _along_random(self, read: Tensor) -> Tensor:
         """(rows, k, d_model) -> (rows, seeds) float64."""

@@ -38,6 +38,10 @@ class DecisionLike(Protocol):
     """What a detector says about each row."""
 
     @property
+    def scores(self) -> Tensor:
+        """One for each row, (rows,) float64."""
+
+    @property
     def actions(self) -> Sequence[Action]:
         """What the thresholds ask for, per row, within the policy."""
 
@@ -52,6 +56,10 @@ class FoundLike(Protocol):
     @property
     def score(self) -> float:
         """-inf where nothing was read, NaN where a reading failed."""
+
+    @property
+    def earlier(self) -> bool:
+        """Whether it is of a message that was answered already."""
 
 
 class ReadingLike(Protocol):
@@ -127,7 +135,7 @@ class RowRulings:
     """The rows of one call once they were judged. `kinds` names each row's modality.
 
     `policy` None applies edits and stops nothing, for fitting. `failed` rows have no decision or no
-    edit, `beyond` rows are out of steering's reach.
+    edit, `beyond` rows are out of steering's reach, `earlier` rows score by an answered message.
     """
 
     policy: Policy | None
@@ -135,12 +143,14 @@ class RowRulings:
     kinds: list[str]
     failed: list[bool]
     beyond: list[bool]
+    earlier: list[bool]
     decision: DecisionLike | None = None
 
     @classmethod
     def unjudged(cls, policy: Policy | None, kinds: list[str], *, can_steer: bool) -> RowRulings:
         """The rows before anybody was asked."""
-        return cls(policy, can_steer, kinds, [False] * len(kinds), [False] * len(kinds))
+        failed, beyond, earlier = ([False] * len(kinds) for _ in range(3))
+        return cls(policy, can_steer, kinds, failed, beyond, earlier)
 
     def fail_steered(self, bad: Sequence[bool], why: str) -> None:
         """Mark those of the bad rows that were to be steered as failed."""
@@ -160,7 +170,13 @@ class RowRulings:
         if self.decision is not None and not self.failed[row]:
             asked = self.decision.actions[row]
         policy = self.policy or _FITTING
-        return applied(asked, policy, can_steer=self.can_steer, beyond=self.beyond[row])
+        return applied(
+            asked,
+            policy,
+            can_steer=self.can_steer,
+            beyond=self.beyond[row],
+            earlier=self.earlier[row],
+        )
 
     def stops(self, row: int) -> bool:
         """Whether a row gets no answer from the model; fitting stops nobody."""
@@ -353,6 +369,11 @@ class PromptCall:
                 given = [[floor for floor in one for _ in range(each)] for one in floors if one]
                 rows.decision = self.detector.decide(self.recorded(), kinds, *given)
                 rows.failed = list(rows.decision.failed)
+                rows.earlier = [
+                    found.earlier and float(rows.decision.scores[row + i]) == found.score
+                    for row, found in zip(range(0, count, each), self.found, strict=False)
+                    for i in range(each)
+                ] or rows.earlier
             except Exception:  # the fail-mode border: the policy says what an outage means
                 log.exception("the detector failed on %d rows", count)
                 rows.decision, rows.failed = None, [True] * count

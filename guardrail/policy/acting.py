@@ -87,22 +87,31 @@ def may_steer(policy: Policy) -> bool:
     return enforces(policy) and Action.STEER in policy.actions
 
 
-def within_reach(action: Action, policy: Policy, *, can_steer: bool, beyond: bool) -> Action:
+def within_reach(
+    action: Action, policy: Policy, *, can_steer: bool, beyond: bool, earlier: bool
+) -> Action:
     """What can be done of what is asked for.
 
     Without a steering layer a steer passes, and the verdict says what was asked for. A prompt that
-    is already more unsafe than an edit may reach (`beyond`) is flagged where flags are allowed.
+    is already more unsafe than an edit may reach (`beyond`) is flagged where flags are allowed, and
+    so is one whose score is of an `earlier` message, if the policy wants that.
     """
-    if action is not Action.STEER or (can_steer and not beyond):
-        return action
-    return Action.FLAG if can_steer and Action.FLAG in policy.actions else Action.PASS
+    flags = can_steer and Action.FLAG in policy.actions
+    if action is Action.STEER and flags and (beyond or (earlier and policy.earlier == "flag")):
+        return Action.FLAG
+    if action is Action.STEER and (beyond or not can_steer):
+        return Action.PASS
+    return action
 
 
-def applied(asked: Action | None, policy: Policy, *, can_steer: bool, beyond: bool) -> Action:
+def applied(
+    asked: Action | None, policy: Policy, *, can_steer: bool, beyond: bool, earlier: bool = False
+) -> Action:
     """What is done to a prompt that asks for an action, or had an outage (None)."""
     if asked is None:
         return enforced(on_outage(policy), policy)
-    return enforced(within_reach(asked, policy, can_steer=can_steer, beyond=beyond), policy)
+    reached = within_reach(asked, policy, can_steer=can_steer, beyond=beyond, earlier=earlier)
+    return enforced(reached, policy)
 
 
 def stops(action: Action, on_flag: str, *, outage: bool) -> bool:

@@ -136,7 +136,8 @@ class Policy(_Frozen):
 
     `judge` names the parts of a prompt whose windows count: users' `turns` and results of `tools`
     by default, and `system` prompts or the model's own `answers` if they are not trusted either.
-    Every turn is judged at its end in any case.
+    Every turn is judged at its end in any case. `earlier`: a request between the thresholds whose
+    score is of a message that was answered already is steered, too, or flagged.
     """
 
     mode: Literal["enforce", "shadow"] = "enforce"
@@ -156,6 +157,7 @@ class Policy(_Frozen):
     local_files: bool = True
     fold_text: bool = True
     judge: frozenset[Judged] = frozenset({"turns", "tools"})
+    earlier: Literal["steer", "flag"] = "steer"
 
     @field_validator("actions")
     @classmethod

@@ -370,6 +370,16 @@ def test_a_window_is_told_by_its_message_part_and_place(place: int, where: dict)
     assert {name: getattr(found, name) for name in where} == where
 
 
+@pytest.mark.parametrize(("answer", "earlier"), [(1, False), (2, True), (3, True)])
+def test_a_message_is_an_earlier_one_once_an_answer_has_come(answer: int, earlier: bool) -> None:
+    header = replace(FIRST_ROW.headers[0], message=answer)
+    rows = [replace(FIRST_ROW, headers=(header,)), *(replace(r, headers=()) for r in ROWS[1:])]
+    hidden = peaked(5)  # in message 1
+    found = shown(replace(reading(rows), turns=False), hidden).found()[0]
+    assert (found.where.reading, found.where.message) == ("window", 1)
+    assert found.earlier is found.where.earlier is earlier
+
+
 def test_a_window_behind_padding_is_told_in_positions_of_its_own_row() -> None:
     alone = replace(SECOND_ROW, headers=(), turns=SECOND_ROW.turns[:1])
     found = shown(reading([FIRST_ROW, alone, THIRD_ROW]), states()).found()[1].where

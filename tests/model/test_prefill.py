@@ -57,6 +57,13 @@ def test_rows_beyond_steering_are_flagged_where_flags_are_allowed():
         assert applied(found) == [expected]
 
 
+def test_rows_that_score_by_an_answered_message_are_flagged_where_the_policy_wants_it():
+    for earlier, expected in (("steer", STEER), ("flag", FLAG)):
+        found = rows([PASS, STEER, STEER], Policy(earlier=earlier))
+        found.earlier = [True, True, False]
+        assert applied(found) == [PASS, expected, STEER]
+
+
 def test_a_flag_stops_its_row_unless_it_is_an_annotation_and_an_outage_always_does():
     assert [rows([FLAG], Policy(on_flag=how)).stops(0) for how in ("refuse", "annotate")] == [
         True,

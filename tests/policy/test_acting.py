@@ -156,6 +156,19 @@ def test_every_score_and_outage_comes_to_what_the_slow_account_says() -> None:
     assert cases == 2 * 2 * 4 * 3 * 3 * 4 * 2 * 2
 
 
+@pytest.mark.parametrize("actions", ALLOWED)
+def test_what_an_answered_message_asks_for_is_flagged_instead_of_steered_if_wanted(
+    actions: frozenset[Action],
+) -> None:
+    for asked, can_steer, beyond in product((PASS, STEER, FLAG), (True, False), (True, False)):
+        settings = {"can_steer": can_steer, "beyond": beyond}
+        for wanted in ("steer", "flag"):
+            policy = Policy.model_validate({"actions": actions, "earlier": wanted})
+            now, then = (applied(asked, policy, **settings, earlier=e) for e in (False, True))
+            moved = wanted == "flag" and now is STEER and FLAG in actions
+            assert then is (FLAG if moved else now)
+
+
 def test_a_prompt_may_be_steered_where_some_score_has_it_steered() -> None:
     for policy in every_policy():
         done = {slowly_done(region, policy, can_steer=True, beyond=False)[0] for region in SCORES}
@@ -209,7 +222,7 @@ def test_only_an_outage_passes_unchecked_where_the_policy_fails_open_and_all_doe
 
 # ---- in one place
 
-RULES = {"mode", "fail", "unsteerable", "actions"}
+RULES = {"mode", "fail", "unsteerable", "actions", "earlier"}
 PICTURES = {"image", "picture", "upright"}  # Pillow's have a `mode`, too
 
 
