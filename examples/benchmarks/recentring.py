@@ -33,7 +33,7 @@ from guardrail import Artefact, Policy
 from guardrail.cli.output import progress
 from guardrail.decide.detector import Detector
 from guardrail.decide.linear import UNMOVED, Readout, Recentring
-from guardrail.fit.collect import Collector, text_request
+from guardrail.fit.collect import LAST_DEPTH, Collector, text_request
 from guardrail.fit.dataset import ContrastSet, load_contrast, neutral_prompts
 from guardrail.fit.directions import Directions, difference_of_means
 from guardrail.fit.forms import FORMS, PLAN, samples
@@ -153,7 +153,9 @@ def layers_of(
     directions: Directions, artefact: Artefact | None, wanted: Sequence[int]
 ) -> Sequence[int]:
     """Those wanted; else the steering layer and one to either side, or some of the fit's range."""
-    count, usable = len(directions.usable), directions.usable.nonzero()[:, 0].tolist()
+    count = len(directions.usable)
+    read = int(LAST_DEPTH * count)  # a fit reads none behind
+    usable = directions.usable[:read].nonzero()[:, 0].tolist()
     layers = list(wanted)
     if not wanted and artefact is not None and artefact.header.steering is not None:
         at, step = artefact.header.steering.layer, max(1, count // 10)

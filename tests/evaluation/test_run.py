@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -422,7 +423,9 @@ def test_the_judge_is_not_asked_about_what_the_guard_flagged(guard, texts):
         asked.extend(answers)
         return [False] * len(answers)
 
-    rules = {"thresholds": {"text": {"steer": 0.2, "flag": 0.2}}, "refusal_message": "flagged"}
+    middle = median(row.score for row in evaluate(guard, texts, new_tokens=1).items)
+    thresholds = {"text": {"steer": middle, "flag": middle}}
+    rules = {"thresholds": thresholds, "refusal_message": "flagged"}
     with guard.with_policy(Policy.model_validate(rules)) as other:
         report = evaluate(other, texts, new_tokens=1, judge=nothing)
     flagged = [row.action == "flag" for row in report.items]

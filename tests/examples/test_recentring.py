@@ -327,7 +327,7 @@ def test_with_an_artefact_the_scores_are_those_of_its_guard(
     assert f"Directions: {artefact.artefact_id}." in text
     assert report["artefact"] == artefact.artefact_id
     at = artefact.header.steering.layer
-    names = [f"means, layer {i}" for i in (at - 1, at, at + 1) if i < loaded.layer_count]
+    names = [f"means, layer {i}" for i in (at - 1, at, at + 1) if i < 3]  # of four
     *means, own = report["readouts"]
     assert means == names
     found = report["readouts"][own]

@@ -302,13 +302,13 @@ def test_words_behind_a_request_hide_it_from_no_guard(any_fit: Fitted, words: in
     assert all(longer.score >= score - 1e-3 for score in windows)
 
 
-def test_steering_lies_between_the_first_layers_and_the_last_fifth(any_fit: Fitted) -> None:
+def test_steering_lies_between_the_first_layers_and_the_last_quarter(any_fit: Fitted) -> None:
     header = any_fit.artefact.header
     steering = header.steering
     assert steering is not None
     deepest = max(*header.readout.layers, *header.windows.layers)
-    assert 0.3 * 4 - 1 < steering.layer < 0.8 * 4
-    assert deepest == 3  # windows read there, so in a model of four layers the edit comes before
+    assert 0.3 * 4 - 1 < steering.layer < 0.75 * 4
+    assert deepest == 2
     assert steering.induced_refusal.hits > 0
     assert steering.kl <= 0.1
     assert steering.a_max == steering.region_max > 1
@@ -532,10 +532,10 @@ def test_the_layer_with_the_most_effect_is_edited_wherever_it_lies(
 def test_a_model_with_cross_attention_is_fitted_on_its_other_layers(
     fitted_of: Callable[[str], Fitted], tmp_path: Path, picture: Any
 ) -> None:
-    """Layer 1 of the four runs for pictures only."""
+    """Layer 1 of the four runs for pictures only, and layer 3 is not read."""
     fitted = fitted_of("mllama")
     header = fitted.artefact.header
-    assert [row.usable for row in header.layers] == [True, False, True, True]
+    assert [row.usable for row in header.layers] == [True, False, True, False]
     assert header.readout.layers == (2,)
     assert header.steering is not None
     assert header.steering.layer != 1

@@ -346,6 +346,7 @@ def test_a_check_tells_where_its_score_is_from_without_the_words(tracing, export
         "guardrail.where.kind": "text",
         "guardrail.where.start": 3,
         "guardrail.where.stop": 9,
+        "guardrail.where.earlier": False,
     }
     assert "tokens 4 to 9" in check.to_json()
     assert "lock" not in check.to_json()
