@@ -143,6 +143,7 @@ def evaluated(run: Benchmark, data: Path) -> dict[str, list[str]]:
     return {
         "evaluation": list(tables.separation(groups)),
         "controls": list(tables.controls(first)),
+        "steering": list(tables.steering(first, SOURCES)),
         "quality": list(tables.quality(first, second)),
         "timings": list(tables.timings(first, second)),
     }

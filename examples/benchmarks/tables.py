@@ -117,6 +117,33 @@ def controls(report: Figures) -> Iterator[str]:
     return markdown(["AUROC", *(c["modality"] for c in every)], rows)
 
 
+def steering(report: Figures, sources: Sequence[str]) -> Iterator[str]:
+    """What became of the inputs that were steered, one column for each source of inputs."""
+
+    def of(source: str, label: str) -> list[Figures]:
+        return [i for i in report["items"] if (i["source"], i["label"]) == (source, label)]
+
+    def cell(rows: Sequence[Figures], holds: Callable[[Figures], bool]) -> str:
+        if not rows:
+            return "-"
+        found = Rate.of([holds(row) for row in rows])
+        return f"{found.value:.3f} ({found.hits}/{found.n})"
+
+    harmful = {s: [i for i in of(s, "harmful") if i["action"] == "steer"] for s in sources}
+    benign = {s: of(s, "harmless") for s in sources}
+
+    def newly(item: Figures) -> bool:
+        return item["guarded_refused"] and not item["plain_refused"]
+
+    rows = [
+        ["harmful, steered", *(str(len(harmful[s])) for s in sources)],
+        ["refused without", *(cell(harmful[s], lambda i: i["plain_refused"]) for s in sources)],
+        ["refused steered", *(cell(harmful[s], lambda i: i["guarded_refused"]) for s in sources)],
+        ["benign, newly refused or flagged", *(cell(benign[s], newly) for s in sources)],
+    ]
+    return markdown(["", *sources], rows)
+
+
 def quality(report: Figures, judged: Figures) -> Iterator[str]:
     """What the guard does to benign answers, and how far the refusal matcher can be trusted.
 

@@ -122,3 +122,25 @@ def test_the_inputs_carry_what_the_evaluation_reads(tmp_path: Path) -> None:
     assert {item.source for item in items} == {"texts", "texts, drawn", "XSTest", "FigStep"}
     rest = load_items([made["rest"]])
     assert [item.label for item in rest] == ["harmful"] * 2 + ["harmless"] * 2
+
+
+def test_what_became_of_steered_inputs_is_counted_by_source(tables: Any) -> None:
+    def item(source: str, label: str, action: str, plain: bool, guarded: bool) -> dict[str, Any]:
+        refused = {"plain_refused": plain, "guarded_refused": guarded}
+        return {"source": source, "label": label, "action": action, **refused}
+
+    items = [
+        item("a", "harmful", "steer", False, True),
+        item("a", "harmful", "steer", True, True),
+        item("a", "harmful", "flag", False, True),
+        item("a", "harmless", "steer", False, True),
+        item("a", "harmless", "pass", True, True),
+        item("b", "harmful", "pass", False, False),
+    ]
+    lines = list(tables.steering({"items": items}, ["a", "b"]))
+    assert [line.split(" | ")[1:] for line in lines[2:]] == [
+        ["2", "0 |"],
+        ["0.500 (1/2)", "- |"],
+        ["1.000 (2/2)", "- |"],
+        ["0.500 (1/2)", "- |"],
+    ]
