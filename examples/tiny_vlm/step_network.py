@@ -41,12 +41,13 @@ def _larger(x: Tensor, _region: Any, scales: Tensor, **_: Any) -> Tensor:
 
 
 def _reshape(x: Tensor, shape: Tensor, **_: Any) -> Tensor:
-    sizes = [x.shape[i] if n == 0 else n for i, n in enumerate(shape.tolist())]
+    sizes = [x.shape[i] if n == 0 else n for i, n in enumerate(shape.long().tolist())]
     return x.reshape(sizes)
 
 
 def _slice(x: Tensor, *bounds: Tensor, **_: Any) -> Tensor:
-    starts, ends, axes = (bound.tolist() for bound in bounds[:3])
+    # Loaded in half precision, what is kept in float32 takes its whole numbers along.
+    starts, ends, axes = (bound.long().tolist() for bound in bounds[:3])
     for start, end, axis in zip(starts, ends, axes, strict=True):
         x = x[(slice(None),) * axis + (slice(start, end),)]
     return x

@@ -117,6 +117,15 @@ def run(network: Any, x: np.ndarray | Tensor) -> Tensor:
     return made(torch.as_tensor(x))
 
 
+def run_cast(network: Any, x: np.ndarray) -> Tensor:
+    """The same where transformers cast everything to float32, as it does when it loads bfloat16."""
+    made = step_network.StepNetwork(network.steps, network.parts())
+    made.load_state_dict(network.tensors)
+    for name, tensor in list(made.named_buffers()):
+        setattr(made, name, tensor.float())
+    return made(torch.as_tensor(x))
+
+
 def operations(network: Any) -> list[str]:
     return [operation for operation, *_ in network.steps]
 
@@ -127,6 +136,7 @@ def checked(graph: Graph, folder: Path, shape: tuple[int, ...] = (2, CHANNELS, 6
     network = read(model, folder)
     wanted = torch.tensor(reference(model, x))
     torch.testing.assert_close(run(network, x), wanted, atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(run_cast(network, x), wanted, atol=2e-4, rtol=2e-4)
     return network
 
 
