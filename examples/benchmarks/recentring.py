@@ -154,7 +154,7 @@ def layers_of(
 ) -> Sequence[int]:
     """Those wanted; else the steering layer and one to either side, or some of the fit's range."""
     count = len(directions.usable)
-    read = int(LAST_DEPTH * count)  # a fit reads none behind
+    read = max(int(LAST_DEPTH * count), 1)  # a fit reads none behind
     usable = directions.usable[:read].nonzero()[:, 0].tolist()
     layers = list(wanted)
     if not wanted and artefact is not None and artefact.header.steering is not None:
