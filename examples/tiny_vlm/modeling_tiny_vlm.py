@@ -95,8 +95,12 @@ class Words(nn.Module):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The language model's tokenizer."""
-        return Tokenizer.from_str(self.tokenizer_json.cpu().numpy().tobytes().decode())
+        """The language model's tokenizer.
+
+        Loaded in half precision, what is kept in float32 takes its whole numbers along.
+        """
+        letters = self.tokenizer_json.cpu().to(torch.uint8)
+        return Tokenizer.from_str(letters.numpy().tobytes().decode())
 
     def things(self, logits: Tensor) -> Tensor:
         """The classes' names mixed by their probability, (n, classes) -> (n, d_model).
@@ -146,7 +150,8 @@ class TinyVLMModel(LlavaModel):
         for image in _pictures(pixel_values):
             things = words.things(self.vision_tower(image)).to(embed.weight)
             text = words.tokens(words.reader(image)).to(embed.weight.device)
-            row = torch.cat([embed(words.before), things, embed(words.after), embed(text)])
+            before, after = words.before.long(), words.after.long()
+            row = torch.cat([embed(before), things, embed(after), embed(text)])
             found.append(F.pad(row, (0, 0, 0, words.slots - len(row))))
         return BaseModelOutputWithPooling(last_hidden_state=torch.stack(found), pooler_output=found)
 

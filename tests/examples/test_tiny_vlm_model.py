@@ -251,6 +251,17 @@ def pictures(vlm: VLM) -> list[Image.Image]:
 # ---- what is in the slots
 
 
+def test_whole_numbers_that_loading_made_floats_are_taken_as_such():
+    """Loaded in half precision, what a model keeps in float32 takes its integers along."""
+    vlm = Random()
+    image, words = vlm.picture(POEM), vlm.model.model.multi_modal_projector
+    expected = vlm.features(image)
+    for name, found in list(words.named_buffers(recurse=False)):
+        setattr(words, name, found.float())
+    del words.tokenizer  # made of one of them, and kept
+    assert torch.equal(vlm.features(image), expected)
+
+
 def test_a_text_is_its_tokens_and_follows_what_is_seen(vlm, pictures):
     for image, word in zip(pictures, ("bread", "birds"), strict=True):
         found, text = vlm.features(image), vlm.text(vlm.read(image))
