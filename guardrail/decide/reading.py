@@ -9,7 +9,7 @@ highest of all is what a request scores at least. A reading belongs to one batch
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -195,9 +195,8 @@ class PromptReading(PartsReading):
             if self.windows is not None and highest is not None:
                 score, end = highest
                 start = int(places[max(0, end - self.windows.width + 1)])
-                where = _window_at(turn, start, int(places[end]) + 1)
                 answered = any(h.message > turn.message for h in self.rows[row].headers)
-                yield row, Found(score, replace(where, earlier=answered))
+                yield row, Found(score, _window_at(turn, start, int(places[end]) + 1, answered))
 
     def scores(self, row: int) -> dict[int, float]:
         """Every score of a row that `found` is the highest of, by the position it ends at.
@@ -249,7 +248,7 @@ class PromptReading(PartsReading):
             yield row, turn, places - pad, products[row, places]
 
 
-def _window_at(turn: TurnSpan, start: int, stop: int) -> Where:
+def _window_at(turn: TurnSpan, start: int, stop: int, earlier: bool) -> Where:
     """A window over the positions [start, stop) of a prompt; it is of the part in which it ends."""
     part = next((s for s in reversed(turn.stretches) if s.start < stop and s.stop > start), None)
     slots = None
@@ -264,4 +263,5 @@ def _window_at(turn: TurnSpan, start: int, stop: int) -> Where:
         start=start,
         stop=stop,
         slots=slots,
+        earlier=earlier,
     )

@@ -83,12 +83,7 @@ def generate_rows(
     and nothing is stopped. `hooks` registered earlier on the detector's layers are used if given.
     `floors` are scores that the rows have at least (see `Detector.decide`).
     """
-    eos = _eos(loaded.model)
-    controls = rows or [RowControl() for _ in encoded.kinds]
-    growing = [
-        Row(control, eos=eos, max_tokens=settings.max_new_tokens, prompt_tokens=length)
-        for control, length in zip(controls, encoded.lengths, strict=True)
-    ]
+    growing = _growing(loaded, encoded, settings, rows)
     guarded: AbstractContextManager[PromptCall | None] = nullcontext()
     if detector is not None:
         guarded = _guarded(loaded, encoded, detector, policy, floors, hooks)
@@ -183,11 +178,7 @@ def begun_rows(
     floors: Sequence[float] = (),
 ) -> tuple[list[RowOutcome], Tensor]:
     """Answers without beams, and the logits of their first token, as `next_token_logits`."""
-    eos = _eos(loaded.model)
-    rows = [
-        Row(RowControl(), eos=eos, max_tokens=settings.max_new_tokens, prompt_tokens=length)
-        for length in encoded.lengths
-    ]
+    rows = _growing(loaded, encoded, settings)
     guarded: AbstractContextManager[PromptCall | None] = nullcontext()
     if detector is not None:
         guarded = _guarded(loaded, encoded, detector, None, floors)
@@ -302,6 +293,17 @@ def _eos(model: PreTrainedModel) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset(ids if isinstance(ids, list | tuple) else [ids])
+
+
+def _growing(
+    loaded: LoadedModel, encoded: Encoded, settings: Settings, controls: Sequence[RowControl] = ()
+) -> list[Row]:
+    """A batch's rows before their first token."""
+    eos, controls = _eos(loaded.model), controls or [RowControl() for _ in encoded.kinds]
+    return [
+        Row(control, eos=eos, max_tokens=settings.max_new_tokens, prompt_tokens=length)
+        for control, length in zip(controls, encoded.lengths, strict=True)
+    ]
 
 
 class Row:

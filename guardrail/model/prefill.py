@@ -369,11 +369,10 @@ class PromptCall:
                 given = [[floor for floor in one for _ in range(each)] for one in floors if one]
                 rows.decision = self.detector.decide(self.recorded(), kinds, *given)
                 rows.failed = list(rows.decision.failed)
-                rows.earlier = [
-                    found.earlier and float(rows.decision.scores[row + i]) == found.score
-                    for row, found in zip(range(0, count, each), self.found, strict=False)
-                    for i in range(each)
-                ] or rows.earlier
+                beside = [found for found in self.found for _ in range(each)]
+                for row, found in enumerate(beside):
+                    score = float(rows.decision.scores[row])
+                    rows.earlier[row] = found.earlier and found.score == score
             except Exception:  # the fail-mode border: the policy says what an outage means
                 log.exception("the detector failed on %d rows", count)
                 rows.decision, rows.failed = None, [True] * count

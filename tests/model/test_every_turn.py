@@ -350,32 +350,25 @@ def test_a_window_alone_flags_a_request_and_its_row_alone(asked: Any) -> None:
 
 
 def test_a_request_answered_before_is_flagged_instead_of_steered_where_the_policy_wants_it(
-    asked: Any,
+    tiny_of: Any,
 ) -> None:
     """The last turn does not reach the gate by itself, an earlier message does."""
-    of = asked("llama")
-    of.artefact, kept = (
-        of.artefact.revised(
-            steering=Steering(layer=0, gain=50, a_max=9, region_max=NEVER, steer_tokens=0)
-        ),
-        of.artefact,
-    )
-    try:
-        first, _ = with_a_higher_window(of)
-        later = chat(*first.messages, turn("assistant", "no"), turn("user", "hi"))
-        whole, hi = of.rulings(later)[0], of.rulings(chat(turn("user", "hi")))[0]
-        assert whole.found.earlier
-        between = (whole.found.score + float(whole.decision.scores[0])) / 2 - 1e-3
-        assert between > float(hi.decision.last[0])
-        for earlier, action in (("steer", Action.STEER), ("flag", Action.FLAG)):
-            policy = policy_at(steer=between, earlier=earlier)
-            encoded = of.encoder.encode([first, later])
-            (alone, answered) = generate_rows(
-                of.loaded, encoded, of.detector(policy), FOUR, policy=policy
-            )
-            assert (alone.ruling.action, answered.ruling.action) == (Action.STEER, action)
-    finally:
-        of.artefact = kept
+    of = Asked(tiny_of("llama"))
+    early = Steering(layer=0, gain=50, a_max=9, region_max=NEVER, steer_tokens=0)
+    of.artefact = of.artefact.revised(steering=early)
+    first, _ = with_a_higher_window(of)
+    later = chat(*first.messages, turn("assistant", "no"), turn("user", "hi"))
+    whole, hi = of.rulings(later)[0], of.rulings(chat(turn("user", "hi")))[0]
+    assert whole.found.earlier
+    between = (whole.found.score + float(whole.decision.scores[0])) / 2 - 1e-3
+    assert between > float(hi.decision.last[0])
+    for earlier, action in (("steer", Action.STEER), ("flag", Action.FLAG)):
+        policy = policy_at(steer=between, earlier=earlier)
+        encoded = of.encoder.encode([first, later])
+        (alone, answered) = generate_rows(
+            of.loaded, encoded, of.detector(policy), FOUR, policy=policy
+        )
+        assert (alone.ruling.action, answered.ruling.action) == (Action.STEER, action)
 
 
 @pytest.mark.parametrize("steer_tokens", [0, 2])
