@@ -143,7 +143,10 @@ class Recentring(Frozen):
 
 
 class Windows(Frozen):
-    """How windows of a prompt's parts are read: see `guardrail.decide.windows`."""
+    """How windows of a prompt's parts are read: see `guardrail.decide.windows`.
+
+    With `alone` the ends of turns count only where a message is too short for a window.
+    """
 
     layers: tuple[int, ...] = Field(min_length=1)
     heads: int = Field(gt=0)
@@ -151,6 +154,7 @@ class Windows(Frozen):
     first: int = Field(gt=0)
     zero: float
     gap: float = Field(gt=0)
+    alone: bool = False
     figures: dict[str, JsonValue] = Field(default_factory=dict)
 
 

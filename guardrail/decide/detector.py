@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guardrail.decide.linear import UNMOVED, Readout
 from guardrail.decide.linear import Steering as Steering
-from guardrail.decide.reading import PromptReading
+from guardrail.decide.reading import Found, PromptReading
 from guardrail.decide.windows import WindowReadout
 from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
 from guardrail.policy.acting import action_for, enforced, on_outage, outranks_outage
@@ -109,6 +109,7 @@ class Detector:
                 first=w.first,
                 zero=w.zero,
                 gap=w.gap,
+                alone=w.alone,
             )
         steering = None
         if header.steering is not None:
@@ -168,15 +169,26 @@ class Detector:
         )
         return found if found.layers else None
 
-    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> Decision:
+    def decide(
+        self,
+        residuals: Tensor,
+        kinds: Sequence[str],
+        beside: Sequence[Found] = (),
+        floors: Sequence[float] = (),
+    ) -> Decision:
         """Scores and actions of a batch: (rows, k, d_model) and each row's offset kind.
 
-        A row's score is at least its floors, what other readings of the same request gave;
-        `NO_FLOOR` is none, and NaN says that the detector failed there.
+        A row's score is at least what was found `beside` its last position, and its floor, what
+        other prompts of the same request gave; `NO_FLOOR` is none, and NaN says that the detector
+        failed there.
         """
         last = scores = self.readout.scores(residuals, kinds)
-        for floor in floors:
-            scores = self._raised(scores, torch.tensor(list(floor), dtype=torch.float64), kinds)
+        if beside:
+            found = _tensor([one.score for one in beside])
+            outdone = torch.tensor([one.alone for one in beside]) & last.isfinite()
+            scores = found.where(outdone, self._raised(scores, found, kinds))
+        if floors:
+            scores = self._raised(scores, _tensor(floors), kinds)
         failed = (~torch.isfinite(scores)).tolist()
         on_failure = on_outage(self.policy)
         actions = [
@@ -248,6 +260,10 @@ class Detector:
             mode=self.policy.mode,
             reason="detector_failed" if score is None else "score",
         )
+
+
+def _tensor(values: Sequence[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)
 
 
 def _modality(kind: str) -> Modality:

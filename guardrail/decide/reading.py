@@ -3,13 +3,14 @@
 In a causal decoder the residual at a position depends on nothing behind it. So at an answer header
 stands what that turn's own last prompt position was, and every turn of a chat is judged again, for
 nothing; windows judge the words and pictures themselves (see `guardrail.decide.windows`). The
-highest of all is what a request scores at least. A reading belongs to one batch and dies with it.
+highest of all is what a request scores at least; where windows suffice, ends of turns do not count.
+A reading belongs to one batch and dies with it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,6 +76,17 @@ class PartsReading:
         each = len(self._mask) // len(self.rows)  # beams of one request are alike
         return places[self._mask[row * each].cpu().bool()[places]]
 
+    def tokens_of(self, row: int, message: int) -> int:
+        """How many tokens are read of a message; 0 where it is not judged, or not shown."""
+        turns = (t for t in self.rows[row].turns if t.message == message and t.role in self.judged)
+        return sum(len(self.places(row, turn)) for turn in turns)
+
+    def tokens_of_last(self, row: int) -> int:
+        """The same of the prompt's last message."""
+        parts = self.rows[row]
+        shown = [turn.message for turn in parts.turns]
+        return self.tokens_of(row, max([*shown, *parts.unread], default=0))
+
     def first_of_each(self, hidden: Tensor, first: int) -> Tensor:
         """One row a request, and no position behind the prompt: (rows, length, d_model)."""
         each = len(hidden) // len(self.rows)
@@ -125,10 +137,14 @@ class TokenReading(PartsReading):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The highest score beside the last position, and where; NaN where a reading failed."""
+    """The highest score beside the last position, and where; NaN where a reading failed.
+
+    `alone` says that the last position does not count beside it.
+    """
 
     score: float
     where: Where | None
+    alone: bool = False
 
     @property
     def earlier(self) -> bool:
@@ -180,7 +196,13 @@ class PromptReading(PartsReading):
             # NaN outranks all: a reading that failed is no low score
             if not candidate.score <= best[row].score and not math.isnan(best[row].score):
                 best[row] = candidate
-        return best
+        return [
+            replace(found, alone=self._suffices(self.tokens_of_last(row)))
+            for row, found in enumerate(best)
+        ]
+
+    def _suffices(self, tokens: int) -> bool:
+        return self.windows is not None and self.windows.suffice(tokens)
 
     def _found_in_turns(self) -> Iterator[tuple[int, Found]]:
         for row, header, score in self._turns():
@@ -217,8 +239,12 @@ class PromptReading(PartsReading):
         return found
 
     def _turns(self) -> Iterator[tuple[int, Header, float]]:
-        """What the turns of before scored when they were the last."""
-        places = list(self.headers())
+        """What the turns of before scored when they were the last, where their ends count."""
+        places = [
+            (row, at, header)
+            for row, at, header in self.headers()
+            if not self._suffices(self.tokens_of(row, header.message - 1))
+        ]
         if not places:
             return
         read = [self._heads.get(layer, {}) for layer in self.readout.layers]

@@ -32,7 +32,8 @@ class WindowReadout:
     A window's raw score is, per layer, the sum over heads of the attention-weighted mean of its
     values, plus `bias` (k,); layers are averaged. On the scale of scores it is
     (raw - `zero`) / `gap`. Windows are of `width` tokens at most and end at every token of a part
-    from number `first` on.
+    from number `first` on. With `alone` the end of a turn counts only where its message is too
+    short for a window; so no message that has one scores less for what comes behind it.
     """
 
     layers: tuple[int, ...]
@@ -43,6 +44,11 @@ class WindowReadout:
     first: int
     zero: float = 0.0
     gap: float = 1.0
+    alone: bool = False
+
+    def suffice(self, tokens: int) -> bool:
+        """Whether a message of so many tokens is judged by its windows, and not at its end."""
+        return self.alone and tokens >= self.first
 
     def products(self, layer: int, hidden: Tensor) -> Tensor:
         """What is kept of a layer's output (..., d_model): (..., 2, heads) float32, its device."""

@@ -131,11 +131,10 @@ class Scorer:
         """
         rows = read.residuals
         at_layers = rows[:, list(self.detector.layers)]
-        kinds, beside = [kind] * len(rows), [found.score for found in read.found]
-        scores = self.detector.decide(at_layers, kinds, beside).scores
+        scores = self.detector.decide(at_layers, [kind] * len(rows), read.found).scores
         # The floor under the last one, as in the guard; NaN where one has failed.
         floor = float(scores[:-1].max()) if len(rows) > 1 else NO_FLOOR
-        decision = self.detector.decide(at_layers[-1:], [kind], beside[-1:], [floor])
+        decision = self.detector.decide(at_layers[-1:], [kind], read.found[-1:], [floor])
         if decision.failed[0]:
             raise DetectorError("the score is not finite: the detector failed on this input")
         score = float(decision.scores[0])
@@ -201,6 +200,7 @@ def packed(read: Read, dtype: torch.dtype) -> bytes:
         {
             "residuals": (small if exact else read.residuals).contiguous(),
             "scores": torch.tensor([one.score for one in read.found], dtype=torch.float64),
+            "alone": torch.tensor([one.alone for one in read.found]),
             "where": torch.tensor(list(json.dumps(where).encode()), dtype=torch.uint8),
         }
     )
@@ -215,9 +215,10 @@ def unpacked(data: bytes, shape: tuple[int, ...]) -> Read:
     try:
         kept = load(data)
         residuals, scores = kept["residuals"].float(), kept["scores"].tolist()
+        alone = kept["alone"].tolist()
         where: Any = json.loads(bytes(kept["where"].tolist()))
         places = [None if one is None else Where.from_dict(one) for one in where]
-        found = tuple(Found(*one) for one in zip(scores, places, strict=True))
+        found = tuple(Found(*one) for one in zip(scores, places, alone, strict=True))
     except (SafetensorError, KeyError, TypeError) as error:
         raise ValueError(str(error)) from error
     if tuple(residuals.shape[-2:]) != shape:

@@ -156,8 +156,9 @@ def _scores(reading: PromptReading | None, ruling: Ruling, length: int) -> list[
     if decision is None:
         return [None] * length
     found = {} if reading is None else reading.scores(0)
-    last = float(decision.last[ruling.row])
-    found[length - 1] = max(last, found.get(length - 1, last))
+    if ruling.found is None or not ruling.found.alone:
+        last = float(decision.last[ruling.row])
+        found[length - 1] = max(last, found.get(length - 1, last))
     return [found.get(at) for at in range(length)]
 
 

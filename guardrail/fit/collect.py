@@ -58,7 +58,8 @@ class Read:
     `last` is (L, d_model) float32, of the last position; `headers` (h, L, d_model) of earlier
     answers' headers, `kinds` the kinds of what stood before each. `tokens` are (n, k, d_model)
     float16, of the judged messages in order, `lengths` how many each of them has, `layers` the k
-    layers.
+    layers. `own` (h + 1,) says how many tokens are read of the message before each header, and of
+    the last one.
     """
 
     last: Tensor
@@ -67,6 +68,7 @@ class Read:
     tokens: Tensor
     lengths: tuple[int, ...]
     layers: tuple[int, ...]
+    own: tuple[int, ...]
 
 
 class Collector:
@@ -238,6 +240,10 @@ def _packed(read: TokenReading, last: Tensor) -> dict[str, Tensor]:
         if found:
             heads[:, layer] = torch.stack(found)
     lengths = [len(one) for one in read.tokens[read.token_layers[0]]]
+    own: list[list[int]] = [[] for _ in range(rows)]
+    for row, _, header in read.headers():
+        own[row].append(read.tokens_of(row, header.message - 1))
+    ends = [count for row, of in enumerate(own) for count in (*of, read.tokens_of_last(row))]
     return {
         "tokens": tokens.contiguous(),
         "headers": heads,
@@ -245,6 +251,7 @@ def _packed(read: TokenReading, last: Tensor) -> dict[str, Tensor]:
         "lengths": torch.tensor(lengths, dtype=torch.long),
         "spans": torch.bincount(torch.tensor(spans, dtype=torch.long), minlength=rows),
         "turns": torch.bincount(torch.tensor(headers, dtype=torch.long), minlength=rows),
+        "own": torch.tensor(ends, dtype=torch.long),
     }
 
 
@@ -255,9 +262,10 @@ def _unpacked(packed: dict[str, Tensor], layers: tuple[int, ...]) -> list[Read]:
     tokens = torch.split(packed["tokens"], [sum(some) for some in lengths])
     turns = packed["turns"].tolist()
     headers, kinds = (torch.split(packed[name], turns) for name in ("headers", "kinds"))
+    own = [tuple(some.tolist()) for some in torch.split(packed["own"], [n + 1 for n in turns])]
     names = list(KINDS)
-    rows = zip(packed["last"], headers, kinds, tokens, lengths, strict=True)
+    rows = zip(packed["last"], headers, kinds, tokens, lengths, own, strict=True)
     return [
-        Read(last, heads, tuple(names[i] for i in of.tolist()), own, some, layers)
-        for last, heads, of, own, some in rows
+        Read(last, heads, tuple(names[i] for i in of.tolist()), some, sizes, layers, ends)
+        for last, heads, of, some, sizes, ends in rows
     ]

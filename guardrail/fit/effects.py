@@ -38,7 +38,7 @@ class Unconditional:
     def reading(self, rows: Sequence[RowParts], prompt_len: int) -> None:
         """Nothing else is read."""
 
-    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> Decision:
+    def decide(self, residuals: Tensor, kinds: Sequence[str], *_beside: object) -> Decision:
         """Steer, whatever was read: (rows, 1, d_model)."""
         rows = len(kinds)
         scores = torch.full((rows,), OPEN, dtype=torch.float64)

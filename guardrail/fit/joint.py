@@ -1,7 +1,8 @@
-"""The joint score: the highest of the readout at the ends of turns and of windows, on one scale.
+"""The joint score: of windows, and of the readout at the ends of turns, on one scale.
 
-Windows find a request among words; the readout at the end of a turn tells short look-alikes apart.
-Which windows, and how much they count beside it, is decided on the selection split.
+Windows find a request among words; the readout at the end of a turn tells short look-alikes apart,
+and says something of messages too short for a window. Which windows, and whether such messages are
+all that ends count for, is decided on the selection split.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 WIDTHS, FIRSTS = (16, 32), (4, 8)
 TAIL = 0.95  # share of safe prompts where both readouts' scores are laid over each other
-HANDICAPS = (-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)  # text gaps that windows count less
 SHARP = 0.02  # AUROC of bare look-alikes that windows may cost: its standard error in a fit
 LOOKALIKES = ("matched", "near")
 NOTHING = torch.tensor([-math.inf], dtype=torch.float64)  # below every score
@@ -47,18 +47,25 @@ class JointReadout:
 
     def scores(self, form: FormResiduals) -> Tensor:
         """Scores of a form's prompts as a guard would give them, (n,) float64."""
-        found = [self.readout.scores(torch.stack([read.last for read in form.reads]), form.media)]
+        last = self.readout.scores(torch.stack([read.last for read in form.reads]), form.media)
+        outdone = torch.tensor([self._suffices(read.own[-1]) for read in form.reads])
+        found = [last.masked_fill(outdone & last.isfinite(), -math.inf)]
         if self.turns:
             found.append(torch.stack([self._highest_turn(read) for read in form.reads]))
         if self.windows is not None:
             found.append(highest_windows(self.windows, form.reads))
         return torch.stack(found).amax(0)  # NaN where a reading failed
 
+    def _suffices(self, tokens: int) -> bool:
+        return self.windows is not None and self.windows.suffice(tokens)
+
     def _highest_turn(self, read: Read) -> Tensor:
         """Of the turns before the last one, () float64; -inf where there is none."""
-        if not len(read.headers):
+        count = [not self._suffices(tokens) for tokens in read.own[:-1]]
+        if not any(count):
             return NOTHING[0]
-        return self.readout.scores(read.headers, read.kinds).amax()
+        scores = self.readout.scores(read.headers, read.kinds)
+        return scores[torch.tensor(count)].amax()
 
 
 def highest_windows(windows: WindowReadout, reads: Sequence[Read]) -> Tensor:
@@ -88,8 +95,8 @@ def fit_windows(
 
     Width and first end are those with the highest mean AUROC over forms. Then both readouts are
     laid over each other where it counts, at the tail of the safe prompts. Nothing said later lowers
-    a window, so windows are put before the readout, and held back from there until bare look-alikes
-    are told apart as well as by the readout alone.
+    a window, so windows suffice where there are any, unless bare look-alikes are told apart better
+    at the ends of turns, by more than `SHARP`: then the higher of both counts.
     """
     told = None if progress is None else (lambda i, n: progress("windows", i, n))
     singles = trained(token_rows(forms, layers), progress=told)
@@ -151,25 +158,21 @@ def _placed(
     alone = readout.scores(bare.residuals, bare.media)
     own = _finite(highest_windows(windows, bare.reads))
     sharp = _lookalike_auroc(alone, bare.kinds)
-    for handicap in HANDICAPS:
-        placed = _laid(windows, raw, ends, safe, handicap)
-        joint = torch.maximum(alone, (own - placed.zero) / placed.gap)
-        kept = _lookalike_auroc(joint, bare.kinds)
-        if kept >= sharp - SHARP:
-            break
-    return placed, {"handicap": handicap, "lookalikes": kept, "lookalikes_alone": sharp}
+    kept = _lookalike_auroc(own, bare.kinds)
+    placed = _laid(windows, raw, ends, safe, alone=kept >= sharp - SHARP)
+    return placed, {"lookalikes": kept, "lookalikes_at_ends": sharp}
 
 
 def _laid(
-    windows: WindowReadout, raw: Tensor, ends: Tensor, safe: Tensor, handicap: float
+    windows: WindowReadout, raw: Tensor, ends: Tensor, safe: Tensor, *, alone: bool
 ) -> WindowReadout:
     """Raw scores put so that both tails of safe prompts, and both means of unsafe ones, agree."""
     low, high = float(raw[safe].quantile(TAIL)), float(raw[~safe].mean())
-    at, one = float(ends[safe].quantile(TAIL)) - handicap, float(ends[~safe].mean()) - handicap
+    at, one = float(ends[safe].quantile(TAIL)), float(ends[~safe].mean())
     if not (high > low and one > at):  # no order to keep: windows never decide
-        return replace(windows, zero=float(raw.max()) + 1.0, gap=1.0)
+        return replace(windows, zero=float(raw.max()) + 1.0, gap=1.0, alone=False)
     gap = (high - low) / (one - at)
-    return replace(windows, zero=low - at * gap, gap=gap)
+    return replace(windows, zero=low - at * gap, gap=gap, alone=alone)
 
 
 def _lookalike_auroc(scores: Tensor, kinds: Sequence[str]) -> float:

@@ -111,6 +111,7 @@ def _windows(windows: WindowReadout | None, figures: dict[str, object]) -> h.Win
         first=windows.first,
         zero=windows.zero,
         gap=windows.gap,
+        alone=windows.alone,
         figures=_json(figures),
     )
 

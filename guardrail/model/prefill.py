@@ -58,6 +58,10 @@ class FoundLike(Protocol):
         """-inf where nothing was read, NaN where a reading failed."""
 
     @property
+    def alone(self) -> bool:
+        """Whether the last position does not count beside it."""
+
+    @property
     def earlier(self) -> bool:
         """Whether it is of a message that was answered already."""
 
@@ -101,8 +105,17 @@ class DetectorLike(Protocol[D]):
     def steer_tokens(self) -> int:
         """How many generated tokens are edited beside the last prompt position."""
 
-    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> D:
-        """Judge residuals (rows, k, d_model), float32; no row's score lies below its floors."""
+    def decide(
+        self,
+        residuals: Tensor,
+        kinds: Sequence[str],
+        beside: Sequence[Any] = (),
+        floors: Sequence[float] = (),
+    ) -> D:
+        """Judge residuals (rows, k, d_model), float32, and what its reading found `beside` them.
+
+        No row's score lies below its floor.
+        """
 
     def edit(self, decision: D, residual: Tensor, kinds: Sequence[str]) -> Tensor:
         """What to add to the residual (rows, d_model), float32; zero rows where nothing is."""
@@ -365,11 +378,10 @@ class PromptCall:
         if self.detector is not None:
             try:
                 self.found = () if self.reading is None else self.reading.found()
-                floors = [list(self.floors), [found.score for found in self.found]]
-                given = [[floor for floor in one for _ in range(each)] for one in floors if one]
-                rows.decision = self.detector.decide(self.recorded(), kinds, *given)
-                rows.failed = list(rows.decision.failed)
                 beside = [found for found in self.found for _ in range(each)]
+                floors = [floor for floor in self.floors for _ in range(each)]
+                rows.decision = self.detector.decide(self.recorded(), kinds, beside, floors)
+                rows.failed = list(rows.decision.failed)
                 for row, found in enumerate(beside):
                     score = float(rows.decision.scores[row])
                     rows.earlier[row] = found.earlier and found.score == score

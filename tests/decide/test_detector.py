@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from guardrail.artefact.header import Line
 from guardrail.decide.detector import Decision, Detector
+from guardrail.decide.reading import Found
 from guardrail.errors import CalibrationError, ConfigurationError, DetectorError
 from guardrail.fit.select import ESTIMATORS, averaged, readout
 from guardrail.policy import Policy, Thresholds
@@ -244,7 +245,7 @@ def test_a_row_with_a_floor_is_treated_as_one_that_scores_the_higher_of_both(
     guard = detector(actions=allowed)
     rows = rows_scoring(guard, [own, 0.0], [kind, "text"])
     own = float(guard.decide(rows, [kind, "text"]).scores[0])
-    found = guard.decide(rows, [kind, "text"], [floor, -math.inf])
+    found = guard.decide(rows, [kind, "text"], floors=[floor, -math.inf])
     wanted = max(own, floor)
     assert float(found.scores[0]) == wanted
     assert found.actions == [guard.action_for(wanted, kind), Action.PASS]
@@ -278,11 +279,39 @@ def test_an_outage_in_a_part_is_one_of_the_whole_but_hides_no_finding_where_it_p
     detector: Any, fail: str, own: float, floor: float, action: Action, score: float | None
 ) -> None:
     guard = detector(fail=fail)
-    decision = guard.decide(rows_scoring(guard, [own], ["video"]), ["video"], [floor])
-    assert decision.actions == [action]
-    assert decision.failed == [score is None]
-    found = guard.verdict(decision, 0, "video").score
-    assert found == (None if score is None else pytest.approx(score))
+    rows, beside = rows_scoring(guard, [own], ["video"]), [Found(floor, None)]
+    for told in ({"floors": [floor]}, {"beside": beside}):
+        decision = guard.decide(rows, ["video"], **told)
+        assert decision.actions == [action]
+        assert decision.failed == [score is None]
+        found = guard.verdict(decision, 0, "video").score
+        assert found == (None if score is None else pytest.approx(score))
+
+
+@pytest.mark.parametrize(
+    ("own", "score", "wanted"),
+    [
+        (5.0, 0.2, 0.2),
+        (0.2, 5.0, 5.0),
+        (5.0, math.nan, None),
+        (math.nan, 0.2, None),
+        (-math.inf, 0.2, None),
+    ],
+)
+def test_a_last_position_that_does_not_count_raises_no_score_but_hides_no_outage(
+    detector: Any, own: float, score: float, wanted: float | None
+) -> None:
+    guard = detector()
+    rows = rows_scoring(guard, [own, 0.7], ["image", "text"])
+    beside = [Found(score, None, alone=True), Found(0.3, None)]
+    decision = guard.decide(rows, ["image", "text"], beside)
+    assert decision.failed == [wanted is None, False]
+    assert float(decision.scores[1]) == pytest.approx(0.7)
+    if wanted is not None:
+        assert float(decision.scores[0]) == wanted
+        assert decision.last.tolist() == pytest.approx([own, 0.7])
+        floored = guard.decide(rows, ["image", "text"], beside, [1.5, 1.5])
+        assert floored.scores.tolist() == [max(wanted, 1.5), 1.5]
 
 
 def test_an_artefact_without_videos_knows_three_kinds_and_no_thresholds_for_them(

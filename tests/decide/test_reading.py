@@ -342,6 +342,36 @@ def test_a_readout_that_is_not_read_at_earlier_turns_leaves_them_out() -> None:
     assert told(shown(made, states()).found()) == told(shown(reading(bare), states()).found())
 
 
+@pytest.mark.parametrize("first", [3, 5, 6, 10])
+def test_with_windows_alone_ends_count_where_a_message_has_none(first: int) -> None:
+    # Of the first row a header follows messages 1 (4 tokens) and 3 (9), of the second 0 (5 tokens).
+    sizes = {(0, 1): 4, (0, 3): 9, (1, 0): 5}
+    kept = [
+        replace(row, headers=tuple(h for h in row.headers if sizes[number, h.message - 1] < first))
+        for number, row in enumerate(ROWS[:2])
+    ]
+    windows = replace(WINDOW, first=first)
+    alone = replace(windows, alone=True)
+    for seed in range(6):
+        hidden = states(seed=seed)
+        expected = shown(reading([*kept, THIRD_ROW], windows=windows), hidden)
+        made = shown(reading(windows=alone), hidden)
+        assert told(made.found()) == told(expected.found())
+        assert [made.scores(row) for row in range(3)] == [expected.scores(r) for r in range(3)]
+    # The last messages have 9, 5 and 1 tokens.
+    assert [one.alone for one in made.found()] == [first <= 9, first <= 5, False]
+    assert not any(one.alone for one in expected.found())
+
+
+def test_the_end_counts_where_the_last_message_is_not_judged_or_not_shown() -> None:
+    alone, hidden = replace(WINDOW, alone=True), states()
+    hidden_last = replace(FIRST_ROW, unread=(4,))
+    rows = [hidden_last, SECOND_ROW, THIRD_ROW]
+    found = shown(reading(rows, windows=alone, judged=("user",)), hidden).found()
+    assert [one.alone for one in found] == [False] * 3
+    assert shown(reading([FIRST_ROW, *rows[1:]], windows=alone), hidden).found()[0].alone
+
+
 def peaked(place: int) -> dict[int, torch.Tensor]:
     """Hidden states whose highest window ends at a place of the first row."""
     hidden = {layer: torch.zeros(len(ROWS), LENGTH, WIDTH) for layer in (1, 2, 3)}

@@ -26,7 +26,8 @@ def read_of(
     earlier = torch.zeros(0, *last.shape) if headers is None else headers
     tokens = torch.cat([torch.zeros(0, len(layers), width), *parts]).half()
     lengths = tuple(len(part) for part in parts)
-    return Read(last, earlier, ("text",) * len(earlier), tokens, lengths, layers)
+    own = (*lengths, *[0] * (1 + len(earlier) - len(lengths)))[-1 - len(earlier) :]
+    return Read(last, earlier, ("text",) * len(earlier), tokens, lengths, layers, own)
 
 
 def form_of(

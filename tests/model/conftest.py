@@ -40,7 +40,7 @@ class FakeDetector:
     def reading(self, rows: Sequence[RowParts], prompt_len: int) -> None:
         """Nothing beside the last position."""
 
-    def decide(self, residuals: Tensor, kinds: Sequence[str], *floors: Sequence[float]) -> Any:
+    def decide(self, residuals: Tensor, kinds: Sequence[str], *_beside: object) -> Any:
         if self.broken == "decide":
             raise RuntimeError("no detector today")
         self.seen.append(residuals)

@@ -87,6 +87,15 @@ class Asked:
         assert not ruling.failed
         return -float("inf") if ruling.found is None else ruling.found.score
 
+    def score_with_windows_alone(self, request: Request) -> tuple[float, bool]:
+        """What a request scores where they suffice, and whether its last position counted not."""
+        detector = self.detector()
+        detector.windows = replace(detector.windows, alone=True)
+        encoded = self.encoder.encode([request])
+        (ruling,) = check_rows(self.loaded, encoded, detector, policy=policy_at())
+        assert not ruling.failed
+        return float(ruling.decision.scores[0]), ruling.found is not None and ruling.found.alone
+
 
 @pytest.fixture(scope="session")
 def asked(tiny_of: Callable[[str], Any]) -> Callable[[str], Asked]:
@@ -188,7 +197,12 @@ def test_nothing_that_is_appended_lowers_the_highest_window(
         return
     first = turn("user", *([picture(1)] if shown and pictures else []), said)
     longer = append(first, blank, more, picture)
-    assert of.highest_window(chat(first)) <= of.highest_window(longer) + 1e-4
+    before = of.highest_window(chat(first))
+    assert before <= of.highest_window(longer) + 1e-4
+    score, promised = of.score_with_windows_alone(chat(first))
+    if promised:
+        assert score == pytest.approx(before, abs=1e-4)
+        assert score <= of.score_with_windows_alone(longer)[0] + 1e-4
 
 
 LONG = "and then some more words about the red boat, the river and who lives there"
