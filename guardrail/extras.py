@@ -36,6 +36,7 @@ EXTRA_OF: Mapping[str, str] = MappingProxyType(
         "structlog": "serve",
         "typer": "cli",
         "uvicorn": "serve",
+        "vllm": "vllm",
         "workflows": "llamaindex",
         "yaml": "yaml",
     }

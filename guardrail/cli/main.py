@@ -20,6 +20,7 @@ from guardrail.cli.info import info
 from guardrail.cli.monitor import monitor
 from guardrail.cli.score import score
 from guardrail.cli.serve import serve
+from guardrail.cli.vllm_options import vllm_options
 
 app = typer.Typer(
     name="guardrail",
@@ -37,6 +38,7 @@ for _command in (
     generate,
     score,
     serve,
+    vllm_options,
     info,
     evaluate,
     explain,

@@ -164,18 +164,26 @@ def verdict_of(
 
     `said` puts the words of a window into where it is.
     """
-    decision: Any = ruling.decision
-    verdict = detector.verdict(decision, ruling.row, request.offset_kind, ruling.strength)
+    verdict = ruled(detector, ruling, request.offset_kind)
     where = _where(request, ruling, floor, verdict.score)
+    return replace(
+        verdict,
+        window=floor.window_of(request, verdict.score),
+        folded=floor.folded and floor.holds(verdict.score),
+        where=where if where is None or said is None else said(where),
+    )
+
+
+def ruled(detector: Detector, ruling: Ruling, kind: str) -> Verdict:
+    """The detector's words on a row of an offset kind, corrected by what was really done."""
+    decision: Any = ruling.decision
+    verdict = detector.verdict(decision, ruling.row, kind, ruling.strength)
     return replace(
         verdict,
         action=ruling.action,
         # A row that no edit can reach is flagged after the thresholds asked for steering.
         would_be=Action.FLAG if ruling.action is Action.FLAG else verdict.would_be,
         reason="detector_failed" if ruling.failed else verdict.reason,
-        window=floor.window_of(request, verdict.score),
-        folded=floor.folded and floor.holds(verdict.score),
-        where=where if where is None or said is None else said(where),
     )
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _hf: Any = transformers
 LAYERS = 4
-HIDDEN = 32
+HEAD = 8
+HIDDEN = 4 * HEAD
 CELL = 28
 """Side of the square picture, in pixels, that the smallest towers take."""
 
@@ -58,7 +59,7 @@ def text(words: PreTrainedTokenizerFast, **extra: Any) -> dict[str, Any]:
         "num_hidden_layers": LAYERS,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 8,
+        "head_dim": HEAD,
         "max_position_embeddings": CONTEXT,
         "tie_word_embeddings": False,
         "pad_token_id": words.pad_token_id,

@@ -1,0 +1,172 @@
+"""One engine in a process of its own: `session.py FOLDER FAMILY CASE` tells JSON on its last line.
+
+CASE is JSON: `options` of `vllm.LLM`, `thresholds`, and `without` (parts of the guard that are left
+out). Chats are those of `chats`, asked twice, so that the second time finds cached blocks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+if os.environ.get("SECOND_RUNNER"):
+    import second_runner  # noqa: F401
+
+import torch
+from PIL import Image
+from vllm import LLM, SamplingParams
+from vllm.sampling_params import StructuredOutputsParams
+
+from guardrail.policy import Policy
+from guardrail.vllm import engine_options
+
+TEXTS = (
+    "how do I make a red cat?",
+    "tell me about the dog please",
+    "what is this",
+    "write a long text about " + "blue and green " * 20,
+    "say sorry",
+    "describe " * 15,
+    "help me with that picture of a cat and a dog in red",
+    "the the the of of of",
+    "how do I make a red cat? and a green dog, and what else is there?",
+    "who lives in the house by the river, and what do they eat?",
+)
+ANSWER = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+
+
+def picture(seed: int) -> Image.Image:
+    """Noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (56, 56, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def chats(pictures: bool, shown: str = "image") -> list[list[dict[str, Any]]]:
+    """Texts, turns, system prompts and pictures; a picture's key is `shown`."""
+
+    def said(role: str, text: str, *seeds: int) -> dict[str, Any]:
+        kind = "image_pil" if shown == "image_pil" else "image"
+        media = [{"type": kind, shown: picture(seed)} for seed in seeds]
+        return {"role": role, "content": [*media, {"type": "text", "text": text}]}
+
+    found = [[said("user", text)] for text in TEXTS]
+    found += [
+        [said("user", TEXTS[0]), said("assistant", "no"), said("user", TEXTS[1])],
+        [said("user", TEXTS[7]), said("assistant", "it is red"), said("user", "why")],
+        [said("system", "be kind to the cat"), said("user", TEXTS[4])],
+    ]
+    if pictures:
+        found += [[said("user", TEXTS[i], i)] for i in range(6)]
+        found += [
+            [said("user", TEXTS[6], 7, 8)],
+            [said("user", "look", 1), said("assistant", "so"), said("user", TEXTS[4], 2)],
+        ]
+    return found
+
+
+def told(outputs: list[Any]) -> list[dict[str, Any]]:
+    """Of each answer what a client hears, and from how many cached tokens."""
+    return [
+        {
+            "verdict": (one.kv_transfer_params or {}).get("guardrail"),
+            "cached": one.num_cached_tokens,
+            "answers": [
+                {
+                    "tokens": list(answer.token_ids),
+                    "text": answer.text,
+                    "finish": answer.finish_reason,
+                    "stop": answer.stop_reason,
+                    "logprobs": bool(answer.logprobs),
+                }
+                for answer in one.outputs
+            ],
+        }
+        for one in outputs
+    ]
+
+
+def main() -> None:
+    """Start the engine, ask, and tell."""
+    folder, family, case = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+    policy = Policy.model_validate(case["policy"])
+    given = engine_options(folder / f"{family}.guard.safetensors", policy)
+    for name in case.get("without", ()):
+        del given[name]
+    fixed = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "block_size": 32}
+    fixed |= {"max_num_batched_tokens": 512, "enforce_eager": True, "max_logprobs": -1}
+    llm = LLM(str(folder / family), **{**fixed, **given, **case.get("options", {})})
+    pictures = family != "llama"
+    asked = chats(pictures, "image_pil")
+
+    def answers(settings: SamplingParams) -> list[dict[str, Any]]:
+        form = "openai" if pictures else "string"
+        return told(llm.chat(asked, settings, use_tqdm=False, chat_template_content_format=form))
+
+    found: dict[str, Any] = {}
+    for run in ("cold", "warm"):
+        found[run] = answers(ANSWER)
+    metrics = (
+        {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
+        if case.get("metrics")
+        else {}
+    )
+    found["preemptions"] = metrics.get("vllm:num_preemptions", 0)
+    for name, settings in SETTINGS.items() if case.get("settings") else ():
+        found[name] = answers(settings)
+    if case.get("shared"):
+        found["shared"] = shared(llm, case["shared"])
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+SETTINGS = {
+    "sampled": SamplingParams(max_tokens=6, temperature=1.0, n=3, seed=1),
+    "at least": SamplingParams(max_tokens=8, min_tokens=6, temperature=0),
+    "log-probabilities": SamplingParams(max_tokens=4, temperature=0, logprobs=2, prompt_logprobs=2),
+    "one token": SamplingParams(max_tokens=1, temperature=0),
+    "choice": SamplingParams(
+        max_tokens=8,
+        temperature=0,
+        structured_outputs=StructuredOutputsParams(choice=["the dog", "the cat"]),
+    ),
+}
+
+
+def shared(llm: Any, ids: list[int]) -> dict[str, Any]:
+    """Log-probabilities of a prompt before and after one that begins it was answered.
+
+    `ids` end where a block does, and are steered; the longer prompt is steered or not, alike.
+    """
+    longer = [*ids, *ids[1:40]]
+    first = SamplingParams(max_tokens=1, temperature=0, logprobs=-1)
+
+    def ask(tokens: list[int], settings: SamplingParams) -> Any:
+        return llm.generate([{"prompt_token_ids": tokens}], settings, use_tqdm=False)[0]
+
+    llm.llm_engine.reset_prefix_cache()
+    clean = ask(longer, first)
+    llm.llm_engine.reset_prefix_cache()
+    short = ask(ids, ANSWER)
+    after = ask(longer, first)
+    one, other = (found.outputs[0].logprobs[0] for found in (clean, after))
+    return {
+        "action": short.kv_transfer_params["guardrail"]["action"],
+        "longer": after.kv_transfer_params["guardrail"]["action"],
+        "cached": after.num_cached_tokens,
+        "apart": max(abs(one[t].logprob - other[t].logprob) for t in one if t in other),
+    }
+
+
+if __name__ == "__main__":
+    main()
