@@ -23,7 +23,6 @@ from robustness_conditions import VERSIONS, Condition, conditions, texts
 from robustness_reading import BATCH, Chat, Read, Reader
 
 from guardrail import Artefact, Policy
-from guardrail.artefact.header import Rates
 from guardrail.decide.detector import KINDS
 from guardrail.fit.calibrate import calibration
 from guardrail.fit.dataset import load_contrast
@@ -37,7 +36,6 @@ from guardrail.types import Action, Modality
 LABELS = ("harmful", "harmless")
 DETECTORS = ("guard", "last position")
 STRINGS, WORDS = 32, (8, 24)
-RATES = Rates()
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,8 @@ def points_of(artefact: Artefact, reader: Reader) -> dict[str, Points]:
             for some in track(batches, f"safe {modality}")
             for read in reader.requests([sample.request for sample in some])
         ]
-        last[modality] = calibration([r.last for r in reads], RATES, source="").thresholds
+        rates = artefact.header.calibration[modality].targets
+        last[modality] = calibration([r.last for r in reads], rates, source="").thresholds
     own = {m: artefact.thresholds(m, Policy()) for m in last}
     return {"guard": Points(own), "last position": Points(last)}
 
