@@ -318,6 +318,9 @@ def _modality_of(part: Part) -> Modality:
             raise TypeError(f"a {type(part).__name__} is no part of a request")
 
 
+_FOR_ALL = ("action", "would_be", "modality", "artefact_id", "mode", "reason")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the guard found in one request and what it did about it.
@@ -334,7 +337,7 @@ class Verdict:
 
     A new field is named by hand wherever a verdict is made or told: `Detector.verdict` and
     `verdict_of` in `guardrail.online.answering`, `FakeGuard.check`, `summary` here,
-    `guardrail.cli.output`, `_FOR_ALL` and `headers_of` in `guardrail.server.answers`,
+    `guardrail.cli.output`, `headers_of` in `guardrail.server.answers`,
     `guardrail.observe.tracing`, and `VERDICT_FIELDS` in `guardrail.bulk.rows`.
     """
 
@@ -370,6 +373,14 @@ class Verdict:
         if self.where is not None:
             plain["where"] = self.where.to_dict(words=words)
         return {k: str(v) if isinstance(v, StrEnum) else v for k, v in plain.items()}
+
+    def told(self, *, scores: bool) -> dict[str, object]:
+        """What may leave the process, in plain values: no words, and scores for trusted ears only.
+
+        Scores, thresholds and places help a search for a request that passes.
+        """
+        whole = self.to_dict(words=False)
+        return whole if scores else {name: whole[name] for name in _FOR_ALL}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Verdict:

@@ -11,7 +11,7 @@ from guardrail.cli import options as o
 from guardrail.cli.derived import Derived
 from guardrail.cli.output import session, write
 
-_RULES = Derived(only=frozenset({"policy", "judged", "allow_mismatch"}))
+_RULES = Derived(only=frozenset({"policy", "judged", "allow_mismatch", "audit"}))
 
 
 def vllm_options(
@@ -20,6 +20,9 @@ def vllm_options(
         str, typer.Option("--artefact", "-a", metavar="ARTEFACT", help="A file written by `fit`.")
     ],
     guarding: Annotated[o.GuardOptions, _RULES],
+    expose_scores: Annotated[
+        bool, typer.Option("--expose-scores", help="Tell clients scores and thresholds, too.")
+    ] = False,
     debug: o.Debug = False,
 ) -> None:
     """Print options of `vllm serve MODEL`, for `$(guardrail vllm-options -a ARTEFACT)`.
@@ -34,7 +37,13 @@ def vllm_options(
         rules = guarding.rules()
         if not guarding.judged and guarding.policy is None:
             rules = rules.model_copy(update={"judge": EVERYBODY})
-        given = engine_options(artefact, rules, allow_mismatch=guarding.allow_mismatch)
+        given = engine_options(
+            artefact,
+            rules,
+            allow_mismatch=guarding.allow_mismatch,
+            scores=expose_scores,
+            audit=guarding.audit,
+        )
         for name, value in given.items():
             # A shell takes what a program printed apart at its spaces, and has no ear for quotes.
             told = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -28,15 +28,10 @@ if TYPE_CHECKING:
 FIELD = "guardrail"
 """The key of an answer under which its verdict stands."""
 
-_FOR_ALL = ("action", "would_be", "modality", "artefact_id", "mode", "reason")
-
 
 def told(verdict: Verdict | None, caller: Caller) -> dict[str, object] | None:
     """What this caller may know of a verdict, in plain values; nothing else of one goes out."""
-    if verdict is None:
-        return None
-    whole = verdict.to_dict(words=False)
-    return whole if caller.sees_scores else {name: whole[name] for name in _FOR_ALL}
+    return None if verdict is None else verdict.told(scores=caller.sees_scores)
 
 
 def headers_of(verdict: Verdict | None, caller: Caller) -> dict[str, str]:

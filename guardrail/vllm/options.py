@@ -27,7 +27,10 @@ TESTED = ("0.32", "0.33")  # 0.32 was run, of 0.33 every name that is used was c
 
 
 class Settings(BaseModel):
-    """The entry in `additional_config`; `artefact_id` is that of the file when it was written."""
+    """The entry in `additional_config`; `artefact_id` is that of the file when it was written.
+
+    With `scores` clients are told scores and thresholds; `audit` is a file of verdicts.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,6 +38,8 @@ class Settings(BaseModel):
     artefact_id: str
     policy: Policy = Policy()
     allow_mismatch: bool = False
+    scores: bool = True
+    audit: Path | None = None
 
     @classmethod
     def of(cls, config: Any) -> Self:
@@ -66,7 +71,12 @@ class Settings(BaseModel):
 
 
 def engine_options(
-    artefact: str | Path, policy: Policy | None = None, *, allow_mismatch: bool = False
+    artefact: str | Path,
+    policy: Policy | None = None,
+    *,
+    allow_mismatch: bool = False,
+    scores: bool = True,
+    audit: str | Path | None = None,
 ) -> dict[str, Any]:
     """Options for `vllm.LLM(model, **options)` and vLLM's engine arguments.
 
@@ -76,6 +86,9 @@ def engine_options(
             texts are tokenised with control tokens, roles can be forged. Steered requests are
             judged as elsewhere; `on_flag="raise"` ends a request as "refuse" does.
         allow_mismatch: serve another model than the artefact was fitted on.
+        scores: tell whoever asks the score, the thresholds and where in the prompt it is from; they
+            help a search for a request that passes.
+        audit: append each verdict to this file as a JSON line, without what was asked.
 
     Raises:
         ArtefactError: the file is no artefact.
@@ -86,6 +99,8 @@ def engine_options(
         artefact_id=Artefact.load(path).header.artefact_id,
         policy=policy or Policy(judge=EVERYBODY),
         allow_mismatch=allow_mismatch,
+        scores=scores,
+        audit=None if audit is None else Path(audit).resolve(),
     )
     return {
         "worker_cls": WORKER,

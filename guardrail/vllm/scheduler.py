@@ -19,6 +19,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request, RequestStatus
 from vllm.version import __version__
 
+from guardrail.audit import AuditLog
 from guardrail.types import Modality
 from guardrail.vllm.judge import Judge, Judged
 from guardrail.vllm.options import NAME, Settings, full_attention, require_names, require_supported
@@ -63,6 +64,8 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         require_names(self, ("_preempt_request", "prev_step_scheduled_req_ids", "running"))
         model = self.vllm_config.model_config
         tokenizer = cached_tokenizer_from_config(model)
+        self._scores = settings.scores
+        self._audit = None if settings.audit is None else AuditLog(settings.audit)
         self._judge = Judge(settings.load(), settings.policy, Template.of(tokenizer))
         refusal = tokenizer(settings.policy.refusal_message, add_special_tokens=False)["input_ids"]
         # The detokenizer drops the last token of a request that stopped.
@@ -104,7 +107,7 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
             request = self.requests.get(name)
             if request is not None and name not in self._judged:
                 ids = request.prompt_token_ids or ()
-                judged = self._judged[name] = self._judge(found, ids, _media(request))
+                judged = self._keep(name, self._judge(found, ids, _media(request)))
                 told = model_runner_output.prompt_logprobs_dict
                 if judged.amount and told.get(name) is not None:
                     self._held[name] = told.pop(name)
@@ -127,7 +130,7 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         name = request.request_id
         judged = self._judged.get(name)
         if judged is None:  # a token is about to leave, and nobody saw its prompt
-            judged = self._judged[name] = self._judge.outage(_media(request))
+            judged = self._keep(name, self._judge.outage(_media(request)))
         if judged.stops:
             request.status = RequestStatus.FINISHED_STOPPED
             request.stop_reason = STOP if judged.verdict.reason == "score" else OUTAGE
@@ -143,12 +146,19 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         )
         return found
 
+    def _keep(self, name: str, judged: Judged) -> Judged:
+        """Remember what becomes of a request, and put it on record."""
+        self._judged[name] = judged
+        if self._audit is not None:
+            self._audit(judged.verdict, {"event": "verdict", "request_id": name})
+        return judged
+
     def _tell(self, out: Any) -> None:
         """Put the verdict on an output, and the refusal in the place of a flagged answer."""
         judged = self._judged.get(out.request_id)
         if judged is None:
             return
-        told = {NAME: judged.verdict.to_dict(words=False)}
+        told = {NAME: judged.verdict.told(scores=self._scores)}
         out.kv_transfer_params = {**(out.kv_transfer_params or {}), **told}
         if out.request_id in self._held:
             out.new_prompt_logprobs_tensors = self._held.pop(out.request_id)

@@ -101,7 +101,12 @@ def main() -> None:
     """Start the engine, ask, and tell."""
     folder, family, case = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     policy = Policy.model_validate(case["policy"])
-    given = engine_options(folder / f"{family}.guard.safetensors", policy)
+    given = engine_options(
+        folder / f"{family}.guard.safetensors",
+        policy,
+        scores=case.get("scores", True),
+        audit=case.get("audit"),
+    )
     for name in case.get("without", ()):
         del given[name]
     fixed = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "block_size": 32}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.vllm.conftest import NEVER, policy
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.vllm
 COMPILED = {"enforce_eager": False}
@@ -68,18 +72,23 @@ def test_no_setting_lets_a_token_of_a_flagged_request_out(reference: Any, sessio
 
 
 def test_requests_that_lose_their_blocks_keep_verdict_and_edit(
-    reference: Any, session: Any
+    reference: Any, session: Any, tmp_path: Path
 ) -> None:
-    wanted = reference("llama")
+    wanted, audit = reference("llama"), tmp_path / "audit.jsonl"
     found = session(
         "llama",
         wanted.policy,
+        audit=str(audit),
         options={"num_gpu_blocks_override": 10, "max_model_len": 256, "disable_log_stats": False},
         metrics=True,
     )
     for one, result in zip(found["cold"], wanted.results, strict=True):
         expect_same(one, result)
     assert found["preemptions"] > 0
+    lines = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert Counter(line["action"] for line in lines) == Counter(
+        2 * [str(r.verdict.action) for r in wanted.results]
+    )
 
 
 @pytest.mark.parametrize("left_out", ["scheduler_cls", "worker_cls", "additional_config"])

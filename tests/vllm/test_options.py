@@ -131,4 +131,5 @@ def test_the_command_prints_words_that_a_shell_hands_on_whole(artefact: Path) ->
     assert options.keys() == {"worker-cls", "scheduler-cls", "additional-config"}
     entry = json.loads(options["additional-config"])[NAME]
     assert entry["artefact"] == str(artefact)
-    assert Settings.model_validate(entry).policy.judge == {"turns"}
+    found = Settings.model_validate(entry)
+    assert (found.policy.judge, found.scores, found.audit) == ({"turns"}, False, None)
