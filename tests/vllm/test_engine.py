@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.vllm.conftest import NEVER, policy
+from tests.vllm.conftest import HERE, NEVER, policy, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +37,8 @@ def test_verdicts_scores_and_answers_are_those_of_transformers(
     wanted = reference(family)
     found = session(family, wanted.policy, runner=runner, options=options)
     assert Counter(r.verdict.action for r in wanted.results).keys() == {"pass", "steer", "flag"}
-    for run in ("cold", "warm"):
-        for one, result in zip(found[run], wanted.results, strict=True):
+    for time in ("cold", "warm"):
+        for one, result in zip(found[time], wanted.results, strict=True):
             expect_same(one, result)
     cached = options.get("enable_prefix_caching", True)
     assert any(one["cached"] for one in found["warm"]) == cached
@@ -103,3 +103,20 @@ def test_no_other_prompt_is_served_from_what_was_edited(session: Any) -> None:
     assert (found["action"], found["longer"]) == ("steer", "steer")
     assert found["cached"] >= 32
     assert found["apart"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "conclusion"),
+    [("qwen2_5_vl", "float32", "PASS"), ("llama", "bfloat16", "THRESHOLD STALE")],
+)
+def test_a_comparison_with_transformers_says_whether_thresholds_hold(
+    family: str, dtype: str, conclusion: str, models: Path
+) -> None:
+    """In half precision scores of random weights move by more than a twentieth of a text gap."""
+    told = run(HERE / "parity.py", models, family, dtype).splitlines()
+    found = json.loads(told[-2])
+    assert told[-1] == conclusion
+    assert found["noise"] < 1e-4
+    if conclusion == "PASS":
+        assert found["pictures"] > 0
+        assert found["score_apart"] < 1e-3

@@ -1,0 +1,37 @@
+"""A comparison in a process of its own: `parity.py FOLDER FAMILY DTYPE` tells what it found."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ |= {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+from guardrail.artefact import Artefact
+from guardrail.vllm.parity import compare
+
+SMALL = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8, "block_size": 32}
+
+
+def main() -> None:
+    """Compare, save the artefact beside the old one, and tell."""
+    folder, family, dtype = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    given = folder / f"{family}.guard.safetensors"
+    options = {**SMALL, "dtype": dtype, "max_num_batched_tokens": 512}
+    found, revised = compare(str(folder / family), given, options=options)
+    kept = Artefact.load(revised.save(folder / f"{family}.{dtype}.guard.safetensors"))
+    assert kept.header.extra["vllm"]["conclusion"] == str(found.conclusion)
+    assert kept.header.parent == Artefact.load(given).header.artefact_id
+    sys.stdout.write(found.model_dump_json() + "\n" + str(found.conclusion) + "\n")
+
+
+if __name__ == "__main__":
+    main()
