@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import torch
 
+_KINDS = frozenset(map(str, Modality)) - {str(Modality.TEXT)}
 STOP = "guardrail:flag"  # a request's stop reason, where vLLM tells one
 OUTAGE = "guardrail:error"
 
@@ -106,8 +107,7 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         for name, found in numbers.items():
             request = self.requests.get(name)
             if request is not None and name not in self._judged:
-                ids = request.prompt_token_ids or ()
-                judged = self._keep(name, self._judge(found, ids, _media(request)))
+                judged = self._keep(name, self._verdict_on(request, found))
                 told = model_runner_output.prompt_logprobs_dict
                 if judged.amount and told.get(name) is not None:
                     self._held[name] = told.pop(name)
@@ -130,7 +130,7 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         name = request.request_id
         judged = self._judged.get(name)
         if judged is None:  # a token is about to leave, and nobody saw its prompt
-            judged = self._keep(name, self._judge.outage(_media(request)))
+            judged = self._keep(name, self._judge.outage())
         if judged.stops:
             request.status = RequestStatus.FINISHED_STOPPED
             request.stop_reason = STOP if judged.verdict.reason == "score" else OUTAGE
@@ -145,6 +145,17 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
             request, new_token_ids, is_stale
         )
         return found
+
+    def _verdict_on(self, request: Request, numbers: torch.Tensor) -> Judged:
+        """The verdict on a prompt by its tokens' numbers.
+
+        What goes on later (a session), has no tokens, or holds what is neither picture nor video
+        cannot be judged.
+        """
+        media = _media(request)
+        if media is None or request.prompt_token_ids is None or request.resumable:
+            return self._judge.outage()
+        return self._judge(numbers, request.prompt_token_ids, media)
 
     def _keep(self, name: str, judged: Judged) -> Judged:
         """Remember what becomes of a request, and put it on record."""
@@ -178,9 +189,10 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         if hasher is not None:
             request._block_hasher = self._salted(hasher)
             request.block_hashes[first:] = map(self._salt, request.block_hashes[first:])
-        self.running.remove(request)
-        self._preempt_request(request, time.monotonic(), drop_stale_output=True)
-        self.prev_step_scheduled_req_ids.discard(request.request_id)
+        if request.status is RequestStatus.RUNNING:  # else it lost its blocks, and begins anew
+            self.running.remove(request)
+            self._preempt_request(request, time.monotonic(), drop_stale_output=True)
+            self.prev_step_scheduled_req_ids.discard(request.request_id)
 
     @property
     def _hash_size(self) -> int:
@@ -193,8 +205,10 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         return hashlib.sha256(self._secret + name).digest()
 
 
-def _media(request: Request) -> list[Medium]:
-    """The pictures and videos of a request, in the order of the prompt."""
+def _media(request: Request) -> list[Medium] | None:
+    """The pictures and videos of a request, in the order of the prompt; None if it has others."""
+    if any(one.modality not in _KINDS for one in request.mm_features or ()):
+        return None
     found = [
         Medium(
             Modality(one.modality),

@@ -71,13 +71,15 @@ def test_no_setting_lets_a_token_of_a_flagged_request_out(reference: Any, sessio
                 assert not any(answer["logprobs"] for answer in one["answers"])
 
 
+@pytest.mark.parametrize("runner", ["first", "second, asynchronous"])
 def test_requests_that_lose_their_blocks_keep_verdict_and_edit(
-    reference: Any, session: Any, tmp_path: Path
+    runner: str, reference: Any, session: Any, tmp_path: Path
 ) -> None:
     wanted, audit = reference("llama"), tmp_path / "audit.jsonl"
     found = session(
         "llama",
         wanted.policy,
+        runner=runner,
         audit=str(audit),
         options={"num_gpu_blocks_override": 10, "max_model_len": 256, "disable_log_stats": False},
         metrics=True,
