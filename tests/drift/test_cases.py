@@ -28,7 +28,8 @@ MILD = [
     ("bfloat16", ("keep",)),
     ("tuned a little", ("keep", "recalibrate")),
     ("LoRA", ("keep", "recalibrate")),
-    ("template", ("recalibrate", "refit")),
+    # what stands behind the words moves no score where windows suffice
+    ("template", ("keep", "recalibrate", "refit")),
 ]
 LOST = [("tuned to comply", "refitted"), ("rebased", "transported"), ("another", "refitted")]
 SEEN = ("nothing", "template", "tuned to comply", "rebased")  # one for each way it can end

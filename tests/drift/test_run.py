@@ -366,21 +366,19 @@ def with_traffic(old: Artefact, rate: float) -> Artefact:
     return old.revised(calibration=calibration)
 
 
-@pytest.mark.parametrize("change", ["template", "another"])
+@pytest.mark.parametrize(("family", "change"), [("llava", "template"), ("llama", "another")])
 def test_targets_beyond_the_prompts_are_raised_and_that_is_said(
-    text: Any, changed: Any, change: str
+    planted_of: Any, changed: Any, family: str, change: str
 ) -> None:
-    drift = text.check(
-        changed("llama", change), artefact=with_traffic(text.artefact, 1e-4), fix=True
-    )
+    old = planted_of(family)
+    drift = old.check(changed(family, change), artefact=with_traffic(old.artefact, 1e-4), fix=True)
     found = drift.artefact.header.calibration["text"]
     rate = 1 / (found.n + 1)
     assert found.targets == Rates(steer=rate, flag=rate)
     assert found.thresholds.flag == max(found.scores)
-    (warning,) = (w for w in drift.artefact.header.warnings if w.startswith("calibration: "))
-    assert (
-        f"targets raised to {rate:.2g} and {rate:.2g}; run `guardrail calibrate` again" in warning
-    )
+    told = [w for w in drift.artefact.header.warnings if w.startswith("calibration: ")]
+    raised = f"targets raised to {rate:.2g} and {rate:.2g}; run `guardrail calibrate` again"
+    assert any(raised in warning for warning in told)
 
 
 def test_few_videos_do_not_loosen_the_thresholds_of_texts(
