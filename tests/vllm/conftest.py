@@ -69,9 +69,9 @@ class Reference:
             self.results = [guard.generate(chat, max_new_tokens=8) for chat in asked]
 
 
-def policy(steer: float, flag: float) -> Policy:
+def policy(steer: float, flag: float, **more: Any) -> Policy:
     points = dict.fromkeys(Modality, Thresholds(steer=steer, flag=flag))
-    return Policy(thresholds=points, judge=EVERYBODY)
+    return Policy(thresholds=points, judge=EVERYBODY, **more)
 
 
 @pytest.fixture(scope="session")

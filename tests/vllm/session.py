@@ -131,7 +131,7 @@ def main() -> None:
     for name, settings in SETTINGS.items() if case.get("settings") else ():
         found[name] = answers(settings)
     if case.get("shared"):
-        found["shared"] = shared(llm, case["shared"])
+        found["shared"] = shared(llm, int(case["shared"]))
     sys.stdout.write(json.dumps(found) + "\n")
 
 
@@ -148,21 +148,26 @@ SETTINGS = {
 }
 
 
-def shared(llm: Any, ids: list[int]) -> dict[str, Any]:
-    """Log-probabilities of a prompt before and after one that begins it was answered.
+def shared(llm: Any, length: int) -> dict[str, Any]:
+    """Log-probabilities of a prompt before and after one that begins it was answered, steered.
 
-    `ids` end where a block does, and are steered; the longer prompt is steered or not, alike.
+    That ends within a block, which its answer completes: no other request fills it alike.
     """
-    longer = [*ids, *ids[1:40]]
     first = SamplingParams(max_tokens=1, temperature=0, logprobs=-1)
 
     def ask(tokens: list[int], settings: SamplingParams) -> Any:
         return llm.generate([{"prompt_token_ids": tokens}], settings, use_tqdm=False)[0]
 
+    for start in range(5, 60):
+        ids = [start + i % 40 for i in range(length)]
+        short = ask(ids, ANSWER)
+        if short.kv_transfer_params["guardrail"]["action"] == "steer":  # an edit can reach it
+            break
+    longer = [*ids, *short.outputs[0].token_ids, *ids[:30]]
     llm.llm_engine.reset_prefix_cache()
     clean = ask(longer, first)
     llm.llm_engine.reset_prefix_cache()
-    short = ask(ids, ANSWER)
+    ask(ids, ANSWER)
     after = ask(longer, first)
     one, other = (found.outputs[0].logprobs[0] for found in (clean, after))
     return {
