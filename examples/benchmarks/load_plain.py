@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import StreamingResponse
 from transformers import GenerationConfig
 from transformers.generation import BaseStreamer
@@ -27,6 +27,7 @@ from guardrail.model.load import LoadedModel
 from guardrail.model.settings import Settings
 from guardrail.online.answering import AnswerText
 from guardrail.policy import Limits, Policy
+from guardrail.server.schemas import ChatBody
 from guardrail.types import Request as Asked
 from guardrail.worker.jobs import Caller, Job
 from guardrail.worker.worker import WorkerLease
@@ -46,12 +47,18 @@ class PlainJob(Job[int]):
 class PlainAnswerer:
     """Answers streamed chats by a model alone (see `guardrail.server.service.Answerer`)."""
 
+    routers: tuple[APIRouter, ...] = ()
+
     def __init__(self, loaded: LoadedModel, *, together: bool) -> None:
         self._loaded, self._encoder, self._together = loaded, Encoder(loaded), together
         self._lease, self._policy = WorkerLease(loaded.model), Policy(limits=LIMITS)
         self._line = ThreadPoolExecutor(1, thread_name_prefix="plain")
+        self.chats = APIRouter(prefix="/v1")
+        self.chats.add_api_route(
+            "/chat/completions", self.answer, methods=["POST"], response_model=None
+        )
 
-    async def answer(self, body: Any, caller: Any, request: Request) -> Response:
+    async def answer(self, body: ChatBody) -> Response:
         """Stream an answer in the form that the guarded one has, less its verdict."""
         if not body.stream:
             raise ValueError("the plain server streams; ask with stream=true")

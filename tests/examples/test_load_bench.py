@@ -138,3 +138,24 @@ def test_the_table_shows_every_side_and_what_grew(modules: Any) -> None:
     assert "grows 4.00-fold" in said
     assert "beside 16 clients of another key: p50 1.00 s" in said
     assert "over 3,000 requests of 8 clients to a random tiny model: 400 MB, -0.01 MB" in said
+
+
+@pytest.mark.parametrize("side", ["guarded", "together", "alone"])
+def test_every_side_streams_an_answer(modules: Any, side: str) -> None:
+    from fastapi.testclient import TestClient
+    from load_server import KEYS, app_of
+
+    body = {
+        "model": "guarded",
+        "messages": [{"role": "user", "content": "tell me about the dog"}],
+        "max_tokens": 3,
+        "stream": True,
+    }
+    with TestClient(app_of(side, "tiny", "-")) as client:
+        key = {"Authorization": f"Bearer {KEYS['one']}"}
+        told = client.post("/v1/chat/completions", json=body, headers=key)
+        assert told.status_code == 200, told.text
+        lines = [line for line in told.text.splitlines() if line.startswith("data: ")]
+        assert lines[-1] == "data: [DONE]"
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+        assert any(choice.get("finish_reason") for one in chunks for choice in one["choices"])
