@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from PIL.Image import Image as PILImage
 
@@ -172,8 +172,7 @@ class Request:
         Raises:
             TypeError: as `modality`.
         """
-        modality = self.modality
-        return "images" if modality is Modality.IMAGE and len(self.images) > 1 else modality.value
+        return kind_of(_modality_of(part) for message in self.messages for part in message.parts)
 
     @property
     def shape(self) -> tuple[int, tuple[int, ...]]:
@@ -304,6 +303,14 @@ class Where:
                 return f"in {whose}, tokens {start + 1} to {stop}"
             case _:
                 return f"in {whose}"
+
+
+def kind_of(media: Iterable[str]) -> str:
+    """The offset kind (see `Request.offset_kind`) of what has parts of these kinds."""
+    held = [*media]
+    if Modality.VIDEO in held:
+        return "video"
+    return ("text", "image", "images")[min(held.count(Modality.IMAGE), 2)]
 
 
 def _modality_of(part: Part) -> Modality:

@@ -16,9 +16,7 @@ _RULES = Derived(only=frozenset({"policy", "judged", "allow_mismatch", "audit"})
 
 def vllm_options(
     *,
-    artefact: Annotated[
-        str, typer.Option("--artefact", "-a", metavar="ARTEFACT", help="A file written by `fit`.")
-    ],
+    artefact: o.ArtefactName,
     guarding: Annotated[o.GuardOptions, _RULES],
     expose_scores: Annotated[
         bool, typer.Option("--expose-scores", help="Tell clients scores and thresholds, too.")

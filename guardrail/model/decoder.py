@@ -127,15 +127,21 @@ def _find(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     if not isinstance(decoder, nn.Module) or not isinstance(count, int):
         raise UnsupportedModelError(f"{name} names no text decoder with a known number of layers")
+    found = layer_list(decoder, count)
+    if found is None:
+        raise UnsupportedModelError(
+            f"the text decoder of {name} holds no list of {count} layers; it cannot be guarded"
+        )
+    path, layers = found
+    owner, _, _ = path.rpartition(".")
+    return decoder.get_submodule(owner), layers
+
+
+def layer_list(decoder: nn.Module, count: int) -> tuple[str, nn.ModuleList] | None:
+    """Path and list of a decoder's `count` layers, the shallowest such; None if there is none."""
     found = [
         (path, module)
         for path, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
-    if not found:
-        raise UnsupportedModelError(
-            f"the text decoder of {name} holds no list of {count} layers; it cannot be guarded"
-        )
-    path, layers = min(found, key=lambda pair: pair[0].count("."))
-    owner, _, _ = path.rpartition(".")
-    return decoder.get_submodule(owner), layers
+    return min(found, key=lambda pair: pair[0].count("."), default=None)

@@ -16,7 +16,7 @@ from json import dumps
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
-from guardrail.types import Header, Modality, RowParts, Stretch, TurnSpan
+from guardrail.types import Header, Modality, RowParts, Stretch, TurnSpan, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -295,10 +295,9 @@ class _Found:
     def _header(self, message: int, position: int) -> Header:
         before = self._turns[:message]
         shown = [kind for turn in before for _, kind in turn.owners]
-        kind = next((k for k in ("video", "image") if k in shown), "text")
-        if kind == "image" and shown.count("image") > 1:
-            kind = "images"
-        return Header(message, position, kind, before[-1].shown["role"] if before else "user")
+        return Header(
+            message, position, kind_of(shown), before[-1].shown["role"] if before else "user"
+        )
 
     def _find(self, marked: _Marked, places: Sequence[int]) -> None:
         if len(places) != 1:  # left out, or shown twice

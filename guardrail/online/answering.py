@@ -189,14 +189,21 @@ def ruled(detector: Detector, ruling: Ruling, kind: str) -> Verdict:
 
 def _where(request: Request, ruling: Ruling, floor: Floor, score: float | None) -> Where | None:
     """Which reading the score is from; None if that was of another prompt than this one."""
-    if score is None or ruling.failed or floor.holds(score):
+    if floor.holds(score):
+        return None
+    last = len(request.messages) - 1
+    return where_of(ruling, score, last, request.messages[last].role)
+
+
+def where_of(ruling: Ruling, score: float | None, last: int, role: str) -> Where | None:
+    """Which reading of its prompt a row's score is from; `last` is the last message, `role`'s."""
+    if score is None or ruling.failed:
         return None
     found: Any = ruling.found
     if found is not None and found.score == score:
         where: Where = found.where
         return where
-    last = len(request.messages) - 1
-    return Where(reading="last", message=last, role=request.messages[last].role)
+    return Where(reading="last", message=last, role=role)
 
 
 class AnswerText:

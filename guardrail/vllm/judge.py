@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from guardrail.decide.detector import Detector
-from guardrail.online.answering import ruled
-from guardrail.types import RowParts, Where
+from guardrail.online.answering import ruled, where_of
+from guardrail.types import RowParts, TurnSpan, kind_of
 from guardrail.vllm.numbers import TokenNumbers
-from guardrail.vllm.prompts import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from guardrail.artefact import Artefact
-    from guardrail.model.prefill import Ruling
     from guardrail.policy import Policy
     from guardrail.types import Verdict
     from guardrail.vllm.prompts import Medium, Template
@@ -49,7 +47,7 @@ class Judge:
     """Judges prompts of one model under one artefact and policy; holds no request's state."""
 
     def __init__(self, artefact: Artefact, policy: Policy, template: Template) -> None:
-        self.policy, self.template = policy, template
+        self.template = template
         self.detector = Detector.from_artefact(artefact, policy)
         self.numbers = TokenNumbers.of(self.detector)
 
@@ -60,7 +58,7 @@ class Judge:
 
     def __call__(self, numbers: Tensor, ids: Sequence[int], media: Sequence[Medium]) -> Judged:
         """The verdict on a prompt of n tokens with their numbers, (n, k, m) float32."""
-        kind = kind_of(media)
+        kind = kind_of(one.kind for one in media)
         try:
             parts = self.template.parts(ids, media)
             ruling = self.numbers.judge(numbers, parts, kind)
@@ -68,27 +66,14 @@ class Judge:
         except Exception:  # the fail-mode border: the policy says what an outage means
             log.exception("a prompt of %d tokens could not be judged", len(ids))
             return self.outage(media)
-        verdict = replace(verdict, where=_where(ruling, parts, verdict))
-        return Judged(verdict, ruling.stops, ruling.strength)
+        last = parts.turns[-1] if parts.turns else TurnSpan(0, "user", 0, len(ids))
+        where = where_of(ruling, verdict.score, last.message, last.role)
+        return Judged(replace(verdict, where=where), ruling.stops, ruling.strength)
 
     def outage(self, media: Sequence[Medium] = ()) -> Judged:
         """What becomes of a prompt of which nothing is known."""
-        kind = kind_of(media)
+        kind = kind_of(one.kind for one in media)
         known = kind if kind in self.detector.kinds else "image"
         unread = torch.full((1, *self.numbers.basis.shape[:2]), torch.nan)
         ruling = self.numbers.judge(unread, RowParts(1), known)
         return Judged(ruled(self.detector, ruling, known), ruling.stops)
-
-
-def _where(ruling: Ruling, parts: RowParts, verdict: Verdict) -> Where | None:
-    """Which reading the score is from; None after an outage."""
-    found: Any = ruling.found
-    if verdict.score is None or ruling.failed:
-        return None
-    if found is not None and found.score == verdict.score:
-        where: Where = found.where
-        return where
-    turn = parts.turns[-1] if parts.turns else None
-    return Where(
-        reading="last", message=turn.message if turn else 0, role=turn.role if turn else "user"
-    )

@@ -143,9 +143,7 @@ def require_supported(config: Any, version: str) -> None:
     found = [name for name, bad in wrong.items() if bad]
     if found:
         raise ConfigurationError(
-            "the guard does not run inside vLLM with: "
-            + "; ".join(found)
-            + ". Start vLLM with what "
+            f"the guard does not run inside vLLM with: {'; '.join(found)}. Start vLLM with what "
             "`guardrail.vllm.engine_options` gives, and without these"
         )
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.artefact import Artefact
 from guardrail.decide.detector import Detector
+from guardrail.errors import DetectorError
+from guardrail.extras import require
 from guardrail.fit.collect import text_request
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.prompts import drawn, drawn_unsafe, grouped, spread
@@ -88,6 +90,7 @@ def compare(
     Raises:
         ArtefactMismatchError: the artefact is of another model.
         MissingExtraError: vLLM is not installed.
+        DetectorError: a prompt has no finite score, in either.
     """
     fitted, policy = Artefact.load(artefact), Policy(judge=EVERYBODY)
     loaded = load_model(model, **loading)
@@ -155,8 +158,6 @@ def _in_vllm(
     options: Mapping[str, Any],
 ) -> tuple[list[list[Verdict]], list[dict[int, float]], dict[str, str]]:
     """Verdicts of two runs, the first one's log-probabilities, and what ran."""
-    from guardrail.extras import require
-
     vllm: Any = require("vllm")
     engine = vllm.LLM(model, **engine_options(artefact, policy), **options)
     form = "openai" if multimodal else "string"
@@ -195,7 +196,10 @@ def _part(part: object) -> dict[str, Any]:
 
 
 def _score(verdict: Verdict) -> float:
-    return float("nan") if verdict.score is None else verdict.score
+    """Of a prompt that could be judged: no difference from an outage says anything."""
+    if verdict.score is None:
+        raise DetectorError("a prompt of the comparison could not be judged")
+    return verdict.score
 
 
 def _differ(one: Verdict, other: Verdict, noise: float) -> bool:

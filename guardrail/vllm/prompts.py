@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from guardrail.types import Header, Modality, RowParts, Stretch, TurnSpan
+from guardrail.types import Header, Modality, RowParts, Stretch, TurnSpan, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -89,7 +89,7 @@ class Template:
         for role, start, stop in self._messages(ids, media):
             number = len(turns)
             if role == "assistant" and number:
-                before = [one for one in media if one.stop <= start]
+                before = [one.kind for one in media if one.stop <= start]
                 headers.append(Header(number, start - 1, kind_of(before), turns[-1].role))
             turns.append(TurnSpan(number, role, start, stop, tuple(_stretches(start, stop, media))))
         return RowParts(len(ids), tuple(turns), tuple(headers))
@@ -117,14 +117,6 @@ class Template:
 
     def _is_blank(self, token: int) -> bool:
         return token in self.special or not str(self.tokenizer.decode([token])).strip()
-
-
-def kind_of(media: Sequence[Medium]) -> str:
-    """What pictures a prompt holds, as `Request.offset_kind`."""
-    kinds = [one.kind for one in media]
-    if Modality.VIDEO in kinds:
-        return "video"
-    return ("text", "image", "images")[min(len(kinds), 2)]
 
 
 def _stretches(start: int, stop: int, media: Sequence[Medium]) -> Iterator[Stretch]:

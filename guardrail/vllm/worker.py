@@ -15,6 +15,7 @@ from vllm.version import __version__
 
 from guardrail.decide.detector import Detector
 from guardrail.errors import ConfigurationError
+from guardrail.model.decoder import layer_list
 from guardrail.model.fingerprint import require_fitted_on
 from guardrail.model.load import load_model
 from guardrail.vllm.numbers import TokenNumbers
@@ -167,14 +168,9 @@ def decoder_layers(model: torch.nn.Module, count: int) -> list[torch.nn.Module]:
         ConfigurationError: there is none.
     """
     of = getattr(model, "get_language_model", None)
-    inner = model if of is None else of()
-    found = [
-        (name.count("."), name, module)
-        for name, module in inner.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == count
-    ]
-    if not found:
+    found = layer_list(model if of is None else of(), count)
+    if found is None:
         raise ConfigurationError(
             f"vLLM's {type(model).__name__} has no list of {count} decoder layers to read"
         )
-    return list(min(found, key=lambda one: one[0])[2])
+    return list(found[1])

@@ -28,8 +28,7 @@ MILD = [
     ("bfloat16", ("keep",)),
     ("tuned a little", ("keep", "recalibrate")),
     ("LoRA", ("keep", "recalibrate")),
-    # what stands behind the words moves no score where windows suffice
-    ("template", ("keep", "recalibrate", "refit")),
+    ("template", ("recalibrate", "refit")),
 ]
 LOST = [("tuned to comply", "refitted"), ("rebased", "transported"), ("another", "refitted")]
 SEEN = ("nothing", "template", "tuned to comply", "rebased")  # one for each way it can end
@@ -51,6 +50,8 @@ def test_a_change_that_keeps_the_direction_costs_no_fit(
     drifted: Callable[[str, str], Drift], family: str, change: str, right: tuple[str, ...]
 ) -> None:
     drift = drifted(family, change)
+    if (family, change) == ("llama", "template"):
+        right = ("keep",)  # what stands behind a text's words moves no score where windows suffice
     assert drift.report.verdict in right, drift.report.reasons
     how = {"keep": "fingerprint", "recalibrate": "recalibrated", "refit": "refitted"}
     assert drift.report.repaired.how == how[drift.report.verdict]

@@ -376,9 +376,10 @@ def test_targets_beyond_the_prompts_are_raised_and_that_is_said(
     rate = 1 / (found.n + 1)
     assert found.targets == Rates(steer=rate, flag=rate)
     assert found.thresholds.flag == max(found.scores)
-    told = [w for w in drift.artefact.header.warnings if w.startswith("calibration: ")]
-    raised = f"targets raised to {rate:.2g} and {rate:.2g}; run `guardrail calibrate` again"
-    assert any(raised in warning for warning in told)
+    (warning,) = (w for w in drift.artefact.header.warnings if w.startswith("calibration: text "))
+    assert (
+        f"targets raised to {rate:.2g} and {rate:.2g}; run `guardrail calibrate` again" in warning
+    )
 
 
 def test_few_videos_do_not_loosen_the_thresholds_of_texts(

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 FAMILIES = ("llama", "qwen2_5_vl", "smolvlm")
 NEVER = 1e9
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 
 def run(*words: object, **variables: str) -> str:
@@ -36,7 +45,7 @@ def run(*words: object, **variables: str) -> str:
         text=True,
         check=False,
         cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables, "PYTHONPATH": path},
+        env={**os.environ, **QUIET, **variables, "PYTHONPATH": path},
     )
     assert told.returncode == 0, told.stderr[-4000:]
     return told.stdout

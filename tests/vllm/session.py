@@ -12,14 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ |= {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 if os.environ.get("SECOND_RUNNER"):
     import second_runner  # noqa: F401
 
