@@ -10,11 +10,13 @@ LOWEST := .lowest
 TABLES := examples/benchmarks/README.md
 QUANTISED := .quantised
 VLLM := .vllm
+VLLM_GPU := .vllm-gpu
+VLLM_NEWER := .vllm-newer
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-vllm test-ray test-ray-quick test-container bench-load bench-recentring bench-shape bench-video families test-families lint types check bench benchmark clean
+.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-vllm test-vllm-gpu test-vllm-contract test-ray test-ray-quick test-container bench-load bench-recentring bench-shape bench-video families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +91,25 @@ $(VLLM)/.installed: pyproject.toml
 
 test-vllm: $(VLLM)/.installed  ## the guard inside vLLM against the guard inside transformers, on a CPU
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm tests/vllm -W default
+
+$(VLLM_GPU)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_GPU)
+	$(VLLM_GPU)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VLLM_GPU)/bin/python -m pip install --quiet --no-compile "vllm==0.32.0"
+	$(VLLM_GPU)/bin/python -m pip install --quiet --no-compile --group vllm
+	$(VLLM_GPU)/bin/python -m pip install --quiet --no-deps "transformers==5.24.0" --editable .
+	@touch $@
+
+test-vllm-gpu: $(VLLM_GPU)/.installed  ## the same on GPUs, captured and in bfloat16, and what it costs there
+	$(VLLM_GPU)/bin/python -m pytest -m gpu -s tests/gpu/test_vllm_gpu.py
+
+$(VLLM_NEWER)/.downloaded: | $(BIN)/python  # any machine can read it, with a GPU or without
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --platform manylinux_2_28_x86_64 \
+	  --python-version 3.12 --dest $(VLLM_NEWER) "vllm==0.33.*"
+	@touch $@
+
+test-vllm-contract: $(STAMP) $(VLLM_NEWER)/.downloaded  ## the names that the guard uses, in a vLLM newer than is installed
+	VLLM_WHEEL=$$(ls $(VLLM_NEWER)/vllm-*.whl) $(BIN)/python -m pytest tests/vllm/test_contract.py
 
 test-slow: $(STAMP) $(TINY)/config.json  ## tests on the assembled tiny VLM, and cases beyond the fast ones
 	GUARDRAIL_TINY_VLM=$(TINY) $(BIN)/python -m pytest -m "slow and not ray"

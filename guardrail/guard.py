@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from guardrail.artefact import Artefact
 from guardrail.audit import Audit, fan_out
+from guardrail.errors import UnsupportedModelError
 from guardrail.model.load import LoadedModel, load_model, wrap_model
 from guardrail.online.streams import AsyncGuardStream, GuardStream
 from guardrail.policy import Policy
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from guardrail.artefact.header import Fingerprint
     from guardrail.monitor import Monitor
     from guardrail.online.asking import AskOptions, GenerateOptions
+    from guardrail.online.core import Core
     from guardrail.policy import Thresholds
     from guardrail.types import Load, Modality, Result, Verdict
     from guardrail.worker.jobs import Job
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("guardrail")
 _CLOSE_WAIT_S = 30.0
+_HUNG_S = 30.0  # one step of a slow model may take that long
 
 
 class Guard:
@@ -69,10 +72,12 @@ class Guard:
         from guardrail.model.fingerprint import require_fitted_on
 
         loaded = model if isinstance(model, LoadedModel) else wrap_model(*model)
-        fitted = _found(artefact)
+        fitted = found_artefact(artefact)
         running = require_fitted_on(fitted, loaded, allow_mismatch=allow_mismatch)
         differing = _told(fitted.header.fingerprint, running)
-        self._assemble(loaded, fitted, policy or Policy(), audit)
+        from guardrail.online.engine import Engine
+
+        self._assemble(Engine(loaded, fitted, policy or Policy(), audit), audit)
         if differing:
             facts = {name: list(pair) for name, pair in differing.items()}
             self._engine.record(None, {"event": "mismatch_allowed", "fields": facts})
@@ -89,18 +94,14 @@ class Guard:
         **load: Any,
     ) -> Self:
         """Load a model from a folder or the hub (see `load_model` for `load`) and guard it."""
-        fitted = _found(artefact)  # before the weights: it fails faster
+        fitted = found_artefact(artefact)  # before the weights: it fails faster
         loaded = load_model(source, **load)
         return cls(loaded, fitted, policy=policy, allow_mismatch=allow_mismatch, audit=audit)
 
-    def _assemble(
-        self, loaded: LoadedModel, artefact: Artefact, policy: Policy, audit: Audit | None
-    ) -> None:
+    def _assemble(self, engine: Core, audit: Audit | None) -> None:
         from guardrail.online.asking import Asking
-        from guardrail.online.engine import Engine
 
-        self._engine = Engine(loaded, artefact, policy, audit)
-        self._asking, self._audit = Asking(self._engine), audit
+        self._engine, self._asking, self._audit = engine, Asking(engine), audit
         self._finalizer = weakref.finalize(self, self._engine.shutdown)
         self._finalizer.atexit = False  # at the interpreter's end the worker looks after itself
 
@@ -116,8 +117,23 @@ class Guard:
 
     @property
     def loaded(self) -> LoadedModel:
-        """The guarded model and its processor."""
-        return self._engine.loaded
+        """The guarded model and its processor.
+
+        Raises:
+            UnsupportedModelError: it is in no reach of transformers (a guard inside vLLM).
+        """
+        found = getattr(self._engine, "loaded", None)
+        if not isinstance(found, LoadedModel):
+            raise UnsupportedModelError(
+                "this guard's model is run by another engine, and there are no weights to look at "
+                "here; load the model with `Guard.from_pretrained` for this"
+            )
+        return found
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Which model is guarded."""
+        return self._engine.fingerprint
 
     @property
     def thresholds(self) -> Mapping[Modality, Thresholds]:
@@ -140,6 +156,15 @@ class Guard:
         return self._engine.encoder.supports_tools
 
     @property
+    def trouble(self) -> str | None:
+        """Why requests cannot be answered now; None when they can."""
+        if self.closed:
+            return "the guard is closed"
+        if self.load.overdue_s > _HUNG_S:
+            return "the model does not come back from a request; start the server again"
+        return self._engine.trouble()
+
+    @property
     def closed(self) -> bool:
         """Whether the guard takes no more requests."""
         return not self._finalizer.alive
@@ -149,8 +174,8 @@ class Guard:
 
         Its verdicts go to this guard's `audit`, and to the one given here.
         """
-        other = Guard.__new__(Guard)
-        other._assemble(self.loaded, self.artefact, policy, fan_out(self._audit, audit))
+        other, told = Guard.__new__(Guard), fan_out(self._audit, audit)
+        other._assemble(self._engine.under(policy, told), told)
         return other
 
     def close(self) -> None:
@@ -274,7 +299,7 @@ class Guard:
         self._asking.give_up(job)
 
 
-def _found(artefact: Artefact | str | Path) -> Artefact:
+def found_artefact(artefact: Artefact | str | Path) -> Artefact:
     """An artefact as it is, from a file, or from the hub."""
     return artefact if isinstance(artefact, Artefact) else Artefact.from_pretrained(artefact)
 

@@ -344,7 +344,7 @@ class Verdict:
 
     A new field is named by hand wherever a verdict is made or told: `Detector.verdict` and
     `verdict_of` in `guardrail.online.answering`, `FakeGuard.check`, `summary` here,
-    `guardrail.cli.output`, `headers_of` in `guardrail.server.answers`,
+    `guardrail.cli.output`, `verdict_headers` in `guardrail.asgi.wire`,
     `guardrail.observe.tracing`, and `VERDICT_FIELDS` in `guardrail.bulk.rows`.
     """
 

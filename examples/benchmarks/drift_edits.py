@@ -33,8 +33,8 @@ def rebased(loaded: LoadedModel, *, seed: int = 0, flips: bool = True) -> Loaded
     """The same function in another residual basis: coordinates permuted, some signs flipped.
 
     For decoders of the Llama type (RMSNorm with a weight per channel, no bias into the residual).
-    Whatever writes pictures into the embeddings must do so through the embedding matrix or a last
-    linear layer of the projector.
+    Whatever writes pictures into the embeddings must do so through the embedding matrix, embeddings
+    of classes, or a last linear layer of the projector.
     """
     made = copied(loaded, f"{loaded.source}, rebased")
     generator = torch.Generator().manual_seed(seed)
@@ -60,6 +60,9 @@ def _rebase_ends(model: Any, places: Tensor, signs: Tensor) -> None:
     last = getattr(projector, "linear_2", None)
     if last is not None:
         _write(last, places, signs)
+    classes = getattr(projector, "class_embeddings", None)  # the tiny VLM's
+    if classes is not None:
+        classes.copy_(classes[:, places] * signs.to(classes.dtype))
 
 
 def _rebase_part(name: str, module: nn.Module, places: Tensor, signs: Tensor) -> None:

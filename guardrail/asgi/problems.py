@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from guardrail.asgi.wire import FIELD
 from guardrail.errors import (
     ConfigurationError,
     GuardrailViolation,
@@ -40,11 +41,11 @@ class Problem:
     headers: Mapping[str, str] = field(default_factory=dict)
     param: str | None = None  # the field that it is about
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """The error in the form of the OpenAI API."""
+    def to_dict(self, told: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+        """The error in the form of the OpenAI API, with what is told of a verdict."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
+        return {"error": error if told is None else {**error, FIELD: told}}
 
 
 def problem_of(error: BaseException, *, refusal: str, flag_status: int) -> Problem:
@@ -53,7 +54,7 @@ def problem_of(error: BaseException, *, refusal: str, flag_status: int) -> Probl
         case HTTPException():
             return Problem(error.status_code, error.detail, headers=error.headers or {})
         case GuardrailViolation():
-            return Problem(flag_status, refusal, "content_filter")
+            return flagged(refusal, flag_status)
         case LimitExceededError():
             return Problem(413, str(error), "too_large")
         case InputError():
@@ -66,6 +67,11 @@ def problem_of(error: BaseException, *, refusal: str, flag_status: int) -> Probl
             return _unavailable("too many requests are waiting for their check")
     _log.error("a request could not be checked and was not let through", exc_info=error)
     return _unavailable("requests cannot be checked at the moment")
+
+
+def flagged(refusal: str, status: int) -> Problem:
+    """A request is not answered because of what it holds."""
+    return Problem(status, refusal, "content_filter")
 
 
 def _unavailable(message: str) -> Problem:

@@ -15,7 +15,7 @@ import typer
 from guardrail.cli import options as o
 from guardrail.cli.derived import with_options
 from guardrail.cli.output import ERROR, say, session, write_json, write_rows
-from guardrail.cli.serve_options import SERVED
+from guardrail.cli.serve_options import SERVED, VllmWords, engine_options
 from guardrail.cluster.settings import StartSettings
 from guardrail.errors import ClusterError
 from guardrail.extras import require
@@ -46,12 +46,14 @@ def start(
     settings: StartSettings,
     server: Annotated[ServerSettings, SERVED],
     load: LoadingOptions,
+    vllm: VllmWords = None,
     debug: o.Debug = False,
 ) -> None:
     """Start replicas and answer until SIGTERM or Ctrl-C, then end what is under way."""
     with session(debug=debug):
         _import_ray()
-        _answer(settings.model_copy(update={"server": server, "loading": dict(load)}))
+        how = engine_options(settings.engine, load, vllm or [])["options"]
+        _answer(settings.model_copy(update={"server": server, "loading": how}))
 
 
 def _answer(settings: StartSettings) -> None:

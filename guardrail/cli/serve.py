@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from guardrail.cli import options as o
 from guardrail.cli import serve_options as s
@@ -41,12 +41,15 @@ def serve(
     upstream_key: Annotated[s.UpstreamKey, s.UPSTREAM],
     guarding: Annotated[o.GuardOptions, _RULES],
     loading: Annotated[LoadingOptions, s.SERVED],
+    engine: s.EngineName = "transformers",
+    vllm: s.VllmWords = None,
     debug: o.Debug = False,
 ) -> None:
     """Answer over HTTP in the form of the OpenAI API, under guard.
 
     SIGHUP reads artefact, policy and keys again; SIGTERM ends once answers under way are out. It is
-    one process, because the model is in it: for more, start more, or see `guardrail cluster`.
+    one process, because the model is in it: for more, start more, or see `guardrail cluster`. With
+    `--engine vllm` vLLM runs the model, in processes of its own, and reads keys alone again.
     """
     with session(debug=debug):
         require("fastapi")
@@ -62,28 +65,30 @@ def serve(
         with (
             starting() as start,
             record.audit_log() as log,
-            observing(settings.model_name, log, otel=record.otel) as seen,
+            observing(settings.model_name, log, otel=record.otel, engine=engine) as seen,
         ):
             require_usable(listening)
-            source = guard_source(model, artefact, guarding, loading, settings, log)
-            _answer(source, settings, listening, keys_again, seen, answerer, start)
+            how = s.engine_options(engine, loading, vllm or [])
+            with guard_source(model, artefact, guarding, how, settings, log) as source:
+                _answer(source, settings, listening, keys_again, seen, answerer, start)
 
 
+@contextmanager
 def guard_source(
     model: str,
     artefact: str,
     guarding: o.GuardOptions,
-    loading: LoadingOptions,
+    how: Mapping[str, Any],
     settings: ServerSettings,
     audit: Audit | None,
-) -> GuardSource:
+) -> Iterator[GuardSource]:
     """The model, loaded once the artefact and the policy were found readable.
 
     Raises:
         GuardrailError: a file cannot be read, or the model cannot be loaded.
     """
     from guardrail.artefact import Artefact
-    from guardrail.server.reload import GuardSource
+    from guardrail.server.reload import GuardSource, opened
     from guardrail.server.service import served_policy
 
     def rules() -> Policy:
@@ -94,29 +99,28 @@ def guard_source(
 
     from transformers.utils import logging as transformers_logging
 
-    from guardrail.model.load import load_model
-
     # the log has one event a line, in its one form
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
 
-    return GuardSource(
-        loaded=load_model(model, **dict(loading)),
-        artefact=artefact,
-        read_policy=rules,
-        audit=audit,
-        allow_mismatch=guarding.allow_mismatch,
-    )
+    with opened(model, allow_mismatch=guarding.allow_mismatch, **how) as open_guard:
+        yield GuardSource(open_guard=open_guard, artefact=artefact, read_policy=rules, audit=audit)
 
 
 @contextmanager
-def observing(model_name: str, log: AuditLog | None, *, otel: bool) -> Iterator[Observation]:
+def observing(
+    model_name: str, log: AuditLog | None, *, otel: bool, engine: s.EngineName = "transformers"
+) -> Iterator[Observation]:
     """The server's metrics and spans, for the block; spans that wait are sent at its end.
+
+    Metrics stand beside vLLM's own where that is the engine.
 
     Raises:
         MissingExtraError: spans are asked for, and the extra `otel` is not installed.
     """
+    import prometheus_client
+
     from guardrail import __version__
     from guardrail.server.observing import Observation, spans_asked_for
 
@@ -125,7 +129,8 @@ def observing(model_name: str, log: AuditLog | None, *, otel: bool) -> Iterator[
         from guardrail.observe.tracing import tracer_provider
 
         traces = tracer_provider(__version__)
-    observation = Observation(model=model_name, audit_log=log, traces=traces)
+    registry = prometheus_client.REGISTRY if engine == "vllm" else None
+    observation = Observation(model=model_name, audit_log=log, traces=traces, registry=registry)
     try:
         yield observation
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from guardrail.cli.derived import Derived
 from guardrail.cli.options import FILE, MODEL_HELP, Options
 from guardrail.errors import ConfigurationError
 from guardrail.server.settings import (
+    Engine,
     LogFormat,
     LogLevel,
     UpstreamOptions,
@@ -25,6 +26,7 @@ from guardrail.server.settings import (
 )
 
 if TYPE_CHECKING:
+    from guardrail.model.source import LoadingOptions
     from guardrail.server.service import Answerer, Service
 
 ENV = "GUARDRAIL_SERVE_"
@@ -42,6 +44,17 @@ Artefact = Annotated[
         metavar="ARTEFACT",
         envvar=f"{ENV}ARTEFACT",
         help="The fitted file, or its hub id.",
+    ),
+]
+
+EngineName = Annotated[
+    Engine,
+    typer.Option(envvar=f"{ENV}ENGINE", help="Which runs the model."),
+]
+VllmWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[-- VLLM OPTIONS]", help="With --engine vllm: options of `vllm serve`, behind --."
     ),
 ]
 
@@ -106,6 +119,30 @@ class RecordOptions(Options):
             yield log
             if log.dropped:
                 _log.error("%d audit lines were not written", log.dropped)
+
+
+def engine_options(
+    engine: EngineName, loading: LoadingOptions, words: Sequence[str]
+) -> dict[str, Any]:
+    """Who runs the model, and how; for `opened` in `guardrail.server.reload`.
+
+    Raises:
+        BadParameter: an option is of the other engine, vLLM's own affair, or the guard's.
+    """
+    if engine != "vllm":
+        if words:
+            raise typer.BadParameter(f"{words[0]!r}: what follows -- is for --engine vllm")
+        return {"engine": engine, "options": dict(loading)}
+
+    from guardrail.vllm.options import parsed
+
+    if loading.device is not None:
+        raise typer.BadParameter("--device is not for --engine vllm, which takes the GPUs it sees")
+    given = loading.model_dump(exclude={"device"}, exclude_defaults=True)
+    try:
+        return {"engine": engine, "options": given | parsed(words)}
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 class UpstreamKey(Options):

@@ -30,7 +30,7 @@ def vllm_options(
     """
     with session(debug=debug) as stdout:
         from guardrail.vllm import engine_options
-        from guardrail.vllm.options import EVERYBODY
+        from guardrail.vllm.options import EVERYBODY, MIDDLEWARE
 
         rules = guarding.rules()
         if not guarding.judged and guarding.policy is None:
@@ -42,7 +42,7 @@ def vllm_options(
             scores=expose_scores,
             audit=guarding.audit,
         )
-        for name, value in given.items():
+        for name, value in {**given, "middleware": MIDDLEWARE}.items():
             # A shell takes what a program printed apart at its spaces, and has no ear for quotes.
             told = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
             shown = told.replace(" ", "\\u0020")

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from functools import partial
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,6 +20,7 @@ from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 from guardrail.cluster.replica import Replica
 from guardrail.cluster.settings import ClusterSettings, Plan, UserConfig, plan_of, whole_path
 from guardrail.errors import ClusterError, ConfigurationError
+from guardrail.server.reload import opened
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,11 +42,17 @@ class GuardReplica(Replica):
     """A `Replica` that loads its model, and knows the others, by Ray's means."""
 
     async def __init__(self, plan: Plan) -> None:  # type: ignore[misc]  # Ray awaits it
-        from guardrail.model.load import load_model
-
-        settings = plan.settings
-        loaded = await asyncio.to_thread(partial(load_model, settings.model, **settings.loading))
-        super().__init__(plan, loaded, name=serve.get_replica_context().replica_id.unique_id)
+        settings, self._model = plan.settings, ExitStack()
+        # vLLM would take Ray for its own processes, too, where it has several GPUs
+        own = {"distributed_executor_backend": "mp"} if settings.engine == "vllm" else {}
+        opening = opened(
+            settings.model,
+            engine=settings.engine,
+            options=own | settings.loading,
+            allow_mismatch=settings.allow_mismatch,
+        )
+        open_guard = await asyncio.to_thread(self._model.enter_context, opening)
+        super().__init__(plan, open_guard, name=serve.get_replica_context().replica_id.unique_id)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Ray sends requests to."""
@@ -72,6 +79,7 @@ class GuardReplica(Replica):
         """Called by Ray once, when requests have ended."""
         if hasattr(self, "name"):  # it was made
             await self.aclose()
+            await asyncio.to_thread(self._model.close)
 
 
 def build(args: ClusterSettings | Mapping[str, Any]) -> Application:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
+from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from guardrail.cluster.settings import Plan
     from guardrail.guard import Guard
-    from guardrail.model.load import LoadedModel
     from guardrail.server.service import Service
 
     Replicas = Mapping[str, list[Metric]]
@@ -44,13 +44,18 @@ class Replica:
     the guard's own. Everything belongs to one event loop.
     """
 
-    def __init__(self, plan: Plan, loaded: LoadedModel, *, name: str) -> None:
-        self.name, self._plan, self._loaded = name, plan, loaded
+    def __init__(self, plan: Plan, open_guard: Callable[..., Guard], *, name: str) -> None:
+        """`open_guard` makes a guard on the replica's model, as `Guard` on one that is loaded."""
+        self.name, self._plan, self._open = name, plan, open_guard
         self._audit: AuditLog | None = None
         if plan.settings.audit is not None:  # a file has one writer
             plan.settings.audit.mkdir(parents=True, exist_ok=True)
             self._audit = AuditLog(plan.settings.audit / f"{name}.jsonl")
-        self._observation = Observation(model=plan.server.model_name, audit_log=self._audit)
+        self._observation = Observation(
+            model=plan.server.model_name,
+            audit_log=self._audit,
+            registry=REGISTRY if plan.settings.engine == "vllm" else None,  # beside vLLM's own
+        )
         self._config: UserConfig | None = None
         self._problem: str | None = "there is no artefact yet"
         self._guard: Guard | None = None
@@ -146,7 +151,6 @@ class Replica:
             GuardrailError: it cannot be loaded, or does not fit the model.
         """
         from guardrail.artefact import Artefact
-        from guardrail.guard import Guard
 
         artefact = Artefact.from_pretrained(config.artefact)
         if artefact.artefact_id != config.artefact_id:
@@ -154,8 +158,7 @@ class Replica:
                 f"{config.artefact} is {artefact.artefact_id} on this machine, asked for is "
                 f"{config.artefact_id}; put the same file on all machines"
             )
-        options: dict[str, Any] = {"allow_mismatch": self._plan.settings.allow_mismatch}
-        return Guard(self._loaded, artefact, policy=self._plan.policy, audit=self._audit, **options)
+        return self._open(artefact, policy=self._plan.policy, audit=self._audit)
 
     async def _exchange(self, guard: Guard) -> None:
         before, self._guard = self._guard, guard

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from guardrail.errors import ConfigurationError
 from guardrail.policy import Policy
 from guardrail.server.keys import read_keys
-from guardrail.server.settings import Listening, ServerSettings
+from guardrail.server.settings import Engine, Listening, ServerSettings
 
 _FILE: dict[str, Any] = {"metavar": "FILE", "exists": True, "dir_okay": False}
 _ACCESS: dict[str, Any] = {"panel": "Who may ask"}
@@ -45,9 +45,10 @@ class ClusterSettings(BaseModel):
     )
     loading: dict[str, Any] = Field(
         default_factory=dict,
-        description="how the model is loaded: keywords of `load_model`",
+        description="how the model is loaded: keywords of `load_model`, or of vLLM's engine",
         json_schema_extra=_NO_OPTION,
     )
+    engine: Engine = Field(default="transformers", description="Which runs the model.")
     allow_mismatch: bool = Field(
         default=False, description="Use an artefact that was fitted on another checkpoint."
     )

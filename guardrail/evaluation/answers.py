@@ -144,7 +144,8 @@ class BoundedEncoder(Encoder):
             LimitExceededError: a prompt is too long.
         """
         encoded = super().encode(requests)
-        require_room(encoded, self._limits, self.context, new_tokens=self._new_tokens)
+        videos, more = "video" in encoded.kinds, self._new_tokens
+        require_room(encoded.lengths, self._limits, self.context, videos=videos, new_tokens=more)
         return encoded
 
 

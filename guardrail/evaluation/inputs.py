@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from guardrail.errors import DatasetError, GuardrailError
 from guardrail.inputs.messages import request_digest
-from guardrail.online.engine import require_readable
+from guardrail.online.core import require_readable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -18,7 +18,8 @@ from guardrail.model.decoder import context_length
 from guardrail.model.encode import Encoder
 from guardrail.model.generate import check_rows
 from guardrail.online.answering import verdict_of
-from guardrail.online.engine import require_readable, require_room, with_words
+from guardrail.online.core import require_readable
+from guardrail.online.engine import require_room, with_words
 from guardrail.online.jobs import NOTHING_YET, Floor
 from guardrail.online.video_scan import judged_requests
 from guardrail.types import Window
@@ -141,12 +142,13 @@ def _read(
     """On the model's thread: judge a request as the guard does, and keep what was read."""
     loaded, policy = guard.loaded, guard.policy
     encoded = Encoder(loaded).encode([request])
-    require_room(encoded, policy.limits, context_length(loaded.model))
+    videos = "video" in encoded.kinds
+    require_room(encoded.lengths, policy.limits, context_length(loaded.model), videos=videos)
     reading = detector.reading(encoded.parts, encoded.prompt_len)
     (ruling,) = check_rows(
         loaded, encoded, detector, policy=policy, floors=[floor.score], reading=reading
     )
-    said = partial(with_words, loaded, encoded, 0)
+    said = partial(with_words, loaded.tokenizer, encoded.ids(0))
     return encoded, reading, ruling, verdict_of(detector, request, ruling, floor, said=said)
 
 

@@ -29,7 +29,7 @@ from guardrail.types import Clip, ImagePart, Message, Request, TextPart, VideoPa
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from guardrail.model.load import LoadedModel
+    from guardrail.model.load import Processing
     from guardrail.types import Part, RowParts, ToolCall
 
 TEXT_ONLY = "this model reads text only; remove the pictures and videos, or load a vision model"
@@ -65,6 +65,22 @@ class Encoded:
     kinds: tuple[str, ...]
     parts: tuple[RowParts, ...]
 
+    def ids(self, row: int) -> list[int]:
+        """A row's tokens, without padding."""
+        return list(map(int, self.inputs["input_ids"][row, self.prompt_len - self.lengths[row] :]))
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request for an engine with a processor of its own: a placeholder stands for each medium.
+
+    `kinds` says of each of the `pictures` what it was: a clip may be shown as its frames.
+    """
+
+    ids: list[int]
+    pictures: tuple[Image.Image, ...]
+    kinds: tuple[str, ...]
+
 
 class Encoder:
     """Turns requests into inputs; leaves the processor and its tokenizer as they are.
@@ -73,7 +89,7 @@ class Encoder:
     a model that reads texts alone.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: Processing) -> None:
         self._processor: Any = loaded.processor
         self._tokenizer: Any = loaded.tokenizer
         self._multimodal = not isinstance(loaded.processor, PreTrainedTokenizerBase)
@@ -131,6 +147,23 @@ class Encoder:
             parts=tuple(parts),
         )
 
+    def prompt(self, request: Request) -> Prompt:
+        """The tokens of a request without videos, as its template has them before its pictures."""
+        turns = [self._turn(message) for message in request.messages]
+        try:
+            text = self._written(self._options([request], []), [turn.shown for turn in turns])
+        except REFUSALS as error:
+            raise refusal(self._processor, [request], error) from error
+        # as processors have it: no second one where the template writes it
+        first = self._tokenizer.bos_token
+        more = self._multimodal and not (first and text.startswith(first))
+        shown = [part for turn in turns for part in turn.shown["content"]]
+        return Prompt(
+            self._tokenizer(text, add_special_tokens=more)["input_ids"],
+            tuple(part["image"] for part in shown if part["type"] == "image"),
+            tuple(kind for turn in turns for _, kind in turn.owners if kind != "text"),
+        )
+
     @cached_property
     def _opening(self) -> str:
         """What the template writes before an answer; "" where it cannot be told."""
@@ -158,17 +191,26 @@ class Encoder:
         add_generation_prompt: bool = True,
     ) -> str | None:
         """A chat as the template writes it; None where it refuses it."""
-        if self._multimodal:  # some processors' older versions warn each time they are given none
-            options = options | {"processor_kwargs": {"padding": False}}
         try:
-            text: str = self._processor.apply_chat_template(
-                [self._as_read(turn) for turn in chat],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **options,
-            )
+            return self._written(options, chat, add_generation_prompt=add_generation_prompt)
         except REFUSALS:
             return None
+
+    def _written(
+        self,
+        options: dict[str, Any],
+        chat: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        if self._multimodal:  # some processors' older versions warn each time they are given none
+            options = options | {"processor_kwargs": {"padding": False}}
+        text: str = self._processor.apply_chat_template(
+            [self._as_read(turn) for turn in chat],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **options,
+        )
         return text
 
     def _as_read(self, turn: dict[str, Any]) -> dict[str, Any]:

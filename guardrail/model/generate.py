@@ -407,7 +407,7 @@ def seeded(loaded: LoadedModel, settings: Settings) -> Iterator[None]:
     request must not wait for a sampled answer of another model.
     """
     with ExitStack() as held:
-        if settings.seed is not None or settings.samples(loaded.model):
+        if settings.seed is not None or settings.samples(loaded.model.generation_config):
             held.enter_context(_DRAWING)
         if settings.seed is not None:
             held.enter_context(_from_seed(loaded.device.type, settings.seed))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import torch
     from transformers import (
+        GenerationConfig,
         PreTrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
@@ -30,8 +31,27 @@ IN_MEMORY = "in memory"
 T = TypeVar("T")
 
 
+class Processing:
+    """What feeds a model: its processor, and where it is from."""
+
+    processor: ProcessorMixin | PreTrainedTokenizerBase
+    source: str
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The processor's tokenizer, or the processor itself when it is one."""
+        tokenizer: Any = getattr(self.processor, "tokenizer", self.processor)
+        result: PreTrainedTokenizerBase = tokenizer
+        return result
+
+    @property
+    def is_multimodal(self) -> bool:
+        """Whether the processor takes pictures."""
+        return getattr(self.processor, "image_processor", None) is not None
+
+
 @dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(Processing):
     """A model in eval mode with what feeds it; `revision` is the commit, when the Hub gave one."""
 
     model: PreTrainedModel
@@ -44,13 +64,6 @@ class LoadedModel:
     def name(self) -> str:
         """What to call the model: where it came from, or its class if it was made in memory."""
         return type(self.model).__name__ if self.source == IN_MEMORY else self.source
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The processor's tokenizer, or the processor itself when it is one."""
-        tokenizer: Any = getattr(self.processor, "tokenizer", self.processor)
-        result: PreTrainedTokenizerBase = tokenizer
-        return result
 
     @property
     def device(self) -> torch.device:
@@ -86,11 +99,6 @@ class LoadedModel:
     def d_model(self) -> int:
         """The width of the residual stream."""
         return int(self.model.config.get_text_config(decoder=True).hidden_size)
-
-    @property
-    def is_multimodal(self) -> bool:
-        """Whether the processor takes pictures."""
-        return getattr(self.processor, "image_processor", None) is not None
 
 
 def load_model(
@@ -149,6 +157,37 @@ def load_model(
         processor_from = name if adapter.has_processor else place.name
     processor = _processor(processor_from, multimodal, common)
     return LoadedModel(model.eval(), processor, name, place.revision, trust_remote_code)
+
+
+def load_processor(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+) -> tuple[Any, GenerationConfig]:
+    """A model's processor (or tokenizer) and how it generates by default, without its weights.
+
+    Raises:
+        ModelLoadError: the message says what is missing and what to do.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    place = locate(source, revision=revision, local_files_only=local_files_only)
+    common: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": local_files_only or not place.online,
+        "revision": place.revision or revision or "main",
+    }
+    config = _attempt("configuration", place.name, AutoConfig.from_pretrained, **common)
+    _, multimodal = _auto_class(config, place.name)
+    processor = _processor(place.name, multimodal, common)
+    common.pop("trust_remote_code")
+    try:
+        generation = GenerationConfig.from_pretrained(place.name, **common)
+    except OSError:  # none beside the weights
+        generation = GenerationConfig.from_model_config(config)
+    return processor, generation
 
 
 def wrap_model(model: Any, processor: Any, *, source: str = IN_MEMORY) -> LoadedModel:

@@ -71,14 +71,14 @@ class Settings(BaseModel):
             raise ValueError(_ASK_AGAIN)
         return count
 
-    def samples(self, model: PreTrainedModel) -> bool:
-        """Whether tokens are drawn at random."""
+    def samples(self, config: GenerationConfig) -> bool:
+        """Whether tokens are drawn at random, by a model with this config."""
         if self.temperature == 0:
             return False
         if self.do_sample is not None:
             return self.do_sample
         given = (self.temperature, self.top_p, self.top_k)
-        return any(v is not None for v in given) or bool(model.generation_config.do_sample)
+        return any(v is not None for v in given) or bool(config.do_sample)
 
     def in_common(self, model: PreTrainedModel) -> Settings | None:
         """What requests that share a batch have equal; None for one that is answered alone.
@@ -86,7 +86,7 @@ class Settings(BaseModel):
         Lengths and stop strings are each row's own affair, and a greedy answer draws nothing.
         Random draws and beams of one request would depend on who else is in the batch.
         """
-        if self.samples(model) or self.num_beams > 1:
+        if self.samples(model.generation_config) or self.num_beams > 1:
             return None
         own = {name: Settings.model_fields[name].default for name in _EACH_ROWS_OWN}
         if model.generation_config.forced_eos_token_id is not None:
@@ -102,7 +102,7 @@ def generation_config(model: PreTrainedModel, settings: Settings) -> GenerationC
     """
     _refuse_unguardable(model.generation_config)
     config: Any = copy.deepcopy(model.generation_config)
-    sampling = settings.samples(model)
+    sampling = settings.samples(model.generation_config)
     wanted: dict[str, Any] = {
         "max_new_tokens": settings.max_new_tokens,
         "do_sample": sampling,

@@ -43,6 +43,8 @@ PRIVATE = frozenset(
 )
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
+_LABELS = ("action", "would_be", "modality", "reason")
+
 SCORE_BUCKETS = (
     *(-1.0, -0.5, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1),
     *(1.25, 1.5, 2.0, 3.0),
@@ -51,27 +53,48 @@ SCORE_BUCKETS = (
 artefacts lie between, where the buckets are narrow. The same for all, so that servers add up."""
 
 
+class Verdicts:
+    """Counts of verdicts and outages, in any registry: nothing that a score could be told from."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._verdicts = Counter(
+            "guardrail_verdicts_total",
+            "Verdicts: what was done, and what the thresholds asked for.",
+            _LABELS,
+            registry=registry,
+        )
+        self._outages = Counter(
+            "guardrail_outages_total", "Requests that the detector failed on.", registry=registry
+        )
+
+    def __call__(self, told: Mapping[str, Any]) -> None:
+        """Count what `Verdict.told` gives."""
+        self._verdicts.labels(*(told[name] for name in _LABELS)).inc()
+        if told["reason"] == "detector_failed":
+            self.outage()
+
+    def outage(self) -> None:
+        """Count a request of which no verdict came."""
+        self._outages.inc()
+
+
 class Metrics:
     """Counts and times; the sink for a guard's `audit` is the object itself."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry(auto_describe=True)
-        ProcessCollector(registry=self.registry)
-        self._verdicts = self._counter(
-            "guardrail_verdicts_total",
-            "Verdicts: what was done, and what the thresholds asked for.",
-            ("action", "would_be", "modality", "reason"),
-        )
+    def __init__(self, among: CollectorRegistry | None = None) -> None:
+        """Count; `among` is a registry of others, which tells these as well, until `close`."""
+        self.own = CollectorRegistry(auto_describe=True)
+        self.registry = among or self.own
+        if among is None:
+            ProcessCollector(registry=self.own)
+        self._verdicts = Verdicts(self.own)
         self._readings = self._counter(
             "guardrail_readings_total",
             "Verdicts with a score: what the thresholds asked for, by the reading it is from.",
             ("reading", "would_be"),
         )
         self._scores = ScoreHistogram()
-        self.registry.register(self._scores)
-        self._outages = self._counter(
-            "guardrail_outages_total", "Requests that the detector failed on."
-        )
+        self.own.register(self._scores)
         self._queue = self._seconds(
             "guardrail_queue_seconds", "From queueing to the model's start."
         )
@@ -99,13 +122,22 @@ class Metrics:
             "route",
         )
 
+        if among is not None:
+            among.register(self.own)
+
+    def close(self) -> None:
+        """Leave the registry of others."""
+        if self.registry is not self.own:
+            self.registry.unregister(self.own)
+            self.registry = self.own
+
     def __call__(self, verdict: Verdict | None, facts: Mapping[str, object]) -> None:
         """Count one record of a guard; see `guardrail.guard.Guard` for its events."""
         match facts.get("event"):
             case "verdict" if verdict is not None:
                 self._judged(verdict, facts)
             case "outage":
-                self._outages.inc()
+                self._verdicts.outage()
             case "answer":
                 _observe(self._answer, facts.get("total_s"))
                 for kind in ("prompt", "completion"):
@@ -115,10 +147,8 @@ class Metrics:
 
     def _judged(self, verdict: Verdict, facts: Mapping[str, object]) -> None:
         modality = str(verdict.modality)
-        done, asked = str(verdict.action), str(verdict.would_be)
-        self._verdicts.labels(done, asked, modality, verdict.reason).inc()
-        if verdict.reason == "detector_failed":
-            self._outages.inc()
+        asked = str(verdict.would_be)
+        self._verdicts(verdict.told(scores=False))
         if verdict.score is not None:
             self._scores.observe(modality, verdict.score)
             reading = "other" if verdict.where is None else verdict.where.reading
@@ -148,10 +178,10 @@ class Metrics:
         return encode(self.registry if private else _Public(self.registry)), media_type
 
     def _counter(self, name: str, words: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(name, words, labels, registry=self.registry)
+        return Counter(name, words, labels, registry=self.own)
 
     def _seconds(self, name: str, words: str, *labels: str) -> Histogram:
-        return Histogram(name, words, labels, buckets=SECONDS, registry=self.registry)
+        return Histogram(name, words, labels, buckets=SECONDS, registry=self.own)
 
 
 class _Public(CollectorRegistry):

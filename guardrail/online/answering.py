@@ -49,6 +49,7 @@ class Answering:
     ) -> None:
         """`said` puts the words of a window into where it is."""
         self._job, self._detector, self._record, self._said_at = job, detector, record, said
+        self._stops = False
         tools = job.request.tools
         self._calls = CallReader(tokenizer, tools) if tools else None
         self._text = AnswerText(
@@ -66,9 +67,13 @@ class Answering:
             deadline=self._job.deadline,
             max_tokens=wanted if room is None else min(wanted, room),
             on_ruling=self._rule,
-            on_token=self._text.take,
+            on_token=self.take,
             on_end=self.end if settle_early else None,
         )
+
+    def take(self, token: int) -> bool:
+        """One more token; true when a stop string is complete and the answer with it."""
+        return self._text.take(token)
 
     def end(self, outcome: RowOutcome) -> None:
         """The row has ended: settle the job."""
@@ -90,6 +95,11 @@ class Answering:
     def _rule(self, ruling: Ruling) -> None:
         job = self._job
         verdict = verdict_of(self._detector, job.request, ruling, job.floor, said=self._said_at)
+        self.judged(verdict, stops=ruling.stops)
+
+    def judged(self, verdict: Verdict, *, stops: bool) -> None:
+        """The prompt has its verdict: on record, and to whoever waits; `stops` says no answer."""
+        self._stops = stops
         if self._job.verdict is None:  # else a batch failed later, and this one was on record
             self._job.verdict_s = self._job.running_s
             self._record(verdict, verdict_facts(self._job))
@@ -98,19 +108,19 @@ class Answering:
 
     def _result(self, outcome: RowOutcome) -> Result | Exception | GuardrailViolation:
         """What the caller of a finished row gets."""
-        verdict, ruling, policy = self._job.verdict, outcome.ruling, self._detector.policy
+        verdict, stops, policy = self._job.verdict, self._stops, self._detector.policy
         if outcome.finish == "cancelled":
             return RequestCancelledError("the request was given up")
         if outcome.finish == "timeout":
             return RequestTimeoutError(LATE)
-        if verdict is None or ruling is None:
+        if verdict is None:
             self._record(None, {"event": "outage", **who(self._job)})
             return DetectorError("an answer without a verdict; it is not given out")
-        if ruling.stops and policy.on_flag == "raise":
+        if stops and policy.on_flag == "raise":
             return stopped(verdict)
-        if ruling.stops:
+        if stops:
             self._job.tell(policy.refusal_message)
-        text, calls = (policy.refusal_message, ()) if ruling.stops else self._said()
+        text, calls = (policy.refusal_message, ()) if stops else self._said()
         return Result(
             text=text,
             tool_calls=calls,
@@ -119,7 +129,7 @@ class Answering:
             prompt_tokens=outcome.prompt_tokens,
             completion_tokens=len(outcome.token_ids),
             token_ids=outcome.token_ids,
-            refused_by_guard=ruling.stops,
+            refused_by_guard=stops,
             metadata=self._timings(),
         )
 
@@ -160,16 +170,31 @@ def verdict_of(
     *,
     said: Callable[[Where], Where] | None = None,
 ) -> Verdict:
-    """The detector's words, corrected by what was really done; `floor` is what it was judged by.
-
-    `said` puts the words of a window into where it is.
-    """
+    """The detector's words, corrected by what was really done; for the rest see `placed`."""
     verdict = ruled(detector, ruling, request.offset_kind)
-    where = _where(request, ruling, floor, verdict.score)
+    last = len(request.messages) - 1
+    where = where_of(ruling, verdict.score, last, request.messages[last].role)
+    return placed(replace(verdict, where=where), request, floor, said=said)
+
+
+def placed(
+    verdict: Verdict,
+    request: Request,
+    floor: Floor = NOTHING_YET,
+    *,
+    said: Callable[[Where], Where] | None = None,
+) -> Verdict:
+    """A verdict with what of its request the score is from; `floor` is what it was judged by.
+
+    `said` puts the words of a window into where it is. That is None where the score is of another
+    prompt than this one.
+    """
+    held = floor.holds(verdict.score)
+    where = None if held else verdict.where
     return replace(
         verdict,
         window=floor.window_of(request, verdict.score),
-        folded=floor.folded and floor.holds(verdict.score),
+        folded=floor.folded and held,
         where=where if where is None or said is None else said(where),
     )
 
@@ -185,14 +210,6 @@ def ruled(detector: Detector, ruling: Ruling, kind: str) -> Verdict:
         would_be=Action.FLAG if ruling.action is Action.FLAG else verdict.would_be,
         reason="detector_failed" if ruling.failed else verdict.reason,
     )
-
-
-def _where(request: Request, ruling: Ruling, floor: Floor, score: float | None) -> Where | None:
-    """Which reading the score is from; None if that was of another prompt than this one."""
-    if floor.holds(score):
-        return None
-    last = len(request.messages) - 1
-    return where_of(ruling, score, last, request.messages[last].role)
 
 
 def where_of(ruling: Ruling, score: float | None, last: int, role: str) -> Where | None:

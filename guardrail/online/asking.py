@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from guardrail.inputs.messages import Draft, Tools
-    from guardrail.online.engine import Engine
+    from guardrail.online.core import Core
     from guardrail.online.jobs import Floor, Item
     from guardrail.policy import Limits
     from guardrail.types import Request
@@ -98,7 +98,7 @@ class Asking:
     their long videos judged. Text waits for neither.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Core) -> None:
         self._engine, queue = engine, engine.policy.limits.queue
         self._reads, self._scans = Places(queue), Places(queue)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from guardrail.online.engine import Engine
+    from guardrail.online.core import Core
     from guardrail.online.jobs import CheckJob
     from guardrail.types import Message, Part
     from guardrail.worker.jobs import Caller
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class Scan:
     """The long videos of one request on their way through the model."""
 
-    def __init__(self, engine: Engine, caller: Caller) -> None:
+    def __init__(self, engine: Core, caller: Caller) -> None:
         self._engine, self._policy = engine, engine.policy
         self._cancelled = _Cancelled(caller.cancelled)
         self._caller = replace(caller, cancelled=self._cancelled)

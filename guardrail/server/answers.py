@@ -16,17 +16,15 @@ from typing import TYPE_CHECKING, Any
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
+from guardrail.asgi.wire import FIELD, verdict_headers
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 
     from starlette.types import Receive, Scope, Send
 
     from guardrail.server.keys import Caller
-    from guardrail.types import Result, ToolCall, Verdict, Where
-
-
-FIELD = "guardrail"
-"""The key of an answer under which its verdict stands."""
+    from guardrail.types import Result, ToolCall, Verdict
 
 
 def told(verdict: Verdict | None, caller: Caller) -> dict[str, object] | None:
@@ -39,25 +37,7 @@ def headers_of(verdict: Verdict | None, caller: Caller) -> dict[str, str]:
     if verdict is None:
         return {}
     caller.score = None if verdict.score is None else round(verdict.score, 4)
-    named = {
-        "Action": verdict.action,
-        "Would-Be": verdict.would_be,
-        "Modality": verdict.modality,
-        "Reason": verdict.reason,
-        "Mode": verdict.mode,
-        "Artefact": verdict.artefact_id,
-    }
-    if caller.sees_scores and verdict.score is not None:
-        named["Score"] = f"{verdict.score:.4f}"
-    if caller.sees_scores and verdict.where is not None:
-        named["Where"] = _where(verdict.where)
-    return {f"X-Guardrail-{name}": str(value) for name, value in named.items()}
-
-
-def _where(where: Where) -> str:
-    """A token with parameters (RFC 8941): `window; message=2; role=user; part=0`, from 0 on."""
-    part = "" if where.part is None else f"; part={where.part}"
-    return f"{where.reading}; message={where.message}; role={where.role}{part}"
+    return verdict_headers(verdict.told(scores=caller.sees_scores))
 
 
 class AsciiJSONResponse(JSONResponse):
@@ -69,7 +49,6 @@ class AsciiJSONResponse(JSONResponse):
 
 
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-DONE = b"data: [DONE]\n\n"
 
 
 class EventStream(StreamingResponse):
@@ -98,12 +77,6 @@ class EventStream(StreamingResponse):
             return  # nobody is there to be told
         finally:
             await self._close()
-
-
-def event(data: object, kind: str | None = None) -> bytes:
-    """One event of a stream."""
-    head = f"event: {kind}\n" if kind else ""
-    return f"{head}data: {json.dumps(data)}\n\n".encode()
 
 
 _FINISH = {"stop": "stop", "length": "length", "flag": "content_filter"}

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
+from guardrail.asgi.wire import DONE, event
 from guardrail.errors import GuardrailViolation
-from guardrail.server.answers import (
-    DONE,
-    AsciiJSONResponse,
-    ChatCompletion,
-    EventStream,
-    event,
-    headers_of,
-)
+from guardrail.server.answers import AsciiJSONResponse, ChatCompletion, EventStream, headers_of
 from guardrail.server.bodies import StrictRoute
 from guardrail.server.errors import ApiError, stream_end, told_as, unknown_model
 from guardrail.server.schemas import ANSWER, ERRORS, ChatBody
@@ -93,7 +87,7 @@ class LocalAnswerer:
 
     async def trouble(self) -> str | None:
         """See `Answerer`."""
-        return "the guard is closed" if self._service.guard.closed else None
+        return None  # the guard says it
 
     async def aclose(self) -> None:
         """Nothing is held here."""

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from guardrail.asgi.problems import Problem, problem_of
+from guardrail.asgi.wire import event
 from guardrail.errors import (
     ConfigurationError,
     GuardrailError,
@@ -20,7 +21,7 @@ from guardrail.errors import (
     RequestTimeoutError,
     UrlNotAllowedError,
 )
-from guardrail.server.answers import FIELD, AsciiJSONResponse, event, headers_of, told
+from guardrail.server.answers import AsciiJSONResponse, headers_of, told
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request, Response
@@ -101,10 +102,9 @@ def tell(request: Request, error: BaseException) -> Response:
 def error_answer(error: BaseException, *, refusal: str, caller: Caller) -> Response:
     """The HTTP answer that an error is told by."""
     problem = told_as(error, refusal)
-    body, headers = problem.to_dict(), dict(problem.headers)
-    if isinstance(error, GuardrailViolation):
-        body["error"][FIELD] = told(error.verdict, caller)
-        headers |= headers_of(error.verdict, caller)
+    verdict = error.verdict if isinstance(error, GuardrailViolation) else None
+    headers = {**problem.headers, **headers_of(verdict, caller)}
+    body = problem.to_dict(told(verdict, caller))
     return AsciiJSONResponse(body, problem.status, headers=headers)
 
 

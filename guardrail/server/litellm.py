@@ -20,13 +20,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardrail.asgi.chats import Content
+from guardrail.asgi.wire import FIELD
 from guardrail.errors import DetectorError
 from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import require_one_reading
 from guardrail.inputs.parts import strings_in
 from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import passes_unchecked
-from guardrail.server.answers import FIELD, AsciiJSONResponse, headers_of, told
+from guardrail.server.answers import AsciiJSONResponse, headers_of, told
 from guardrail.server.bodies import StrictRoute
 from guardrail.server.schemas import ERRORS, Object, Objects, Texts
 from guardrail.server.service import checked

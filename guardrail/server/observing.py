@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opentelemetry.sdk.trace import TracerProvider
+    from prometheus_client import CollectorRegistry
 
     from guardrail.audit import AuditLog
     from guardrail.guard import Guard
@@ -60,6 +61,7 @@ class Observation:
         model: str = "guarded",
         audit_log: AuditLog | None = None,
         traces: TracerProvider | None = None,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         """Observe from now on.
 
@@ -67,8 +69,9 @@ class Observation:
             model: as clients name it.
             audit_log: whose lost lines are counted; it is told of verdicts by its guard.
             traces: what makes spans, such as `guardrail.observe.tracing.tracer_provider()`.
+            registry: where to count, beside others; default: an own one.
         """
-        self.metrics, self.recent, self.drift = Metrics(), Recent(), DriftState()
+        self.metrics, self.recent, self.drift = Metrics(registry), Recent(), DriftState()
         self.near_duplicates = NearDuplicates()
         self._audit_log, self._traces = audit_log, traces
         self._scraped: Scraped | None = None
@@ -85,11 +88,12 @@ class Observation:
         Of several apps made with one observation, the last one is read; counts are of all.
         """
         if self._scraped is None:
-            self._scraped = Scraped(state, self.metrics.registry)
+            self._scraped = Scraped(state, self.metrics.own)
         self._scraped.state = state
 
     def close(self) -> None:
-        """Send the spans that wait, for some seconds at most."""
+        """Send the spans that wait, for some seconds at most; counts are then told here alone."""
+        self.metrics.close()
         if self._traces is not None:
             self._traces.shutdown()
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import DetectorError, GuardrailError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from guardrail.audit import Audit
     from guardrail.guard import Guard
-    from guardrail.model.load import LoadedModel
     from guardrail.policy import Policy
     from guardrail.server.keys import ApiKey
     from guardrail.server.service import Service
+    from guardrail.server.settings import Engine
 
 
 _log = logging.getLogger(__name__)
@@ -76,15 +78,49 @@ class Reloader:
         self._service.note = f"the last reload failed ({kind}), and what was in force before stays"
 
 
+@contextmanager
+def opened(
+    model: str, *, engine: Engine, options: Mapping[str, Any], allow_mismatch: bool
+) -> Iterator[Callable[..., Guard]]:
+    """What makes guards on a model that is loaded here, or that vLLM runs; for the block.
+
+    Args:
+        model: a folder, or a name on the hub.
+        engine: who runs it.
+        options: keywords of `load_model`, or vLLM's engine arguments.
+        allow_mismatch: use an artefact that was fitted on another model.
+
+    Raises:
+        ModelLoadError: a part of the model is missing.
+        MissingExtraError: vLLM is not installed.
+    """
+    if engine == "vllm":
+        from guardrail.vllm import VllmGuard, VllmModel
+
+        running = VllmModel(model, allow_mismatch=allow_mismatch, options=options)
+        try:
+            yield partial(VllmGuard, running)
+        finally:
+            running.release()
+        return
+
+    from guardrail.guard import Guard
+    from guardrail.model.load import load_model
+
+    yield partial(Guard, load_model(model, **options), allow_mismatch=allow_mismatch)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSource:
-    """What a server's guards are made of: `artefact` and `read_policy` are read for each anew."""
+    """What a server's guards are made of: `artefact` and `read_policy` are read for each anew.
 
-    loaded: LoadedModel
+    `open_guard` makes a guard on the server's model, as `Guard` does on one that was loaded.
+    """
+
+    open_guard: Callable[..., Guard]
     artefact: str
     read_policy: Callable[[], Policy]
     audit: Audit | None = None
-    allow_mismatch: bool = False
 
     def make(self) -> Guard:
         """A new guard.
@@ -106,7 +142,4 @@ class GuardSource:
                 raise DetectorError("the detector failed at a first, harmless request")
 
     def _guard(self, audit: Audit | None) -> Guard:
-        from guardrail.guard import Guard
-
-        options: dict[str, Any] = {"audit": audit, "allow_mismatch": self.allow_mismatch}
-        return Guard(self.loaded, self.artefact, policy=self.read_policy(), **options)
+        return self.open_guard(self.artefact, policy=self.read_policy(), audit=audit)

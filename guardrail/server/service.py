@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from guardrail.server.settings import ServerSettings
     from guardrail.types import Verdict
 
-_HUNG_S = 30.0  # one step of a slow model may take that long
 _TO_END_S = 5.0  # for requests that were told to end
 
 
@@ -79,9 +78,7 @@ class Service:
 
     async def trouble(self) -> str | None:
         """Why requests cannot be answered now; None when they can."""
-        if self.guard.load.overdue_s > _HUNG_S:
-            return "the model does not come back from a request; start the server again"
-        return await self.answerer.trouble()
+        return self.guard.trouble or await self.answerer.trouble()
 
     def ask_options(self, caller: Caller) -> dict[str, Any]:
         """What every question to the guard goes with: for whom it is, and how long it may take."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sized
 
 LogFormat = Literal["json", "text"]
+Engine = Literal["transformers", "vllm"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from guardrail.testing.fake import FakeGuard
     from guardrail.testing.families import FAMILIES, IMAGE_FAMILIES, VIDEO_FAMILIES, Family, family
-    from guardrail.testing.script import scripted
-    from guardrail.testing.tiny import tiny_artefact, tiny_model, tiny_processor
+    from guardrail.testing.tiny import scripted, tiny_artefact, tiny_model, tiny_processor
 
 __all__ = [
     "FAMILIES",
@@ -31,8 +30,9 @@ __all__ = [
 
 _HOME = {
     "FakeGuard": "guardrail.testing.fake",
-    "scripted": "guardrail.testing.script",
-    **dict.fromkeys(("tiny_artefact", "tiny_model", "tiny_processor"), "guardrail.testing.tiny"),
+    **dict.fromkeys(
+        ("scripted", "tiny_artefact", "tiny_model", "tiny_processor"), "guardrail.testing.tiny"
+    ),
 }
 
 

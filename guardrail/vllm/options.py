@@ -7,12 +7,13 @@ entry of `additional_config`, which is part of the key of vLLM's compile cache.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, Self, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 from guardrail.artefact import Artefact
 from guardrail.errors import ArtefactMismatchError, ConfigurationError
+from guardrail.extras import require
 from guardrail.policy import Policy
 from guardrail.policy.policy import Judged
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 NAME = "guardrail"  # of the entry in additional_config
 WORKER = "guardrail.vllm.worker.GuardWorker"
 SCHEDULER = "guardrail.vllm.scheduler.GuardScheduler"
+MIDDLEWARE = "guardrail.vllm.middleware.GuardMiddleware"  # of its server
+FLAGGED, OUTAGE, CHECKED = "guardrail:flag", "guardrail:error", "guardrail:check"
+STOPS = (FLAGGED, OUTAGE)  # stop reasons of requests that get no answer
 EVERYBODY: frozenset[Judged] = frozenset(get_args(Judged))
 TESTED = ("0.32", "0.33")  # 0.32 was run, of 0.33 every name that is used was compared
 
@@ -29,7 +33,9 @@ TESTED = ("0.32", "0.33")  # 0.32 was run, of 0.33 every name that is used was c
 class Settings(BaseModel):
     """The entry in `additional_config`; `artefact_id` is that of the file when it was written.
 
-    With `scores` clients are told scores and thresholds; `audit` is a file of verdicts.
+    With `scores` clients are told scores and thresholds; `audit` is a file of verdicts. With
+    `asked` a request's extra arguments are a guard's own, which no client may write: see
+    `guardrail.vllm.judge.Asked`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +46,7 @@ class Settings(BaseModel):
     allow_mismatch: bool = False
     scores: bool = True
     audit: Path | None = None
+    asked: bool = False
 
     @classmethod
     def of(cls, config: Any) -> Self:
@@ -77,6 +84,7 @@ def engine_options(
     allow_mismatch: bool = False,
     scores: bool = True,
     audit: str | Path | None = None,
+    asked: bool = False,
 ) -> dict[str, Any]:
     """Options for `vllm.LLM(model, **options)` and vLLM's engine arguments.
 
@@ -84,11 +92,13 @@ def engine_options(
         artefact: a file that was fitted on the model.
         policy: None judges everybody's words, system prompts and answers among them: where clients'
             texts are tokenised with control tokens, roles can be forged. Steered requests are
-            judged as elsewhere; `on_flag="raise"` ends a request as "refuse" does.
+            judged as elsewhere; `on_flag="raise"` ends a request as "refuse" does, and only the
+            middleware of `vllm serve` makes an error of it.
         allow_mismatch: serve another model than the artefact was fitted on.
         scores: tell whoever asks the score, the thresholds and where in the prompt it is from; they
             help a search for a request that passes.
         audit: append each verdict to this file as a JSON line, without what was asked.
+        asked: requests' extra arguments are the guard's own (see `Settings`).
 
     Raises:
         ArtefactError: the file is no artefact.
@@ -101,12 +111,37 @@ def engine_options(
         allow_mismatch=allow_mismatch,
         scores=scores,
         audit=None if audit is None else Path(audit).resolve(),
+        asked=asked,
     )
     return {
         "worker_cls": WORKER,
         "scheduler_cls": SCHEDULER,
         "additional_config": {NAME: settings.model_dump(mode="json", exclude_defaults=True)},
     }
+
+
+def parsed(words: Sequence[str]) -> dict[str, Any]:
+    """Options of `vllm serve` as engine arguments by their names in Python; those given alone.
+
+    Raises:
+        ConfigurationError: one is not vLLM's, has an impossible value, or is the guard's own.
+        MissingExtraError: vLLM is not installed.
+    """
+    require("vllm")
+    from vllm import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:
+            raise ConfigurationError(f"vLLM's options: {message}")
+
+    parser = AsyncEngineArgs.add_cli_args(Parser(add_help=False))
+    given, plain = (vars(parser.parse_args(list(said))) for said in (words, ()))
+    found = {name: value for name, value in given.items() if value != plain[name]}
+    own = sorted(found.keys() & {"model", "worker_cls", "scheduler_cls", "additional_config"})
+    if own:
+        raise ConfigurationError(f"{', '.join(own)}: these of vLLM's options are the guard's own")
+    return found
 
 
 def require_supported(config: Any, version: str) -> None:
@@ -119,8 +154,7 @@ def require_supported(config: Any, version: str) -> None:
     Raises:
         ConfigurationError: with everything that is in the way.
     """
-    parallel, compiled = config.parallel_config, config.compilation_config
-    passes = getattr(compiled, "pass_config", None)
+    parallel = config.parallel_config
     wrong = {
         f"vLLM {version} (tested: {', '.join(TESTED)})": not version.startswith(
             tuple(f"{one}." for one in TESTED)
@@ -133,8 +167,7 @@ def require_supported(config: Any, version: str) -> None:
         "context parallelism": _several(
             parallel, ("decode_context_parallel_size", "prefill_context_parallel_size")
         ),
-        "micro-batches (dual batch overlap)": bool(getattr(parallel, "enable_dbo", False)),
-        "sequence parallelism": bool(getattr(passes, "enable_sp", False)),
+        "micro-batches (dual batch overlap)": bool(parallel.use_ubatching),
         "LoRA adapters": config.lora_config is not None,
         "a KV connector": config.kv_transfer_config is not None,
         "a pooling model": config.model_config.runner_type != "generate",

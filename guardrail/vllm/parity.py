@@ -7,8 +7,11 @@ between its own two runs is noise, and no difference below that says anything.
 
 from __future__ import annotations
 
+import gc
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from guardrail.artefact import Artefact
 from guardrail.decide.detector import Detector
@@ -100,6 +103,8 @@ def compare(
     logprobs = first_logprobs(loaded, Detector.from_artefact(fitted, policy), asked)
     multimodal = loaded.is_multimodal
     del loaded, guard
+    gc.collect()
+    torch.cuda.empty_cache()  # vLLM takes what is free; nothing is done without a GPU
     runs, told, about = _in_vllm(model, artefact, policy, asked, multimodal, options or {})
     scores = [[_score(verdict) for verdict in run] for run in runs]
     noise = max(abs(a - b) for a, b in zip(*scores, strict=True))

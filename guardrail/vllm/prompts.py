@@ -82,7 +82,7 @@ class Template:
     def parts(self, ids: Sequence[int], media: Sequence[Medium] = ()) -> RowParts:
         """The messages of a prompt; `media` are its pictures and videos, in order."""
         if not self.headers:
-            whole = TurnSpan(0, "user", 0, len(ids), tuple(_stretches(0, len(ids), media)))
+            whole = TurnSpan(0, "user", 0, len(ids), tuple(self._stretches(0, ids, media)))
             return RowParts(len(ids), (whole,), aligned=False)
         turns: list[TurnSpan] = []
         headers: list[Header] = []
@@ -91,7 +91,8 @@ class Template:
             if role == "assistant" and number:
                 before = [one.kind for one in media if one.stop <= start]
                 headers.append(Header(number, start - 1, kind_of(before), turns[-1].role))
-            turns.append(TurnSpan(number, role, start, stop, tuple(_stretches(start, stop, media))))
+            stretches = tuple(self._stretches(start, ids[:stop], media))
+            turns.append(TurnSpan(number, role, start, stop, stretches))
         return RowParts(len(ids), tuple(turns), tuple(headers))
 
     def _messages(
@@ -115,22 +116,26 @@ class Template:
             if first <= last:
                 yield role, first, last + 1
 
+    def _stretches(
+        self, start: int, ids: Sequence[int], media: Sequence[Medium]
+    ) -> Iterator[Stretch]:
+        """The text and the media of a message from `start` to the end, in order.
+
+        Its parts are counted as they come; what only frames a medium is none.
+        """
+        at, number, stop = start, 0, len(ids)
+        for one in media:
+            if start <= one.start and one.stop <= stop:
+                if one.start > at:
+                    yield Stretch(number, Modality.TEXT, at, one.start)
+                    number += not all(map(self._is_blank, ids[at : one.start]))
+                yield Stretch(number, one.kind, one.start, one.stop)
+                at, number = one.stop, number + 1
+        if at < stop:
+            yield Stretch(number, Modality.TEXT, at, stop)
+
     def _is_blank(self, token: int) -> bool:
         return token in self.special or not str(self.tokenizer.decode([token])).strip()
-
-
-def _stretches(start: int, stop: int, media: Sequence[Medium]) -> Iterator[Stretch]:
-    """A message's text and media, in order; its parts are counted as they come."""
-    at, number = start, 0
-    for one in media:
-        if start <= one.start and one.stop <= stop:
-            if one.start > at:
-                yield Stretch(number, Modality.TEXT, at, one.start)
-                number += 1
-            yield Stretch(number, one.kind, one.start, one.stop)
-            at, number = one.stop, number + 1
-    if at < stop:
-        yield Stretch(number, Modality.TEXT, at, stop)
 
 
 def _rendered(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from guardrail.vllm.numbers import TokenNumbers
+    from guardrail.vllm.judge import TokenNumbers
 
 _STATE: Residuals | None = None  # one model a process
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.tokenizers import cached_tokenizer_from_config
@@ -21,18 +21,23 @@ from vllm.version import __version__
 
 from guardrail.audit import AuditLog
 from guardrail.types import Modality
-from guardrail.vllm.judge import Judge, Judged
-from guardrail.vllm.options import NAME, Settings, full_attention, require_names, require_supported
+from guardrail.vllm.judge import Asked, Judge, Judged
+from guardrail.vllm.options import (
+    CHECKED,
+    FLAGGED,
+    NAME,
+    OUTAGE,
+    Settings,
+    full_attention,
+    require_names,
+    require_supported,
+)
 from guardrail.vllm.prompts import Medium, Template
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
-
-_KINDS = frozenset(map(str, Modality)) - {str(Modality.TEXT)}
-STOP = "guardrail:flag"  # a request's stop reason, where vLLM tells one
-OUTAGE = "guardrail:error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         require_names(self, ("_preempt_request", "prev_step_scheduled_req_ids", "running"))
         model = self.vllm_config.model_config
         tokenizer = cached_tokenizer_from_config(model)
-        self._scores = settings.scores
+        self._scores, self._asked = settings.scores, settings.asked
         self._audit = None if settings.audit is None else AuditLog(settings.audit)
         self._judge = Judge(settings.load(), settings.policy, Template.of(tokenizer))
         refusal = tokenizer(settings.policy.refusal_message, add_special_tokens=False)["input_ids"]
@@ -133,8 +138,12 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
             judged = self._keep(name, self._judge.outage())
         if judged.stops:
             request.status = RequestStatus.FINISHED_STOPPED
-            request.stop_reason = STOP if judged.verdict.reason == "score" else OUTAGE
+            request.stop_reason = FLAGGED if judged.verdict.reason == "score" else OUTAGE
             request.resumable = False
+            return [], True
+        if self._asked_of(request).check:
+            request.status = RequestStatus.FINISHED_STOPPED
+            request.stop_reason, request.resumable = CHECKED, False
             return [], True
         if judged.amount and name not in self._edits:
             last = request.num_prompt_tokens - 1
@@ -149,13 +158,18 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
     def _verdict_on(self, request: Request, numbers: torch.Tensor) -> Judged:
         """The verdict on a prompt by its tokens' numbers.
 
-        What goes on later (a session), has no tokens, or holds what is neither picture nor video
-        cannot be judged.
+        What goes on later (a session), has no tokens, or holds other media than pictures cannot be
+        judged.
         """
-        media = _media(request)
+        asked = self._asked_of(request)
+        media = _media(request, asked.kinds)
         if media is None or request.prompt_token_ids is None or request.resumable:
             return self._judge.outage()
-        return self._judge(numbers, request.prompt_token_ids, media)
+        return self._judge(numbers, request.prompt_token_ids, media, asked.floor)
+
+    def _asked_of(self, request: Request) -> Asked:
+        extra = request.sampling_params.extra_args if self._asked else None
+        return Asked.of(extra)
 
     def _keep(self, name: str, judged: Judged) -> Judged:
         """Remember what becomes of a request, and put it on record."""
@@ -205,16 +219,26 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         return hashlib.sha256(self._secret + name).digest()
 
 
-def _media(request: Request) -> list[Medium] | None:
-    """The pictures and videos of a request, in the order of the prompt; None if it has others."""
-    if any(one.modality not in _KINDS for one in request.mm_features or ()):
+def _media(request: Request, kinds: Sequence[str] | None) -> list[Medium] | None:
+    """The pictures of a request, in the order of the prompt; None if it has other media.
+
+    Videos are among these: vLLM gives their tokens other positions than transformers.
+    `kinds` are what they were to who asked, if that is known.
+    """
+    if any(one.modality != Modality.IMAGE for one in request.mm_features or ()):
         return None
     found = [
         Medium(
-            Modality(one.modality),
+            Modality.IMAGE,
             one.mm_position.offset,
             one.mm_position.offset + one.mm_position.length,
         )
         for one in request.mm_features or ()
     ]
-    return sorted(found, key=lambda one: one.start)
+    found.sort(key=lambda one: one.start)
+    if kinds is None:
+        return found
+    if len(kinds) != len(found):
+        return None
+    named = zip(found, kinds, strict=True)
+    return [replace(one, kind=Modality(kind)) for one, kind in named]

@@ -18,7 +18,7 @@ from guardrail.errors import ConfigurationError
 from guardrail.model.decoder import layer_list
 from guardrail.model.fingerprint import require_fitted_on
 from guardrail.model.load import load_model
-from guardrail.vllm.numbers import TokenNumbers
+from guardrail.vllm.judge import TokenNumbers
 from guardrail.vllm.options import NAME, Settings, full_attention, require_names, require_supported
 from guardrail.vllm.residual import Residuals, install
 

@@ -65,7 +65,7 @@ class Job(Generic[T]):
     that the caller has seen a part of the answer, so the job must not be run a second time.
     """
 
-    run: Callable[[Sequence[Any]], None]
+    run: Callable[[Sequence[Any]], Any]
     owner: object
     limits: Limits
     caller: Caller = field(default_factory=Caller)

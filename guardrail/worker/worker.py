@@ -143,7 +143,7 @@ class ModelWorker:
 
     def cancel(self, job: Job[Any]) -> None:
         """Give a job up: out of the queue at once, out of a running batch at the next token."""
-        job.cancelled.set()
+        self._end(job)
         with self._changed:
             if self._waiting.remove(job):
                 job.fail(RequestCancelledError("the request was given up"))
@@ -159,7 +159,7 @@ class ModelWorker:
                     job.fail(GuardClosedError("the guard was closed while the request waited"))
             for job in self._running:
                 if job.owner is owner:
-                    job.cancelled.set()
+                    self._end(job)
             self._changed.notify_all()
             if threading.current_thread() is not self._thread:
                 self._changed.wait_for(
@@ -171,7 +171,7 @@ class ModelWorker:
         with self._changed:
             self._stopped = True
             for job in self._running:
-                job.cancelled.set()
+                self._end(job)
             self._drop_waiting(GuardClosedError("the guard was closed"))
             self._changed.notify_all()
 
@@ -179,6 +179,10 @@ class ModelWorker:
         """Wait for the thread of a stopped worker."""
         if self._thread is not None:
             self._thread.join(timeout)
+
+    def _end(self, job: Job[Any]) -> None:
+        """Tell a job, which may be running, that nobody waits for it."""
+        job.cancelled.set()
 
     def _refuses(self, job: Job[Any]) -> bool:
         return self._stopped or job.owner in self._departed

@@ -41,8 +41,8 @@ GROUPS = {
     },
 }
 OWN = {
-    ("serve",): {"model": "model", "artefact": "--artefact"},
-    ("cluster", "start"): {"model": "model", "artefact": "--artefact"},
+    ("serve",): {"model": "model", "artefact": "--artefact", "engine": "--engine", "vllm": "vllm"},
+    ("cluster", "start"): {"model": "model", "artefact": "--artefact", "vllm": "vllm"},
 }
 
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import socket
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import prometheus_client
 import pytest
 import typer
 
@@ -41,12 +43,35 @@ def serve(run, *options):
         (["--audit-max-bytes", "10"], "--audit"),
         (["--port", "70000"], "65535"),
         (["--timeout", "0"], "timeout"),
+        (["--", "--max-model-len", "8"], "--engine vllm"),
+        (["--engine", "vllm", "--device", "cuda"], "--device"),
     ],
 )
 def test_wrong_usage_is_told_before_a_model_is_loaded(options, told, run):
     result = serve(run, *options)
     assert result.exit_code == 2
     assert told in result.output
+
+
+def test_without_vllm_its_extra_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    result = serve(run, "--engine", "vllm")
+    assert result.exit_code == 2
+    assert "guardrail-vlm[vllm]" in result.stderr
+
+
+def test_vllms_metrics_and_the_servers_are_told_together_and_part_again(plain_environment):
+    theirs = prometheus_client.Counter("vllm_of_a_test", "Theirs.")
+    try:
+        for _ in range(2):
+            with observing("tiny", None, otel=False, engine="vllm") as seen:
+                text = seen.metrics.exposition(None)[0].decode()
+                assert "vllm_of_a_test_total" in text
+                assert text.count("# TYPE guardrail_outages_total") == 1
+                assert text.count("# TYPE process_cpu_seconds_total") == 1
+        assert "vllm_of_a_test" not in seen.metrics.exposition(None)[0].decode()
+    finally:
+        prometheus_client.REGISTRY.unregister(theirs)
 
 
 def test_without_the_servers_packages_their_extra_is_named(run, monkeypatch):
@@ -92,7 +117,7 @@ def test_options_come_from_the_environment_too(run, monkeypatch):
 
 def test_every_bound_reaches_the_server_from_an_option_or_a_variable(run, monkeypatch):
     served = []
-    monkeypatch.setattr("guardrail.cli.serve.guard_source", lambda *_: None)
+    monkeypatch.setattr("guardrail.cli.serve.guard_source", lambda *_: nullcontext())
     monkeypatch.setattr("guardrail.cli.serve._answer", lambda _, *parts: served.append(parts))
     monkeypatch.setenv("GUARDRAIL_SERVE_DEFAULT_TOKENS", "7")
     monkeypatch.setenv("GUARDRAIL_SERVE_MAX_CHECKS", "9")
@@ -120,7 +145,7 @@ def test_every_bound_reaches_the_server_from_an_option_or_a_variable(run, monkey
 )
 def test_who_is_told_scores_is_decided_by_options(run, monkeypatch, options, shown):
     served = []
-    monkeypatch.setattr("guardrail.cli.serve.guard_source", lambda *_: None)
+    monkeypatch.setattr("guardrail.cli.serve.guard_source", lambda *_: nullcontext())
     monkeypatch.setattr("guardrail.cli.serve._answer", lambda _, *parts: served.append(parts))
     assert serve(run, *options).exit_code == 0
     ((settings, *_),) = served

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -70,7 +71,7 @@ async def new(loaded, guards, tmp_path) -> AsyncIterator[Callable[..., Replica]]
         def make(name: str = "one", *, policy: Policy | None = None) -> Replica:
             settings = ClusterSettings(model="unused", artefact="unused", audit=tmp_path / "audit")
             plan = Plan(settings, policy or Policy(), ServerSettings())
-            replica = Replica(plan, loaded, name=name)
+            replica = Replica(plan, partial(guardrail.guard.Guard, loaded), name=name)
             ends.push_async_callback(replica.aclose)
             return replica
 

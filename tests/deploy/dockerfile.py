@@ -58,6 +58,18 @@ def read(text: str, arguments: dict[str, str]) -> list[Stage]:
     return stages
 
 
+def needed(stages: list[Stage]) -> list[Stage]:
+    """The last stage, and before it those that it copies from, and these from."""
+    found: list[Stage] = []
+    wanted = {stages[-1].name}
+    for stage in reversed(stages):
+        if stage.name in wanted:
+            found.append(stage)
+            copied = " ".join(rest for word, rest in stage.steps if word == "COPY")
+            wanted |= set(re.findall(r"--from=(\S+)", copied))
+    return found[::-1]
+
+
 class Build:
     """Runs stages at `root`, with files from `context` that `visible` lets through."""
 

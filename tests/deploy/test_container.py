@@ -41,7 +41,7 @@ class Container:
 
     def __init__(self, dockerfile: Any, folder: Path) -> None:
         text = (ROOT / "examples/deploy/Dockerfile").read_text("utf-8")
-        self.stages = dockerfile.read(text, {})
+        self.stages = dockerfile.needed(dockerfile.read(text, {}))
         self.build = dockerfile.Build(folder / "image", ROOT, environment(folder))
         self.build.run(self.stages)
         self.root, self.facts = self.build.root, self.stages[-1].facts

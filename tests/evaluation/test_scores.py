@@ -21,7 +21,7 @@ from guardrail.guard import Guard
 from guardrail.inputs.messages import to_request
 from guardrail.model.encode import Encoder
 from guardrail.model.load import wrap_model
-from guardrail.online.engine import require_readable
+from guardrail.online.core import require_readable
 from guardrail.online.video_scan import judged_requests
 from guardrail.policy import Policy, VideoSampling
 from guardrail.testing import tiny_artefact, tiny_model

@@ -1,6 +1,7 @@
 """A random model of a real size on the accelerator, once for all tests of this folder.
 
 `make test-gpu` runs them. `GUARDRAIL_SHAPE=tiny GUARDRAIL_DEVICE=cpu` runs their code anywhere.
+Those of vLLM are in an environment of its own: see `test_vllm_gpu.py`.
 """
 
 from __future__ import annotations

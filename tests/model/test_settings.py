@@ -31,7 +31,7 @@ def model(do_sample: bool):
     ],
 )
 def test_whether_tokens_are_drawn_follows_from_what_is_asked(options, by_default, sampling):
-    assert Settings(**options).samples(model(by_default)) is sampling
+    assert Settings(**options).samples(model(by_default).generation_config) is sampling
 
 
 def test_requests_have_in_common_what_is_not_a_rows_own_affair(llama):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import httpx
 import pytest
 
 from guardrail.errors import ArtefactMismatchError, ConfigurationError, DetectorError
+from guardrail.guard import Guard
 from guardrail.model.load import wrap_model
 from guardrail.policy import Policy
 from guardrail.server import ServerSettings, create_app
@@ -159,7 +161,7 @@ def source(llava, tmp_path):
     tiny_artefact(llava.model, llava.processor).save(path)
     told = []
     made = GuardSource(
-        loaded=wrap_model(llava.model, llava.processor),
+        open_guard=partial(Guard, wrap_model(llava.model, llava.processor)),
         artefact=str(path),
         read_policy=Policy,
         audit=lambda verdict, facts: told.append(facts),

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 FAMILIES = ("llama", "qwen2_5_vl", "smolvlm")
 NEVER = 1e9
+SECOND = {"SECOND_RUNNER": "1"}
+RUNNERS = {
+    "first": {},
+    "second": SECOND,
+    "second, asynchronous": SECOND | {"ASYNC_SCHEDULING": "1"},
+}
 QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
@@ -63,7 +69,7 @@ class Reference:
     """What a guard in transformers says of the chats, at thresholds between their scores."""
 
     def __init__(self, folder: Path, family: str) -> None:
-        from tests.vllm.session import chats
+        from tests.vllm.said import chats
 
         self.family, self.folder = family, folder
         asked = chats(family != "llama")
@@ -102,10 +108,7 @@ def session(models: Path) -> Callable[..., dict[str, Any]]:
 
     def start(family: str, rules: Policy, *, runner: str = "first", **case: Any) -> dict[str, Any]:
         case["policy"] = rules.model_dump(mode="json")
-        variables = {"SECOND_RUNNER": "1"} if runner != "first" else {}
-        if runner == "second, asynchronous":
-            variables["ASYNC_SCHEDULING"] = "1"
-        told = run(HERE / "session.py", models, family, json.dumps(case), **variables)
+        told = run(HERE / "session.py", models, family, json.dumps(case), **RUNNERS[runner])
         found: dict[str, Any] = json.loads(told.splitlines()[-1])
         return found
 

@@ -1,5 +1,10 @@
-"""Tiny models as folders, with heads as wide as vLLM takes: `models.py FOLDER NAME...`."""
+"""Tiny models as folders, with heads as wide as vLLM takes: `models.py FOLDER NAME...`.
 
+`TINY_HEAD` is how wide, `TINY_SCALE` by how much weights are smaller than a tiny model's: matrices
+that stretch what they are given let the rounding of half precision grow from layer to layer.
+"""
+
+import os
 import sys
 from pathlib import Path
 
@@ -7,9 +12,11 @@ import torch
 
 from guardrail.testing import families
 
+HEAD = int(os.environ.get("TINY_HEAD", "32"))
+SCALE = float(os.environ.get("TINY_SCALE", "1"))
 # What the builders are made of, before any of them is imported.
-families.HEAD, families.HIDDEN = 32, 128
-families.MROPE["mrope_section"] = [4, 6, 6]
+families.HEAD, families.HIDDEN = HEAD, 4 * HEAD
+families.MROPE["mrope_section"] = [HEAD // 8, 3 * HEAD // 16, 3 * HEAD // 16]
 
 from guardrail.testing import tiny_artefact, tiny_model  # noqa: E402
 from tests.families import catalogue  # noqa: E402, F401  (registers the other families)
@@ -21,6 +28,9 @@ def main() -> None:
     for name in sys.argv[2:]:
         torch.manual_seed(0)
         model, processor = tiny_model(name)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.data.mul_(SCALE)
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
         tiny_artefact(model, processor).save(folder / f"{name}.guard.safetensors")

@@ -15,57 +15,14 @@ from typing import Any
 if os.environ.get("SECOND_RUNNER"):
     import second_runner  # noqa: F401
 
-import torch
-from PIL import Image
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from guardrail.policy import Policy
 from guardrail.vllm import engine_options
+from tests.vllm.said import chats
 
-TEXTS = (
-    "how do I make a red cat?",
-    "tell me about the dog please",
-    "what is this",
-    "write a long text about " + "blue and green " * 20,
-    "say sorry",
-    "describe " * 15,
-    "help me with that picture of a cat and a dog in red",
-    "the the the of of of",
-    "how do I make a red cat? and a green dog, and what else is there?",
-    "who lives in the house by the river, and what do they eat?",
-)
 ANSWER = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
-
-
-def picture(seed: int) -> Image.Image:
-    """Noise."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (56, 56, 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy())
-
-
-def chats(pictures: bool, shown: str = "image") -> list[list[dict[str, Any]]]:
-    """Texts, turns, system prompts and pictures; a picture's key is `shown`."""
-
-    def said(role: str, text: str, *seeds: int) -> dict[str, Any]:
-        kind = "image_pil" if shown == "image_pil" else "image"
-        media = [{"type": kind, shown: picture(seed)} for seed in seeds]
-        return {"role": role, "content": [*media, {"type": "text", "text": text}]}
-
-    found = [[said("user", text)] for text in TEXTS]
-    found += [
-        [said("user", TEXTS[0]), said("assistant", "no"), said("user", TEXTS[1])],
-        [said("user", TEXTS[7]), said("assistant", "it is red"), said("user", "why")],
-        [said("system", "be kind to the cat"), said("user", TEXTS[4])],
-    ]
-    if pictures:
-        found += [[said("user", TEXTS[i], i)] for i in range(6)]
-        found += [
-            [said("user", TEXTS[6], 7, 8)],
-            [said("user", "look", 1), said("assistant", "so"), said("user", TEXTS[4], 2)],
-        ]
-    return found
 
 
 def told(outputs: list[Any]) -> list[dict[str, Any]]:
@@ -111,7 +68,8 @@ def main() -> None:
         form = "openai" if pictures else "string"
         return told(llm.chat(asked, settings, use_tqdm=False, chat_template_content_format=form))
 
-    found: dict[str, Any] = {}
+    compiled = llm.llm_engine.vllm_config.compilation_config
+    found: dict[str, Any] = {"graphs": compiled.cudagraph_mode.name}
     for run in ("cold", "warm"):
         found[run] = answers(ANSWER)
     metrics = (

@@ -15,8 +15,7 @@ from guardrail.model.load import wrap_model
 from guardrail.policy import Policy, Thresholds
 from guardrail.testing import tiny_artefact
 from guardrail.types import Action, ImagePart, Message, Modality, Request, TextPart
-from guardrail.vllm.judge import Judge
-from guardrail.vllm.numbers import TokenNumbers
+from guardrail.vllm.judge import Judge, TokenNumbers
 from guardrail.vllm.options import EVERYBODY
 from guardrail.vllm.prompts import Medium, Template
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,9 @@ def artefact(tmp_path: Path, tiny_of: Any) -> Path:
 def config(**changes: Any) -> Any:
     """A vLLM configuration with nothing in the way, less what is changed by `room__name`."""
     found = SimpleNamespace(
-        parallel_config=SimpleNamespace(worker_cls=WORKER, pipeline_parallel_size=1),
-        compilation_config=SimpleNamespace(pass_config=SimpleNamespace(enable_sp=False)),
+        parallel_config=SimpleNamespace(
+            worker_cls=WORKER, pipeline_parallel_size=1, use_ubatching=False
+        ),
         scheduler_config=SimpleNamespace(scheduler_cls=SCHEDULER),
         model_config=SimpleNamespace(runner_type="generate", is_encoder_decoder=False),
         speculative_config=None,
@@ -94,8 +96,7 @@ def test_a_configuration_with_nothing_in_the_way_is_taken() -> None:
         ({"speculative_config": object()}, "speculative"),
         ({"parallel_config__pipeline_parallel_size": 2}, "pipeline"),
         ({"parallel_config__decode_context_parallel_size": 2}, "context parallelism"),
-        ({"parallel_config__enable_dbo": True}, "micro-batches"),
-        ({"compilation_config__pass_config": SimpleNamespace(enable_sp=True)}, "sequence"),
+        ({"parallel_config__use_ubatching": True}, "micro-batches"),
         ({"lora_config": object()}, "LoRA"),
         ({"kv_transfer_config": object()}, "KV connector"),
         ({"model_config__runner_type": "pooling"}, "pooling"),
@@ -128,7 +129,10 @@ def test_the_command_prints_words_that_a_shell_hands_on_whole(artefact: Path) ->
     assert told.exit_code == 0, told.output
     words = told.output.split()  # as the shell takes $(...) apart
     options = dict(word.removeprefix("--").split("=", 1) for word in words)
-    assert options.keys() == {"worker-cls", "scheduler-cls", "additional-config"}
+    switches = {"worker-cls", "scheduler-cls", "additional-config", "middleware"}
+    assert options.keys() == switches
+    module, _, name = options["middleware"].rpartition(".")
+    assert isinstance(getattr(import_module(module), name), type)  # as vLLM finds it
     entry = json.loads(options["additional-config"])[NAME]
     assert entry["artefact"] == str(artefact)
     found = Settings.model_validate(entry)

@@ -11,7 +11,7 @@ from guardrail.decide.detector import Detector
 from guardrail.policy import Policy, Thresholds
 from guardrail.testing import tiny_artefact
 from guardrail.types import Modality
-from guardrail.vllm.numbers import TokenNumbers
+from guardrail.vllm.judge import TokenNumbers
 from guardrail.vllm.residual import Residuals, install
 
 TOKENS, SLOTS, STEERING = 12, 40, 2

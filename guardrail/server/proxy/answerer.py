@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 
 from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
+from guardrail.asgi.wire import FIELD
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
 from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import canonical_chat
@@ -28,7 +29,6 @@ from guardrail.inputs.parts import strings_in
 from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import is_refused_outage, passes_unchecked, stopped
 from guardrail.server.answers import (
-    FIELD,
     STREAM_HEADERS,
     AsciiJSONResponse,
     EventStream,

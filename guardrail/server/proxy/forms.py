@@ -1,113 +1,30 @@
-"""The three ways of asking a model that the OpenAI API has: their events, ends and refusals.
+"""The three ways of asking a model that the OpenAI API has: their ends and refusals.
 
-Events are bytes: cut into whole events, looked into, and otherwise left alone. A refusal is the
-policy's, in the form of an answer, for requests that do not reach the upstream.
+A refusal is the policy's, in the form of an answer, for requests that do not reach the upstream.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from guardrail.inputs.strict_json import strict_json
-from guardrail.server.answers import DONE, FIELD, ChatCompletion, event, told
+from guardrail.asgi.wire import DONE, FIELD, event
+from guardrail.server.answers import ChatCompletion, told
 from guardrail.types import Result, Verdict
 
 if TYPE_CHECKING:
+    from guardrail.asgi.wire import Event
     from guardrail.server.keys import Caller
 
 
 Data = Mapping[str, Any]
 
-# Atomic, so that the two bytes of one line end never count as two line ends.
-_BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
-_LINE_END = re.compile(r"\r\n|\n|\r")
-_DONE = "[DONE]"
 _LAST = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
 _NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 _FILTERED = "content_filter"
-
-
-class EventTooLargeError(ValueError):
-    """An event does not end within the bytes that are allowed for one."""
-
-
-class Splitter:
-    """Cuts a stream of bytes into events, each with the blank line that ends it."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._data, self._seen = bytearray(), 0
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The events that are whole now.
-
-        Raises:
-            EventTooLargeError: what is not whole yet is larger than allowed.
-        """
-        self._data += chunk
-        found, start = [], 0
-        where = max(self._seen - 3, 0)  # a blank line may have come in two pieces
-        while match := _BLANK_LINE.search(self._data, where):
-            found.append(bytes(self._data[start : match.end()]))
-            start = where = match.end()
-        del self._data[:start]
-        self._seen = len(self._data)
-        if self._seen > self._max_bytes or any(len(event) > self._max_bytes for event in found):
-            raise EventTooLargeError
-        return found
-
-    def rest(self) -> bytes:
-        """What is left when the stream has ended."""
-        return bytes(self._data)
-
-
-class Event:
-    """One event. `data` is its JSON object; None for comments and for the closing mark (`done`).
-
-    `clean` takes out of the data what must not go on; `raw` is the event without it.
-
-    Raises:
-        ValueError: it is no UTF-8, or its data are neither an object nor the mark.
-    """
-
-    def __init__(self, raw: bytes, clean: Callable[[Any], Any] = lambda value: value) -> None:
-        self.raw, self.done = raw, False
-        self.data: dict[str, Any] | None = None
-        self._lines = _LINE_END.split(raw.decode("utf-8").removeprefix("\ufeff"))
-        texts = [line[5:].removeprefix(" ") for line in self._lines if _is_data(line)]
-        text = "\n".join(texts).strip()
-        if text == _DONE:
-            self.done = True
-        elif text:
-            try:
-                found = strict_json(text)
-                data = clean(found)
-            except RecursionError as error:
-                raise ValueError("nested too deep") from error
-            if not isinstance(data, dict):
-                raise ValueError("the data are no object")
-            self.data = data
-            if data != found:
-                self.raw = self._with(data)
-
-    def with_field(self, name: str, value: object) -> bytes:
-        """The event with a key in its data; its other lines stay."""
-        return self._with({**(self.data or {}), name: value})
-
-    def _with(self, value: object) -> bytes:
-        kept = [line for line in self._lines if line and not _is_data(line)]
-        data = json.dumps(value)
-        return ("\n".join([*kept, f"data: {data}"]) + "\n\n").encode()
-
-
-def _is_data(line: str) -> bool:
-    return line.startswith("data:") or line == "data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,9 @@ import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from guardrail.server.answers import DONE, FIELD
-from guardrail.server.answers import event as written
+from guardrail.asgi.wire import DONE, FIELD, Event, EventTooLargeError, Splitter
+from guardrail.asgi.wire import event as written
 from guardrail.server.proxy.failures import UpstreamProblem, broken, late
-from guardrail.server.proxy.forms import Event, EventTooLargeError, Splitter
 from guardrail.server.proxy.upstream import media_type
 
 if TYPE_CHECKING:

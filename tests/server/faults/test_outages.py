@@ -98,7 +98,7 @@ async def test_requests_end_in_clear_when_the_thread_of_the_model_is_killed(
 async def test_a_model_that_hangs_costs_no_more_than_the_time_of_each_request(
     served, guard_of, right_again, hello, monkeypatch
 ):
-    monkeypatch.setattr("guardrail.server.service._HUNG_S", 0.2)
+    monkeypatch.setattr("guardrail.guard._HUNG_S", 0.2)
     guard, go_on = guard_of(), threading.Event()
 
     def hang(*_args, **_more):

@@ -36,6 +36,7 @@ class WordGuard:
     supports_tools = True
     closed = False
     artefact = SimpleNamespace(artefact_id="guard-words")
+    trouble = None
     load = SimpleNamespace(waiting=0, running=0, places=1, overdue_s=0.0)
 
     def __init__(self, policy: Policy | None = None) -> None:

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from guardrail.server.answers import event
-from guardrail.server.proxy.forms import Event, EventTooLargeError, Splitter
+from guardrail.asgi.wire import Event, EventTooLargeError, Splitter, event
 
 STREAM = (
     ': ping\r\n\r\nevent: x\r\ndata: {"a": "é…"}\r\n\r\n'
