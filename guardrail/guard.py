@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from guardrail.artefact.header import Fingerprint
+    from guardrail.model.load import Processing
     from guardrail.monitor import Monitor
     from guardrail.online.asking import AskOptions, GenerateOptions
     from guardrail.online.core import Core
@@ -129,6 +130,16 @@ class Guard:
                 "here; load the model with `Guard.from_pretrained` for this"
             )
         return found
+
+    @property
+    def processing(self) -> Processing:
+        """What feeds the model: its processor and tokenizer, and its name."""
+        return self._engine.processing
+
+    @property
+    def context(self) -> int | None:
+        """How many positions the model has; None if that is not told."""
+        return self._engine.context
 
     @property
     def fingerprint(self) -> Fingerprint:

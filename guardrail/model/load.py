@@ -45,6 +45,11 @@ class Processing:
         return result
 
     @property
+    def name(self) -> str:
+        """What to call the model: where it came from."""
+        return self.source
+
+    @property
     def is_multimodal(self) -> bool:
         """Whether the processor takes pictures."""
         return getattr(self.processor, "image_processor", None) is not None

@@ -46,6 +46,7 @@ class Core(ABC):
         self, loaded: Processing, artefact: Artefact, policy: Policy, audit: Audit | None
     ) -> None:
         self.artefact, self.policy, self._audit = artefact, policy, audit
+        self.processing = loaded
         self.encoder, self.monitor = Encoder(loaded), Monitor(artefact)
         self._detector = Detector.from_artefact(artefact, policy)
         self._notes = tuple(sampling_notes(artefact, policy))  # told with the first video
@@ -54,6 +55,11 @@ class Core(ABC):
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
         """Which model it is."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int | None:
+        """How many positions it has; None if that is not told."""
 
     @abstractmethod
     def under(self, policy: Policy, audit: Audit | None) -> Self:

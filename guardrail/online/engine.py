@@ -50,7 +50,6 @@ class Engine(Core):
         for gap in history_gaps(self.encoder):
             log.warning("what is read of a chat with this model: %s", gap)
         layers = check_layers(self._detector, loaded.model)
-        self._context = context_length(loaded.model)
         self._hooks = PromptHooks(loaded.model, layers)
         self._lease = WorkerLease(loaded.model)
         self.worker = self._lease.worker
@@ -59,6 +58,11 @@ class Engine(Core):
     def fingerprint(self) -> Fingerprint:
         """See `Core`."""
         return fingerprint(self.loaded)
+
+    @property
+    def context(self) -> int | None:
+        """See `Core`."""
+        return context_length(self.loaded.model)
 
     def under(self, policy: Policy, audit: Audit | None) -> Engine:
         """See `Core`."""
@@ -117,7 +121,8 @@ class Engine(Core):
 
     def _room(self, prompt_tokens: int) -> int | None:
         """How many tokens fit behind a prompt into the model's context."""
-        return None if self._context is None else self._context - prompt_tokens
+        context = self.context
+        return None if context is None else context - prompt_tokens
 
     def run_checks(self, jobs: Sequence[CheckJob]) -> None:
         """Judge a batch, and what its requests are in plain letters first."""
@@ -160,7 +165,7 @@ class Engine(Core):
         """The batch's inputs; a prompt that is too long is refused before the model sees it."""
         encoded = self.encoder.encode(requests)
         videos, limits = "video" in encoded.kinds, self.policy.limits
-        require_room(encoded.lengths, limits, self._context, videos=videos, new_tokens=new_tokens)
+        require_room(encoded.lengths, limits, self.context, videos=videos, new_tokens=new_tokens)
         return encoded
 
 

@@ -100,6 +100,11 @@ class VllmEngine(Core):
         """That of the fit, which vLLM's worker found the model to have, or was told to allow."""
         return self.artefact.header.fingerprint
 
+    @property
+    def context(self) -> int:
+        """See `Core`."""
+        return self._host.context
+
     def under(self, policy: Policy, audit: Audit | None) -> VllmEngine:
         """See `Core`."""
         return VllmEngine(self._host, self.artefact, policy, audit)

@@ -26,7 +26,6 @@ from typing_extensions import override
 from guardrail import Guard
 from guardrail.errors import ConfigurationError, UnsupportedModelError
 from guardrail.inputs.media import sniffed_format
-from guardrail.model.fingerprint import fingerprint
 from guardrail.model.settings import Settings
 from guardrail_langchain import replies
 from guardrail_langchain.judging import as_exception, as_itself
@@ -90,9 +89,9 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        self.model_name = self.model_name or self.guard.loaded.name
+        self.model_name = self.model_name or self.guard.processing.name
         # of the model that runs: an artefact of another one may have been allowed
-        self._weights = digest(fingerprint(self.guard.loaded).model_dump(mode="json"))
+        self._weights = digest(self.guard.fingerprint.model_dump(mode="json"))
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -195,7 +194,7 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
     @override
     def get_token_ids(self, text: str) -> list[int]:
         """Tokens of the guarded model's own tokenizer."""
-        ids: list[int] = self.guard.loaded.tokenizer.encode(text, add_special_tokens=False)
+        ids: list[int] = self.guard.processing.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     @override

@@ -39,7 +39,6 @@ from pydantic import Field, PrivateAttr
 
 from guardrail.errors import ConfigurationError
 from guardrail.guard import Guard
-from guardrail.model.decoder import context_length
 from guardrail.model.settings import Settings
 from guardrail_llamaindex import replies
 from guardrail_llamaindex.messages import document_parts, to_messages
@@ -176,16 +175,16 @@ class GuardedVLM(RaisingLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex plans with: prompts are cut to `context_window - num_output`."""
-        limits, model = self.guard.policy.limits, self.guard.loaded.model
+        limits, context = self.guard.policy.limits, self.guard.context
         default = min(Settings().max_new_tokens, limits.new_tokens)
         num_output = self.max_new_tokens or default
-        context = context_length(model) or DEFAULT_CONTEXT_WINDOW
+        context = context or DEFAULT_CONTEXT_WINDOW
         return LLMMetadata(
             context_window=min(context, limits.prompt_tokens + num_output),
             num_output=num_output,
             is_chat_model=True,
             is_function_calling_model=self.guard.supports_tools,
-            model_name=self.guard.loaded.source,
+            model_name=self.guard.processing.source,
         )
 
     @_chat_events
