@@ -91,16 +91,13 @@ def both(request: Any, models: Path) -> Iterator[tuple[Both, Any]]:
         yield wanted, guard
 
 
-def expect_same(found: Any, wanted: Any) -> None:
+def expect_same(found: Any, wanted: Any, *, tied: bool = False) -> None:
+    """`tied`: the request and its copy in plain letters score alike, and rounding says which."""
     assert (found.action, found.would_be) == (wanted.action, wanted.would_be)
     assert found.score == pytest.approx(wanted.score, rel=1e-4, abs=1e-3)
     assert found.strength == pytest.approx(wanted.strength, rel=1e-3, abs=1e-3)
-    assert (found.modality, found.window, found.folded) == (
-        wanted.modality,
-        wanted.window,
-        wanted.folded,
-    )
-    assert found.where == wanted.where
+    assert (found.modality, found.window) == (wanted.modality, wanted.window)
+    assert tied or (found.folded, found.where) == (wanted.folded, wanted.where)
 
 
 def test_answers_and_their_verdicts(both: Any) -> None:
@@ -120,8 +117,10 @@ def test_answers_and_their_verdicts(both: Any) -> None:
 
 def test_checks_and_what_is_written_in_other_letters(both: Any) -> None:
     wanted, guard = both
-    for one, other in zip(guard.check_batch(wanted.asked), wanted.checks, strict=True):
-        expect_same(one, other)
+    found = guard.check_batch(wanted.asked)
+    for one, other, answer in zip(found, wanted.checks, wanted.answers, strict=True):
+        alike = one.score == pytest.approx(answer.verdict.score, rel=1e-4)
+        expect_same(one, other, tied=alike and one.folded != other.folded)
     assert any(found.folded for found in wanted.checks)
 
 
