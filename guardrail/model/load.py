@@ -145,11 +145,7 @@ def load_model(
         place = locate(source, revision=revision, local_files_only=local_files_only)
     else:
         place = adapter.locate_base(revision, local_files_only=local_files_only)
-    common: dict[str, Any] = {
-        "trust_remote_code": trust_remote_code,
-        "local_files_only": local_files_only or not place.online,
-        "revision": place.revision or revision or "main",
-    }
+    common = _common(place, revision, trust_remote_code, local_files_only)
     config = _attempt("configuration", place.name, AutoConfig.from_pretrained, **common)
     kind, multimodal = _auto_class(config, place.name)
     if quantization_config:
@@ -179,11 +175,7 @@ def load_processor(
     from transformers import AutoConfig, GenerationConfig
 
     place = locate(source, revision=revision, local_files_only=local_files_only)
-    common: dict[str, Any] = {
-        "trust_remote_code": trust_remote_code,
-        "local_files_only": local_files_only or not place.online,
-        "revision": place.revision or revision or "main",
-    }
+    common = _common(place, revision, trust_remote_code, local_files_only)
     config = _attempt("configuration", place.name, AutoConfig.from_pretrained, **common)
     _, multimodal = _auto_class(config, place.name)
     processor = _processor(place.name, multimodal, common)
@@ -193,6 +185,17 @@ def load_processor(
     except OSError:  # none beside the weights
         generation = GenerationConfig.from_model_config(config)
     return processor, generation
+
+
+def _common(
+    place: Source, revision: str | None, trust_remote_code: bool, local_files_only: bool
+) -> dict[str, Any]:
+    """What every part of a model is loaded with: all come from one commit."""
+    return {
+        "trust_remote_code": trust_remote_code,
+        "local_files_only": local_files_only or not place.online,
+        "revision": place.revision or revision or "main",
+    }
 
 
 def wrap_model(model: Any, processor: Any, *, source: str = IN_MEMORY) -> LoadedModel:
