@@ -71,13 +71,12 @@ class Guard:
             UnsupportedModelError: a guard cannot work inside this model.
         """
         from guardrail.model.fingerprint import require_fitted_on
+        from guardrail.online.engine import Engine
 
         loaded = model if isinstance(model, LoadedModel) else wrap_model(*model)
         fitted = found_artefact(artefact)
         running = require_fitted_on(fitted, loaded, allow_mismatch=allow_mismatch)
         differing = _told(fitted.header.fingerprint, running)
-        from guardrail.online.engine import Engine
-
         self._assemble(Engine(loaded, fitted, policy or Policy(), audit), audit)
         if differing:
             facts = {name: list(pair) for name, pair in differing.items()}

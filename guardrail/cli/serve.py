@@ -119,8 +119,6 @@ def observing(
     Raises:
         MissingExtraError: spans are asked for, and the extra `otel` is not installed.
     """
-    import prometheus_client
-
     from guardrail import __version__
     from guardrail.server.observing import Observation, spans_asked_for
 
@@ -129,8 +127,7 @@ def observing(
         from guardrail.observe.tracing import tracer_provider
 
         traces = tracer_provider(__version__)
-    registry = prometheus_client.REGISTRY if engine == "vllm" else None
-    observation = Observation(model=model_name, audit_log=log, traces=traces, registry=registry)
+    observation = Observation(model=model_name, audit_log=log, traces=traces, engine=engine)
     try:
         yield observation
     finally:

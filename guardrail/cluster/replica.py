@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import REGISTRY
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
@@ -54,7 +53,7 @@ class Replica:
         self._observation = Observation(
             model=plan.server.model_name,
             audit_log=self._audit,
-            registry=REGISTRY if plan.settings.engine == "vllm" else None,  # beside vLLM's own
+            engine=plan.settings.engine,
         )
         self._config: UserConfig | None = None
         self._problem: str | None = "there is no artefact yet"

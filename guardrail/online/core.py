@@ -11,6 +11,7 @@ from guardrail.artefact.artefact import sampling_notes
 from guardrail.decide.detector import Detector
 from guardrail.errors import UnsupportedContentError
 from guardrail.model.encode import TEXT_ONLY, Encoder
+from guardrail.model.history import history_gaps
 from guardrail.monitor.monitor import Monitor
 from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob, who
 from guardrail.policy.acting import enforced, on_outage, outranks_outage, stops
@@ -49,6 +50,8 @@ class Core(ABC):
         self.processing = loaded
         self.encoder, self.monitor = Encoder(loaded), Monitor(artefact)
         self._detector = Detector.from_artefact(artefact, policy)
+        for gap in history_gaps(self.encoder):
+            log.warning("what is read of a chat with this model: %s", gap)
         self._notes = tuple(sampling_notes(artefact, policy))  # told with the first video
 
     @property

@@ -6,7 +6,6 @@ Before that: whether a request fits into the model.
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from guardrail.errors import LimitExceededError
 from guardrail.model.decoder import context_length
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import check_rows, generate_rows
-from guardrail.model.history import history_gaps
 from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.online.answering import Answering, verdict_of
 from guardrail.online.core import Core
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
     from guardrail.policy import Limits, Policy
     from guardrail.types import Request, Where
 
-log = logging.getLogger("guardrail")
-
 
 class Engine(Core):
     """A model in transformers and its hooks; requests of a like kind are answered together."""
@@ -47,8 +43,6 @@ class Engine(Core):
     ) -> None:
         super().__init__(loaded, artefact, policy, audit)
         self.loaded = loaded
-        for gap in history_gaps(self.encoder):
-            log.warning("what is read of a chat with this model: %s", gap)
         layers = check_layers(self._detector, loaded.model)
         self._hooks = PromptHooks(loaded.model, layers)
         self._lease = WorkerLease(loaded.model)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import REGISTRY
+
 from guardrail import __version__
 from guardrail.audit import fan_out
 from guardrail.inputs.parts import strings_in
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from opentelemetry.sdk.trace import TracerProvider
-    from prometheus_client import CollectorRegistry
 
     from guardrail.audit import AuditLog
     from guardrail.guard import Guard
     from guardrail.monitor import Comparison, Monitor
     from guardrail.observe.metrics import State
     from guardrail.observe.tracing import Tracing
+    from guardrail.server.settings import Engine
     from guardrail.types import Verdict
 
 _ASKING = (
@@ -61,7 +63,7 @@ class Observation:
         model: str = "guarded",
         audit_log: AuditLog | None = None,
         traces: TracerProvider | None = None,
-        registry: CollectorRegistry | None = None,
+        engine: Engine = "transformers",
     ) -> None:
         """Observe from now on.
 
@@ -69,9 +71,13 @@ class Observation:
             model: as clients name it.
             audit_log: whose lost lines are counted; it is told of verdicts by its guard.
             traces: what makes spans, such as `guardrail.observe.tracing.tracer_provider()`.
-            registry: where to count, beside others; default: an own one.
+            engine: who runs the model; vLLM has metrics, beside which these are told.
         """
-        self.metrics, self.recent, self.drift = Metrics(registry), Recent(), DriftState()
+        self.metrics, self.recent, self.drift = (
+            Metrics(REGISTRY if engine == "vllm" else None),
+            Recent(),
+            DriftState(),
+        )
         self.near_duplicates = NearDuplicates()
         self._audit_log, self._traces = audit_log, traces
         self._scraped: Scraped | None = None

@@ -117,6 +117,8 @@ class VllmModel(Processing):
             self._engine = self._call(_started(self.source, self._options | inside)).result()
         except BaseException as error:
             self._end()
+            if not isinstance(error, Exception):  # Ctrl-C, say
+                raise
             raise ModelLoadError(
                 f"vLLM did not start with {self.source}: {error}; see its log above"
             ) from error

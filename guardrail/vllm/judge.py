@@ -121,12 +121,14 @@ class Judged:
     """What becomes of a prompt.
 
     `stops` says that no token of the model may leave; `amount` is how far along the steering
-    direction its last position and the first answer tokens are moved, 0 for not at all.
+    direction its last position and the first answer tokens are moved, 0 for not at all. A `check`
+    ends with its verdict.
     """
 
     verdict: Verdict
     stops: bool
     amount: float = 0.0
+    check: bool = False
 
 
 @dataclass(frozen=True, slots=True)

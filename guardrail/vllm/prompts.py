@@ -82,7 +82,9 @@ class Template:
     def parts(self, ids: Sequence[int], media: Sequence[Medium] = ()) -> RowParts:
         """The messages of a prompt; `media` are its pictures and videos, in order."""
         if not self.headers:
-            whole = TurnSpan(0, "user", 0, len(ids), tuple(self._stretches(0, ids, media)))
+            whole = TurnSpan(
+                0, "user", 0, len(ids), tuple(self._stretches(0, len(ids), ids, media))
+            )
             return RowParts(len(ids), (whole,), aligned=False)
         turns: list[TurnSpan] = []
         headers: list[Header] = []
@@ -91,7 +93,7 @@ class Template:
             if role == "assistant" and number:
                 before = [one.kind for one in media if one.stop <= start]
                 headers.append(Header(number, start - 1, kind_of(before), turns[-1].role))
-            stretches = tuple(self._stretches(start, ids[:stop], media))
+            stretches = tuple(self._stretches(start, stop, ids, media))
             turns.append(TurnSpan(number, role, start, stop, stretches))
         return RowParts(len(ids), tuple(turns), tuple(headers))
 
@@ -117,13 +119,13 @@ class Template:
                 yield role, first, last + 1
 
     def _stretches(
-        self, start: int, ids: Sequence[int], media: Sequence[Medium]
+        self, start: int, stop: int, ids: Sequence[int], media: Sequence[Medium]
     ) -> Iterator[Stretch]:
-        """The text and the media of a message from `start` to the end, in order.
+        """The text and the media of a message, in order.
 
         Its parts are counted as they come; what only frames a medium is none.
         """
-        at, number, stop = start, 0, len(ids)
+        at, number = start, 0
         for one in media:
             if start <= one.start and one.stop <= stop:
                 if one.start > at:

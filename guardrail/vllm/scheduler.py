@@ -79,6 +79,7 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         self._group, self._block = full_attention(self.kv_cache_config)
         self._secret = secrets.token_bytes(16)
         self._judged: dict[str, Judged] = {}
+        self._told: dict[str, dict[str, Any]] = {}  # of verdicts, which each output carries
         self._edits: dict[str, Edit] = {}
         self._again: list[Request] = []
         self._held: dict[str, Any] = {}  # log-probabilities of prompts that run again
@@ -112,7 +113,7 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         for name, found in numbers.items():
             request = self.requests.get(name)
             if request is not None and name not in self._judged:
-                judged = self._keep(name, self._verdict_on(request, found))
+                judged = self._keep(request, self._verdict_on(request, found))
                 told = model_runner_output.prompt_logprobs_dict
                 if judged.amount and told.get(name) is not None:
                     self._held[name] = told.pop(name)
@@ -125,6 +126,7 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         self._again.clear()
         for name in scheduler_output.finished_req_ids:
             self._judged.pop(name, None)
+            self._told.pop(name, None)
             self._edits.pop(name, None)
             self._held.pop(name, None)
         return outputs
@@ -135,13 +137,13 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         name = request.request_id
         judged = self._judged.get(name)
         if judged is None:  # a token is about to leave, and nobody saw its prompt
-            judged = self._keep(name, self._judge.outage())
+            judged = self._keep(request, self._judge.outage())
         if judged.stops:
             request.status = RequestStatus.FINISHED_STOPPED
             request.stop_reason = FLAGGED if judged.verdict.reason == "score" else OUTAGE
             request.resumable = False
             return [], True
-        if self._asked_of(request).check:
+        if judged.check:
             request.status = RequestStatus.FINISHED_STOPPED
             request.stop_reason, request.resumable = CHECKED, False
             return [], True
@@ -171,9 +173,11 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         extra = request.sampling_params.extra_args if self._asked else None
         return Asked.of(extra)
 
-    def _keep(self, name: str, judged: Judged) -> Judged:
+    def _keep(self, request: Request, judged: Judged) -> Judged:
         """Remember what becomes of a request, and put it on record."""
-        self._judged[name] = judged
+        name, check = request.request_id, self._asked_of(request).check
+        judged = self._judged[name] = replace(judged, check=check)
+        self._told[name] = {NAME: judged.verdict.told(scores=self._scores)}
         if self._audit is not None:
             self._audit(judged.verdict, {"event": "verdict", "request_id": name})
         return judged
@@ -183,8 +187,7 @@ class GuardScheduler(AsyncScheduler):  # type: ignore[misc]
         judged = self._judged.get(out.request_id)
         if judged is None:
             return
-        told = {NAME: judged.verdict.told(scores=self._scores)}
-        out.kv_transfer_params = {**(out.kv_transfer_params or {}), **told}
+        out.kv_transfer_params = (out.kv_transfer_params or {}) | self._told[out.request_id]
         if out.request_id in self._held:
             out.new_prompt_logprobs_tensors = self._held.pop(out.request_id)
         if judged.stops:
