@@ -2,7 +2,7 @@
 
 .vllm/bin/python examples/benchmarks/vllm_bench.py --out FOLDER
 
-One random Qwen2.5-VL of 100M parameters, whose thresholds no score reaches, so that all sides do
+One random Qwen2.5-VL of 112M parameters, whose thresholds no score reaches, so that all sides do
 the same work. All servers run at once and are asked in turn, texts and pictures, no two alike: what
 differs between them is the guard, not the hour. On a CPU each of them has one thread.
 """
@@ -26,7 +26,6 @@ from typing import Annotated, Any
 
 import httpx
 import torch
-import transformers
 import typer
 from load_client import Body, Run, closed_loop
 from load_figures import summary
@@ -34,13 +33,15 @@ from PIL import Image
 from rich.console import Console
 from tables import markdown, put
 
-from guardrail.testing import tiny_artefact, tiny_processor
 from guardrail.vllm.options import EVERYBODY
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+TESTS = Path(__file__).parents[2] / "tests"
+sys.path[:0] = [str(Path(__file__).parents[1]), str(TESTS.parent)]
 from tiny_guard import data_url
 
-from tests.families import catalogue  # noqa: F401  (registers the family)
+from tests.gpu import vllm_shape
+
+SERVING = TESTS / "vllm" / "serving.py"  # the command `vllm`
 
 console = Console(width=120)
 SIDES = {
@@ -53,59 +54,20 @@ EACH = {1: 6, 8: 4, 32: 3}  # answers that one client waits for in one run
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 QUIET |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 ENGINE = "--dtype float32 --max-model-len 1024 --max-num-seqs 32 --block-size 32"
-NEVER, SIDE, WAIT_S = 1e6, 112, 600
+SHAPE, SIDE, WAIT_S = "112m", 112, 600
 WORDS = "please tell me about the cat and the dog and what they do in this picture " * 2
-
-
-def build(folder: Path) -> Path:
-    """The model with its processor, and an artefact of it beside it."""
-    processor: Any = tiny_processor("qwen2_5_vl")
-    processor.image_processor.size = {"shortest_edge": 56**2, "longest_edge": SIDE**2}
-    words = processor.tokenizer
-    names = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    start, end, image, video = words.convert_tokens_to_ids([*names])
-    text = {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 2304}
-    text |= {"num_attention_heads": 12, "num_key_value_heads": 4, "vocab_size": 8192}
-    vision = {"depth": 4, "hidden_size": 512, "intermediate_size": 1024, "num_heads": 8}
-    torch.manual_seed(0)
-    made: Any = transformers.Qwen2_5_VLConfig
-    config = made(
-        text_config={
-            **text,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [8, 12, 12]},
-            "max_position_embeddings": 4096,
-            "pad_token_id": words.pad_token_id,
-            "eos_token_id": words.eos_token_id,
-            "bos_token_id": None,
-        },
-        vision_config={**vision, "out_hidden_size": text["hidden_size"], "patch_size": 14},
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
-        tie_word_embeddings=False,
-    )
-    model: Any = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
-    head = model.get_output_embeddings().weight.data
-    head[len(words) :] = 0.0  # no answer has a token that has no word
-    head[words.all_special_ids] = 0.0  # nor ends early
-    console.print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f}M parameters")
-    model.eval().save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    artefact = tiny_artefact(model, processor, tau_steer=NEVER, tau_flag=NEVER)
-    return Path(artefact.save(folder / "model.guard.safetensors"))
 
 
 def command(side: str, folder: Path, port: int) -> list[str]:
     """How a side is started."""
-    model, artefact = str(folder / "model"), str(folder / "model.guard.safetensors")
+    model, artefact = str(folder / SHAPE), str(folder / f"{SHAPE}.guard.safetensors")
     ours = [sys.executable, "-m", "guardrail", "serve", model, "-a", artefact]
     ours += ["--port", str(port), "--max-concurrent", "128", "--dtype", "float32"]
     if side == "transformers":
         return ours
     if side == "server":
         return [*ours, "--engine", "vllm", "--", *ENGINE.split()[2:]]
-    vllm = [sys.executable, __file__, "--as-vllm", "serve", model, "--port", str(port)]
+    vllm = [sys.executable, str(SERVING), "serve", model, "--port", str(port)]
     vllm += ["--served-model-name", "guarded", "--no-enable-log-requests", *ENGINE.split()]
     if side == "plain":
         return vllm
@@ -233,8 +195,8 @@ def main(
     """Measure, and write what was measured."""
     folder = out / "vllm_bench"
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "model.guard.safetensors").exists():
-        build(folder)
+    if not (folder / f"{SHAPE}.guard.safetensors").exists():
+        vllm_shape.write(folder, SHAPE, dtype=torch.float32, picture=SIDE)
     counts = [int(one) for one in clients.split(",")]
     with ExitStack() as stack:
         urls = {side: stack.enter_context(served(side, folder)) for side in sides.split(",")}
@@ -263,25 +225,5 @@ def main(
         put(readme, "vllm", lines)
 
 
-def as_vllm() -> None:
-    """The command `vllm`; its build for CPUs looks for itself under a name that it has not."""
-    real = metadata.version
-
-    def version(name: str) -> str:
-        try:
-            return real(name)
-        except metadata.PackageNotFoundError:
-            return f"{real('vllm-cpu')}+cpu" if name == "vllm" else real(name)
-
-    metadata.version = version
-    from vllm.entrypoints.cli.main import main as run
-
-    sys.exit(run())
-
-
 if __name__ == "__main__":
-    if "--as-vllm" in sys.argv:
-        sys.argv.remove("--as-vllm")
-        as_vllm()
-    else:
-        typer.run(main)
+    typer.run(main)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
 
@@ -52,3 +52,14 @@ def bench(shape_bench: Any, shape_name: str, device: str) -> Iterator[Any]:
     made = shape_bench.ShapeBench(shape, device=device, dtype=torch.bfloat16)
     yield made
     made.close()
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], object]:
+    """Prints past pytest: figures are told, not checked."""
+
+    def write(text: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{text}\n")
+
+    return write

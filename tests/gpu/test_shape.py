@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from guardrail.testing import tiny_artefact
 from guardrail.types import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,17 +28,6 @@ ROUNDING = 0.05  # of a score, in units of the text gap: bfloat16 over all layer
 @pytest.fixture(scope="module")
 def batches(shape_name: str) -> tuple[int, ...]:
     return (1, 8, 32) if shape_name == "7b" else (1, 3)
-
-
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], object]:
-    """Prints past pytest: figures are told, not checked."""
-
-    def write(text: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"\n{text}\n")
-
-    return write
 
 
 def test_guarded_tokens_are_the_plain_ones_and_the_costs_are_printed(

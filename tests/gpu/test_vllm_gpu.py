@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -151,17 +150,6 @@ def engine(folder: Path, family: str, rules: Policy, runner: str, **case: Any) -
     )
     found: dict[str, Any] = json.loads(told.splitlines()[-1])
     return found
-
-
-@pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], object]:
-    """Prints past pytest: figures are told, not checked."""
-
-    def write(text: str) -> None:
-        with capsys.disabled():
-            sys.stdout.write(f"\n{text}\n")
-
-    return write
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

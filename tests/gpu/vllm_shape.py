@@ -25,6 +25,7 @@ _TEXT = (
 _VISION = ("depth", "hidden_size", "intermediate_size", "num_heads")
 SHAPES = {  # the first is Qwen2.5-VL-7B's
     "7b": ((28, 3584, 18_944, 28, 4, 152_064), (32, 1280, 3420, 16)),
+    "112m": ((12, 768, 2304, 12, 4, 8192), (4, 512, 1024, 8)),
     "300m": ((16, 896, 4864, 14, 2, 8192), (4, 512, 1024, 8)),
     "tiny": ((4, 256, 512, 4, 2, 1024), (2, 128, 256, 2)),
 }
@@ -32,14 +33,25 @@ SHAPES = {  # the first is Qwen2.5-VL-7B's
 
 def main() -> None:
     """Build, and write."""
-    folder, name, device = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+    write(Path(sys.argv[1]), sys.argv[2], device=sys.argv[3])
+
+
+def write(
+    folder: Path,
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    picture: int = PICTURE,
+) -> None:
+    """Build a shape, its processor for pictures of so many pixels a side at most, its artefact."""
     processor: Any = tiny_processor("qwen2_5_vl")
-    processor.image_processor.size = {"shortest_edge": 56**2, "longest_edge": PICTURE**2}
+    processor.image_processor.size = {"shortest_edge": 56**2, "longest_edge": picture**2}
     words = processor.tokenizer
     torch.manual_seed(0)
     with torch.device(device):
         model: Any = transformers.AutoModelForImageTextToText.from_config(
-            config(*SHAPES[name], words), dtype=torch.bfloat16
+            config(*SHAPES[name], words), dtype=dtype
         )
     head = model.get_output_embeddings().weight.data
     head[len(words) :] = 0.0  # no answer has a token that has no word

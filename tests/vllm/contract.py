@@ -21,6 +21,16 @@ Def = ast.FunctionDef | ast.AsyncFunctionDef
 # A module, or a class in it (its bases count), and its names. A function that the guard replaces or
 # calls has its parameters, `self` aside; behind `*others` vLLM may have more that can be left out.
 # `__dict__` says that an instance takes attributes it was not made with.
+_WORKER = (
+    "device",
+    "execute_model(scheduler_output)",
+    "initialize_from_config(kv_cache_config)",
+    "load_model(*others)",
+    "model_runner",
+    "rank",
+    "sample_tokens(grammar_output)",
+    "vllm_config",
+)
 NAMES = {
     "vllm.version": ("__version__",),
     # ---- what vLLM is started with: options.py, host.py, and the words behind `serve ... --`
@@ -164,26 +174,8 @@ NAMES = {
     # ---- the worker, with its first and its second runner: worker.py
     "vllm.platforms": ("current_platform",),
     "vllm.platforms.interface:Platform": ("is_cpu()", "is_cuda_alike()"),
-    "vllm.v1.worker.cpu_worker:CPUWorker": (
-        "device",
-        "execute_model(scheduler_output)",
-        "initialize_from_config(kv_cache_config)",
-        "load_model(*others)",
-        "model_runner",
-        "rank",
-        "sample_tokens(grammar_output)",
-        "vllm_config",
-    ),
-    "vllm.v1.worker.gpu_worker:Worker": (
-        "device",
-        "execute_model(scheduler_output)",
-        "initialize_from_config(kv_cache_config)",
-        "load_model(*others)",
-        "model_runner",
-        "rank",
-        "sample_tokens(grammar_output)",
-        "vllm_config",
-    ),
+    "vllm.v1.worker.cpu_worker:CPUWorker": _WORKER,
+    "vllm.v1.worker.gpu_worker:Worker": _WORKER,
     "vllm.v1.outputs:AsyncModelRunnerOutput": ("get_output()",),
     "vllm.v1.outputs:ModelRunnerOutput": ("__dict__", "prompt_logprobs_dict"),
     "vllm.v1.worker.gpu_model_runner:AsyncGPUModelRunnerOutput": ("__dict__", "get_output()"),

