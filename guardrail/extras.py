@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXTRA_OF: Mapping[str, str] = MappingProxyType(
     {
         "accelerate": "offload",
+        "agents": "agents",
         "av": "video",
         "fastapi": "serve",
         "gguf": "demo",
@@ -22,11 +23,14 @@ EXTRA_OF: Mapping[str, str] = MappingProxyType(
         "langchain": "langchain",
         "langchain_core": "langchain",
         "llama_index": "llamaindex",
+        "llguidance": "structured",
         "matplotlib": "report",
+        "mcp": "mcp",
         "onnx": "demo",
         "opentelemetry": "otel",
         "prometheus_client": "serve",
         "pyarrow": "bulk",
+        "pydantic_ai": "pydantic-ai",
         "python_multipart": "asgi",
         "ray": "ray",
         "rich": "cli",

@@ -12,6 +12,8 @@ from guardrail.extras import EXTRA_OF, require
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 MODULE_OF = {  # where the distribution's name is not the module's
+    "openai-agents": "agents",
+    "pydantic-ai-slim": "pydantic_ai",
     "langchain-core": "langchain_core",
     "llama-index-core": "llama_index",
     "llama-index-workflows": "workflows",
