@@ -223,6 +223,23 @@ class Guard:
         """
         return self._asking.wait(self._asking.verdict(value, options))
 
+    def check_answer(self, value: Any, answer: str, /, **options: Unpack[AskOptions]) -> Verdict:
+        """The verdict on what another model answered, in one prefill; never raises on a flag.
+
+        The policy's `watch` has to be "answer". An answer too short to be judged has no score.
+
+        Raises:
+            ConfigurationError: answers are not watched.
+        """
+        return self._asking.wait(self._asking.verdict(value, options, answer=answer))
+
+    async def acheck_answer(
+        self, value: Any, answer: str, /, **options: Unpack[AskOptions]
+    ) -> Verdict:
+        """`check_answer` without blocking the event loop."""
+        job = await self._asking.verdict_async(value, options, answer=answer)
+        return await self._asking.wait_async(job)
+
     def stream(self, value: Any, /, **options: Unpack[GenerateOptions]) -> GuardStream:
         """Answer in chunks; none comes before the verdict. Close the stream to stop early.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -243,8 +243,8 @@ class RowParts:
     aligned: bool = True
 
 
-Reading = Literal["last", "turn", "window"]
-READINGS: tuple[Reading, ...] = get_args(Reading)
+Reading = Literal["last", "turn", "window", "answer"]
+READINGS: tuple[Reading, ...] = ("last", "turn", "window")  # of a prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +252,8 @@ class Where:
     """Which reading a score is from.
 
     `reading` is `last` (the last prompt position), `turn` (the position at which an earlier answer
-    began, so what that turn alone scored) or `window` (some tokens of one message). `message`
+    began, so what that turn alone scored), `window` (some tokens of one message) or `answer` (some
+    tokens of what the model says, whose positions count from the answer's first token). `message`
     counts the request's messages from 0, `role` is whose it is; of a window, `part` and `kind` say
     in which part of the message it ends, [start, stop) are its positions in the prompt, and `words`
     what they say. `slots` are a picture's positions that it covers, as (first, last, of how many).
@@ -299,6 +300,8 @@ class Where:
                 return f"at the end of {whose}, an earlier turn"
             case Where(slots=(first, last, count)):
                 return f"in {whose}, {self.kind} positions {first + 1} to {last + 1} of {count}"
+            case Where(reading="answer", start=int(start), stop=int(stop)):
+                return f"in the answer, tokens {start + 1} to {stop}"
             case Where(start=int(start), stop=int(stop)):
                 return f"in {whose}, tokens {start + 1} to {stop}"
             case _:
@@ -337,10 +340,13 @@ class Verdict:
     done, `would_be` what the thresholds ask for. They differ in shadow mode, where nothing is done,
     and where a steer cannot be: an artefact that only detects lets it pass, a model that the guard
     does not run is never steered. A prompt that is flagged because no edit can reach it has a flag
-    in both, though its score asks for a steer. `strength` is the length of the vector that was
-    added to the residual stream (0 when nothing was). `folded` says that the score is that of the
-    request in plain letters (see the policy's `fold_text`). `where` says which reading the score is
-    from; None if that was of another prompt: a window of a long video, or the folded copy.
+    in both, though its score asks for a steer. With the `reason` "answer" it is of what the model
+    said, not of what it was asked: `where` says of which tokens, both thresholds are the answers'
+    own, and without a score the answer was too short to be judged. `strength` is the length of the
+    vector that was added to the residual stream (0 when nothing was). `folded` says that the score
+    is that of the request in plain letters (see the policy's `fold_text`). `where` says which
+    reading the score is from; None if that was of another prompt: a window of a long video, or the
+    folded copy.
 
     A new field is named by hand wherever a verdict is made or told: `Detector.verdict` and
     `verdict_of` in `guardrail.online.answering`, `FakeGuard.check`, `summary` here,
@@ -359,7 +365,7 @@ class Verdict:
     strength: float = 0.0
     steering_layer: int | None = None
     mode: str = "enforce"
-    reason: str = "score"  # score | detector_failed
+    reason: str = "score"  # score | answer | detector_failed
     window: Window | None = None  # of a video: where the score is from
     folded: bool = False
     where: Where | None = None
@@ -421,6 +427,10 @@ class Result:
     """An answer and its verdict. `finish_reason`: stop | length | flag.
 
     `refused_by_guard` is true when `text` is the policy's refusal message, not the model's words.
+    `answer` is the verdict on the answer itself, where the policy has answers watched and this one
+    was long enough; where it is a flag, `verdict` is the same. An answer that was cut has no words
+    of the model's and no `token_ids`, but for what a stream had let out before: `text` begins with
+    that then, and the refusal message follows.
     `tool_calls` are calls of the tools that came with the request; `text` is what stands beside
     them. `metadata` holds `request_id` and, in s, `queue_s` (waiting for the model), `verdict_s`
     (from the start of the run to the verdict) and `total_s` (from asking to the end); it does not
@@ -435,6 +445,7 @@ class Result:
     token_ids: tuple[int, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     refused_by_guard: bool = False
+    answer: Verdict | None = None
     metadata: Mapping[str, object] = field(default_factory=dict, compare=False)
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from guardrail.artefact import file as artefact_file
 from guardrail.artefact.file import FILENAME
-from guardrail.artefact.header import Calibration, Header, first_problem, identity
+from guardrail.artefact.header import Calibration, Header, Windows, first_problem, identity
 from guardrail.errors import (
     ArtefactError,
     ArtefactFormatError,
@@ -26,7 +26,7 @@ from guardrail.stats import conformal_threshold
 from guardrail.types import Modality
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic import JsonValue
     from torch import Tensor
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _PER_LAYER = ("direction", "mu_safe", "mu_unsafe")
 _PER_READOUT = ("readout_zero", "readout_gap")
 
+ANSWERS = "answers: "
+"""How the warning begins that says why answers cannot be watched."""
 WINDOW = "video_window"
 """Where `header.data` tells of how many frames the clips were that re-centring was measured on."""
 SAMPLING = "sampling"
@@ -57,7 +59,8 @@ class Artefact:
 
     Tensors: `direction`, `mu_safe`, `mu_unsafe` (L, d); `readout_weight` (k, d); `readout_zero`,
     `readout_gap` (k,); and, if the header has windows over w layers, `window_query` and
-    `window_value` (w, heads, d) and `window_bias` (w,).
+    `window_value` (w, heads, d) and `window_bias` (w,); those of answers are `answer_query` and so
+    on.
 
     A header without an `artefact_id` gets one from the content; one that has an id must fit it.
 
@@ -198,14 +201,33 @@ class Artefact:
         if used != modality:
             _tell_fallback(self.artefact_id, modality, used)
         stored = calibration.thresholds
-        steer = _at_rate(calibration, policy.steer_rate, stored.steer)
-        flag = _at_rate(calibration, policy.flag_rate, stored.flag)
+        steer = _at_rate(calibration.scores, policy.steer_rate, stored.steer)
+        flag = _at_rate(calibration.scores, policy.flag_rate, stored.flag)
         if steer > flag:
             raise ConfigurationError(
                 f"for {modality} requests the steering threshold ({steer:.3f}) would exceed the "
                 f"flag threshold ({flag:.3f}); set both steer_rate and flag_rate, flag_rate lower"
             )
         return Thresholds(steer=steer, flag=flag)
+
+    def answer_threshold(self, policy: Policy) -> float:
+        """The policy's fixed threshold of answers, or that of its rate, or the stored one.
+
+        Raises:
+            ConfigurationError: the artefact cannot judge answers.
+            CalibrationError: too few benign answers for the rate.
+        """
+        answers = self.header.answers
+        if answers is None:
+            why = next((w for w in self.header.warnings if w.startswith(ANSWERS)), None)
+            raise ConfigurationError(
+                f"{self.artefact_id} cannot watch answers ({why or 'it was fitted without them'}); "
+                "fit with `answers=True` (`guardrail fit --answers`), or leave `watch` out of the "
+                "policy"
+            )
+        if policy.answer_threshold is not None:
+            return policy.answer_threshold
+        return _at_rate(answers.scores, policy.answer_rate, answers.threshold)
 
     def summary(self) -> dict[str, Any]:
         """Identity, model, detection, steering, re-centring and calibrations, ready for JSON."""
@@ -222,6 +244,8 @@ class Artefact:
             "readout": header.readout.model_dump(mode="json"),
             "steering": header.steering and header.steering.model_dump(mode="json"),
             "windows": header.windows and header.windows.model_dump(mode="json"),
+            "answers": header.answers
+            and header.answers.model_dump(mode="json", exclude={"scores"}),
             "recentring": {kind: row.model_dump() for kind, row in header.recentring.items()},
             "calibration": dict(_calibrations(self)),
             "data": header.data,
@@ -235,11 +259,11 @@ def _tell_fallback(artefact_id: str, modality: Modality, used: Modality) -> None
     _log.info("%s: no %s calibration, using %s", artefact_id, modality, used)
 
 
-def _at_rate(calibration: Calibration, rate: float | None, stored: float) -> float:
+def _at_rate(scores: Sequence[float], rate: float | None, stored: float) -> float:
     if rate is None:
         return stored
     try:
-        return conformal_threshold(calibration.scores, rate)
+        return conformal_threshold(scores, rate)
     except ValueError as error:
         raise CalibrationError(f"{error}; calibrate on more inputs or raise the rate") from error
 
@@ -276,17 +300,24 @@ def _expected_shapes(header: Header, direction: Tensor | None) -> dict[str, tupl
     read = len(header.readout.layers)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_PER_LAYER, (layers, width))
     shapes |= {"readout_weight": (read, width), **dict.fromkeys(_PER_READOUT, (read,))}
-    if (windows := header.windows) is not None:
+    for name, windows in _windows(header).items():
         heads = (len(windows.layers), windows.heads, width)
-        shapes |= {"window_query": heads, "window_value": heads, "window_bias": heads[:1]}
+        shapes |= {f"{name}_query": heads, f"{name}_value": heads, f"{name}_bias": heads[:1]}
     return shapes
+
+
+def _windows(header: Header) -> dict[str, Windows]:
+    """The readouts of windows, by how their tensors' names begin."""
+    answers = None if header.answers is None else header.answers.windows
+    found = {"window": header.windows, "answer": answers}
+    return {name: windows for name, windows in found.items() if windows is not None}
 
 
 def _check_layers(header: Header, tensors: Mapping[str, Tensor]) -> None:
     """Layer indices exist, gaps are positive, directions have length 1 (or 0: unusable)."""
     count = len(tensors["direction"])
     steered = [header.steering.layer] if header.steering else []
-    windows = header.windows.layers if header.windows else ()
+    windows = (layer for read in _windows(header).values() for layer in read.layers)
     named = [*header.readout.layers, *windows, *steered, *(row.layer for row in header.layers)]
     outside = sorted({layer for layer in named if not 0 <= layer < count})
     if outside:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
@@ -158,6 +159,29 @@ class Windows(Frozen):
     figures: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class Answers(Frozen):
+    """How answers are read while they are said, by windows over their own tokens.
+
+    `scores` are the highest windows of benign answers of up to `tokens` tokens, sorted; at most
+    `target` of such answers exceed `threshold`.
+    """
+
+    windows: Windows
+    scores: tuple[float, ...]
+    target: float = Field(gt=0, lt=1)
+    threshold: float
+    source: str
+    tokens: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if list(self.scores) != sorted(self.scores):
+            raise ValueError("calibration scores must be sorted")
+        if not math.isfinite(self.threshold):
+            raise ValueError("a stored threshold must be finite")
+        return self
+
+
 class Rates(Frozen):
     """Target shares of benign inputs."""
 
@@ -200,6 +224,7 @@ class Header(Frozen):
     steering: Steering | None = None
     layers: tuple[LayerRow, ...] = ()
     windows: Windows | None = None
+    answers: Answers | None = None
     recentring: dict[str, Recentring] = Field(default_factory=dict)
     calibration: dict[Modality, Calibration] = Field(default_factory=dict)
     refusal_prefixes: tuple[str, ...] = ()
@@ -211,7 +236,9 @@ class Header(Frozen):
 
     def canonical(self, *, identity: bool = True) -> bytes:
         """The header as sorted JSON; without `identity`, id and time of making are left out."""
-        exclude = None if identity else {"artefact_id", "created"}
+        exclude = set() if identity else {"artefact_id", "created"}
+        if self.answers is None:  # as artefacts were written before there was such a field
+            exclude.add("answers")
         values = self.model_dump(mode="json", exclude=exclude)
         return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 

@@ -19,9 +19,10 @@ from guardrail.policy.acting import action_for, enforced, on_outage, outranks_ou
 from guardrail.types import Action, Modality, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from guardrail.artefact import Artefact
+    from guardrail.artefact.header import Windows
     from guardrail.policy import Policy, Thresholds
     from guardrail.types import RowParts
 
@@ -57,7 +58,8 @@ class Detector:
 
     `layers` are those of the readout at the last position, ascending, `reads` those of all
     readings; `steering_layer` is None when the artefact only detects. Without `windows` a prompt is
-    judged at the ends of its turns alone, without `turns` at no earlier one's.
+    judged at the ends of its turns alone, without `turns` at no earlier one's. `answers` is what
+    reads the model's own words, where the policy has them watched (`guardrail.decide.answers`).
     """
 
     def __init__(
@@ -70,7 +72,10 @@ class Detector:
         artefact_id: str,
         windows: WindowReadout | None = None,
         turns: bool = True,
+        answers: WindowReadout | None = None,
+        answer_threshold: float = math.inf,
     ) -> None:
+        self.answers, self.answer_threshold = answers, answer_threshold
         self.readout, self.steering, self.windows, self.turns = readout, steering, windows, turns
         self.layers = readout.layers
         self.reads = tuple(sorted({*readout.layers, *(windows.layers if windows else ())}))
@@ -85,7 +90,9 @@ class Detector:
 
         Raises:
             CalibrationError: the policy's rates are beyond what the calibration data supports, for
-                texts or pictures; a guard without thresholds for videos refuses those alone.
+                texts, pictures or answers; a guard without thresholds for videos refuses those
+                alone.
+            ConfigurationError: answers are to be watched, and the artefact cannot.
         """
         tensors, header = artefact.tensors, artefact.header
         pictures = header.recentring
@@ -97,20 +104,11 @@ class Detector:
             recentring={"text": UNMOVED}
             | {kind: (row.score.intercept, row.score.slope) for kind, row in pictures.items()},
         )
-        windows = None
-        if header.windows is not None:
-            w = header.windows
-            windows = WindowReadout(
-                layers=w.layers,
-                query=tensors["window_query"],
-                value=tensors["window_value"],
-                bias=tensors["window_bias"],
-                width=w.width,
-                first=w.first,
-                zero=w.zero,
-                gap=w.gap,
-                alone=w.alone,
-            )
+        answers: Windows | None = None
+        answer_threshold = math.inf
+        if policy.watch == "answer":
+            answer_threshold = artefact.answer_threshold(policy)
+            answers = None if header.answers is None else header.answers.windows
         steering = None
         if header.steering is not None:
             at, s = header.steering.layer, header.steering
@@ -144,9 +142,24 @@ class Detector:
             thresholds=points,
             policy=policy,
             artefact_id=header.artefact_id,
-            windows=windows,
+            windows=_windows(header.windows, tensors, "window"),
             turns=header.readout.turns,
+            answers=_windows(answers, tensors, "answer"),
+            answer_threshold=answer_threshold,
         )
+
+    @property
+    def watched(self) -> WindowReadout:
+        """What reads answers.
+
+        Raises:
+            ConfigurationError: the policy does not have them watched.
+        """
+        if self.answers is None:
+            raise ConfigurationError(
+                'answers are not judged; set `watch` to "answer" in the policy'
+            )
+        return self.answers
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -260,6 +273,25 @@ class Detector:
             mode=self.policy.mode,
             reason="detector_failed" if score is None else "score",
         )
+
+
+def _windows(
+    header: Windows | None, tensors: Mapping[str, Tensor], name: str
+) -> WindowReadout | None:
+    """The readout that a header and the tensors whose names begin with `name` describe."""
+    if header is None:
+        return None
+    return WindowReadout(
+        layers=header.layers,
+        query=tensors[f"{name}_query"],
+        value=tensors[f"{name}_value"],
+        bias=tensors[f"{name}_bias"],
+        width=header.width,
+        first=header.first,
+        zero=header.zero,
+        gap=header.gap,
+        alone=header.alone,
+    )
 
 
 def _tensor(values: Sequence[float]) -> Tensor:

@@ -52,10 +52,27 @@ class WindowReadout:
 
     def products(self, layer: int, hidden: Tensor) -> Tensor:
         """What is kept of a layer's output (..., d_model): (..., 2, heads) float32, its device."""
-        at = self.layers.index(layer)
-        weight = torch.stack([self.query[at], self.value[at]]).to(hidden.device)
+        weight = self.weight(layer).to(hidden.device)
         found: Tensor = torch.einsum("...d,thd->...th", hidden.float(), weight)
         return found
+
+    def weight(self, layer: int) -> Tensor:
+        """Queries and values of one layer, (2, heads, d_model) float32."""
+        at = self.layers.index(layer)
+        return torch.stack([self.query[at], self.value[at]])
+
+    def at_end(self, products: Tensor) -> Tensor:
+        """Score of one window in each row, over all tokens given.
+
+        Args:
+            products: (rows, n, k, 2, heads), of at most `width` tokens.
+
+        Returns:
+            (rows,) float64, on the scale of scores; NaN where products are not finite.
+        """
+        query, value = products.double().where(products.isfinite(), math.nan).unbind(3)
+        read = (query.softmax(1) * value).sum((1, 3)) + self.bias.double()
+        return (read.mean(-1) - self.zero) / self.gap
 
     def raw(self, products: Tensor) -> Tensor:
         """Raw scores of the windows of one part.

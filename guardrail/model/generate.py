@@ -8,6 +8,8 @@ out, and no streamer is needed.
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import threading
 import time
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from guardrail.model.load import LoadedModel
-    from guardrail.model.prefill import AnyDetector, ReadingLike, Ruling
+    from guardrail.model.prefill import AnyDetector, ReadingLike, Ruling, WatchLike
     from guardrail.policy import Policy
+
+log = logging.getLogger("guardrail")
 
 _ONE_TOKEN = Settings(max_new_tokens=1, do_sample=False)
 
@@ -55,7 +59,8 @@ class RowControl:
     """How a caller follows and ends one row; the callbacks run on the model's thread.
 
     `on_ruling` comes before the first token, `on_token` says whether the answer is complete,
-    `on_end` comes once, as soon as the row has ended, while others may go on.
+    `on_score` whether a score of its latest tokens ends it, before the next token comes, `on_end`
+    comes once, as soon as the row has ended, while others may go on.
     """
 
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -63,6 +68,7 @@ class RowControl:
     max_tokens: int | None = None
     on_ruling: Callable[[Ruling], None] | None = None
     on_token: Callable[[int], bool] | None = None
+    on_score: Callable[[float], bool] | None = None
     on_end: Callable[[RowOutcome], None] | None = None
 
 
@@ -76,17 +82,19 @@ def generate_rows(
     policy: Policy | None = None,
     hooks: PromptHooks | None = None,
     floors: Sequence[float] = (),
+    watch: WatchLike | None = None,
 ) -> list[RowOutcome]:
     """Answer a batch in one `generate` call, judged inside its own prefill.
 
     Without a detector this is plain generation. Without a policy the detector's edits are applied
     and nothing is stopped. `hooks` registered earlier on the detector's layers are used if given.
-    `floors` are scores that the rows have at least (see `Detector.decide`).
+    `floors` are scores that the rows have at least (see `Detector.decide`). `watch` reads what the
+    model says, without beams, at layers on which there are `hooks`.
     """
     growing = _growing(loaded, encoded, settings, rows)
     guarded: AbstractContextManager[PromptCall | None] = nullcontext()
     if detector is not None:
-        guarded = _guarded(loaded, encoded, detector, policy, floors, hooks)
+        guarded = _guarded(loaded, encoded, detector, policy, floors, hooks, watch=watch)
     with guarded as call, seeded(loaded, settings):
         criterion = RowsCriterion(growing, call, beams=settings.num_beams > 1)
         try:
@@ -233,6 +241,7 @@ def _guarded(
     hooks: PromptHooks | None = None,
     reading: ReadingLike | None = None,
     *,
+    watch: WatchLike | None = None,
     leave_after_readout: bool = False,
 ) -> Iterator[PromptCall]:
     """Within the block passes are judged, through hooks that their owner made or temporary ones."""
@@ -244,6 +253,7 @@ def _guarded(
         detector=detector,
         reading=reading or detector.reading(encoded.parts, encoded.prompt_len),
         policy=policy,
+        watch=watch,
         leave_after_readout=leave_after_readout,
     )
     with ExitStack() as held:
@@ -281,7 +291,8 @@ def _generate(
             loaded, encoded, chunk, lambda size: last_residuals(loaded, encoded, layers, chunk=size)
         )
     # A compiled pass runs no hook: neither one to be edited nor a prompt (chunks are compiled).
-    hooked = call is not None and (call.may_edit_tokens or chunk is not None)
+    watched = call is not None and (call.may_edit_tokens or call.watch is not None)
+    hooked = watched or (call is not None and chunk is not None)
     config.disable_compile = bool(config.disable_compile) or hooked
     inputs = on_device(encoded, loaded.device, loaded.dtype)
     with media_as_counted():
@@ -325,6 +336,12 @@ class Row:
             self._control.on_ruling(ruling)
         if ruling.stops:
             self.end("flag")
+
+    def hear(self, score: float) -> None:
+        """A score of the row's latest tokens, which may end it."""
+        if self.outcome is None and self._control.on_score is not None:
+            if self._control.on_score(score):
+                self.end("flag")
 
     def check_caller(self) -> None:
         """End the row when nobody waits for it any more."""
@@ -374,7 +391,7 @@ class RowsCriterion(StoppingCriteria):
 
     def __init__(self, rows: Sequence[Row], call: PromptCall | None, *, beams: bool) -> None:
         self._rows, self._call, self._beams = rows, call, beams
-        self._ruled = False
+        self._ruled = self._spoken = False
 
     def rule(self) -> None:
         """Hand out the rulings, once."""
@@ -385,9 +402,25 @@ class RowsCriterion(StoppingCriteria):
         for number, row in enumerate(self._rows):
             row.rule(self._call.ruling(number))
 
+    def hear(self) -> None:
+        """Hand out what was read of the tokens so far; the newest one is not among them yet."""
+        if self._call is None or self._call.watch is None:
+            return
+        spoken, self._spoken = self._spoken, True
+        if not spoken:
+            return
+        try:
+            scores = self._call.watch.scores()
+        except Exception:  # the fail-mode border: the policy says what an outage means
+            log.exception("the answers of %d rows could not be read", len(self._rows))
+            scores = [math.nan] * len(self._rows)
+        for row, score in zip(self._rows, scores or (), strict=bool(scores)):
+            row.hear(score)
+
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Which rows are done: (rows,) bool. A beam search asks for several per request."""
         self.rule()
+        self.hear()
         if self._beams:
             for row in self._rows:
                 row.check_caller()

@@ -83,6 +83,19 @@ class ReadingLike(Protocol):
         """One for each request, once its layers were seen."""
 
 
+class WatchLike(Protocol):
+    """What is read of answers in the steps after the prompt."""
+
+    def see(self, layer: int, hidden: Tensor) -> None:
+        """A layer's output at the newest token, (rows, d_model)."""
+
+    def scores(self) -> Sequence[float] | None:
+        """One for each row, of the tokens so far, once a step's layers were seen.
+
+        None where it is too early for any; not finite where a reading failed.
+        """
+
+
 class DetectorLike(Protocol[D]):
     """Pure tensors on the CPU in, tensors on the CPU out; it never sees the model."""
 
@@ -218,7 +231,8 @@ class PromptCall:
     """State of one call. `layers` are read; without a detector they are only recorded.
 
     `policy` None applies the detector's edits and stops nothing, for fitting. `floors` are scores
-    that the requests have at least; `reading` reads more than the last position.
+    that the requests have at least; `reading` reads more than the last position, `watch` what the
+    model says after it.
     """
 
     prompt_len: int
@@ -229,6 +243,7 @@ class PromptCall:
     leave_after_readout: bool = False
     floors: tuple[float, ...] = ()
     reading: ReadingLike | None = None
+    watch: WatchLike | None = None
     residuals: dict[int, Tensor] = field(default_factory=dict)
     found: Sequence[FoundLike] = ()
     _past: int = 0
@@ -249,7 +264,10 @@ class PromptCall:
     @property
     def finished(self) -> bool:
         """Whether no layer that runs from now on concerns this call."""
-        return self._repeating or (self.decided and self._edit_known and self._delta is None)
+        if self._repeating:
+            return True
+        done = self.decided and self._edit_known and self._delta is None
+        return done and self.watch is None
 
     @property
     def may_edit(self) -> bool:
@@ -260,7 +278,7 @@ class PromptCall:
 
     @property
     def may_edit_tokens(self) -> bool:
-        """Whether passes after the prompt may have to be edited, and so must run with hooks."""
+        """Whether passes after the prompt may have to be edited."""
         return self.may_edit and self.detector is not None and self.detector.steer_tokens > 0
 
     def enter(self, past: int, length: int, mask: Tensor | None = None) -> None:
@@ -293,6 +311,8 @@ class PromptCall:
         """Layer `layer` gave `hidden` (rows, length, d_model); returns its replacement, if any."""
         if self._index is not None or self._edited is not None:
             require_length(layer, hidden, self._length)
+        if self.watch is not None and self._past + self._length > self.prompt_len:
+            self.watch.see(layer, hidden[:, -1])
         span = self._span
         if span is not None and layer == self._steers_at:
             span.begin(layer, hidden)

@@ -105,6 +105,11 @@ class Metrics:
         self._tokens = self._counter(
             "guardrail_tokens_total", "Tokens read and written for answers.", ("kind",)
         )
+        self._watched = self._counter(
+            "guardrail_watched_answers_total",
+            "Answers judged themselves: what was done, and what their threshold asked for.",
+            ("action", "would_be"),
+        )
         self._near = self._counter(
             "guardrail_near_duplicates_total",
             "Requests nearly the same as one of the client's last ones.",
@@ -138,6 +143,8 @@ class Metrics:
                 self._judged(verdict, facts)
             case "outage":
                 self._verdicts.outage()
+            case "watched" if verdict is not None:
+                self._watched.labels(str(verdict.action), str(verdict.would_be)).inc()
             case "answer":
                 _observe(self._answer, facts.get("total_s"))
                 for kind in ("prompt", "completion"):

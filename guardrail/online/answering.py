@@ -21,6 +21,7 @@ from guardrail.errors import (
 from guardrail.model.generate import RowControl, RowOutcome
 from guardrail.online.jobs import NOTHING_YET, verdict_facts, who
 from guardrail.online.tool_calls import CallReader
+from guardrail.online.watching import WatchedAnswer, of_both
 from guardrail.policy.acting import stopped
 from guardrail.types import Action, Request, Result, ToolCall, Verdict, Where
 from guardrail.worker.jobs import LATE
@@ -52,10 +53,11 @@ class Answering:
         self._stops = False
         tools = job.request.tools
         self._calls = CallReader(tokenizer, tools) if tools else None
+        self._watch = WatchedAnswer(detector, job.tell) if detector.answers is not None else None
         self._text = AnswerText(
             partial(_decoded, tokenizer) if self._calls is None else self._calls.decode,
             stops=job.settings.stop,
-            emit=job.tell,
+            emit=job.tell if self._watch is None else self._watch.put,
             calls=self._calls,
         )
 
@@ -68,15 +70,20 @@ class Answering:
             max_tokens=wanted if room is None else min(wanted, room),
             on_ruling=self._rule,
             on_token=self.take,
+            on_score=None if self._watch is None else self._watch.hear,
             on_end=self.end if settle_early else None,
         )
 
     def take(self, token: int) -> bool:
         """One more token; true when a stop string is complete and the answer with it."""
+        if self._watch is not None:
+            self._watch.taken()
         return self._text.take(token)
 
     def end(self, outcome: RowOutcome) -> None:
         """The row has ended: settle the job."""
+        if self._answer is not None:
+            self._record(self._answer, {"event": "watched", **who(self._job)})
         if self._job.verdict is not None:
             self._record(self._job.verdict, self._facts(outcome))
         result = self._result(outcome)
@@ -108,7 +115,9 @@ class Answering:
 
     def _result(self, outcome: RowOutcome) -> Result | Exception | GuardrailViolation:
         """What the caller of a finished row gets."""
-        verdict, stops, policy = self._job.verdict, self._stops, self._detector.policy
+        verdict, policy, answer = self._job.verdict, self._detector.policy, self._answer
+        cut = self._watch is not None and self._watch.cut
+        stops = self._stops or cut
         if outcome.finish == "cancelled":
             return RequestCancelledError("the request was given up")
         if outcome.finish == "timeout":
@@ -116,11 +125,10 @@ class Answering:
         if verdict is None:
             self._record(None, {"event": "outage", **who(self._job)})
             return DetectorError("an answer without a verdict; it is not given out")
+        verdict = of_both(verdict, answer)
         if stops and policy.on_flag == "raise":
             return stopped(verdict)
-        if stops:
-            self._job.tell(policy.refusal_message)
-        text, calls = (policy.refusal_message, ()) if stops else self._said()
+        text, calls = (self._refused(policy.refusal_message), ()) if stops else self._said()
         return Result(
             text=text,
             tool_calls=calls,
@@ -128,10 +136,26 @@ class Answering:
             finish_reason=outcome.finish,
             prompt_tokens=outcome.prompt_tokens,
             completion_tokens=len(outcome.token_ids),
-            token_ids=outcome.token_ids,
+            token_ids=() if cut else outcome.token_ids,
             refused_by_guard=stops,
+            answer=answer,
             metadata=self._timings(),
         )
+
+    @property
+    def _answer(self) -> Verdict | None:
+        """The verdict on what the model said, if that was watched."""
+        job = self._job
+        if self._watch is None or job.verdict is None or self._stops:
+            return None
+        return self._watch.verdict(job.verdict, len(job.request.messages))
+
+    def _refused(self, message: str) -> str:
+        """The policy's words, told; behind what a stream has let out before an answer was cut."""
+        left = "" if self._watch is None or not self._job.begun else self._watch.left
+        said = f"\n\n{message}" if left else message
+        self._job.tell(said)
+        return left + said
 
     def _timings(self) -> dict[str, object]:
         job = self._job
@@ -159,6 +183,8 @@ class Answering:
         if self._calls is not None and (held := self._calls.rest()):
             rest, calls = self._calls.split(held)
             self._text.release(rest)
+        if self._watch is not None:
+            self._watch.end()
         return self._text.text, calls
 
 

@@ -21,6 +21,7 @@ import time
 import uuid
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -39,6 +40,7 @@ from guardrail.inputs.threads import in_own_thread, patience
 from guardrail.model.settings import Settings
 from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob
 from guardrail.online.video_scan import Scan
+from guardrail.types import Message, TextPart
 from guardrail.worker.jobs import LATE, Caller
 from guardrail.worker.waiting import within_share
 
@@ -124,10 +126,12 @@ class Asking:
         options: AskOptions,
         cancelled: threading.Event | None = None,
         *,
+        answer: str | None = None,
         wait: bool = False,
     ) -> CheckJob:
-        """Queue a request for a verdict; see `answer`."""
-        return self._submit(value, options, self._check_job(options, cancelled, wait=wait))
+        """Queue a request for a verdict, on an `answer` to it if there is one; see `answer`."""
+        job = self._check_job(options, cancelled, answer=answer, wait=wait)
+        return self._submit(value, options, job)
 
     async def answer_async(
         self,
@@ -140,9 +144,11 @@ class Asking:
         job = self._answer_job(options, emit, cancelled)
         return await self._submit_async(value, options, job)
 
-    async def verdict_async(self, value: Any, options: AskOptions) -> CheckJob:
+    async def verdict_async(
+        self, value: Any, options: AskOptions, *, answer: str | None = None
+    ) -> CheckJob:
         """`verdict` without blocking the event loop."""
-        return await self._submit_async(value, options, self._check_job(options))
+        return await self._submit_async(value, options, self._check_job(options, answer=answer))
 
     def give_up(self, job: Job[Any]) -> None:
         """Nobody waits for this job any more."""
@@ -216,12 +222,20 @@ class Asking:
         return self._engine.answer_job(_settings(options, limits), caller, emit)
 
     def _check_job(
-        self, options: AskOptions, cancelled: threading.Event | None = None, *, wait: bool = False
+        self,
+        options: AskOptions,
+        cancelled: threading.Event | None = None,
+        *,
+        answer: str | None = None,
+        wait: bool = False,
     ) -> CheckJob:
         if unknown := options.keys() - _ASK:
             raise TypeError(f"a guard is not asked with {', '.join(sorted(unknown))}")
         limits = self._engine.policy.limits
-        return self._engine.check_job(_caller(options, limits, cancelled, wait=wait))
+        if answer is not None:
+            limits.check("text_chars", len(answer), what="the answer")
+        caller = _caller(options, limits, cancelled, wait=wait)
+        return self._engine.check_job(caller, answer=answer)
 
     def _submit(self, value: Any, options: AskOptions, job: J) -> J:
         draft = self._submit_text(value, options, job)
@@ -285,7 +299,10 @@ class Asking:
     def _queue(
         self, job: AnswerJob | CheckJob, request: Request, floor: Floor, *, wait: bool
     ) -> None:
-        if isinstance(job, CheckJob) and self._engine.policy.fold_text:
+        if isinstance(job, CheckJob) and job.answer is not None:
+            said = Message(role="assistant", parts=(TextPart(job.answer),))
+            request = replace(request, messages=(*request.messages, said))
+        elif isinstance(job, CheckJob) and self._engine.policy.fold_text:
             job.folded = folded(request)
         self._engine.submit(job, request, floor, wait=wait)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.artefact.artefact import sampling_notes
 from guardrail.decide.detector import Detector
-from guardrail.errors import UnsupportedContentError
+from guardrail.errors import ConfigurationError, UnsupportedContentError
 from guardrail.model.encode import TEXT_ONLY, Encoder
 from guardrail.model.history import history_gaps
 from guardrail.monitor.monitor import Monitor
@@ -84,6 +84,10 @@ class Core(ABC):
     def run_checks(self, jobs: Sequence[CheckJob]) -> Any:
         """Judge a batch."""
 
+    @abstractmethod
+    def run_given(self, jobs: Sequence[CheckJob]) -> Any:
+        """Judge answers that were given already, the last message of each request."""
+
     @contextmanager
     def outages(
         self, jobs: Sequence[AnswerJob | CheckJob], answers: Sequence[Answering] = ()
@@ -106,7 +110,16 @@ class Core(ABC):
     def answer_job(
         self, settings: Settings, caller: Caller, emit: Callable[[Item], None] | None = None
     ) -> AnswerJob:
-        """A job for an answer to a request that is not read yet."""
+        """A job for an answer to a request that is not read yet.
+
+        Raises:
+            ConfigurationError: an answer that the policy has watched cannot be made like that.
+        """
+        if self._detector.answers is not None and settings.num_beams > 1:
+            raise ConfigurationError(
+                "a beam search says its answer when it is over, so nothing of it can be watched; "
+                "ask without `num_beams`, or without `watch` in the policy"
+            )
         return AnswerJob(
             run=self.run_answers,
             owner=self,
@@ -117,11 +130,22 @@ class Core(ABC):
         )
 
     def check_job(
-        self, caller: Caller, *, first_outage: Callable[[], bool] | None = None
+        self,
+        caller: Caller,
+        *,
+        answer: str | None = None,
+        first_outage: Callable[[], bool] | None = None,
     ) -> CheckJob:
-        """A job for a verdict, with `first_outage` for one on a window, which goes on no record."""
+        """A job for a verdict, with `first_outage` for one on a window, which goes on no record.
+
+        Raises:
+            ConfigurationError: it is for one on an `answer`, and the policy has none watched.
+        """
+        if answer is not None:
+            self._detector.watched  # noqa: B018 - says what is missing
         return CheckJob(
-            run=self.run_checks,
+            run=self.run_checks if answer is None else self.run_given,
+            answer=answer,
             owner=self,
             limits=self.policy.limits,
             quick=True,

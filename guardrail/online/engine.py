@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from guardrail.decide.answers import GivenAnswers, Watching, answer_verdict, heard_in
 from guardrail.decide.detector import NO_FLOOR
 from guardrail.errors import LimitExceededError
 from guardrail.model.decoder import context_length
@@ -18,7 +19,7 @@ from guardrail.model.generate import check_rows, generate_rows
 from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.online.answering import Answering, verdict_of
 from guardrail.online.core import Core
-from guardrail.online.jobs import AnswerJob, CheckJob, verdict_facts
+from guardrail.online.jobs import AnswerJob, CheckJob, verdict_facts, who
 from guardrail.worker.worker import WorkerLease
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ class Engine(Core):
     ) -> None:
         super().__init__(loaded, artefact, policy, audit)
         self.loaded = loaded
-        layers = check_layers(self._detector, loaded.model)
-        self._hooks = PromptHooks(loaded.model, layers)
+        layers = {*check_layers(self._detector, loaded.model)}
+        if self._detector.answers is not None:
+            layers |= {*check_layers(GivenAnswers(self._detector), loaded.model)}
+        self._hooks = PromptHooks(loaded.model, sorted(layers))
         self._lease = WorkerLease(loaded.model)
         self.worker = self._lease.worker
 
@@ -78,7 +81,8 @@ class Engine(Core):
             if common is None:
                 return None
         tools = json.dumps(request.tools) if request.tools else None
-        return (id(self), common, request.shape, tools)
+        given = isinstance(job, CheckJob) and job.answer is not None
+        return (id(self), common, given, request.shape, tools)
 
     def run_answers(self, jobs: Sequence[AnswerJob]) -> None:
         """Answer a batch; of several jobs each is settled as soon as its own row has ended."""
@@ -109,6 +113,7 @@ class Engine(Core):
                 policy=self.policy,
                 hooks=self._hooks,
                 floors=_scores([job.floor for job in jobs]),
+                watch=None if self._detector.answers is None else Watching(self._detector.answers),
             )
         if not early:
             answers[0].end(outcomes[0])
@@ -128,6 +133,21 @@ class Engine(Core):
             verdict = verdict_of(self._detector, job.request, ruling, floor, said=said)
             if job.first_outage is None:  # what a window is of goes on record as a whole
                 self.record(verdict, verdict_facts(job))
+            job.settle(verdict)
+
+    def run_given(self, jobs: Sequence[CheckJob]) -> None:
+        """Judge answers that others have given, the last message of each chat."""
+        encoded = self._encode([job.request for job in jobs], new_tokens=0)
+        with self.outages(jobs):
+            detector = GivenAnswers(self._detector)
+            rulings = check_rows(self.loaded, encoded, detector, hooks=self._hooks)
+        for job, ruling, parts in zip(jobs, rulings, encoded.parts, strict=True):
+            found: Any = None if ruling.failed else ruling.found
+            heard = heard_in(found, parts)
+            message = len(job.request.messages) - 1
+            asked = self._detector.verdict(None, 0, job.request.offset_kind)
+            verdict = answer_verdict(self._detector, heard, asked, message)
+            self.record(verdict, {"event": "watched", **who(job)})
             job.settle(verdict)
 
     def _floors(self, jobs: Sequence[CheckJob]) -> list[Floor]:

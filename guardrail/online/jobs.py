@@ -97,11 +97,13 @@ class AnswerJob(RequestJob[Result]):
 class CheckJob(RequestJob[Verdict]):
     """A job for a verdict alone.
 
+    With an `answer` it is of that alone, which somebody else's model gave to the request.
     `folded` is the request's copy in plain letters, where that is judged, too, and differs.
     `first_outage` is there when the request is a window of another one's video, which goes on
     record as a whole: whether an outage of this window is to go on record.
     """
 
+    answer: str | None = None
     folded: Request | None = None
     first_outage: Callable[[], bool] | None = None
 

@@ -43,6 +43,17 @@ def action_for(
     return Action.PASS
 
 
+def answer_action(score: float, threshold: float, policy: Policy) -> Action:
+    """What a window of an answer asks for, at its own threshold; an outage where it is not finite.
+
+    Nothing is steered here: the words are said.
+    """
+    if not math.isfinite(score):
+        return on_outage(policy)
+    flagged = score > threshold and Action.FLAG in policy.actions
+    return Action.FLAG if flagged else Action.PASS
+
+
 def on_outage(policy: Policy) -> Action:
     """What an outage asks for: a flag where the policy fails closed, whatever actions it allows.
 

@@ -138,6 +138,11 @@ class Policy(_Frozen):
     by default, and `system` prompts or the model's own `answers` if they are not trusted either.
     Every turn is judged at its end in any case. `earlier`: a request between the thresholds whose
     score is of a message that was answered already is steered, too, or flagged.
+
+    `watch` "answer" has what the model says judged while it says it, by an artefact that was fitted
+    for it: windows above `answer_threshold` are a flag. Without one that is the highest score which
+    at most `answer_rate` of benign answers exceed (None: as calibrated). A stream is held back by a
+    window for it.
     """
 
     mode: Literal["enforce", "shadow"] = "enforce"
@@ -158,6 +163,9 @@ class Policy(_Frozen):
     fold_text: bool = True
     judge: frozenset[Judged] = frozenset({"turns", "tools"})
     earlier: Literal["steer", "flag"] = "steer"
+    watch: Literal["answer"] | None = None
+    answer_rate: float | None = Field(default=None, gt=0, lt=1)
+    answer_threshold: float | None = None
 
     @field_validator("actions")
     @classmethod

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
+from guardrail.errors import ConfigurationError
 from guardrail.inputs.folding import folded
 from guardrail.inputs.messages import to_request
 from guardrail.inputs.tools import call_text
 from guardrail.policy import Policy, Thresholds
-from guardrail.policy.acting import action_for, enforced, on_outage
+from guardrail.policy.acting import action_for, answer_action, enforced, on_outage
 from guardrail.types import Action, Modality, Request, TextPart, Verdict, VideoStream, Where
 
 if TYPE_CHECKING:
@@ -86,6 +89,33 @@ class FakeGuard:
     async def acheck(self, value: Any, /, **options: Unpack[AskOptions]) -> Verdict:
         """`check` for event loops."""
         return self.check(value, **options)
+
+    def check_answer(self, value: Any, answer: str, /, **options: Unpack[AskOptions]) -> Verdict:
+        """The verdict on an answer, by the same words; those to steer are nothing in it."""
+        if self.policy.watch != "answer":
+            raise ConfigurationError(
+                'answers are not judged; set `watch` to "answer" in the policy'
+            )
+        asked = self.check(value, **options)
+        (score, word), failed = self._found(answer), "outage" in answer
+        would_be = answer_action(math.nan if failed else score, _AT.flag, self.policy)
+        message = len(to_request(value, policy=self.policy).messages)
+        return replace(
+            asked,
+            action=enforced(would_be, self.policy),
+            would_be=would_be,
+            score=None if failed else score,
+            tau_steer=_AT.flag,
+            reason="detector_failed" if failed else "answer",
+            folded=False,
+            where=Where(reading="answer", message=message, role="assistant", words=word),
+        )
+
+    async def acheck_answer(
+        self, value: Any, answer: str, /, **options: Unpack[AskOptions]
+    ) -> Verdict:
+        """`check_answer` for event loops."""
+        return self.check_answer(value, answer, **options)
 
     @overload
     def check_batch(

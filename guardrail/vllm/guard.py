@@ -171,6 +171,10 @@ class VllmEngine(Core):
             self.record(verdict, verdict_facts(job))
         job.settle(verdict)
 
+    async def run_given(self, jobs: Sequence[CheckJob]) -> None:
+        """Nothing: a policy that has answers watched is refused when vLLM starts."""
+        raise ConfigurationError("answers are not watched inside vLLM")
+
     async def _checked(self, job: CheckJob, request: Request, floor: Floor) -> Verdict:
         prompt, kinds = await self._prompt(request, new_tokens=0)
         settings = sampling(None, self._host, room=1)

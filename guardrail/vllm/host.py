@@ -39,7 +39,17 @@ if TYPE_CHECKING:
     from guardrail.worker.jobs import Job
 
 _END_S = 15.0
-_RULED = ("mode", "actions", "thresholds", "steer_rate", "flag_rate", "on_flag", "fail", "judge")
+_RULED = (
+    "mode",
+    "actions",
+    "thresholds",
+    "steer_rate",
+    "flag_rate",
+    "on_flag",
+    "fail",
+    "judge",
+    "watch",
+)
 
 
 class VllmModel(Processing):

@@ -102,7 +102,13 @@ def engine_options(
 
     Raises:
         ArtefactError: the file is no artefact.
+        ConfigurationError: answers are to be watched.
     """
+    if policy is not None and policy.watch is not None:
+        raise ConfigurationError(
+            f"answers are not watched inside vLLM; leave `watch` ({policy.watch}) out of the "
+            "policy, or let transformers run the model"
+        )
     path = Path(artefact).resolve()
     settings = Settings(
         artefact=path,

@@ -84,6 +84,7 @@ def test_events_of_others_are_let_go(metrics, verdict_of):
 def filled(metrics, verdict_of):
     metrics(verdict_of(), JUDGED)
     metrics(verdict_of(), {"event": "answer", "total_s": 1.0, "prompt_tokens": 3})
+    metrics(verdict_of(), {"event": "watched"})
     metrics.answered("/v1/checks", 200, 0.1)
     metrics.answered("/v1/chat/completions", 200, 0.4, 0.2)
     metrics.near_duplicate("web")
