@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-vllm test-vllm-gpu test-vllm-contract test-ray test-ray-quick test-container bench-load bench-recentring bench-shape bench-video bench-vllm families test-families lint types check bench benchmark clean
+.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-vllm test-vllm-gpu test-vllm-contract test-ray test-ray-quick test-container bench-answers bench-load bench-recentring bench-shape bench-video bench-vllm families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -144,6 +144,10 @@ bench: $(STAMP) $(TINY)/config.json  ## guarded against plain, side by side in o
 
 benchmark: $(STAMP) $(TINY)/config.json  ## measure everything on data in DATA=folder; write its tables
 	$(BIN)/python examples/benchmarks/benchmark.py --model $(TINY) --out .demo --data $(DATA) --readme $(TABLES)
+
+bench-answers: $(STAMP) $(TINY).guard.safetensors  ## what is found in answers to inputs in DATA=folder; write its table
+	$(BIN)/python examples/benchmarks/answers_bench.py --model $(TINY) --artefact $(TINY).guard.safetensors \
+	  --out .demo --data $(DATA) --readme $(TABLES)
 
 bench-vllm: $(VLLM)/.installed  ## vLLM plain and guarded, our server on it and on transformers; write its table
 	$(VLLM)/bin/python examples/benchmarks/vllm_bench.py --out .demo --readme $(TABLES)

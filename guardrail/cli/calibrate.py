@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from guardrail.cli.inputs import open_guard, read_artefact, ready_to_write
 from guardrail.cli.output import progress, say, session
 from guardrail.errors import ConfigurationError, DatasetError
 from guardrail.model.source import LoadingOptions
+
+if TYPE_CHECKING:
+    from guardrail.fit.traffic import Placed
 
 
 def calibrate(
@@ -39,6 +42,20 @@ def calibrate(
     skip_errors: Annotated[
         bool, typer.Option("--skip-errors", help="Leave out what cannot be scored, up to 1 %.")
     ] = False,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers",
+            help="Set the threshold of answers instead, on what the model answers to them.",
+        ),
+    ] = False,
+    answer_rate: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Target share of answers that are cut, with --answers."),
+    ] = 0.01,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, help="The most tokens of an answer, with --answers.")
+    ] = 256,
     guarding: o.GuardOptions,
     loading: LoadingOptions,
     as_json: o.AsJson = False,
@@ -54,22 +71,28 @@ def calibrate(
         from guardrail.fit.calibrate import calibrate as run_calibrate
 
         with open_guard(model, fitted, rules, guarding, loading) as guard, progress() as report:
-            made = run_calibrate(
-                guard,
-                _requests(benign, total, report),
-                steer_rate=steer_rate,
-                flag_rate=flag_rate,
-                keep=keep,
-                seed=seed,
-                skip_errors=skip_errors,
-            )
+            requests = _requests(benign, total, report)
+            if answers:
+                from guardrail.fit.answers import calibrate_answers
+
+                made = calibrate_answers(guard, requests, rate=answer_rate, tokens=answer_tokens)
+            else:
+                made = run_calibrate(
+                    guard,
+                    requests,
+                    steer_rate=steer_rate,
+                    flag_rate=flag_rate,
+                    keep=keep,
+                    seed=seed,
+                    skip_errors=skip_errors,
+                )
         made.save(out)
         show_artefact(stdout, made, as_json=as_json, path=out)
         if not as_json:
             show_thresholds(stdout, made, before=fitted)
 
 
-def _requests(path: Path, total: int, report: Callable[[str, int, int], None]) -> Iterator[object]:
+def _requests(path: Path, total: int, report: Callable[[str, int, int], None]) -> Iterator[Placed]:
     """The file's requests with their places; lines added since they were counted are left out."""
     from guardrail.fit.traffic import Placed
 

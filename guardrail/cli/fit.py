@@ -46,6 +46,19 @@ def fit(
     videos: Annotated[
         int, typer.Option(min=0, help="Calibrate videos on so many drawn ones, a window each.")
     ] = 0,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers",
+            help="Read what the model says, too: it answers 290 short prompts for it.",
+        ),
+    ] = False,
+    answer_rate: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Target share of benign answers that are cut, with --answers."
+        ),
+    ] = 0.01,
     work_dir: Annotated[
         Path | None,
         typer.Option(metavar="DIR", file_okay=False, help="Keep finished stages; resumes a fit."),
@@ -78,5 +91,18 @@ def fit(
                 work_dir=work_dir,
                 progress=report,
             )
+            if answers:
+                from guardrail.fit.answers import with_answers
+
+                artefact = with_answers(
+                    artefact,
+                    loaded,
+                    data=data,
+                    extend=not replace_data,
+                    rate=answer_rate,
+                    batch_size=batch_size,
+                    work_dir=work_dir,
+                    progress=report,
+                )
         artefact.save(out)
         show_artefact(stdout, artefact, as_json=as_json, path=out)

@@ -84,7 +84,7 @@ def show_artefact(
 
 def facts(header: Header) -> dict[str, Any]:
     """The header as plain values, without the scores of single prompts."""
-    scores: Any = {"calibration": {"__all__": {"scores"}}, "extra": {"reference"}}
+    scores: Any = {"answers": {"scores"}, "calibration": {"__all__": {"scores"}}, "extra": {"reference"}}
     return header.model_dump(mode="json", exclude=scores)
 
 
@@ -103,6 +103,14 @@ def _rows(header: Header) -> list[tuple[str, str]]:
     if (windows := header.windows) is not None:
         layers = ", ".join(map(str, windows.layers))
         rows.append(("windows", f"up to {windows.width} tokens, layers {layers}"))
+    if (answers := header.answers) is not None:
+        rows.append(
+            (
+                "answers",
+                f"flag at {answers.threshold:.3f} (target {answers.target:.1%}), "
+                f"n = {len(answers.scores)}, up to {answers.tokens} tokens, {answers.source}",
+            )
+        )
     rows += [
         (
             f"beside {kind}",

@@ -76,7 +76,7 @@ class Collector:
 
     Those of the last quarter of the layers, where nothing is read or edited, are NaN.
 
-    `read` gives the tokens' residuals, too, at the `token_layers`.
+    `read` gives the tokens' residuals, too, at the `token_layers`, of messages of `judged` roles.
 
     Requests are sorted by length so that a batch is padded little, and only the last position is
     kept, so memory does not grow with prompt length. With a `work_dir` each batch is written as it
@@ -90,6 +90,7 @@ class Collector:
         batch_size: int = 16,
         work_dir: Path | None = None,
         key: str = "",
+        judged: frozenset[str] = JUDGED,
         progress: Progress | None = None,
     ) -> None:
         if batch_size < 1:
@@ -102,7 +103,7 @@ class Collector:
         self._layers = tuple(range(depth))
         self._prefix = SharedPrefix(loaded, self.encoder, layers=self._layers)
         self.batch_size = batch_size
-        self.work_dir, self.key = work_dir, key
+        self.work_dir, self.key, self.judged = work_dir, key, judged
         self.progress = progress or (lambda _stage, _done, _total: None)
 
     def __call__(self, requests: Sequence[Request], stage: str) -> Tensor:
@@ -172,7 +173,7 @@ class Collector:
         def reading(prompt_len: int) -> TokenReading:
             return TokenReading(
                 rows=encoded.parts,
-                judged=JUDGED,
+                judged=self.judged,
                 prompt_len=prompt_len,
                 layers=self._layers,
                 token_layers=self.token_layers,
@@ -185,7 +186,8 @@ class Collector:
 
     def _digest(self, requests: Sequence[Request]) -> str:
         """Of the model and of everything in the batch, pictures included."""
-        digest = hashlib.sha256(f"{VERSIONS}{self.key}".encode())
+        roles = "" if self.judged == JUDGED else sorted(self.judged)
+        digest = hashlib.sha256(f"{VERSIONS}{self.key}{roles}".encode())
         for request in requests:
             digest.update(request_digest(request).encode())
         return digest.hexdigest()[:32]

@@ -215,7 +215,7 @@ def test_rows_hold_nothing_but_known_fields_and_are_counted_in_the_readme(
     assert f"`{name}.jsonl` holds {len(rows)} " in folder.joinpath("README.md").read_text("utf-8")
 
 
-HOLDERS = ("quoted", "json", "code", "fiction")
+HOLDERS = ("quoted", "json", "code", "fiction", "restated")
 
 
 @pytest.mark.parametrize("split", ["fit", "held out"])
