@@ -84,7 +84,11 @@ def show_artefact(
 
 def facts(header: Header) -> dict[str, Any]:
     """The header as plain values, without the scores of single prompts."""
-    scores: Any = {"answers": {"scores"}, "calibration": {"__all__": {"scores"}}, "extra": {"reference"}}
+    scores: Any = {
+        "answers": {"scores"},
+        "calibration": {"__all__": {"scores"}},
+        "extra": {"reference"},
+    }
     return header.model_dump(mode="json", exclude=scores)
 
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from guardrail.artefact import Artefact
 from guardrail.artefact.header import (
+    Answers,
     Calibration,
     Header,
     LayerRow,
@@ -113,6 +114,7 @@ def tiny_artefact(
     tau_flag: float = 1.0,
     video: bool = True,
     windows: bool = True,
+    tau_answer: float | None = None,
 ) -> Artefact:
     """An artefact for `model` with random unit directions, for tests of plumbing.
 
@@ -122,7 +124,8 @@ def tiny_artefact(
     or steered. So choose `tau_steer` and `tau_flag` so that every request passes (both 9), is
     flagged (both -9), or is steered unless no edit can reach it (-9 and 9). Without `steering` it
     can only detect, without `video` it can score no video, without `windows` it reads the ends of
-    turns alone.
+    turns alone. With `tau_answer` it can watch answers, in windows of 2 to 4 tokens: none is cut at
+    9, all are at -9.
     """
     loaded = wrap_model(model, processor)
     count, width = loaded.layer_count, loaded.d_model
@@ -156,7 +159,21 @@ def tiny_artefact(
     lines = {kind: Line(intercept=float(0.1 * draw()), slope=0.8) for kind in kinds}
     rows_of = {k: Recentring.unmeasured(line, steering=steering) for k, line in lines.items()}
     read_too = Windows(layers=read, heads=_HEADS, width=8, first=2, zero=0.0, gap=2.0)
-    updated = {"recentring": rows_of, "windows": read_too if windows else None}
+    updated: dict[str, Any] = {"recentring": rows_of, "windows": read_too if windows else None}
+    if tau_answer is not None:
+        tensors |= {
+            "answer_query": 0.1 * draw(len(rows), _HEADS, width),
+            "answer_value": 0.1 * draw(len(rows), _HEADS, width),
+            "answer_bias": torch.zeros(len(rows)),
+        }
+        updated["answers"] = Answers(
+            windows=read_too.model_copy(update={"width": 4}),
+            scores=(),
+            target=0.01,
+            threshold=tau_answer,
+            source="made up for tests",
+            tokens=64,
+        )
     return Artefact(header.model_copy(update=updated), tensors)
 
 
