@@ -441,7 +441,8 @@ class TokenLogprob:
 class Result:
     """An answer and its verdict. `finish_reason`: stop | length | flag.
 
-    `refused_by_guard` is true when `text` is the policy's refusal message, not the model's words.
+    `refused_by_guard` is true when `text` is the policy's refusal message, not the model's words;
+    `refusal` is that message then.
     `answer` is the verdict on the answer itself, where the policy has answers watched and this one
     was long enough; where it is a flag, `verdict` is the same. An answer that was cut has no words
     of the model's and no `token_ids`, but for what a stream had let out before: `text` begins with
@@ -463,6 +464,7 @@ class Result:
     token_ids: tuple[int, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     refused_by_guard: bool = False
+    refusal: str | None = None
     answer: Verdict | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     metadata: Mapping[str, object] = field(default_factory=dict, compare=False)

@@ -166,6 +166,7 @@ class Answering:
             completion_tokens=len(outcome.token_ids),
             token_ids=() if cut else outcome.token_ids,
             refused_by_guard=stops,
+            refusal=policy.refusal_message if stops else None,
             answer=answer,
             logprobs=None if self._logprobs is None or cut else self._logprobs.taken,
             metadata=self._timings(),

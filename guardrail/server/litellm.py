@@ -1,8 +1,9 @@
 """`POST /beta/litellm_basic_guardrail_api`: a guardrail for LiteLLM's proxy.
 
-Calls are judged before the model. What the model answers is not: this guard reads prompts, and
-answers nothing was calibrated on; the answer to such a call is `NONE`. Judged are the chat, with
-what other providers' chats have beside text, and whatever of the call is not in it.
+Calls are judged before the model: the chat, with what other providers' chats have beside text, and
+whatever of the call is not in it. Answers are where the policy has them watched, each as an answer
+to a prompt that says nothing, since LiteLLM does not send the chat along; otherwise what is said of
+them is `NONE`.
 
 A model's earlier reasoning goes back to it, so it is judged as text. What its provider has
 encrypted says nothing to anybody else, and is left out.
@@ -26,7 +27,7 @@ from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import require_one_reading
 from guardrail.inputs.parts import strings_in
 from guardrail.inputs.threads import read_apart
-from guardrail.policy.acting import passes_unchecked
+from guardrail.policy.acting import is_refused_outage, passes_unchecked
 from guardrail.server.answers import AsciiJSONResponse, headers_of, told
 from guardrail.server.bodies import StrictRoute
 from guardrail.server.schemas import ERRORS, Object, Objects, Texts
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from guardrail.guard import Guard
     from guardrail.policy import Policy
     from guardrail.server.keys import Caller
+    from guardrail.server.service import Service
 
 
 router = APIRouter(prefix="/beta", route_class=StrictRoute, responses=ERRORS)
@@ -46,6 +48,8 @@ router = APIRouter(prefix="/beta", route_class=StrictRoute, responses=ERRORS)
 Row = Mapping[str, Any]
 
 _REASONING = {"reasoning_content": str, "thinking_blocks": list, "reasoning_items": list}
+
+_UNSAID = "Go on, please."  # where nobody says what an answer is to
 
 _SEVERITY = {"pass": 0, "caution": 1, "flag": 2}
 _OUTAGE = "This request could not be checked; try again later."
@@ -89,6 +93,8 @@ async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
     """
     service = request.app.state.service
     guard = service.guard
+    if body.input_type == "response" and guard.policy.watch == "answer":
+        return await _answered(guard, body, request.state.caller, service)
     judged = contents(body) if body.input_type == "request" else []
     if not judged:
         return AsciiJSONResponse({"action": "NONE", FIELD: None})
@@ -107,6 +113,40 @@ async def litellm_guardrail(body: LiteLLMBody, request: Request) -> Response:
     return AsciiJSONResponse(answer, headers=headers_of(after.verdict, caller))
 
 
+async def _answered(guard: Guard, body: LiteLLMBody, caller: Caller, service: Service) -> Response:
+    """What becomes of a model's answers: those that are flagged give way to the refusal.
+
+    Under `on_flag="raise"` all of them are blocked then.
+    """
+    texts, policy, asked = body.texts or [], guard.policy, service.ask_options(caller)
+    said = [number for number, text in enumerate(texts) if text.strip()]
+    service.count_asked(caller, texts)
+    try:
+        verdicts = await asyncio.gather(
+            *(guard.acheck_answer(_UNSAID, texts[number], **asked) for number in said)
+        )
+    except DetectorError as error:
+        if passes_unchecked(error, policy):
+            return AsciiJSONResponse({"action": "NONE", FIELD: None})
+        return AsciiJSONResponse({"action": "BLOCKED", "blocked_reason": _OUTAGE, FIELD: None})
+    after = [settled(verdict, policy, caution=lambda words: None) for verdict in verdicts]
+    if not after:
+        return AsciiJSONResponse({"action": "NONE", FIELD: None})
+    strictest = _worst(after)
+    found: dict[str, Any] = {FIELD: told(strictest.verdict, caller)}
+    if is_refused_outage(strictest.verdict, policy):
+        found |= {"action": "BLOCKED", "blocked_reason": _OUTAGE}
+    elif strictest.done != "flag":
+        found |= {"action": "NONE"}
+    elif policy.on_flag == "raise":
+        found |= {"action": "BLOCKED", "blocked_reason": policy.refusal_message}
+    else:
+        flagged = {n for n, each in zip(said, after, strict=True) if each.done == "flag"}
+        given = [policy.refusal_message if n in flagged else text for n, text in enumerate(texts)]
+        found |= {"action": "GUARDRAIL_INTERVENED", "texts": given}
+    return AsciiJSONResponse(found, headers=headers_of(strictest.verdict, caller))
+
+
 async def _strictest(
     guard: Guard,
     judged: Sequence[Content],
@@ -118,6 +158,10 @@ async def _strictest(
     after = [
         settled(verdict, guard.policy, caution=partial(cautioned, texts)) for verdict in verdicts
     ]
+    return _worst(after)
+
+
+def _worst(after: Sequence[Settled]) -> Settled:
     return max(after, key=lambda each: (_SEVERITY[each.done], each.verdict.score or 0.0))
 
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from guardrail.decide.answers import GivenAnswers
 from guardrail.errors import QueueFullError
+from guardrail.guard import Guard
 from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
 from guardrail.server.litellm import LiteLLMBody, cautioned, contents, readable
+from guardrail.testing import tiny_artefact
 from guardrail.types import Action, TextPart
 from tests.picture_zoo import TWO_WAYS
 
@@ -109,7 +112,61 @@ async def test_what_cannot_be_read_is_no_pass(ask, source):
     assert "action" not in answer.json()
 
 
-async def test_answers_are_not_judged(ask):
+@pytest.fixture
+def ask_watching(llava, client_of):
+    """Ask a guard that cuts all answers, or none."""
+    guards = []
+
+    async def post(cut: bool, *, policy: Any = None, **fields: Any):
+        artefact = tiny_artefact(llava.model, llava.processor, tau_answer=-9 if cut else 9)
+        rules = Policy(watch="answer", **(policy or {}))
+        guards.append(Guard((llava.model, llava.processor), artefact, policy=rules))
+        async with client_of(guards[-1]) as client:
+            return await client.post(URL, json=CALL | {"input_type": "response"} | fields)
+
+    yield post
+    for guard in guards:
+        guard.close()
+
+
+async def test_a_watched_answer_that_is_flagged_gives_way_to_the_refusal(ask_watching):
+    said = ["this is a long answer", " ", "and this is another one"]
+    answer = (await ask_watching(True, texts=said, policy={"refusal_message": "No."})).json()
+    assert answer["action"] == "GUARDRAIL_INTERVENED"
+    assert answer["texts"] == ["No.", " ", "No."]
+    assert answer["guardrail"]["reason"] == "answer"
+
+
+@pytest.mark.parametrize(
+    ("cut", "policy", "action"),
+    [
+        (False, {}, "NONE"),
+        (True, {"on_flag": "raise"}, "BLOCKED"),
+        (True, {"on_flag": "annotate"}, "NONE"),
+        (True, {"mode": "shadow"}, "NONE"),
+    ],
+)
+async def test_what_becomes_of_a_watched_answer(ask_watching, cut, policy, action):
+    answer = await ask_watching(cut, texts=["this is a long answer"], policy=policy)
+    assert answer.json()["action"] == action
+    assert "texts" not in answer.json()
+
+
+async def test_nothing_said_is_nothing_to_judge(ask_watching):
+    assert (await ask_watching(True, texts=[])).json() == {"action": "NONE", "guardrail": None}
+
+
+async def test_an_outage_of_a_watched_answer_blocks_it(ask_watching, monkeypatch):
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("broken inside")
+
+    monkeypatch.setattr(GivenAnswers, "decide", broken)
+    answer = await ask_watching(False, texts=["this is a long answer"])
+    assert answer.json()["action"] == "BLOCKED"
+    assert "broken inside" not in answer.text
+
+
+async def test_answers_are_not_judged_unless_the_policy_says_so(ask):
     answer = await ask(Action.FLAG, input_type="response", texts=["an answer"])
     assert answer.json() == {"action": "NONE", "guardrail": None}
 
