@@ -137,7 +137,7 @@ def test_a_flagged_chat_is_an_error_where_the_policy_raises(client_of, server_of
 def test_errors_are_the_clients_own(client, client_of, server):
     ask = client.chat.completions.create
     with pytest.raises(openai.BadRequestError) as bad:
-        ask(model="guarded", messages=CHAT, n=2)
+        ask(model="guarded", messages=CHAT, n=9)
     assert bad.value.param == "n"
     with pytest.raises(openai.NotFoundError) as lost:
         ask(model="other", messages=CHAT)

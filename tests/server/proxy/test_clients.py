@@ -71,9 +71,10 @@ async def test_a_real_guard_stops_a_picture_before_the_upstream(
     assert whole.choices[0].finish_reason == "content_filter"
     assert whole.choices[0].message.refusal == whole.choices[0].message.content
     assert chunks[-1].choices[0].finish_reason == "content_filter"
-    assert answer.incomplete_details.reason == "content_filter"
+    assert answer.status == "completed"
     assert answer.output[0].content[0].refusal == whole.choices[0].message.refusal
-    assert events[-1].type == "response.incomplete"
+    assert events[-1].type == "response.completed"
+    assert events[-1].response.output_text == ""
     assert text.choices[0].finish_reason == "content_filter"
 
 
