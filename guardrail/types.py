@@ -416,15 +416,33 @@ class Verdict:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer: its number, its text, its bytes, and the log of its probability.
+
+    Of a token that is part of a character the bytes alone say anything. `top` are the likeliest
+    tokens in its place, the chosen one among them if it is one of these.
+    """
+
+    id: int
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """An answer and its verdict. `finish_reason`: stop | length | flag.
 
     `refused_by_guard` is true when `text` is the policy's refusal message, not the model's words.
     `tool_calls` are calls of the tools that came with the request; `text` is what stands beside
-    them. `metadata` holds `request_id` and, in s, `queue_s` (waiting for the model), `verdict_s`
-    (from the start of the run to the verdict) and `total_s` (from asking to the end); it does not
-    count when results are compared.
+    them. An answer in a form (`json_schema`, a forced call) that its length ends is not complete:
+    `text` is the beginning of one, and there is no call. `logprobs` has one entry for each of
+    `token_ids`, the end of the turn among them; None where nobody asked. `metadata` holds
+    `request_id` and, in s, `queue_s` (waiting for the model), `verdict_s` (from the start of the
+    run to the verdict) and `total_s` (from asking to the end); it does not count when results are
+    compared.
     """
 
     text: str
@@ -435,6 +453,7 @@ class Result:
     token_ids: tuple[int, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     refused_by_guard: bool = False
+    logprobs: tuple[TokenLogprob, ...] | None = None
     metadata: Mapping[str, object] = field(default_factory=dict, compare=False)
 
 

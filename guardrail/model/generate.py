@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from guardrail.errors import UnsupportedModelError
 from guardrail.model.chunks import require_exact_chunks
@@ -26,7 +32,7 @@ from guardrail.model.decoder import decoder_layers, self_attention_layers
 from guardrail.model.encode import Encoded, media_as_counted, on_device
 from guardrail.model.hooks import PromptHooks, check_layers, prompt_hooks
 from guardrail.model.prefill import PrefillDoneError, PromptCall
-from guardrail.model.settings import Settings, generation_config
+from guardrail.model.settings import Settings, ends, generation_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +61,9 @@ class RowControl:
     """How a caller follows and ends one row; the callbacks run on the model's thread.
 
     `on_ruling` comes before the first token, `on_token` says whether the answer is complete,
-    `on_end` comes once, as soon as the row has ended, while others may go on.
+    `on_end` comes once, as soon as the row has ended, while others may go on. `on_scores` is given
+    what a token is chosen from, (vocab,), before temperature and its like, and gives it back or
+    another; not with beams.
     """
 
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -63,6 +71,7 @@ class RowControl:
     max_tokens: int | None = None
     on_ruling: Callable[[Ruling], None] | None = None
     on_token: Callable[[int], bool] | None = None
+    on_scores: Callable[[Tensor], Tensor] | None = None
     on_end: Callable[[RowOutcome], None] | None = None
 
 
@@ -91,7 +100,7 @@ def generate_rows(
         criterion = RowsCriterion(growing, call, beams=settings.num_beams > 1)
         try:
             criteria = StoppingCriteriaList([criterion])
-            sequences = _generate(loaded, encoded, settings, call, criteria)
+            sequences = _generate(loaded, encoded, settings, call, criteria, _processors(growing))
         except PrefillDoneError:  # every row is stopped; nobody needs the later layers
             sequences = None
             criterion.rule()
@@ -260,6 +269,7 @@ def _generate(
     settings: Settings,
     call: PromptCall | None = None,
     criteria: StoppingCriteriaList | None = None,
+    processors: LogitsProcessorList | None = None,
     *,
     proven: bool = False,
     **options: Any,
@@ -285,21 +295,22 @@ def _generate(
     config.disable_compile = bool(config.disable_compile) or hooked
     inputs = on_device(encoded, loaded.device, loaded.dtype)
     with media_as_counted():
-        return model.generate(**inputs, generation_config=config, stopping_criteria=criteria)
-
-
-def _eos(model: PreTrainedModel) -> frozenset[int]:
-    ids = model.generation_config.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids if isinstance(ids, list | tuple) else [ids])
+        return model.generate(
+            **inputs,
+            generation_config=config,
+            stopping_criteria=criteria,
+            logits_processor=processors,
+        )
 
 
 def _growing(
     loaded: LoadedModel, encoded: Encoded, settings: Settings, controls: Sequence[RowControl] = ()
 ) -> list[Row]:
     """A batch's rows before their first token."""
-    eos, controls = _eos(loaded.model), controls or [RowControl() for _ in encoded.kinds]
+    eos, controls = (
+        ends(loaded.model.generation_config),
+        controls or [RowControl() for _ in encoded.kinds],
+    )
     return [
         Row(control, eos=eos, max_tokens=settings.max_new_tokens, prompt_tokens=length)
         for control, length in zip(controls, encoded.lengths, strict=True)
@@ -334,6 +345,11 @@ class Row:
         elif deadline is not None and time.monotonic() >= deadline:
             self.end("timeout")
 
+    @property
+    def on_scores(self) -> Callable[[Tensor], Tensor] | None:
+        """Who looks at the scores of its next token; nobody once it has ended."""
+        return None if self.outcome is not None else self._control.on_scores
+
     def take(self, token: int) -> None:
         """One more token, unless the row has ended."""
         self.check_caller()
@@ -367,6 +383,28 @@ class Row:
 
     def _completes(self, token: int) -> bool:
         return self._control.on_token is not None and self._control.on_token(token)
+
+
+def _processors(rows: Sequence[Row]) -> LogitsProcessorList | None:
+    """Who looks at scores before a token is chosen, if anybody does."""
+    if all(row.on_scores is None for row in rows):
+        return None
+    return LogitsProcessorList([RowsScores(rows)])
+
+
+class RowsScores(LogitsProcessor):
+    """Gives each row's scores to who looks at them; those of other rows stay as they are."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Any:
+        """Scores to choose the next token from: (rows, vocab)."""
+        seen = scores.clone()
+        for number, row in enumerate(self._rows):
+            if row.on_scores is not None:
+                seen[number] = row.on_scores(scores[number])
+        return seen
 
 
 class RowsCriterion(StoppingCriteria):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from transformers.generation.configuration_utils import GenerationMode
 
 from guardrail.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from transformers import GenerationConfig, PreTrainedModel
 
 _MODES = {
@@ -40,8 +44,16 @@ _REFUSED: dict[str, tuple[object, ...]] = {
     "token_healing": (None, False),
     "cache_implementation": (None, "dynamic", "static", "hybrid", "quantized", "offloaded"),
 }
-# Need not be equal in a greedy batch: where each row ends, and how tokens would be drawn.
-_EACH_ROWS_OWN = ("max_new_tokens", "stop", "temperature", "top_p", "top_k", "seed")
+# Need not be equal in a greedy batch: where each row ends, how tokens would be drawn, which of them
+# its form allows, and what is told of them.
+_EACH_ROWS_OWN = (
+    *("max_new_tokens", "stop", "temperature", "top_p", "top_k", "seed"),
+    *("json_schema", "tool_choice", "logprobs"),
+)
+# What `tool_choice` says when it names no tool.
+_UNFORCED = (None, "auto", "none")
+
+LARGEST_SCHEMA = 65_536  # characters of JSON
 
 
 class Settings(BaseModel):
@@ -49,6 +61,9 @@ class Settings(BaseModel):
 
     Temperature 0 is greedy search; another one, `top_p` or `top_k` asks for sampling, unless
     `do_sample` says otherwise. `seed` makes a sampled answer repeatable.
+
+    `json_schema` is kept as JSON text. With it, or a call that is forced, no other token can be
+    chosen than those with which an answer in that form goes on (see `guardrail.model.constrained`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +77,9 @@ class Settings(BaseModel):
     seed: int | None = None
     stop: tuple[str, ...] = ()
     num_beams: int = Field(default=1, gt=0)
+    json_schema: str | None = None
+    tool_choice: str | None = Field(default=None, min_length=1)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
     num_return_sequences: int = 1  # to say why another number is none
 
     @field_validator("num_return_sequences")
@@ -70,6 +88,47 @@ class Settings(BaseModel):
         if count != 1:
             raise ValueError(_ASK_AGAIN)
         return count
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _as_text(cls, schema: object) -> str | None:
+        """A copy, so that nobody changes a schema under a request that waits."""
+        if schema is None:
+            return None
+        if not isinstance(schema, Mapping):
+            raise ValueError(
+                f"a schema is a mapping, such as {{'type': 'object'}}, not {type(schema).__name__}"
+            )
+        text = json_text(schema)
+        if len(text) > LARGEST_SCHEMA:
+            raise ValueError(
+                f"the schema takes {len(text)} characters of JSON; {LARGEST_SCHEMA} are allowed"
+            )
+        return text
+
+    @model_validator(mode="after")
+    def _compatible(self) -> Self:
+        if self.num_beams > 1 and (self.constrained or self.logprobs is not None):
+            raise ValueError(
+                "beams are searched without `json_schema`, forced calls and `logprobs`; leave "
+                "num_beams out, or these"
+            )
+        if self.stop and self.constrained:
+            raise ValueError(
+                "a stop string may end an answer in the middle of its JSON; leave `stop` out with "
+                "`json_schema` and forced calls"
+            )
+        return self
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the answer must be a call of a tool."""
+        return self.tool_choice not in _UNFORCED
+
+    @property
+    def constrained(self) -> bool:
+        """Whether the answer has a form that it must be in."""
+        return self.json_schema is not None or self.forces_call
 
     def samples(self, config: GenerationConfig) -> bool:
         """Whether tokens are drawn at random, by a model with this config."""
@@ -92,6 +151,26 @@ class Settings(BaseModel):
         if model.generation_config.forced_eos_token_id is not None:
             own["max_new_tokens"] = self.max_new_tokens  # the token is forced there
         return self.model_copy(update=own | {"do_sample": False})
+
+
+def json_text(schema: Mapping[str, Any]) -> str:
+    """A schema as JSON, its keys in their order, which is that of the answer.
+
+    Raises:
+        ValueError: it holds what JSON does not have.
+    """
+    try:
+        return json.dumps(schema, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"this schema is no JSON: {error}") from error
+
+
+def ends(config: GenerationConfig) -> frozenset[int]:
+    """The tokens that end an answer of a model with this config."""
+    ids = config.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset(ids if isinstance(ids, list | tuple) else [ids])
 
 
 def generation_config(model: PreTrainedModel, settings: Settings) -> GenerationConfig:

@@ -26,8 +26,11 @@ from guardrail.types import Action, Request, Result, ToolCall, Verdict, Where
 from guardrail.worker.jobs import LATE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from guardrail.audit import Audit
     from guardrail.decide.detector import Detector
+    from guardrail.model.logprobs import Likely, Logprobs
     from guardrail.model.prefill import Ruling
     from guardrail.online.jobs import AnswerJob, Floor
 
@@ -50,10 +53,13 @@ class Answering:
         """`said` puts the words of a window into where it is."""
         self._job, self._detector, self._record, self._said_at = job, detector, record, said
         self._stops = False
-        tools = job.request.tools
+        tools, grammar = job.request.tools, job.grammar
+        self._row = None if grammar is None else grammar.row()
+        self._logprobs = None if job.settings.logprobs is None else _logprobs(job, tokenizer)
         self._calls = CallReader(tokenizer, tools) if tools else None
+        decode = partial(_decoded, tokenizer) if self._calls is None else self._calls.decode
         self._text = AnswerText(
-            partial(_decoded, tokenizer) if self._calls is None else self._calls.decode,
+            decode if self._row is None else self._row.decode,
             stops=job.settings.stop,
             emit=job.tell,
             calls=self._calls,
@@ -68,18 +74,30 @@ class Answering:
             max_tokens=wanted if room is None else min(wanted, room),
             on_ruling=self._rule,
             on_token=self.take,
+            on_scores=None if self._row is None and self._logprobs is None else self._scored,
             on_end=self.end if settle_early else None,
         )
 
-    def take(self, token: int) -> bool:
-        """One more token; true when a stop string is complete and the answer with it."""
-        return self._text.take(token)
+    def take(self, token: int, likely: Likely | None = None) -> bool:
+        """One more token; true when a stop string is complete and the answer with it.
+
+        So is one in a form that nothing can be added to, or one that has left it. `likely` is what
+        an engine of its own tells of the token, where logprobs were asked for.
+        """
+        if self._logprobs is not None:
+            self._logprobs.take(token, likely)
+        ended = self._row is not None and self._row.take(token)
+        if self._row is not None and self._row.error is not None:
+            return True
+        return self._text.take(token) or ended
 
     def end(self, outcome: RowOutcome) -> None:
         """The row has ended: settle the job."""
+        result = self._result(outcome)
+        if self._row is not None and result is self._row.error:
+            outcome = replace(outcome, finish="error")
         if self._job.verdict is not None:
             self._record(self._job.verdict, self._facts(outcome))
-        result = self._result(outcome)
         if isinstance(result, Result):
             self._job.settle(result)
         else:
@@ -91,6 +109,12 @@ class Answering:
         if job.verdict is not None and not job.future.done() and (alone or job.begun):
             facts = {"event": "answer", **self._timings(), "finish_reason": "error"}
             self._record(job.verdict, facts)
+
+    def _scored(self, scores: Tensor) -> Tensor:
+        """What the next token is chosen from: (vocab,) -> (vocab,)."""
+        if self._logprobs is not None:
+            self._logprobs.see(scores)
+        return scores if self._row is None else self._row.masked(scores)
 
     def _rule(self, ruling: Ruling) -> None:
         job = self._job
@@ -121,6 +145,10 @@ class Answering:
         if stops:
             self._job.tell(policy.refusal_message)
         text, calls = (policy.refusal_message, ()) if stops else self._said()
+        if self._row is not None and not stops:
+            whole = outcome.finish == "stop"
+            if (error := self._row.end(text, stopped=whole, calls=len(calls))) is not None:
+                return error
         return Result(
             text=text,
             tool_calls=calls,
@@ -130,6 +158,7 @@ class Answering:
             completion_tokens=len(outcome.token_ids),
             token_ids=outcome.token_ids,
             refused_by_guard=stops,
+            logprobs=None if self._logprobs is None else self._logprobs.taken,
             metadata=self._timings(),
         )
 
@@ -157,9 +186,16 @@ class Answering:
         calls: tuple[ToolCall, ...] = ()
         self._text.end()
         if self._calls is not None and (held := self._calls.rest()):
-            rest, calls = self._calls.split(held)
-            self._text.release(rest)
+            if self._row is None or self._row.called:
+                held, calls = self._calls.split(held)
+            self._text.release(held)
         return self._text.text, calls
+
+
+def _logprobs(job: AnswerJob, tokenizer: Any) -> Logprobs:
+    from guardrail.model.logprobs import Logprobs
+
+    return Logprobs(tokenizer, job.settings.logprobs or 0)
 
 
 def verdict_of(

@@ -43,7 +43,7 @@ from guardrail.worker.jobs import LATE, Caller
 from guardrail.worker.waiting import within_share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from guardrail.inputs.messages import Draft, Tools
     from guardrail.online.core import Core
@@ -75,7 +75,15 @@ class AskOptions(TypedDict, total=False):
 
 
 class GenerateOptions(AskOptions, total=False):
-    """How an answer is generated; see `guardrail.model.settings.Settings`."""
+    """How an answer is generated; see `guardrail.model.settings.Settings`.
+
+    With `json_schema` the answer is JSON under that schema, or, where tools are offered, a call
+    instead. `tool_choice` is `auto`, `none` (no tool is shown to the model), `required` (the answer
+    is one call) or a tool's name (of that one). Both need the extra `structured`, take no `stop`
+    and no beams, and refuse before the model runs a schema that cannot be kept to. An answer that
+    `max_new_tokens` ends is not in its form, and its `finish_reason` is `length`. `logprobs`, 0 to
+    20, asks how likely each token was, and that many alternatives.
+    """
 
     max_new_tokens: int
     do_sample: bool | None
@@ -86,6 +94,9 @@ class GenerateOptions(AskOptions, total=False):
     seed: int | None
     stop: Sequence[str]
     num_beams: int
+    json_schema: Mapping[str, Any] | None
+    tool_choice: str | None
+    logprobs: int | None
 
 
 _ASK = AskOptions.__optional_keys__
@@ -249,7 +260,8 @@ class Asking:
         self, value: Any, options: AskOptions, job: AnswerJob | CheckJob
     ) -> Draft | None:
         """Queue a job for a text; a request with media is only drafted."""
-        draft = drafted(value, policy=self._engine.policy, tools=options.get("tools"))
+        tools = None if options.get("tool_choice") == "none" else options.get("tools")
+        draft = drafted(value, policy=self._engine.policy, tools=tools)
         if draft.has_media:
             return draft
         self._queue(job, draft.request(), NOTHING_YET, wait=job.caller.wait)
@@ -406,5 +418,7 @@ def _settings(options: GenerateOptions, limits: Limits) -> Settings:
 def _problem(found: Any) -> str:
     """A validation error in words; what the settings themselves raised says it all."""
     own = found.get("ctx", {}).get("error")
+    if not found["loc"]:  # of several settings together
+        return str(own or found["msg"])
     named = f"{'.'.join(map(str, found['loc']))}={reprlib.repr(found['input'])}"
     return f"{named}: {own or found['msg']}"

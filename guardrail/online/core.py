@@ -12,6 +12,7 @@ from guardrail.decide.detector import Detector
 from guardrail.errors import UnsupportedContentError
 from guardrail.model.encode import TEXT_ONLY, Encoder
 from guardrail.model.history import history_gaps
+from guardrail.model.settings import ends
 from guardrail.monitor.monitor import Monitor
 from guardrail.online.jobs import NOTHING_YET, AnswerJob, CheckJob, who
 from guardrail.policy.acting import enforced, on_outage, outranks_outage, stops
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Fingerprint
     from guardrail.audit import Audit
+    from guardrail.model.constrained import Grammar
     from guardrail.model.load import Processing
     from guardrail.model.settings import Settings
     from guardrail.online.answering import Answering
@@ -63,6 +65,11 @@ class Core(ABC):
     @abstractmethod
     def context(self) -> int | None:
         """How many positions it has; None if that is not told."""
+
+    @property
+    @abstractmethod
+    def generation_config(self) -> Any:
+        """How the model generates where a request says nothing."""
 
     @abstractmethod
     def under(self, policy: Policy, audit: Audit | None) -> Self:
@@ -137,9 +144,31 @@ class Core(ABC):
         *,
         wait: bool = False,
     ) -> None:
-        """Queue a job, whose request has been read; see `ModelWorker.submit`."""
+        """Queue a job, whose request has been read; see `ModelWorker.submit`.
+
+        Raises:
+            ConfigurationError: the answer is to be in a form that it cannot be held to.
+            UnsupportedModelError: none can be with this model.
+        """
+        if isinstance(job, AnswerJob) and job.settings.constrained:
+            job.grammar = self._grammar(job.settings, request)
         job.request, job.floor, job.key = request, floor, self._key(job, request)
         self.worker.submit(job, wait=wait)
+
+    def _grammar(self, settings: Settings, request: Request) -> Grammar:
+        """The form of an answer, before the model runs."""
+        from guardrail.model.constrained import Grammar
+        from guardrail.online.tool_calls import call_form, callable_tools
+
+        tools = callable_tools(settings.tool_choice, request.tools)
+        tokenizer = self.processing.tokenizer
+        return Grammar(
+            tokenizer,
+            ends(self.generation_config),
+            schema=None if settings.forces_call else settings.json_schema,
+            form=call_form(self.encoder, tokenizer, tools) if tools else None,
+            tools=tools,
+        )
 
     def require_readable(self, request: Request) -> None:
         """Refuse, before the model runs, a video that this model or artefact cannot judge.

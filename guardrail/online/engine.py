@@ -58,6 +58,11 @@ class Engine(Core):
         """See `Core`."""
         return context_length(self.loaded.model)
 
+    @property
+    def generation_config(self) -> Any:
+        """See `Core`."""
+        return self.loaded.model.generation_config
+
     def under(self, policy: Policy, audit: Audit | None) -> Engine:
         """See `Core`."""
         return Engine(self.loaded, self.artefact, policy, audit)

@@ -13,6 +13,7 @@ from guardrail.worker.jobs import Job
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guardrail.model.constrained import Grammar
     from guardrail.model.settings import Settings
 
 T = TypeVar("T")
@@ -79,9 +80,13 @@ class RequestJob(Job[T]):
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class AnswerJob(RequestJob[Result]):
-    """A job for an answer; `emit` gets the verdict, then the chunks."""
+    """A job for an answer; `emit` gets the verdict, then the chunks.
+
+    `grammar` is there, once the request is read, where the answer has a form that it must be in.
+    """
 
     settings: Settings
+    grammar: Grammar | None = None
     emit: Callable[[Item], None] | None = None
     verdict: Verdict | None = None
     verdict_s: float = 0.0

@@ -15,14 +15,23 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from guardrail.types import ToolCall
+from guardrail.errors import ConfigurationError, UnsupportedContentError, UnsupportedModelError
+from guardrail.types import Message, Request, TextPart, ToolCall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from guardrail.model.constrained import CallForm
+    from guardrail.model.encode import Encoder
+
 log = logging.getLogger("guardrail")
 
 MARKERS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
+
+# Around a call that a template writes: from its mark on, and to the end of the mark or the list.
+_BEFORE = re.compile(rf"(?:{'|'.join(map(re.escape, MARKERS))})\s*\[?\s*\Z")
+_AFTER = re.compile(r"\s*(?:</tool_call>|\])")
+_PROBE = "look_it_up"
 
 _CLOSED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
@@ -77,6 +86,78 @@ class CallReader:
     def split(self, held: str) -> tuple[str, tuple[ToolCall, ...]]:
         """What people read of a text, and the calls in it."""
         return split_calls(held, self._tools, self._tokenizer)
+
+
+def callable_tools(
+    choice: str | None, tools: Sequence[Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], ...]:
+    """Those of a request's tools that its answer may call, by its `tool_choice`.
+
+    Raises:
+        ConfigurationError: a call is to be forced, and there is no such tool.
+    """
+    if choice in (None, "auto", "none"):
+        return tuple(tools)
+    if not tools:
+        raise ConfigurationError(
+            f"tool_choice={choice!r} forces a call, and the request has no tools; pass `tools`"
+        )
+    if choice == "required":
+        return tuple(tools)
+    chosen = tuple(tool for tool in tools if tool["function"]["name"] == choice)
+    if not chosen:
+        names = ", ".join(str(tool["function"]["name"]) for tool in tools)
+        raise ConfigurationError(
+            f"tool_choice={choice!r} names no tool of the request, which has {names}; `auto`, "
+            "`none` and `required` name none"
+        )
+    return chosen
+
+
+def call_form(encoder: Encoder, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> CallForm:
+    """How a model writes a call: as its chat template shows one that was made earlier.
+
+    Where the template shows none that can be read, it is a bare object.
+
+    Raises:
+        UnsupportedModelError: no form is known that this model's calls are read in.
+    """
+    from guardrail.model.constrained import CallForm
+
+    for form in (_shown_form(encoder, tokenizer, tools), CallForm()):
+        sample = json.dumps({"name": _PROBE, form.key: {}})
+        probe = {"function": {"name": _PROBE}}
+        if split_calls(f"{form.before}{sample}{form.after}", [probe], tokenizer)[1]:
+            return form
+    raise UnsupportedModelError(
+        "this model's calls are read by a template of its own, in a form that no answer can be "
+        "held to; ask with tool_choice='auto', or without tools"
+    )
+
+
+def _shown_form(encoder: Encoder, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> CallForm:
+    """The form of a call in a chat, as the model's template writes it."""
+    from guardrail.model.constrained import CallForm
+
+    call = ToolCall(name=_PROBE, arguments={"x": 1}, id="a1b2c3d4e")  # as Mistral's must be
+    made = Message(role="assistant", parts=(), tool_calls=(call,))
+    asked = Message(role="user", parts=(TextPart("?"),))
+    try:
+        prompt = encoder.prompt(Request(messages=(asked, made), tools=tuple(tools)))
+    except UnsupportedContentError:  # a template that has no place for this chat
+        return CallForm()
+    text: Any = tokenizer.decode(prompt.ids, skip_special_tokens=False)
+    at = text.rfind("{", 0, max(text.rfind(f'"{_PROBE}"'), 0))
+    try:
+        written, end = json.JSONDecoder().raw_decode(text, at)
+    except ValueError:
+        return CallForm()
+    key = "parameters" if "parameters" in written else "arguments"
+    before, after = _BEFORE.search(text[:at]), _AFTER.match(text[end:])
+    opened, closed = (before[0] if before else ""), (after[0] if after else "")
+    if not opened:
+        return CallForm(key=key)
+    return CallForm(opened, closed, key, marks=(*MARKERS, "</tool_call>"))
 
 
 def _tail(text: str) -> int:

@@ -205,7 +205,8 @@ def scripted(
 
     def generate(*args: Any, **options: Any) -> Any:
         forced = _Forced(getattr(processor, "tokenizer", processor), script)
-        return original(*args, logits_processor=LogitsProcessorList([forced]), **options)
+        after = options.pop("logits_processor", None) or ()  # a form holds for scripts, too
+        return original(*args, logits_processor=LogitsProcessorList([forced, *after]), **options)
 
     owner.generate = generate
     try:

@@ -27,12 +27,13 @@ from guardrail.vllm.judge import Asked
 from guardrail.vllm.options import NAME, STOPS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Fingerprint
     from guardrail.audit import Audit
+    from guardrail.model.logprobs import Likely
     from guardrail.model.settings import Settings
     from guardrail.online.jobs import AnswerJob, CheckJob, Floor
     from guardrail.types import Request, Where
@@ -105,6 +106,11 @@ class VllmEngine(Core):
         """See `Core`."""
         return self._host.context
 
+    @property
+    def generation_config(self) -> Any:
+        """See `Core`."""
+        return self._host.generation_config
+
     def under(self, policy: Policy, audit: Audit | None) -> VllmEngine:
         """See `Core`."""
         return VllmEngine(self._host, self.artefact, policy, audit)
@@ -134,7 +140,11 @@ class VllmEngine(Core):
         said = partial(with_words, self._host.tokenizer, ids)
         answering = Answering(job, self._host.tokenizer, self._detector, self.record, said)
         finish, tokens = "cancelled", list[int]()
-        settings = sampling(job.settings, self._host, room=self._host.context - len(ids))
+        room, lark = (
+            self._host.context - len(ids),
+            None if job.grammar is None else job.grammar.lark,
+        )
+        settings = sampling(job.settings, self._host, room=room, lark=lark)
         with self.outages([job], [answering]):
             asked = Asked(job.floor.score, kinds=kinds)
             try:
@@ -150,7 +160,7 @@ class VllmEngine(Core):
                         if job.cancelled.is_set():
                             break
                         finish = "flag" if stops else answer.finish_reason or finish
-                        if not stops and _grown(answering, tokens, answer.token_ids):
+                        if not stops and _grown(answering, tokens, answer):
                             finish = "stop"
                             break
             except asyncio.CancelledError:
@@ -208,25 +218,36 @@ def _verdict(
     return placed(Verdict.from_dict(told), request, floor, said=said)
 
 
-def _grown(answering: Answering, tokens: list[int], more: Iterable[int]) -> bool:
+def _grown(answering: Answering, tokens: list[int], answer: Any) -> bool:
     """Take more of an answer; true when a stop string is complete and the answer with it."""
-    for token in more:
+    told = answer.logprobs or [None] * len(answer.token_ids)
+    for token, found in zip(answer.token_ids, told, strict=True):
         tokens.append(token)
-        if answering.take(token):
+        if answering.take(token, None if found is None else _likely(token, found)):
             return True
     return False
 
 
-def sampling(settings: Settings | None, host: VllmModel, *, room: int) -> Any:
+def _likely(token: int, found: Mapping[int, Any]) -> Likely:
+    """A token's logprob and its alternatives, of which vLLM ranks the likeliest 1."""
+    ranked = sorted(found.items(), key=lambda each: each[1].rank)
+    return found[token].logprob, [(each, value.logprob) for each, value in ranked]
+
+
+def sampling(
+    settings: Settings | None, host: VllmModel, *, room: int, lark: str | None = None
+) -> Any:
     """As vLLM's sampling parameters, with the model's own defaults; None is a check.
+
+    `lark` is the grammar of an answer in a form, which vLLM hands to llguidance, too.
 
     Raises:
         ConfigurationError: beams are asked for.
     """
     from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-    common = {"detokenize": False, "output_kind": RequestOutputKind.DELTA}
+    common: dict[str, Any] = {"detokenize": False, "output_kind": RequestOutputKind.DELTA}
     if settings is None:
         return SamplingParams(max_tokens=1, temperature=0.0, **common)
     if settings.num_beams > 1:
@@ -246,7 +267,10 @@ def sampling(settings: Settings | None, host: VllmModel, *, room: int) -> Any:
             "top_k": chosen("top_k", 0),
             "seed": settings.seed,
         }
+    if lark is not None:
+        common["structured_outputs"] = StructuredOutputsParams(grammar=lark)
     return SamplingParams(
+        logprobs=settings.logprobs,
         max_tokens=min(settings.max_new_tokens, room),
         repetition_penalty=chosen("repetition_penalty", 1.0),
         **drawn,

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from langchain_core.runnables import Runnable
     from pydantic import BaseModel
 
-# LangChain has ways of its own to ask for stops and for several answers.
-_ELSEWHERE = {"stop", "num_return_sequences"}
+# LangChain has ways of its own to ask for stops, for calls and for several answers.
+_ELSEWHERE = {"stop", "tool_choice", "num_return_sequences"}
 NAMES = (*(name for name in Settings.model_fields if name not in _ELSEWHERE), "timeout")
 _OTHER_NAMES = {"max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens"}
 
@@ -79,6 +79,10 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
     seed: int | None = None
     do_sample: bool | None = None
     num_beams: int | None = None
+    json_schema: dict[str, Any] | None = None
+    """What every answer is JSON under; for some answers, see `with_structured_output`."""
+    logprobs: int | None = None
+    """How many alternatives to each token are told, with its logprob, in `response_metadata`."""
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
     timeout: float | None = None
     """Seconds from asking to answer; None: the policy's."""

@@ -159,11 +159,13 @@ class GuardedVLM(RaisingLLM):
     top_k: int | None = Field(default=None, ge=0)
     repetition_penalty: float | None = Field(default=None, gt=0)
     seed: int | None = None
+    json_schema: dict[str, Any] | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=20)
     stop: tuple[str, ...] = ()
     timeout: float | None = Field(default=None, gt=0)
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
-        *(name for name in Settings.model_fields if not name.startswith("num_")),
+        *(n for n in Settings.model_fields if not n.startswith("num_") and n != "tool_choice"),
         "timeout",
     )
 

@@ -54,7 +54,8 @@ def test_requests_share_a_batch_in_spite_of_a_setting_only_where_it_is_known_not
         no_repeat_ngram_size: int = 0
 
     plain, other = Extended(), Extended().model_copy(update={name: 2})
-    if name in {"max_new_tokens", "stop", "seed"}:
+    own = {"max_new_tokens", "stop", "seed", "json_schema", "tool_choice", "logprobs"}
+    if name in own:
         assert other.in_common(llama.model) == plain.in_common(llama.model)
     elif name in {"temperature", "top_p", "top_k"}:
         greedy = other.model_copy(update={"do_sample": False})

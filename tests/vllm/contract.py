@@ -90,6 +90,7 @@ NAMES = {
     "vllm.v1.engine.exceptions": ("EngineDeadError", "EngineGenerateError"),
     "vllm.renderers.base:BaseRenderer": ("render_cmpl_async(prompts, *others)",),
     "vllm.sampling_params:RequestOutputKind": ("DELTA",),
+    "vllm.sampling_params:StructuredOutputsParams": ("grammar",),
     "vllm.sampling_params:SamplingParams": (
         "detokenize",
         "extra_args",
