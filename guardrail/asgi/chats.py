@@ -108,7 +108,7 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
     read_here = {source, *_TOOLS, *(["instructions"] if source == "input" else ())}
     refuse_others(body, read_here | {*unchecked})
     value, tools = _READ[source](body), _tools(body)
-    beside = [text for key in _FORMATS if (text := _schema(key, body.get(key)))]
+    beside = [text for key in _FORMATS if (text := format_text(key, body.get(key)))]
     beside += shown_labels(value, tools)
 
     def cautioned(words: str) -> bytes | None:
@@ -216,8 +216,8 @@ def _tool(value: object, what: str, *, bare: bool) -> Tool:
     return {"type": "function", "function": tool}
 
 
-def _schema(key: str, value: object) -> str:
-    """What of a response format the model is shown, as text."""
+def format_text(key: str, value: object) -> str:
+    """What of a response format a model is shown, as text; `key` is where the format stands."""
     if key == "text" and isinstance(value, Mapping):
         value = {key: item for key, item in value.items() if key != "verbosity"}
     return "" if value in _FREE_FORMATS else json.dumps(value, ensure_ascii=False)

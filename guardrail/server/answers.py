@@ -7,6 +7,7 @@ that a score could be told from. Nobody is told the words themselves: answers ar
 
 from __future__ import annotations
 
+import codecs
 import json
 import time
 import uuid
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from guardrail.asgi.problems import Problem
     from guardrail.server.keys import Caller
-    from guardrail.types import Result, ToolCall, Verdict
+    from guardrail.types import Result, TokenLogprob, ToolCall, Verdict
 
 
 def told(verdict: Verdict | None, caller: Caller) -> dict[str, object] | None:
@@ -180,6 +181,7 @@ class ChatCompletion:
         if result.refused_by_guard:
             chunks.append(self._chunk(number, {"refusal": result.text}))
         chunks.append(self._chunk(number, {}, ending_of(result).chat))
+        chunks[-1]["choices"][0]["logprobs"] = _logprobs(result)
         if results is None:
             return chunks
         if self.usage:
@@ -200,8 +202,12 @@ class ChatCompletion:
         }
         if calls:
             message["tool_calls"] = calls
-        finish = ending_of(result).chat
-        return {"index": number, "message": message, "finish_reason": finish, "logprobs": None}
+        return {
+            "index": number,
+            "message": message,
+            "finish_reason": ending_of(result).chat,
+            "logprobs": _logprobs(result),
+        }
 
     def _chunk(
         self, number: int, delta: dict[str, Any], finish: str | None = None
@@ -222,6 +228,32 @@ class ChatCompletion:
     def _calls(self, result: Result) -> list[dict[str, Any]]:
         wanted = None if self.parallel_calls else 1
         return [_call(call) for call in result.tool_calls[:wanted]]
+
+
+def token_logprobs(result: Result) -> list[dict[str, Any]]:
+    """How likely the tokens of an answer's text were; those of calls and of its end are none."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    told: list[dict[str, Any]] = []
+    left = len(result.text)
+    for token in result.logprobs or ():
+        if left <= 0:
+            break
+        left -= len(decoder.decode(token.raw))
+        if not told and token.raw[:1] == b" " != result.text[:1].encode():
+            left += 1  # decoders drop the first word's blank
+        top = [_token(other) for other in token.top]
+        told.append(_token(token) | {"top_logprobs": top})
+    return told
+
+
+def _logprobs(result: Result) -> dict[str, Any] | None:
+    if result.logprobs is None:
+        return None
+    return {"content": token_logprobs(result), "refusal": None}
+
+
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    return {"token": token.text, "bytes": list(token.raw), "logprob": token.logprob}
 
 
 def call_id(call: ToolCall) -> str:

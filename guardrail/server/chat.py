@@ -17,6 +17,7 @@ from guardrail.server.options import (
     options_of,
     refuse_unheard,
     tool_options,
+    with_format,
 )
 from guardrail.server.schemas import ANSWER, ERRORS, ChatBody
 
@@ -83,7 +84,7 @@ def _probabilities(body: ChatBody) -> dict[str, Any]:
 def _asked(body: ChatBody, guard: Guard, default_tokens: int) -> Asked:
     answers = answers_of(body.n, guard)
     return Asked(
-        value=body.messages,
+        value=with_format(body.messages, "response_format", body.response_format),
         options=generate_options(body, guard, default_tokens=default_tokens),
         form=partial(_form, body, answers),
         answers=answers,

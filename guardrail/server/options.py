@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from guardrail.asgi.chats import format_text
+from guardrail.errors import UnsupportedContentError
+from guardrail.front.chats import with_caution
 from guardrail.server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -121,8 +124,23 @@ def tool_options(
     return {"tools": tools} | ({} if chosen == "auto" else {"tool_choice": chosen})
 
 
+def with_format(value: Any, param: str, given: object) -> Any:
+    """A chat with the schema that its answer is to have: shown to the model, and judged with it.
+
+    A schema says words as well as a message does, and has the model say them.
+
+    Raises:
+        UnsupportedContentError: a chat that has no place for it.
+    """
+    words = "" if given is None else format_text(param, given)
+    shown = with_caution(value, words) if words else value
+    if shown is None:
+        raise UnsupportedContentError(f"{param} needs a list of messages to go with")
+    return shown
+
+
 def format_options(given: Any, param: str) -> dict[str, Any]:
-    """The schema that an answer is held to; the model is not shown it.
+    """The schema that an answer is held to.
 
     Args:
         given: `response_format` of a chat, or a response's `text.format`.

@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from guardrail.asgi.wire import FIELD
-from guardrail.server.answers import call_arguments, call_id, ending_of, told
+from guardrail.server.answers import call_arguments, call_id, ending_of, token_logprobs, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -140,7 +140,8 @@ class ResponseAnswer:
         items = [_call_item(call) for call in calls]
         if result.text or self._begun or not items:
             status = "incomplete" if ending_of(result).incomplete else "completed"
-            items.insert(0, self._message(status, [self._part(result.text)]))
+            part = self._part(result.text, token_logprobs(result))
+            items.insert(0, self._message(status, [part]))
         return items
 
     def _message(self, status: str, parts: list[Datum]) -> Datum:
@@ -152,10 +153,10 @@ class ResponseAnswer:
             "content": parts,
         }
 
-    def _part(self, text: str) -> Datum:
+    def _part(self, text: str, logprobs: Sequence[Datum] = ()) -> Datum:
         if self.refused:
             return {"type": "refusal", "refusal": text}
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
 
     def _part_event(self, kind: str, **data: Any) -> Datum:
         at = {"item_id": self._message_id, "output_index": 0, "content_index": 0}

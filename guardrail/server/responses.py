@@ -20,6 +20,7 @@ from guardrail.server.options import (
     refuse_unheard,
     tool_options,
     unsupported,
+    with_format,
 )
 from guardrail.server.response_form import ResponseAnswer
 from guardrail.server.schemas import ERRORS, RESPONSE, ResponseBody
@@ -100,8 +101,9 @@ def asked_of(body: ResponseBody, guard: Guard, default_tokens: int) -> Asked:
     """
     refuse_unheard(body, _NEUTRAL, _INSTEAD)
     limit = ("max_output_tokens", body.max_output_tokens)
+    chat = input_chat(_history(body.input), body.instructions)
     return Asked(
-        value=input_chat(_history(body.input), body.instructions),
+        value=with_format(chat, "text", body.text),
         options={
             **options_of(body, guard, limit, default_tokens),
             **tool_options(_tools(body.tools), body.tool_choice, guard),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from guardrail.policy import Thresholds
 from guardrail.testing import scripted
@@ -78,6 +79,50 @@ def test_a_call_its_result_and_the_next_turn(client, llava):
     with scripted(llava.model, llava.processor, lambda _: "A door."):
         after = client.responses.create(**asked, input=history)
     assert after.output_text == "A door."
+
+
+class City(BaseModel):
+    name: str
+    size: int
+
+
+def test_an_answer_is_parsed_as_the_class_that_was_asked_for(client, client_of, server_of, llava):
+    asked: Any = {"model": "guarded", "input": "hello", "max_output_tokens": 200}
+    with scripted(llava.model, llava.processor, lambda _: '{"name": "Rome", "size": 3}'):
+        answer = client.responses.parse(**asked, text_format=City)
+        with client.responses.stream(**asked, text_format=City) as stream:
+            streamed = stream.get_final_response()
+    assert answer.output_parsed == streamed.output_parsed == City(name="Rome", size=3)
+    refusing = client_of(server_of(Action.FLAG, refusal_message="No."))
+    refused = refusing.responses.parse(**asked, text_format=City)
+    assert refused.output_parsed is None
+    assert refusal_of(refused) == "No."
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "go"}])
+def test_a_call_can_be_forced(client, choice):
+    go: Any = {"name": "go", "parameters": {"type": "object", "additionalProperties": False}}
+    answer = client.responses.create(
+        model="guarded",
+        input="hello",
+        tools=[{"type": "function", "strict": True, **go}],
+        tool_choice=choice,
+        max_output_tokens=100,
+    )
+    [call] = answer.output
+    assert (call.name, json.loads(call.arguments)) == ("go", {})
+
+
+def test_the_tokens_of_a_text_are_told_where_they_are_asked_for(client, llava):
+    asked: Any = {"model": "guarded", "max_output_tokens": 60, "top_logprobs": 1}
+    asked["include"] = ["message.output_text.logprobs"]
+    with scripted(llava.model, llava.processor, lambda _: "Well."):
+        answer = client.responses.create(**asked, input="hello")
+        history = [{"role": "user", "content": "hello"}, *answer.model_dump()["output"]]
+        again = client.responses.create(**asked, input=[*history, history[0]])
+    for each in (answer, again):
+        [part] = each.output[0].content
+        assert "".join(token.token for token in part.logprobs) == "Well."
 
 
 def refusal_of(answer: Any) -> str:
@@ -213,6 +258,13 @@ async def test_a_poisoned_result_ends_an_agents_run(
             await run()
     assert caught.value.refusal == "No."
     assert heard == []
+
+
+async def test_an_agents_output_has_its_type(agent_of, server, llava):
+    agent = agent_of(server, output_type=City)
+    with scripted(llava.model, llava.processor, lambda _: '{"name": "Rome", "size": 3}'):
+        done = await agents.Runner.run(agent, "Name a city.")
+    assert done.final_output == City(name="Rome", size=3)
 
 
 async def test_an_agent_that_is_refused_at_once_can_answer_by_its_handler(agent_of, server_of):
