@@ -33,8 +33,10 @@ _FREE_FORMATS: tuple[object, ...] = (
     {"format": {"type": "json_object"}},
 )
 _CALL = frozenset({"type", "id", "status", "call_id"})
+_PHASES = (None, "commentary", "final_answer")  # what an earlier answer was; no words
 
 Body = Mapping[str, Any]
+Tool = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
     read_here = {source, *_TOOLS, *(["instructions"] if source == "input" else ())}
     refuse_others(body, read_here | {*unchecked})
     value, tools = _READ[source](body), _tools(body)
-    beside = [text for key in _FORMATS if (text := _schema(key, body.get(key)))]
+    beside = [text for key in _FORMATS if (text := format_text(key, body.get(key)))]
     beside += shown_labels(value, tools)
 
     def cautioned(words: str) -> bytes | None:
@@ -127,21 +129,48 @@ def _prompt(body: Body) -> str:
     return prompt
 
 
-def _input(body: Body) -> Any:
-    value, head = body["input"], body.get("instructions")
+def input_chat(value: object, instructions: object = None) -> Any:
+    """The `input` and `instructions` of a response as a chat, or as the prompt that it is.
+
+    Calls that follow each other, or words of an assistant's, are one turn, as they are in a chat.
+
+    Raises:
+        UnsupportedContentError: another type, or an item that is not read.
+    """
+    chat: Any = value
     if isinstance(value, list):
-        value = [_item(item, f"input[{i}]") for i, item in enumerate(value)]
+        chat = []
+        for i, item in enumerate(value):
+            message = _item(item, f"input[{i}]")
+            before = chat[-1] if chat and item.get("type") == "function_call" else {}
+            calls = before.get("tool_calls") or []
+            if before.get("role") == "assistant" and isinstance(calls, list):
+                chat[-1] = {**before, "tool_calls": [*calls, *message["tool_calls"]]}
+            else:
+                chat.append(message)
     elif not isinstance(value, str):
         raise UnsupportedContentError("input must be a str or a list of items")
-    if not head:
-        return value
-    if not isinstance(head, str):
+    if not instructions:
+        return chat
+    if not isinstance(instructions, str):
         raise UnsupportedContentError("instructions must be a str")
-    chat = [{"role": "user", "content": value}] if isinstance(value, str) else value
-    return with_caution(chat, head) or chat
+    messages = [{"role": "user", "content": chat}] if isinstance(chat, str) else chat
+    return with_caution(messages, instructions) or messages
 
 
-def _item(item: object, what: str) -> Mapping[object, object]:
+def function_tools(given: object, what: str = "tools", *, bare: bool = False) -> list[Tool]:
+    """Tools of chats or responses in the form of chats; `bare` ones are the older functions.
+
+    Raises:
+        UnsupportedContentError: tools of another type, of which nobody knows what a model is shown.
+    """
+    tools = given or []
+    if not isinstance(tools, list):
+        raise UnsupportedContentError(f"{what} must be a list")
+    return [_tool(tool, f"{what}[{i}]", bare=bare) for i, tool in enumerate(tools)]
+
+
+def _item(item: object, what: str) -> dict[str, Any]:
     """An item of a response's input as a message; the calls of functions have a form of their own.
 
     Items that name something outside the body (a file, an earlier answer) are refused.
@@ -152,31 +181,28 @@ def _item(item: object, what: str) -> Mapping[object, object]:
             function = {"name": name, "arguments": arguments}
             call = {"type": "function", "id": label, "function": function}
             return {"role": "assistant", "content": None, "tool_calls": [call]}
-        case {"type": "function_call_output", "output": output, "call_id": label}:
-            refuse_unknown(as_mapping(item, what), _CALL | {"output"}, what)
-            return {"role": "tool", "content": output, "tool_call_id": label}
+        case {"type": "function_call_output", "output": output, "call_id": label, **more}:
+            refuse_unknown(as_mapping(item, what), _CALL | {"output", "name"}, what)
+            named = {} if more.get("name") is None else {"name": more["name"]}
+            return {"role": "tool", "content": output, "tool_call_id": label, **named}
         case {"role": _} as message:
-            return message
+            if message.get("phase") not in _PHASES:
+                raise UnsupportedContentError(f"{what} has a phase that is none of {_PHASES[1:]}")
+            return {str(key): held for key, held in message.items() if key != "phase"}
         case other:
             raise UnsupportedContentError(
                 f"{what} has the type {str(other.get('type'))[:80]!r}; accepted: message, "
-                "function_call, function_call_output"
+                "function_call, function_call_output; leave others out"
             )
 
 
-def _tools(body: Body) -> list[Mapping[str, object]]:
+def _tools(body: Body) -> list[Tool]:
     """The tools in one form: those of chats, of responses and the older functions."""
-    found: list[Mapping[str, object]] = []
-    for key in sorted(_TOOLS):
-        given = body.get(key) or []
-        if not isinstance(given, list):
-            raise UnsupportedContentError(f"{key} must be a list")
-        for i, tool in enumerate(given):
-            found.append(_tool(tool, f"{key}[{i}]", bare=key == "functions"))
-    return found
+    functions = function_tools(body.get("functions"), "functions", bare=True)
+    return [*functions, *function_tools(body.get("tools"))]
 
 
-def _tool(value: object, what: str, *, bare: bool) -> Mapping[str, object]:
+def _tool(value: object, what: str, *, bare: bool) -> Tool:
     tool = {str(key): item for key, item in as_mapping(value, what).items()}
     kind = "function" if bare else tool.get("type")
     if kind != "function":
@@ -190,8 +216,8 @@ def _tool(value: object, what: str, *, bare: bool) -> Mapping[str, object]:
     return {"type": "function", "function": tool}
 
 
-def _schema(key: str, value: object) -> str:
-    """What of a response format the model is shown, as text."""
+def format_text(key: str, value: object) -> str:
+    """What of a response format a model is shown, as text; `key` is where the format stands."""
     if key == "text" and isinstance(value, Mapping):
         value = {key: item for key, item in value.items() if key != "verbosity"}
     return "" if value in _FREE_FORMATS else json.dumps(value, ensure_ascii=False)
@@ -199,6 +225,6 @@ def _schema(key: str, value: object) -> str:
 
 _READ: Mapping[str, Callable[[Body], Any]] = {
     "messages": lambda body: body["messages"],
-    "input": _input,
+    "input": lambda body: input_chat(body["input"], body.get("instructions")),
     "prompt": _prompt,
 }

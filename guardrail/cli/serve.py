@@ -144,8 +144,7 @@ def _answer(
     start: Start,
 ) -> None:
     """Warm the model up, then serve until a signal comes."""
-    from guardrail.server.app import create_app
-    from guardrail.server.chat import LocalAnswerer
+    from guardrail.server.app import LocalAnswerer, create_app
     from guardrail.server.process import serve as run
     from guardrail.server.reload import Reloader
 

@@ -17,7 +17,7 @@ from guardrail.cluster.settings import UserConfig
 from guardrail.errors import ClusterError, ConfigurationError
 from guardrail.observe.metrics import PRIVATE
 from guardrail.server import create_app
-from guardrail.server.chat import LocalAnswerer
+from guardrail.server.app import LocalAnswerer
 from guardrail.server.observing import Observation
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ A new option of `generate` needs its name in `GenerateOptions`, a field with its
 `guardrail.model.settings.Settings`, and, where transformers knows it, its place in
 `generation_config` beside it; only requests with the same value then share a batch. The adapters
 have a field for every setting (`ChatGuardedVLM` in guardrail_langchain/chat_model.py, `GuardedVLM`
-in guardrail_llamaindex/llm.py); the server has those it lets clients choose (`ChatBody` in
-guardrail/server/schemas.py, `generate_options` in guardrail/server/chat.py). An option of every way
-of asking stands in `AskOptions` and goes with the `Caller`, in `_caller`.
+in guardrail_llamaindex/llm.py); the server has those it lets clients choose (`AskedBody` in
+guardrail/server/schemas.py, `options_of` in guardrail/server/options.py). An option of every way of
+asking stands in `AskOptions` and goes with the `Caller`, in `_caller`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from guardrail.errors import (
     MissingExtraError,
     QueueFullError,
     RequestTimeoutError,
+    UnsupportedModelError,
     UrlNotAllowedError,
 )
 from guardrail.server.answers import AsciiJSONResponse, headers_of, told
@@ -35,7 +36,15 @@ _NO_ADDRESS = (
     "an address in the request may not be fetched by this server; send the content as a data: URL"
 )
 _NO_PATH = "there is nothing at this path; chats are at /v1/chat/completions (base_url ends in /v1)"
-_NO_KIND = "this server reads no content of this kind; send text or pictures"
+_NO_KIND = Problem(
+    422, "this server reads no content of this kind; send text or pictures", "unsupported_content"
+)
+_NO_FORM = Problem(
+    400,
+    "this server cannot hold an answer to a schema or force a call: it runs without the extra "
+    "'structured'",
+    "unsupported_value",
+)
 _KINDS = frozenset({"str", "constrained-str"})
 _SAID = {  # where pydantic's own words are those of Python
     "dict_type": "must be a JSON object",
@@ -135,7 +144,7 @@ def told_as(error: BaseException, refusal: str) -> Problem:
             return Problem(422, message, "invalid_body", param=where or None)
         case ApiError():
             return error.problem
-        case ConfigurationError():
+        case ConfigurationError() | UnsupportedModelError():  # the rest of these is told at start
             return Problem(400, str(error), "invalid_setting")
         case QueueFullError():
             seconds = math.ceil(max(getattr(error, "retry_after_s", 1.0), 1.0))
@@ -146,7 +155,7 @@ def told_as(error: BaseException, refusal: str) -> Problem:
         case UrlNotAllowedError():  # its words may tell where names lead to in this network
             return Problem(422, _NO_ADDRESS, "url_not_allowed")
         case MissingExtraError():
-            return Problem(422, _NO_KIND, "unsupported_content")
+            return _NO_FORM if error.extra == "structured" else _NO_KIND
         case HTTPException():
             problem = problem_of(error, refusal=refusal, flag_status=400)
             if error.status_code == 404:  # one of the app itself: it has no such route

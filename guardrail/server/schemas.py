@@ -1,7 +1,7 @@
 """The bodies of requests and the form of errors, as pydantic and the OpenAPI description have them.
 
-They say which fields there are and what they hold; `chat` says which of a chat's the guarded model
-can honour. A key of a chat that is no field is kept in `model_extra`, for whoever answers to
+They say which fields there are and what they hold; `chat` and `responses` say which of them the
+guarded model can honour. A key that is no field is kept in `model_extra`, for whoever answers to
 refuse. Messages are read by the guard itself, which drops nothing.
 """
 
@@ -51,26 +51,33 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text} for status, text in _TOLD.items()
 }
 
-ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The answer, or the policy's refusal; the verdict is in `guardrail`.",
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["id", "object", "created", "model", "choices"],
-                    "properties": {
-                        "object": {"const": "chat.completion"},
-                        "choices": {"type": "array", "items": {"type": "object"}},
-                        "usage": {"type": "object"},
-                        "guardrail": {"type": "object", "description": "the verdict"},
-                    },
-                }
+
+def _answers(kind: str, parts: str) -> dict[int | str, dict[str, Any]]:
+    """How the answer to a request is described, as an object of this kind."""
+    created = "created_at" if kind == "response" else "created"
+    return {
+        200: {
+            "description": "The answer, or the policy's refusal; the verdict is in `guardrail`.",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["id", "object", created, "model", parts],
+                        "properties": {
+                            "object": {"const": kind},
+                            parts: {"type": "array", "items": {"type": "object"}},
+                            "usage": {"type": "object"},
+                            "guardrail": {"type": "object", "description": "the verdict"},
+                        },
+                    }
+                },
+                "text/event-stream": {"schema": {"type": "string"}},
             },
-            "text/event-stream": {"schema": {"type": "string"}},
-        },
+        }
     }
-}
+
+
+ANSWER, RESPONSE = _answers("chat.completion", "choices"), _answers("response", "output")
 
 _INT64 = 2**63
 _STOPS, _STOP_CHARS = 4, 1_000
@@ -85,19 +92,14 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
-class ChatBody(BaseModel):
-    """One chat to be answered. Messages are read by the guard itself, which drops nothing."""
+class AskedBody(BaseModel):
+    """What a chat and a response are asked for with alike."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str
-    messages: Objects = Field(min_length=1)
-
-    # how it is answered
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, gt=0, lt=_INT64)
-    max_completion_tokens: int | None = Field(default=None, gt=0, lt=_INT64)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, lt=2**31, description="-1 and 0: all tokens")
@@ -105,30 +107,15 @@ class ChatBody(BaseModel):
     seed: int | None = Field(default=None, ge=-_INT64, lt=_INT64)
     stop: str | Texts | None = Field(default=None, description="up to 4 texts")
     tools: Objects | None = None
-    tool_choice: str | Object | None = Field(default=None, description="none | auto")
+    tool_choice: str | Object | None = Field(
+        default=None, description="none | auto | required | a function | allowed_tools"
+    )
     parallel_tool_calls: bool | None = None
-
-    # what the guarded model takes at its neutral value only
-    n: int | None = Field(default=None, ge=1, le=128)
-    logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = None
-    response_format: Object | None = None
-    modalities: Texts | None = None
-    reasoning_effort: str | None = None
-    verbosity: str | None = None
-    audio: Object | None = None
-    prediction: Object | None = None
     moderation: Object | None = None
-    web_search_options: Object | None = None
-    functions: Objects | None = None
-    function_call: str | Object | None = None
 
     # what changes no answer here
     user: str | None = None
-    metadata: Object | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
@@ -144,10 +131,60 @@ class ChatBody(BaseModel):
             raise ValueError(f"up to {_STOPS} texts of 1 to {_STOP_CHARS} characters")
         return value
 
+
+class ChatBody(AskedBody):
+    """One chat to be answered. Messages are read by the guard itself, which drops nothing."""
+
+    messages: Objects = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, gt=0, lt=_INT64)
+    max_completion_tokens: int | None = Field(default=None, gt=0, lt=_INT64)
+    n: int | None = Field(default=None, ge=1, le=128)
+    logprobs: bool | None = None
+    response_format: Object | None = Field(
+        default=None, description="text | json_schema | json_object"
+    )
+    metadata: Object | None = None
+
+    # what the guarded model takes at its neutral value only
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = None
+    modalities: Texts | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    audio: Object | None = None
+    prediction: Object | None = None
+    web_search_options: Object | None = None
+    functions: Objects | None = None
+    function_call: str | Object | None = None
+
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+class ResponseBody(AskedBody):
+    """One response to be given. Items are read as a chat's messages, and nothing is dropped."""
+
+    input: str | Objects
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(default=None, gt=0, lt=_INT64)
+    max_tool_calls: int | None = Field(default=None, ge=0, lt=_INT64, description="of hosted tools")
+    text: Object | None = Field(
+        default=None, description="format: text | json_schema | json_object"
+    )
+    include: Texts | None = None
+    metadata: dict[str, str] | None = None
+
+    # what this server takes at its neutral value only
+    previous_response_id: str | None = Field(default=None, description="nothing is stored here")
+    conversation: str | Object | None = None
+    background: bool | None = None
+    truncation: str | None = Field(default=None, description="disabled")
+    reasoning: Object | None = None
+    prompt: Object | None = None
+    context_management: Objects | None = None
 
 
 class CheckItem(BaseModel):

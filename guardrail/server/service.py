@@ -34,8 +34,8 @@ class Answerer(Protocol):
     """Answers chats: with the guarded model itself, or by another server once it was checked."""
 
     @property
-    def chats(self) -> APIRouter:
-        """The routes of chats."""
+    def chats(self) -> Sequence[APIRouter]:
+        """The routes of chats, and of other forms in which a model is asked."""
 
     @property
     def routers(self) -> Sequence[APIRouter]:

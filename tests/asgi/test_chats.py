@@ -72,6 +72,39 @@ def test_calls_and_their_results_in_a_responses_input_become_messages():
     assert same(checked({"input": items})[0], wanted)
 
 
+def call_item(label):
+    return {"type": "function_call", "call_id": label, "name": "find", "arguments": "{}"}
+
+
+def test_calls_behind_words_or_calls_of_an_assistants_are_one_turn():
+    items = [
+        {"role": "assistant", "content": "I look.", "phase": "commentary"},
+        call_item("a"),
+        call_item("b"),
+        {"type": "function_call_output", "call_id": "a", "output": "x", "name": "find"},
+        {"type": "function_call_output", "call_id": "b", "output": "y"},
+        call_item("c"),
+    ]
+    calls = [
+        {"type": "function", "id": label, "function": {"name": "find", "arguments": "{}"}}
+        for label in "abc"
+    ]
+    wanted = [
+        {"role": "assistant", "content": "I look.", "tool_calls": calls[:2]},
+        {"role": "tool", "content": "x", "tool_call_id": "a", "name": "find"},
+        {"role": "tool", "content": "y", "tool_call_id": "b"},
+        {"role": "assistant", "content": None, "tool_calls": calls[2:]},
+    ]
+    assert same(checked({"input": items})[0], wanted)
+
+
+def test_a_message_with_calls_that_are_no_list_is_refused_as_it_is():
+    value, _ = checked({"input": [{"role": "assistant", "content": "x", "tool_calls": 3}]})
+    value += checked({"input": [*value, call_item("a")]})[0]
+    with pytest.raises(UnsupportedContentError, match="must be a list"):
+        to_request(value, policy=Policy())
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -92,6 +125,7 @@ def test_calls_and_their_results_in_a_responses_input_become_messages():
         ({"input": 3}, "input must be"),
         ({"input": ["bad"]}, r"input\[0\] is a str"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "'item_reference'"),
+        ({"input": [{**CHAT[0], "phase": "a bad word"}]}, "a phase"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "'reasoning'"),
         (
             {

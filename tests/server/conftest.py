@@ -119,7 +119,7 @@ def bare_violation(monkeypatch: pytest.MonkeyPatch) -> BaseException:
     class Bare(Base):
         verdict = FakeGuard().check("hello")
 
-    for module in ("asgi.problems", "server.errors", "server.routes", "server.chat"):
+    for module in ("asgi.problems", "server.errors", "server.routes", "server.generating"):
         monkeypatch.setattr(f"guardrail.{module}.GuardrailViolation", Bare)
     monkeypatch.setattr("guardrail.server.middleware.GuardrailError", Base)
     return Bare("SECRET")

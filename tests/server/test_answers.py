@@ -35,7 +35,7 @@ def completion(**options: Any) -> ChatCompletion:
 
 
 def whole(result: Result, **options: Any) -> Any:
-    return completion(**options).whole(result)
+    return completion(**options).whole([result])
 
 
 def test_a_whole_answer_says_all_there_is_to_say():
@@ -95,7 +95,7 @@ def test_without_parallel_calls_the_first_one_is_told():
 
 @pytest.mark.parametrize("usage", [True, False])
 def test_a_streams_end_says_why_and_has_the_verdict_once(usage):
-    chunks = completion(usage=usage).closing(RESULT)
+    chunks = completion(usage=usage).ending(0, RESULT, [RESULT])
     finish = chunks[0]
     assert finish["choices"][0]["finish_reason"] == "stop"
     assert [("guardrail" in chunk) for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -110,7 +110,8 @@ def test_a_streams_end_says_why_and_has_the_verdict_once(usage):
 
 
 def test_a_streams_calls_are_numbered():
-    *calls, finish = completion().closing(replace(RESULT, tool_calls=CALLS))
+    called = replace(RESULT, tool_calls=CALLS)
+    *calls, finish = completion().ending(0, called, [called])
     told = [chunk["choices"][0]["delta"]["tool_calls"][0] for chunk in calls]
     assert [(call["index"], call["function"]["name"]) for call in told] == [(0, "look"), (1, "go")]
     assert finish["choices"][0]["finish_reason"] == "tool_calls"

@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from guardrail.errors import RequestTimeoutError
 from guardrail.policy import Limits, Policy
-from guardrail.server.answers import ChatCompletion, EventStream, headers_of
-from guardrail.server.chat import events, generate_options
+from guardrail.server.answers import headers_of
+from guardrail.server.chat import generate_options
 from guardrail.server.errors import ApiError
 from guardrail.server.keys import Caller
 from guardrail.server.schemas import ChatBody
-from guardrail.testing import FakeGuard, scripted
-from guardrail.types import Action, Result
+from guardrail.testing import scripted
+from guardrail.types import Action
 
 CHAT = {"model": "guarded", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 CALLER = Caller("r", sees_scores=True)
@@ -206,6 +205,16 @@ def options_of(*, supports_tools: bool = True, new_tokens: int = 50, **fields: A
     return generate_options(body_of(**fields), guard, default_tokens=20)
 
 
+OTHER = {"type": "function", "function": {"name": "go"}}
+NAMED = {"type": "function", "function": {"name": "look"}}
+CALLED = {"tool_choice": "look"}
+SCHEMA = {"schema": {"type": "array"}, "strict": True, "description": "numbers"}
+
+
+def allowed(mode: str) -> Any:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [NAMED]}}
+
+
 @pytest.mark.parametrize(
     ("fields", "option"),
     [
@@ -221,6 +230,23 @@ def options_of(*, supports_tools: bool = True, new_tokens: int = 50, **fields: A
         ({"stop": "a"}, {"stop": ["a"]}),
         ({"stop": ["a", "b"]}, {"stop": ["a", "b"]}),
         ({"tools": [TOOL], "tool_choice": "auto"}, {"tools": [TOOL]}),
+        (
+            {"tools": [TOOL], "tool_choice": "required"},
+            {"tools": [TOOL], "tool_choice": "required"},
+        ),
+        ({"tools": [TOOL, OTHER], "tool_choice": NAMED}, {"tools": [TOOL, OTHER], **CALLED}),
+        ({"tools": [TOOL, OTHER], "tool_choice": allowed("auto")}, {"tools": [TOOL]}),
+        (
+            {"tools": [TOOL, OTHER], "tool_choice": allowed("required")},
+            {"tools": [TOOL], "tool_choice": "required"},
+        ),
+        ({"response_format": {"type": "json_object"}}, {"json_schema": {"type": "object"}}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", **SCHEMA}}},
+            {"json_schema": SCHEMA["schema"]},
+        ),
+        ({"logprobs": True}, {"logprobs": 0}),
+        ({"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
     ],
 )
 def test_what_the_model_can_do_is_asked_of_it(fields, option):
@@ -268,14 +294,14 @@ def test_defaults_that_clients_send_change_nothing():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", 2),
-        ("logprobs", True),
         ("top_logprobs", 3),
         ("frequency_penalty", 0.5),
         ("presence_penalty", -1),
         ("logit_bias", {"5": 1}),
-        ("response_format", {"type": "json_object"}),
         ("response_format", {"type": "json_schema", "json_schema": {}}),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": {}, "more": 1}}),
+        ("response_format", {"type": "json_object", "schema": {}}),
+        ("response_format", {"type": "grammar"}),
         ("modalities", ["text", "audio"]),
         ("audio", {"voice": "a", "format": "wav"}),
         ("prediction", {"type": "content", "content": "x"}),
@@ -285,8 +311,11 @@ def test_defaults_that_clients_send_change_nothing():
         ("web_search_options", {}),
         ("functions", [{"name": "f"}]),
         ("function_call", {"name": "f"}),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function", "function": {"name": "look"}}),
+        ("tool_choice", "any"),
+        ("tool_choice", {"type": "function", "function": {"name": "other"}}),
+        ("tool_choice", {"type": "function", "function": {"name": "look", "more": 1}}),
+        ("tool_choice", {"type": "custom", "custom": {"name": "look"}}),
+        ("tool_choice", {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}),
         ("max_tokens", 51),
         ("max_completion_tokens", 51),
         ("num_beams", 4),
@@ -335,110 +364,3 @@ def test_values_of_another_kind_are_no_chat(fields):
     with pytest.raises(ValidationError) as caught:
         body_of(**fields)
     assert caught.value.errors()[0]["loc"][0] == next(iter(fields))
-
-
-VERDICT = FakeGuard().check("hello")
-
-
-class Words:
-    """An answer's stream that says some words, then ends or fails."""
-
-    def __init__(self, *words: str, error: Exception | None = None) -> None:
-        self.verdict, self.result, self.closed = VERDICT, None, False
-        self._words, self._error = list(words), error
-
-    def __aiter__(self) -> Words:
-        return self
-
-    async def __anext__(self) -> str:
-        if self._words:
-            return self._words.pop(0)
-        if self._error is not None:
-            raise self._error
-        self.result = Result(
-            text="", verdict=VERDICT, finish_reason="stop", prompt_tokens=1, completion_tokens=1
-        )
-        raise StopAsyncIteration
-
-    async def __aenter__(self) -> Words:
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        self.closed = True
-
-    async def aclose(self) -> None:
-        self.closed = True
-
-
-def told(stream: Any, first: str | None = "a") -> Any:
-    form = ChatCompletion(model="m", verdict=VERDICT, caller=CALLER)
-    return events(stream, first, form, refusal="no")
-
-
-async def test_the_verdict_is_told_before_the_first_word_and_at_the_end():
-    lines = [line async for line in told(Words("b"))]
-    chunks = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
-    assert lines[-1] == b"data: [DONE]\n\n"
-    assert ["guardrail" in chunk for chunk in chunks] == [True, False, False, True]
-    assert not chunks[0]["choices"][0]["delta"]["content"]
-
-
-async def test_every_event_is_one_line():
-    lines = [line async for line in told(Words("b\n\ndata: [DONE]\n\n\u2028\r\n"))]
-    assert all(line.startswith(b"data: ") and line.count(b"\n") == 2 for line in lines)
-    assert all(line.endswith(b"\n\n") and b"\r" not in line for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [(RequestTimeoutError("late"), "timeout"), (RuntimeError("a secret"), "unavailable")],
-)
-async def test_a_failure_is_an_event_and_no_end_follows(error, code):
-    stream = Words("b", error=error)
-    lines = [line async for line in told(stream)]
-    last = json.loads(lines[-1].removeprefix(b"data: "))
-    assert last["error"]["code"] == code
-    assert b"[DONE]" not in b"".join(lines)
-    assert b'"finish_reason": "' not in b"".join(lines)
-    assert b"secret" not in b"".join(lines)
-    assert stream.closed
-
-
-@pytest.mark.parametrize("spec", ["2.3", "2.4"])
-async def test_a_client_that_hangs_up_closes_the_stream(spec):
-    stream, sent = Words(*"bcdefgh"), []
-
-    async def receive() -> Any:
-        while len(sent) < 3:
-            await asyncio.sleep(0)
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        if len(sent) == 3 and spec == "2.4":
-            raise OSError("gone")
-        sent.append(message)
-        await asyncio.sleep(0)
-
-    response = EventStream(told(stream), stream.aclose, headers_of(stream.verdict, CALLER))
-    await response({"type": "http", "asgi": {"spec_version": spec}}, receive, send)
-    assert stream.closed
-    assert not any(b"[DONE]" in message.get("body", b"") for message in sent)
-
-
-async def test_a_stream_that_was_never_read_is_closed_too():
-    stream = Words()
-
-    async def receive() -> Any:
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        raise OSError("gone")
-
-    response = EventStream(told(stream), stream.aclose, headers_of(stream.verdict, CALLER))
-    await response({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send)
-    assert stream.closed
-
-
-async def test_a_violation_is_an_event_although_it_is_no_exception(bare_violation):
-    lines = [line async for line in told(Words(error=bare_violation))]
-    assert json.loads(lines[-1].removeprefix(b"data: "))["error"]["code"] == "content_filter"

@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 
 from guardrail.errors import (
     ConfigurationError,
+    MissingExtraError,
     QueueFullError,
     RequestTimeoutError,
     UrlNotAllowedError,
@@ -46,3 +47,12 @@ def test_the_end_of_a_stream_is_one_event_without_done():
     assert text.startswith("data: ")
     assert text.endswith("\n\n")
     assert "error" in json.loads(text.removeprefix("data: "))
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "status"), [("llguidance", "structured", 400), ("av", "video", 422)]
+)
+def test_a_missing_extra_is_told_without_its_command(module, extra, status):
+    problem = told_as(MissingExtraError(module, extra=extra), "no")
+    assert problem.status == status
+    assert "pip" not in problem.message

@@ -89,7 +89,7 @@ class ProxyAnswerer:
             _log.warning("the upstream's key goes over the network without TLS; use https://")
 
     @property
-    def chats(self) -> APIRouter:
+    def chats(self) -> tuple[APIRouter, ...]:
         """The routes of the three forms; their bodies have more keys than a local model's."""
         router = APIRouter(prefix="/v1", responses=ERRORS)
         for form in (CHAT, COMPLETION, RESPONSE):
@@ -101,7 +101,7 @@ class ProxyAnswerer:
                 response_model=None,
                 openapi_extra={"requestBody": {"content": {_JSON: {"schema": schema}}}},
             )
-        return router
+        return (router,)
 
     def _route(self, form: Form) -> Callable[[Request], Awaitable[Response]]:
         async def forward(request: Request) -> Response:

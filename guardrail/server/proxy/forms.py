@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from guardrail.asgi.wire import DONE, FIELD, event
 from guardrail.server.answers import ChatCompletion, told
+from guardrail.server.response_form import ResponseAnswer
 from guardrail.types import Result, Verdict
 
 if TYPE_CHECKING:
     from guardrail.asgi.wire import Event
+    from guardrail.server.answers import AnswerForm
     from guardrail.server.keys import Caller
 
 
@@ -67,6 +69,23 @@ class Refusal:
             model=self.model, verdict=self.verdict, caller=self.caller, usage=self.usage
         )
 
+    @property
+    def response(self) -> ResponseAnswer:
+        """As a response."""
+        return ResponseAnswer(
+            model=self.model, verdict=self.verdict, caller=self.caller, refused=True
+        )
+
+    def whole(self, form: AnswerForm) -> dict[str, Any]:
+        """All at once."""
+        return form.whole([self.result])
+
+    def events(self, form: AnswerForm) -> list[bytes]:
+        """As a stream."""
+        result = self.result
+        data = [*form.opening(), *form.words(0, self.text), *form.ending(0, result, [result])]
+        return [*(event(datum, datum.get("type")) for datum in data), form.done]
+
 
 class Form(ABC):
     """An endpoint: the path below the upstream's address, and the key that holds what is asked."""
@@ -103,13 +122,11 @@ class ChatForm(Form):
 
     def refused(self, refusal: Refusal) -> dict[str, Any]:
         """See `Form`."""
-        return refusal.chat.whole(refusal.result)
+        return refusal.whole(refusal.chat)
 
     def refused_events(self, refusal: Refusal) -> list[bytes]:
         """See `Form`."""
-        chat = refusal.chat
-        words = chat.chunk({"content": refusal.text})
-        return [*map(event, [chat.opening(), words, *chat.closing(refusal.result)]), DONE]
+        return refusal.events(refusal.chat)
 
 
 class CompletionForm(Form):
@@ -132,7 +149,7 @@ class CompletionForm(Form):
 
 
 class ResponseForm(Form):
-    """Responses; a refused one is incomplete because of its content."""
+    """Responses."""
 
     path, source = "/responses", "input"
 
@@ -146,51 +163,11 @@ class ResponseForm(Form):
 
     def refused(self, refusal: Refusal) -> dict[str, Any]:
         """See `Form`."""
-        usage = {
-            "input_tokens": 0,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": 0,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": 0,
-        }
-        return {
-            "id": f"resp_{refusal.request_id}",
-            "object": "response",
-            "created_at": refusal.created,
-            "status": "incomplete",
-            "incomplete_details": {"reason": _FILTERED},
-            "error": None,
-            "instructions": None,
-            "metadata": {},
-            "model": refusal.model,
-            "output": [_item(refusal, "completed", [_part(refusal.text)])],
-            "parallel_tool_calls": True,
-            "tool_choice": "auto",
-            "tools": [],
-            "usage": usage,
-            FIELD: refusal.told,
-        }
+        return refusal.whole(refusal.response)
 
     def refused_events(self, refusal: Refusal) -> list[bytes]:
         """See `Form`."""
-        whole = self.refused(refusal)
-        begun = {**whole, "status": "in_progress", "output": [], "incomplete_details": None}
-        item = _item(refusal, "in_progress", [])
-        at = {"item_id": item["id"], "output_index": 0, "content_index": 0}
-        steps: list[tuple[str, dict[str, Any]]] = [
-            ("response.created", {"response": begun, FIELD: refusal.told}),
-            ("response.output_item.added", {"output_index": 0, "item": item}),
-            ("response.content_part.added", {**at, "part": _part("")}),
-            ("response.refusal.delta", {**at, "delta": refusal.text}),
-            ("response.refusal.done", {**at, "refusal": refusal.text}),
-            ("response.content_part.done", {**at, "part": _part(refusal.text)}),
-            ("response.output_item.done", {"output_index": 0, "item": whole["output"][0]}),
-            ("response.incomplete", {"response": whole, FIELD: refusal.told}),
-        ]
-        return [
-            event({"type": kind, "sequence_number": i, **data}, kind)
-            for i, (kind, data) in enumerate(steps)
-        ]
+        return refusal.events(refusal.response)
 
 
 CHAT, COMPLETION, RESPONSE = ChatForm(), CompletionForm(), ResponseForm()
@@ -205,17 +182,3 @@ def _text(refusal: Refusal, text: str, finish: str | None = None) -> dict[str, A
         "model": refusal.model,
         "choices": [choice],
     }
-
-
-def _item(refusal: Refusal, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "type": "message",
-        "id": f"msg_{refusal.request_id}",
-        "role": "assistant",
-        "status": status,
-        "content": content,
-    }
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "refusal", "refusal": text}

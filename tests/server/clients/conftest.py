@@ -19,7 +19,7 @@ from guardrail.types import Action, Modality
 from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from fastapi import FastAPI
 
@@ -69,14 +69,24 @@ def _base(llava: Any) -> Iterator[Guard]:
 
 @pytest.fixture(scope="module")
 def server_of(_base: Guard) -> Iterator[Callable[..., Server]]:
-    """`server_of(Action.FLAG, on_flag="raise")`: a server that takes this action always."""
+    """`server_of(Action.FLAG, on_flag="raise")`: a server that takes this action always.
+
+    `only={"image": ...}`: where there is nothing of these modalities, which have their thresholds.
+    """
     running: dict[str, Any] = {}
     made: list[Any] = []
 
-    def get(action: Action = Action.PASS, *, max_concurrent: int = 64, **policy: Any) -> Server:
-        name = repr((action, max_concurrent, sorted(policy.items())))
+    def get(
+        action: Action = Action.PASS,
+        *,
+        max_concurrent: int = 64,
+        only: Mapping[str, Thresholds] | None = None,
+        **policy: Any,
+    ) -> Server:
+        name = repr((action, max_concurrent, only, sorted(policy.items())))
         if name not in running:
-            rules = Policy(thresholds=dict.fromkeys(Modality, FORCED[action]), **policy)
+            levels = dict.fromkeys(map(str, Modality), FORCED[action]) | dict(only or {})
+            rules = Policy(thresholds=levels, **policy)
             guard = _base.with_policy(rules)
             settings = ServerSettings(
                 keys=(api_key("tests", KEY),), max_concurrent=max_concurrent, default_tokens=4

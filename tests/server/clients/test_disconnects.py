@@ -13,12 +13,12 @@ from tests.waiting import until
 KEY = "a-key-for-tests-0123"
 
 
-def post(url: str, body: dict[str, Any]) -> socket.socket:
+def post(url: str, path: str, body: dict[str, Any]) -> socket.socket:
     """A connection over which this body was posted."""
     host, port = url.removeprefix("http://").split(":")
     data = json.dumps(body).encode()
     head = (
-        "POST /v1/chat/completions HTTP/1.1\r\n"
+        f"POST /v1/{path} HTTP/1.1\r\n"
         f"Host: {host}\r\nAuthorization: Bearer {KEY}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
@@ -27,16 +27,21 @@ def post(url: str, body: dict[str, Any]) -> socket.socket:
     return connection
 
 
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 8_000}
+
+
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_row_ends_when_its_client_hangs_up(server, stream):
-    body = {
-        "model": "guarded",
-        "messages": [{"role": "user", "content": "hello"}],
-        "max_tokens": 8_000,
-        "stream": stream,
-    }
-    connection = post(server.url, body)
-    until(lambda: server.guard.load.running == 1)
+@pytest.mark.parametrize(
+    ("path", "fields", "rows"),
+    [
+        ("chat/completions", CHAT, 1),
+        ("chat/completions", CHAT | {"n": 2}, 2),
+        ("responses", {"input": "hello", "max_output_tokens": 8_000}, 1),
+    ],
+)
+def test_rows_end_when_their_client_hangs_up(server, stream, path, fields, rows):
+    connection = post(server.url, path, {"model": "guarded", "stream": stream, **fields})
+    until(lambda: server.guard.load.running == rows)
     if stream:
         assert connection.recv(4_096).startswith(b"HTTP/1.1 200")
     connection.close()

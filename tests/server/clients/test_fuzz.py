@@ -56,7 +56,7 @@ def described(fuzzed) -> Any:
 def test_every_answer_is_one_that_the_api_describes(described: Any, mode: GenerationMode) -> None:
     operations = [found.ok() for found in described.get_all_operations()]
     asked = [each for each in operations if each.path.startswith(("/v1", "/beta"))]
-    assert len(asked) == 5
+    assert len(asked) == 6
 
     @given(case=st.one_of([each.as_strategy(generation_mode=mode) for each in asked]))
     @settings(max_examples=40, **BOUNDED)
@@ -172,6 +172,71 @@ BODIES = st.fixed_dictionaries(
         "unheard_of": st.none() | st.just(1),
     },
 )
+
+
+def renamed(part: Any) -> Any:
+    """A chat's part as a response has it."""
+    kinds = {"text": "input_text", "image_url": "input_image"}
+    return {**part, "type": kinds.get(part["type"], part["type"])}
+
+
+ITEMS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "role": mostly(st.sampled_from(["user", "system", "developer", "assistant"])),
+            "content": mostly(WORDS | st.lists(PARTS.map(renamed), min_size=1, max_size=2)),
+        },
+        optional={"type": mostly(st.just("message")), "phase": mostly(st.none()), "id": WORDS},
+    ),
+    st.builds(
+        lambda name, arguments: {
+            "type": "function_call",
+            "call_id": "1",
+            "name": name,
+            "arguments": arguments,
+        },
+        mostly(WORDS),
+        mostly(WORDS),
+    ),
+    st.builds(
+        lambda output: {"type": "function_call_output", "call_id": "1", "output": output},
+        mostly(WORDS | st.lists(PARTS.map(renamed), min_size=1, max_size=2)),
+    ),
+)
+RESPONSES = st.fixed_dictionaries(
+    {
+        "model": st.just("guarded"),
+        "input": mostly(WORDS | st.lists(ITEMS, max_size=3)),
+        "max_output_tokens": st.integers(1, 3),
+    },
+    optional={
+        "stream": st.booleans(),
+        "instructions": mostly(WORDS),
+        "tools": mostly(st.lists(TOOLS.map(lambda tool: {**tool["function"], "type": "function"}))),
+        "tool_choice": mostly(st.sampled_from(["auto", "none"])),
+        "text": mostly(st.just({"format": {"type": "text"}})),
+        "include": mostly(st.just(["reasoning.encrypted_content"])),
+        "metadata": mostly(st.dictionaries(WORDS, WORDS, max_size=2)),
+        "temperature": mostly(st.floats(0, 2)),
+        "unheard_of": st.none() | st.just(1),
+    },
+)
+
+
+@given(body=RESPONSES)
+@settings(max_examples=60, **BOUNDED)
+def test_odd_responses_are_answered_or_refused(client: httpx.Client, body: Any) -> None:
+    data = json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    answer = client.post("/v1/responses", content=data, headers=headers)
+    assert answer.status_code in (200, 400, 413, 422), answer.text
+    if answer.status_code == 200:
+        assert answer.headers["x-guardrail-action"] == "pass"
+        streams = answer.headers["content-type"].startswith("text/event-stream")
+        assert streams == (body.get("stream") is True)
+        assert b"response.failed" not in answer.content
+    else:
+        assert_error(answer.json())
 
 
 @given(body=BODIES)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from guardrail.testing import scripted
 from guardrail.types import Action
@@ -114,6 +115,92 @@ def test_tools(client, llava):
     assert again.choices[0].finish_reason == "length"
 
 
+class City(BaseModel):
+    name: str
+    size: int
+
+
+SAID = '{"name": "Rome", "size": 3}'
+
+
+def test_an_answer_is_parsed_as_the_class_that_was_asked_for(client, llava):
+    prompts: list[str] = []
+
+    def say(prompt: str) -> str:
+        prompts.append(prompt)
+        return SAID
+
+    asked: Any = {"model": "guarded", "messages": CHAT, "max_tokens": 200}
+    with scripted(llava.model, llava.processor, say):
+        answer = client.chat.completions.parse(**asked, response_format=City)
+        with client.chat.completions.stream(**asked, response_format=City) as stream:
+            streamed = stream.get_final_completion()
+    assert answer.choices[0].message.parsed == City(name="Rome", size=3)
+    assert streamed.choices[0].message.parsed == City(name="Rome", size=3)
+    assert all('"City"' in prompt for prompt in prompts)  # shown to the model, and so judged
+
+
+def test_an_answer_that_nobody_scripted_is_json_all_the_same(client):
+    small = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
+    form = {"name": "n", "schema": small | {"additionalProperties": False}}
+    answer = client.chat.completions.create(
+        model="guarded",
+        messages=CHAT,
+        max_tokens=50,
+        response_format={"type": "json_schema", "json_schema": form},
+    )
+    assert json.loads(answer.choices[0].message.content)["a"] in ("x", "y")
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_flagged_chat_is_not_parsed_and_says_so(client_of, server_of):
+    client = client_of(server_of(Action.FLAG, refusal_message="No."))
+    with pytest.raises(openai.ContentFilterFinishReasonError) as caught:
+        client.chat.completions.parse(model="guarded", messages=CHAT, response_format=City)
+    assert caught.value.completion.choices[0].message.refusal == "No."
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "go"}}])
+def test_a_call_can_be_forced(client, choice):
+    go: Any = {"name": "go", "parameters": {"type": "object", "additionalProperties": False}}
+    answer = client.chat.completions.create(
+        model="guarded",
+        messages=CHAT,
+        tools=[{"type": "function", "function": go}],
+        tool_choice=choice,
+        max_tokens=100,
+    )
+    [call] = answer.choices[0].message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("go", {})
+    assert answer.choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_tokens_that_are_told_are_those_of_the_text(client, llava, stream):
+    said = "Well, h\u00e9llo \U0001f600."
+    asked: Any = {"model": "guarded", "messages": CHAT, "logprobs": True, "top_logprobs": 2}
+    with scripted(llava.model, llava.processor, lambda _: said):
+        if stream:
+            with client.chat.completions.stream(**asked, max_tokens=60) as events:
+                choice = events.get_final_completion().choices[0]
+        else:
+            choice = client.chat.completions.create(**asked, max_tokens=60).choices[0]
+    told = choice.logprobs.content
+    assert choice.message.content == said
+    assert b"".join(bytes(token.bytes) for token in told).decode() == said
+    assert all(len(token.top_logprobs) == 2 for token in told)
+
+
+def test_several_answers(client):
+    asked: Any = {"model": "guarded", "messages": CHAT, "n": 3, "temperature": 1, "seed": 1}
+    answer = client.chat.completions.create(**asked)
+    streamed = dict.fromkeys(range(3), "")
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert {choice.index: choice.message.content for choice in answer.choices} == streamed
+
+
 def test_a_flagged_chat_is_refused(client_of, server_of):
     client = client_of(server_of(Action.FLAG, refusal_message="No."))
     choice = client.chat.completions.create(model="guarded", messages=CHAT).choices[0]
@@ -137,7 +224,7 @@ def test_a_flagged_chat_is_an_error_where_the_policy_raises(client_of, server_of
 def test_errors_are_the_clients_own(client, client_of, server):
     ask = client.chat.completions.create
     with pytest.raises(openai.BadRequestError) as bad:
-        ask(model="guarded", messages=CHAT, n=2)
+        ask(model="guarded", messages=CHAT, n=9)
     assert bad.value.param == "n"
     with pytest.raises(openai.NotFoundError) as lost:
         ask(model="other", messages=CHAT)

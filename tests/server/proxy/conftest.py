@@ -58,6 +58,7 @@ class WordGuard:
         self.options.append(options)
         said = " ".join(
             [p.text for m in request.messages for p in m.parts if isinstance(p, TextPart)]
+            + [str(call.arguments) for m in request.messages for call in m.tool_calls]
             + [str(tool) for tool in request.tools]
         )
         if "crash" in said:

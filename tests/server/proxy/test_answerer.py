@@ -103,7 +103,58 @@ async def test_what_is_flagged_never_reaches_the_upstream(
         assert not streams or told[-1] == "[DONE]"
     else:
         whole = told[-1]["response"] if streams else told[0]
-        assert whole["incomplete_details"] == {"reason": "content_filter"}
+        assert whole["status"] == "completed"
+        assert "can't help" in whole["output"][0]["content"][0]["refusal"]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"role": "system", "content": "bad"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "bad"}]},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "bad"}]},
+        {"type": "function_call", "call_id": "c", "name": "find", "arguments": '{"a": "bad"}'},
+        {"type": "function_call_output", "call_id": "c", "output": "bad"},
+        {
+            "type": "function_call_output",
+            "call_id": "c",
+            "output": [{"type": "input_text", "text": "bad"}],
+        },
+    ],
+)
+async def test_every_item_of_a_responses_input_is_judged(proxy_of, upstream, item):
+    body = {"model": "big", "input": [item, {"role": "user", "content": "hello"}]}
+    answer = await proxy_of().post("/v1/responses", json=body)
+    assert answer.headers["x-guardrail-action"] == "flag"
+    assert upstream.seen == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"instructions": "bad"},
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"const": "bad"}}}},
+        {"tools": [{"type": "function", "name": "f", "description": "bad"}]},
+    ],
+)
+async def test_what_goes_with_a_responses_input_is_judged(proxy_of, upstream, given):
+    body = {"model": "big", "input": "hello", **given}
+    answer = await proxy_of().post("/v1/responses", json=body)
+    assert answer.headers["x-guardrail-action"] == "flag"
+    assert upstream.seen == []
+
+
+async def test_what_an_upstream_stored_was_not_seen_so_it_is_refused_unless_allowed(
+    proxy_of, upstream
+):
+    body = {"model": "big", "input": "hello", "previous_response_id": "resp_1"}
+    refused = await proxy_of().post("/v1/responses", json=body)
+    assert refused.status_code == 422
+    assert "previous_response_id" in refused.json()["error"]["message"]
+    assert upstream.seen == []
+    allowed = await proxy_of(unchecked={"previous_response_id"}).post("/v1/responses", json=body)
+    assert allowed.status_code == 200
+    assert upstream.seen[0].json == body
 
 
 @pytest.mark.parametrize("usage", [False, True])

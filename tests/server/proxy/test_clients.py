@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from guardrail.server import ServerSettings, create_app
+from guardrail.testing import scripted
 from guardrail.types import Action
 
 
@@ -71,9 +72,10 @@ async def test_a_real_guard_stops_a_picture_before_the_upstream(
     assert whole.choices[0].finish_reason == "content_filter"
     assert whole.choices[0].message.refusal == whole.choices[0].message.content
     assert chunks[-1].choices[0].finish_reason == "content_filter"
-    assert answer.incomplete_details.reason == "content_filter"
+    assert answer.status == "completed"
     assert answer.output[0].content[0].refusal == whole.choices[0].message.refusal
-    assert events[-1].type == "response.incomplete"
+    assert events[-1].type == "response.completed"
+    assert events[-1].response.output_text == ""
     assert text.choices[0].finish_reason == "content_filter"
 
 
@@ -104,3 +106,62 @@ async def test_failures_are_the_clients_own_errors(app_of, served, upstream, wir
         with pytest.raises(openai.APIError, match="broke the connection off"):
             async for _ in await ask(model="big", messages=hello, stream=True):
                 pass
+
+
+CALL = '<tool_call>{"name": "look", "arguments": {"at": "me"}}</tool_call>'
+
+
+def by_turn(prompt):
+    """What the model behind says: a call, and after its result a word."""
+    return "A door." if "a door" in prompt else CALL
+
+
+@pytest.fixture
+def agent_of():
+    agents = pytest.importorskip("agents")
+    agents.set_tracing_disabled(True)
+
+    def make(client, found):
+        @agents.function_tool
+        def look(at: str) -> str:
+            """Look at something."""
+            return found
+
+        model = agents.OpenAIResponsesModel(model="tiny", openai_client=client)
+        settings = agents.ModelSettings(max_tokens=200)
+        return agents.Agent(name="a", model=model, model_settings=settings, tools=[look])
+
+    return make
+
+
+@pytest.mark.parametrize(("found", "seen"), [("a door", 2), ("a door, and bad words", 1)])
+@pytest.mark.parametrize("streams", [True, False])
+async def test_an_agents_responses_are_judged_with_what_its_tools_return(
+    guard_of, app_of, served, llava, agent_of, wire, found, seen, streams
+):
+    agents = pytest.importorskip("agents")
+    behind, prompts = create_app(guard_of(), ServerSettings(model_name="tiny")), []
+
+    def say(prompt):
+        prompts.append(prompt)
+        return by_turn(prompt)
+
+    async def run(agent):
+        if not streams:
+            return (await agents.Runner.run(agent, "Who is there?")).final_output
+        running = agents.Runner.run_streamed(agent, "Who is there?")
+        async for _ in running.stream_events():
+            pass
+        return running.final_output
+
+    async with served(behind) as upstream_url:
+        async with served(app_of(url=f"{upstream_url}/v1")) as url, client_of(url) as client:
+            agent = agent_of(client, found)
+            with scripted(llava.model, llava.processor, say):
+                if seen == 2:
+                    assert await run(agent) == "A door."
+                else:
+                    with pytest.raises(agents.exceptions.ModelRefusalError, match="can't help"):
+                        await run(agent)
+    assert len(prompts) == seen
+    assert "bad" not in "".join(prompts)
