@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from guardrail.asgi.wire import DONE, FIELD, verdict_headers
+from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
@@ -88,6 +89,8 @@ class Ending(NamedTuple):
     incomplete: str | None = None
 
 
+_RANK = {Action.PASS: 0, Action.STEER: 1, Action.FLAG: 2}
+
 # A refusal is a whole answer: clients of responses take an incomplete one for a failure.
 _ENDINGS = {
     "stop": Ending("stop"),
@@ -103,6 +106,11 @@ def ending_of(result: Result) -> Ending:
     """
     ending = _ENDINGS[result.finish_reason]
     return Ending("tool_calls") if ending.chat == "stop" and result.tool_calls else ending
+
+
+def strictest(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict that several answers to one prompt are told with."""
+    return max(verdicts, key=lambda verdict: _RANK[verdict.action])
 
 
 class AnswerForm(Protocol):
@@ -179,14 +187,14 @@ class ChatCompletion:
         calls = [{"index": i, **call} for i, call in enumerate(self._calls(result))]
         chunks = [self._chunk(number, {"tool_calls": [call]}) for call in calls]
         if result.refused_by_guard:
-            chunks.append(self._chunk(number, {"refusal": result.text}))
+            chunks.append(self._chunk(number, {"refusal": result.refusal}))
         chunks.append(self._chunk(number, {}, ending_of(result).chat))
         chunks[-1]["choices"][0]["logprobs"] = _logprobs(result)
         if results is None:
             return chunks
         if self.usage:
             chunks.append(self._chunk(number, {}) | {"choices": [], "usage": _usage(results)})
-        chunks[-1][FIELD] = told(self.verdict, self.caller)
+        chunks[-1][FIELD] = told(strictest([each.verdict for each in results]), self.caller)
         return chunks
 
     def failed(self, problem: Problem) -> dict[str, Any]:
@@ -198,7 +206,7 @@ class ChatCompletion:
         message: dict[str, Any] = {
             "role": "assistant",
             "content": None if calls and not result.text else result.text,
-            "refusal": result.text if result.refused_by_guard else None,
+            "refusal": result.refusal,
         }
         if calls:
             message["tool_calls"] = calls

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from guardrail.asgi.wire import event
 from guardrail.errors import GuardrailViolation
 from guardrail.policy.acting import stops
-from guardrail.server.answers import AsciiJSONResponse, EventStream, headers_of
+from guardrail.server.answers import AsciiJSONResponse, EventStream, headers_of, strictest
 from guardrail.server.errors import told_as, unknown_model
 from guardrail.server.service import require_verdict
-from guardrail.types import Action, Result, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -37,9 +36,9 @@ if TYPE_CHECKING:
     from guardrail.server.answers import AnswerForm
     from guardrail.server.keys import Caller
     from guardrail.server.schemas import AskedBody
+    from guardrail.types import Result, Verdict
 
 _HALF = 2**63  # seeds are 64 bits with a sign
-_RANK = {Action.PASS: 0, Action.STEER: 1, Action.FLAG: 2}
 
 
 class FormOf(Protocol):
@@ -91,7 +90,7 @@ async def answered(
         streams = [guard.astream(asked.value, **each) for each in options]
         return await _streamed(streams, asked, guard, caller)
     results = await _together(guard.agenerate(asked.value, **each) for each in options)
-    verdict = _strictest([require_verdict(result.verdict, guard.policy) for result in results])
+    verdict = strictest([require_verdict(result.verdict, guard.policy) for result in results])
     form = asked.form(verdict, caller, refused=results[0].refused_by_guard)
     return AsciiJSONResponse(form.whole(results), headers=headers_of(verdict, caller))
 
@@ -107,7 +106,7 @@ async def _streamed(
 
     try:
         firsts = await _together(anext(stream, None) for stream in streams)
-        verdict = _strictest([require_verdict(each.verdict, guard.policy) for each in streams])
+        verdict = strictest([require_verdict(each.verdict, guard.policy) for each in streams])
     except BaseException:  # a cancelled task among them
         await close()
         raise
@@ -205,8 +204,3 @@ async def _together(works: Iterable[Awaitable[Any]]) -> list[Any]:
 
 def _written(datum: dict[str, Any]) -> bytes:
     return event(datum, datum.get("type"))
-
-
-def _strictest(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict that several answers to one prompt are told with."""
-    return max(verdicts, key=lambda verdict: _RANK[verdict.action])

@@ -92,7 +92,9 @@ class ResponseAnswer:
             if item["type"] == "function_call":
                 events += self._call_events(index, item)
         whole = self._whole(result, items)
-        closing = self._event(f"response.{whole['status']}", response=whole, **{FIELD: self._told})
+        closing = self._event(
+            f"response.{whole['status']}", response=whole, **{FIELD: whole[FIELD]}
+        )
         return [*events, closing]
 
     def failed(self, problem: Problem) -> Datum:
@@ -106,12 +108,18 @@ class ResponseAnswer:
         return told(self.verdict, self.caller)
 
     def _whole(self, result: Result, items: list[Datum]) -> Datum:
-        reason = ending_of(result).incomplete
+        reason = self._lacks(result)
         status = "completed" if reason is None else "incomplete"
         whole = self._response(status, output=items, usage=_usage(result))
         whole["completed_at"] = int(time.time()) if reason is None else None
         whole["incomplete_details"] = None if reason is None else {"reason": reason}
-        return whole | {FIELD: self._told}
+        return whole | {FIELD: told(result.verdict, self.caller)}
+
+    def _lacks(self, result: Result) -> str | None:
+        """Why it is incomplete: one that was cut while it was told is no refusal as a whole."""
+        if result.refused_by_guard and not self.refused:
+            return "content_filter"
+        return ending_of(result).incomplete
 
     def _response(self, status: str, **more: Any) -> Datum:
         return {
@@ -139,7 +147,7 @@ class ResponseAnswer:
         calls = result.tool_calls[: None if self.parallel_calls else 1]
         items = [_call_item(call) for call in calls]
         if result.text or self._begun or not items:
-            status = "incomplete" if ending_of(result).incomplete else "completed"
+            status = "incomplete" if self._lacks(result) else "completed"
             part = self._part(result.text, token_logprobs(result))
             items.insert(0, self._message(status, [part]))
         return items

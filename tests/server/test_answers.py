@@ -60,7 +60,7 @@ def test_answers_have_ids_of_their_own():
 
 
 def test_a_refusal_of_the_guards_is_content_and_refusal():
-    refused = replace(RESULT, finish_reason="flag", refused_by_guard=True)
+    refused = replace(RESULT, finish_reason="flag", refused_by_guard=True, refusal=RESULT.text)
     choice = whole(refused)["choices"][0]
     assert choice["finish_reason"] == "content_filter"
     assert choice["message"]["content"] == choice["message"]["refusal"] == "Well."

@@ -60,6 +60,7 @@ class Refusal:
             prompt_tokens=0,
             completion_tokens=0,
             refused_by_guard=True,
+            refusal=self.text,
         )
 
     @property
