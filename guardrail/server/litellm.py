@@ -32,6 +32,7 @@ from guardrail.server.answers import AsciiJSONResponse, headers_of, told
 from guardrail.server.bodies import StrictRoute
 from guardrail.server.schemas import ERRORS, Object, Objects, Texts
 from guardrail.server.service import checked
+from guardrail.server.watching import settled_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,8 +49,6 @@ router = APIRouter(prefix="/beta", route_class=StrictRoute, responses=ERRORS)
 Row = Mapping[str, Any]
 
 _REASONING = {"reasoning_content": str, "thinking_blocks": list, "reasoning_items": list}
-
-_UNSAID = "Go on, please."  # where nobody says what an answer is to
 
 _SEVERITY = {"pass": 0, "caution": 1, "flag": 2}
 _OUTAGE = "This request could not be checked; try again later."
@@ -119,17 +118,12 @@ async def _answered(guard: Guard, body: LiteLLMBody, caller: Caller, service: Se
     Under `on_flag="raise"` all of them are blocked then.
     """
     texts, policy, asked = body.texts or [], guard.policy, service.ask_options(caller)
-    said = [number for number, text in enumerate(texts) if text.strip()]
     service.count_asked(caller, texts)
     try:
-        verdicts = await asyncio.gather(
-            *(guard.acheck_answer(_UNSAID, texts[number], **asked) for number in said)
-        )
-    except DetectorError as error:
-        if passes_unchecked(error, policy):
-            return AsciiJSONResponse({"action": "NONE", FIELD: None})
+        each = await settled_answers(guard, texts, asked)
+    except DetectorError:
         return AsciiJSONResponse({"action": "BLOCKED", "blocked_reason": _OUTAGE, FIELD: None})
-    after = [settled(verdict, policy, caution=lambda words: None) for verdict in verdicts]
+    after = [one for one in each if one is not None]
     if not after:
         return AsciiJSONResponse({"action": "NONE", FIELD: None})
     strictest = _worst(after)
@@ -141,8 +135,10 @@ async def _answered(guard: Guard, body: LiteLLMBody, caller: Caller, service: Se
     elif policy.on_flag == "raise":
         found |= {"action": "BLOCKED", "blocked_reason": policy.refusal_message}
     else:
-        flagged = {n for n, each in zip(said, after, strict=True) if each.done == "flag"}
-        given = [policy.refusal_message if n in flagged else text for n, text in enumerate(texts)]
+        given = [
+            text if one is None or one.done != "flag" else policy.refusal_message
+            for text, one in zip(texts, each, strict=True)
+        ]
         found |= {"action": "GUARDRAIL_INTERVENED", "texts": given}
     return AsciiJSONResponse(found, headers=headers_of(strictest.verdict, caller))
 

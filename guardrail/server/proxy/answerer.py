@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
-from guardrail.asgi.wire import FIELD
+from guardrail.asgi.wire import FIELD, event
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
 from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import canonical_chat
@@ -36,12 +36,13 @@ from guardrail.server.answers import (
     told,
 )
 from guardrail.server.bodies import bounded_json
-from guardrail.server.errors import ApiError, error_answer, unknown_model
+from guardrail.server.errors import ApiError, error_answer, told_as, unknown_model
 from guardrail.server.proxy.failures import UpstreamProblem
 from guardrail.server.proxy.forms import CHAT, COMPLETION, RESPONSE, Refusal
 from guardrail.server.proxy.relay import Relay
 from guardrail.server.proxy.upstream import Kept, Upstream
 from guardrail.server.schemas import ERRORS
+from guardrail.server.watching import WatchedStream, settled_answers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -170,9 +171,20 @@ class ProxyAnswerer:
         )
         verdict = told(checked.verdict, request.state.caller)
         kept = {**headers, **_kept_headers(response.headers, upstream.clean)}
+        guard, caller = self._service.guard, request.state.caller
+        watched = guard.policy.watch == "answer"
+        options = self._service.ask_options(caller)
         if not asked.streams:
             found = await upstream.read_json(response, deadline=deadline)
+            after = await settled_answers(guard, asked.form.said(found), options) if watched else []
+            if flagged := [each for each in after if each is not None and each.done == "flag"]:
+                stop = Checked(asked, flagged[0].verdict, "flag", guard.policy)
+                return _flagged(stop, caller, kept | headers_of(stop.verdict, caller))
             return AsciiJSONResponse({**found, FIELD: verdict}, headers=kept)
+
+        def cut(verdict: Verdict, last: Mapping[str, Any]) -> list[bytes]:
+            return _cut(asked, guard.policy, verdict, caller, last)
+
         relay = Relay(
             upstream,
             response,
@@ -180,7 +192,9 @@ class ProxyAnswerer:
             verdict,
             usage=asked.wants_usage,
             deadline=deadline,
-            request_id=request.state.caller.request_id,
+            request_id=caller.request_id,
+            watch=WatchedStream(guard, options) if watched else None,
+            cut=cut,
         )
         await relay.begin()
         return EventStream(relay.chunks(), relay.aclose, kept)
@@ -207,18 +221,32 @@ def _flagged(checked: Checked, caller: Caller, headers: Mapping[str, str]) -> Re
         answer = error_answer(error, refusal=policy.refusal_message, caller=caller)
         answer.headers.update(headers)
         return answer
-    refusal = Refusal(
+    refusal = _refusal(asked, policy, verdict, caller)
+    if not asked.streams:
+        return AsciiJSONResponse(asked.form.refused(refusal), headers=headers)
+    events = b"".join(asked.form.refused_events(refusal))
+    headers = {**headers, **STREAM_HEADERS}
+    return Response(events, headers=headers, media_type=EventStream.media_type)
+
+
+def _refusal(asked: Asked, policy: Policy, verdict: Verdict, caller: Caller) -> Refusal:
+    return Refusal(
         text=policy.refusal_message,
         model=asked.model,
         caller=caller,
         verdict=verdict,
         usage=asked.wants_usage,
     )
-    if not asked.streams:
-        return AsciiJSONResponse(asked.form.refused(refusal), headers=headers)
-    events = b"".join(asked.form.refused_events(refusal))
-    headers = {**headers, **STREAM_HEADERS}
-    return Response(events, headers=headers, media_type=EventStream.media_type)
+
+
+def _cut(
+    asked: Asked, policy: Policy, verdict: Verdict, caller: Caller, last: Mapping[str, Any]
+) -> list[bytes]:
+    """What ends a stream whose answer was flagged, behind its event `last`."""
+    if policy.on_flag == "raise" or is_refused_outage(verdict, policy):
+        return [event(told_as(stopped(verdict), policy.refusal_message).to_dict())]
+    data = asked.form.cut(_refusal(asked, policy, verdict, caller), last)
+    return [*(event(datum, datum.get("type")) for datum in data), asked.form.done]
 
 
 def _sent_headers(request: Request, *, streams: bool) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from guardrail.asgi.wire import Event
     from guardrail.server.answers import AnswerForm
     from guardrail.server.keys import Caller
+    from guardrail.server.watching import Piece
 
 
 Data = Mapping[str, Any]
@@ -93,6 +94,7 @@ class Form(ABC):
 
     path: ClassVar[str]
     source: ClassVar[str]
+    done: ClassVar[bytes] = DONE  # what ends a stream
 
     def closes(self, data: Data, usage_wanted: bool) -> bool:
         """Whether this event of a stream carries the verdict once more."""
@@ -108,6 +110,18 @@ class Form(ABC):
         return event.done
 
     @abstractmethod
+    def said(self, whole: Data) -> list[str]:
+        """The texts of an answer that is there whole, one for each choice of several."""
+
+    @abstractmethod
+    def pieces(self, data: Data) -> list[Piece]:
+        """What an event of a stream says, and of which of its texts."""
+
+    @abstractmethod
+    def cut(self, refusal: Refusal, last: Data) -> list[dict[str, Any]]:
+        """What ends a stream behind its event `last`, when nothing more of it may be told."""
+
+    @abstractmethod
     def refused(self, refusal: Refusal) -> dict[str, Any]:
         """An answer in the upstream's place."""
 
@@ -120,6 +134,20 @@ class ChatForm(Form):
     """Chat completions."""
 
     path, source = "/chat/completions", "messages"
+
+    def said(self, whole: Data) -> list[str]:
+        """See `Form`."""
+        return [_texts(choice, "message", "content") for choice in _rows(whole, "choices")]
+
+    def pieces(self, data: Data) -> list[Piece]:
+        """See `Form`."""
+        rows = _rows(data, "choices")
+        return _spoken((c.get("index"), _texts(c, "delta", "content")) for c in rows)
+
+    def cut(self, refusal: Refusal, last: Data) -> list[dict[str, Any]]:
+        """See `Form`."""
+        told: dict[str, Any] = {"content": f"\n\n{refusal.text}", "refusal": refusal.text}
+        return [_ending(last, delta=told) | {FIELD: refusal.told}]
 
     def refused(self, refusal: Refusal) -> dict[str, Any]:
         """See `Form`."""
@@ -134,6 +162,18 @@ class CompletionForm(Form):
     """Text completions."""
 
     path, source = "/completions", "prompt"
+
+    def said(self, whole: Data) -> list[str]:
+        """See `Form`."""
+        return [_texts(choice, "text") for choice in _rows(whole, "choices")]
+
+    def pieces(self, data: Data) -> list[Piece]:
+        """See `Form`."""
+        return _spoken((c.get("index"), _texts(c, "text")) for c in _rows(data, "choices"))
+
+    def cut(self, refusal: Refusal, last: Data) -> list[dict[str, Any]]:
+        """See `Form`."""
+        return [_ending(last, text=f"\n\n{refusal.text}") | {FIELD: refusal.told}]
 
     def refused(self, refusal: Refusal) -> dict[str, Any]:
         """See `Form`."""
@@ -152,7 +192,28 @@ class CompletionForm(Form):
 class ResponseForm(Form):
     """Responses."""
 
-    path, source = "/responses", "input"
+    path, source, done = "/responses", "input", b""
+
+    def said(self, whole: Data) -> list[str]:
+        """See `Form`."""
+        parts = (p for item in _rows(whole, "output") for p in _rows(item, "content"))
+        return [_texts(part, "text") for part in parts]
+
+    def pieces(self, data: Data) -> list[Piece]:
+        """See `Form`."""
+        if data.get("type") != "response.output_text.delta":
+            return []
+        key = data.get("output_index"), data.get("content_index")
+        return _spoken([(str(key), _texts(data, "delta"))])
+
+    def cut(self, refusal: Refusal, last: Data) -> list[dict[str, Any]]:
+        """See `Form`."""
+        answer = refusal.response
+        whole = answer.whole([refusal.result])
+        whole |= {"status": "incomplete", "incomplete_details": {"reason": _FILTERED}}
+        number = last.get("sequence_number")
+        event = {"type": "response.incomplete", "response": whole, FIELD: refusal.told}
+        return [event | {"sequence_number": number + 1 if isinstance(number, int) else 0}]
 
     def closes(self, data: Data, usage_wanted: bool) -> bool:
         """See `Form`."""
@@ -172,6 +233,31 @@ class ResponseForm(Form):
 
 
 CHAT, COMPLETION, RESPONSE = ChatForm(), CompletionForm(), ResponseForm()
+
+
+def _rows(data: Data, name: str) -> list[Data]:
+    rows = data.get(name)
+    return [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+
+
+def _texts(data: Data, *path: str) -> str:
+    """The text at a place of an object; a content's parts joined, nothing where there is none."""
+    value: Any = data
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if isinstance(value, list):
+        return "".join(_texts(part, "text") for part in value if isinstance(part, Mapping))
+    return value if isinstance(value, str) else ""
+
+
+def _spoken(found: Iterable[tuple[object, str]]) -> list[Piece]:
+    return [(str(key), text) for key, text in found if text]
+
+
+def _ending(last: Data, **words: Any) -> dict[str, Any]:
+    """A stream's last chunk, with the name of those before."""
+    choice = {"index": 0, **words, "finish_reason": _FILTERED, "logprobs": None}
+    return {**last, "choices": [choice]}
 
 
 def _text(refusal: Refusal, text: str, finish: str | None = None) -> dict[str, Any]:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from guardrail.asgi.wire import DONE, FIELD, Event, EventTooLargeError, Splitter
 from guardrail.asgi.wire import event as written
+from guardrail.errors import GuardrailError
+from guardrail.server.errors import told_as
 from guardrail.server.proxy.failures import UpstreamProblem, broken, late
 from guardrail.server.proxy.upstream import media_type
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     import httpx
 
     from guardrail.server.proxy.forms import Form
     from guardrail.server.proxy.upstream import Upstream
+    from guardrail.server.watching import WatchedStream
+    from guardrail.types import Verdict
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +30,8 @@ _log = logging.getLogger(__name__)
 class Relay:
     """One stream. It is closed where it cannot begin; later that is for whoever sends it.
 
-    `verdict` is told as it is in the first event, and in the one that closes the answer.
+    `verdict` is told as it is in the first event, and in the one that closes the answer. With a
+    `watch` events are held until what they say was judged; `cut` gives what ends a stream then.
     """
 
     def __init__(
@@ -39,10 +44,14 @@ class Relay:
         usage: bool,
         deadline: float,
         request_id: str,
+        watch: WatchedStream | None = None,
+        cut: Callable[[Verdict, Mapping[str, Any]], list[bytes]] | None = None,
     ) -> None:
         self._upstream, self._response, self._form = upstream, response, form
         self._verdict, self._usage, self._deadline = verdict, usage, deadline
-        self._request_id = request_id
+        self._request_id, self._watch, self._cut = request_id, watch, cut
+        self._data: Mapping[str, Any] = {}  # of the latest event
+        self._over = False
         self._told = self._whole = self._failed = False
         self._events = self._whole_events()
         self._first: bytes | None = None
@@ -68,8 +77,15 @@ class Relay:
         event, problem = self._first, None
         try:
             while event is not None:
-                yield event
+                for passed in await self._passed(event):
+                    yield passed
+                if self._over:
+                    return
                 event = await self._next()
+            for passed in await self._passed(None):
+                yield passed
+            if self._over:
+                return
         except UpstreamProblem as error:
             problem = error
         if problem is None and not self._whole and not self._failed:
@@ -83,6 +99,24 @@ class Relay:
         """Close the connection that the answer comes by, if it is not read to its end."""
         await self._events.aclose()
         await self._response.aclose()
+
+    async def _passed(self, event: bytes | None) -> list[bytes]:
+        """What of a stream may be told after this event; after None all that is left."""
+        if self._watch is None:
+            return [] if event is None else [event]
+        try:
+            if event is None:
+                passed = await self._watch.end()
+            else:
+                passed = await self._watch.take(event, self._form.pieces(self._data))
+        except GuardrailError as error:
+            self._over = True
+            return [written(told_as(error, "").to_dict())]
+        if passed is not None:
+            return passed
+        self._over = True
+        verdict = self._watch.verdict
+        return [] if self._cut is None or verdict is None else self._cut(verdict, self._data)
 
     async def _next(self) -> bytes | None:
         """The next event, with the verdict where it belongs; None after the last one."""
@@ -100,6 +134,8 @@ class Relay:
         except ValueError:
             raise broken("an event of it cannot be read") from None
         self._whole = self._form.ends(event)
+        if event.data is not None:
+            self._data = event.data
         if event.data is None:
             return event.raw
         self._failed = self._failed or bool(event.data.get("error"))

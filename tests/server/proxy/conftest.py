@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
+from guardrail.errors import DetectorError
 from guardrail.inputs.messages import to_request
 from guardrail.policy import Policy
 from guardrail.server import ServerSettings, create_app
@@ -43,10 +44,11 @@ class WordGuard:
         self.policy = policy or Policy()
         self.options: list[dict[str, Any]] = []
         self.made: list[WordGuard] = []
+        self.judged: list[str] = []
 
     def with_policy(self, policy: Policy, **_: Any) -> WordGuard:
         other = WordGuard(policy)
-        other.options = self.options
+        other.options, other.judged = self.options, self.judged
         self.made.append(other)
         return other
 
@@ -81,6 +83,16 @@ class WordGuard:
             mode=self.policy.mode,
             reason="detector_failed" if failed else "score",
         )
+
+    async def acheck_answer(self, value: Any, answer: str, **options: Any) -> Verdict:
+        """Flags what has the word evil; what was judged is in `judged`."""
+        self.judged.append(answer)
+        if "collapse" in answer:
+            raise DetectorError("no answer can be read")
+        asked = await self.acheck(value, **options)
+        flag = Action.FLAG if "evil" in answer else Action.PASS
+        done = flag if self.policy.mode == "enforce" else Action.PASS
+        return replace(asked, action=done, would_be=flag, reason="answer")
 
 
 @dataclass
