@@ -29,6 +29,7 @@ from guardrail import Guard, Policy, Thresholds, guard_tool, guarded
 from guardrail.asgi import GuardrailASGIMiddleware
 from guardrail.front.chats import result_chat
 from guardrail.front.wrap import last_verdict
+from guardrail.server import create_app
 from guardrail.testing import tiny_artefact, tiny_model
 from guardrail.types import Action, Modality
 
@@ -237,6 +238,37 @@ async def through_asgi(guard: Guard, case: str) -> Verdict:
     return told[0].to_dict()
 
 
+def items(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chat as the input of a response."""
+
+    def part(held: dict[str, Any]) -> dict[str, Any]:
+        kind = {"text": "input_text", "image_url": "input_image", "video_url": "input_video"}
+        flat = {key: value["url"] for key, value in held.items() if isinstance(value, dict)}
+        return {**held, **flat, "type": kind[held["type"]]}
+
+    found: list[dict[str, Any]] = []
+    for message in chat:
+        held = message["content"]
+        content = held if isinstance(held, str) else [part(each) for each in held]
+        if message["role"] == "tool":
+            label = {"call_id": message["tool_call_id"], "name": message["name"]}
+            found.append({"type": "function_call_output", "output": content, **label})
+            continue
+        found.append({"role": message["role"], "content": content})
+        for call in message.get("tool_calls", ()):
+            found.append({"type": "function_call", "call_id": call["id"], **call["function"]})
+    return found
+
+
+async def through_responses(guard: Guard, case: str) -> Verdict:
+    client = httpx.AsyncClient(
+        transport=httpx.ASGITransport(create_app(guard)), base_url="http://test"
+    )
+    async with client:
+        body = {"model": "guarded", "input": items(CHATS[case]), "max_output_tokens": 1}
+        return (await client.post("/v1/responses", json=body)).json()["guardrail"]
+
+
 async def through_chat_model(guard: Guard, case: str) -> Verdict:
     chat = lc.ChatGuardedVLM(guard=guard, max_tokens=1)
     return chat.invoke(LANGCHAIN[case]).response_metadata["verdict"]
@@ -297,6 +329,7 @@ WAYS: list[Callable[[Guard, str], Awaitable[Verdict]]] = [
     through_guarded,
     through_guarded_coroutine,
     through_asgi,
+    through_responses,
     through_chat_model,
     through_chat_model_stream,
     through_runnable,
