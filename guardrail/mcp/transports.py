@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from uuid import uuid4
 
 import anyio
@@ -69,7 +70,7 @@ def program(words: Sequence[str]) -> Upstream:
         how = StdioServerParameters(command=command, args=arguments, env=dict(os.environ))
         entered = False
         try:
-            async with stdio_client(how) as streams:
+            async with stdio_client(how, errlog=_stderr()) as streams:
                 entered = True
                 yield streams
         except (OSError, ValueError) as error:
@@ -78,6 +79,15 @@ def program(words: Sequence[str]) -> Upstream:
             raise ConfigurationError(f"{command!r} cannot be started: {error}") from error
 
     return opened
+
+
+def _stderr() -> TextIO:
+    """This program's stderr as it is now, or as it was where a program cannot write to that."""
+    try:
+        sys.stderr.fileno()
+    except (OSError, ValueError):
+        return sys.__stderr__ or sys.stderr
+    return sys.stderr
 
 
 def address(url: str, headers: Mapping[str, str] | None = None) -> Upstream:
