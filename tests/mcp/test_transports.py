@@ -6,13 +6,15 @@ import json
 import os
 import socket
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import httpx
+import mcp.types as types
 import pytest
 import uvicorn
 from mcp import Client, MCPError
+from mcp.server.mcpserver import Context  # noqa: TC002  # tools' parameters are read
 from mcp.shared.exceptions import MCPError as SharedError
 
 from guardrail import ConfigurationError, UpstreamClosedError
@@ -203,6 +205,30 @@ async def test_http_on_both_sides(everything):
             while front._sessions:  # clients that leave say so
                 await anyio.sleep(0.01)
     assert heard == ["half of one"]
+
+
+@pytest.mark.filterwarnings("ignore::mcp.MCPDeprecationWarning")  # of versions after the handshake
+@pytest.mark.parametrize("behind", ["memory", "http"])
+async def test_a_sample_is_asked_for_over_http(behind, everything):
+    async def sample(_context, params):
+        content = types.TextContent(type="text", text=f"of {params.messages[0].content.text}")
+        return types.CreateMessageResult(role="assistant", content=content, model="m")
+
+    @everything.tool(structured_output=False)
+    async def asks(words: str, ctx: Context) -> str:
+        """Ask the client's model."""
+        content = types.TextContent(type="text", text=words)
+        message = types.SamplingMessage(role="user", content=content)
+        answer = await ctx.session.create_message([message], max_tokens=5)
+        return answer.content.text
+
+    async with AsyncExitStack() as stack:
+        upstream = in_memory(everything)
+        if behind == "http":
+            upstream = address(await stack.enter_async_context(upstream_of(everything)))
+        url, _ = await stack.enter_async_context(front_of(upstream))
+        client = await stack.enter_async_context(Client(url, sampling_callback=sample))
+        assert said(await client.call_tool("asks", {"words": "hi"})) == "of hi"
 
 
 async def test_an_address_for_a_client_in_memory(everything):
