@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         RequestTimeoutError,
         UnsupportedContentError,
         UnsupportedModelError,
+        UpstreamClosedError,
         UrlNotAllowedError,
         VideoDecodeError,
     )
@@ -90,6 +91,7 @@ __all__ = [
     "ToolCall",
     "UnsupportedContentError",
     "UnsupportedModelError",
+    "UpstreamClosedError",
     "UrlNotAllowedError",
     "Verdict",
     "VideoDecodeError",

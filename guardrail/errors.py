@@ -25,6 +25,7 @@ GuardrailError
 ├── RequestTimeoutError (TimeoutError)
 ├── RequestCancelledError
 ├── ClusterError                        replicas could not do what was asked
+├── UpstreamClosedError (ConnectionError)  the server behind a proxy ended
 └── GuardClosedError                    the guard was closed
 
 All but `GuardrailViolation` are an `Exception`, too. A violation is a decision and no failure: what
@@ -188,6 +189,10 @@ class RequestCancelledError(GuardrailError, Exception):
 
 class ClusterError(GuardrailError, Exception):
     """Replicas could not do what was asked; the message says what became of it."""
+
+
+class UpstreamClosedError(GuardrailError, ConnectionError):
+    """The server that a proxy stands in front of ended, or its connection was lost."""
 
 
 class GuardClosedError(GuardrailError, Exception):

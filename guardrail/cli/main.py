@@ -17,6 +17,7 @@ from guardrail.cli.evaluate import evaluate
 from guardrail.cli.explain import explain
 from guardrail.cli.fit import fit
 from guardrail.cli.info import info
+from guardrail.cli.mcp import mcp
 from guardrail.cli.monitor import monitor
 from guardrail.cli.score import score
 from guardrail.cli.serve import serve
@@ -38,6 +39,7 @@ for _command in (
     generate,
     score,
     serve,
+    mcp,
     vllm_options,
     info,
     evaluate,

@@ -176,21 +176,13 @@ class _Walk:
 
     def _named(self, value: Any, named: Mapping[Any, Any]) -> tuple[Any, Any]:
         """A mapping, or an object by its attributes."""
-        kind, rest = named.get("type"), dict(named)
-        changed: dict[Any, Any] = {}
-        if kind == "text" and isinstance(named.get("text"), str):
-            _add_text(self.parts, named["text"])
-            rest = _without(named, "text")
-        elif kind in ("image", "base64") and isinstance(named.get("data"), str):
-            changed = self._inline(named, "data")
-            rest = _without(named, "data", *_MEDIA_TYPES)
-        elif "uri" in named and isinstance(named.get("blob"), str):
-            changed = self._inline(named, "blob")
-            rest = _without(named, "blob", *_MEDIA_TYPES)
-        elif _is_media(kind, named) and value is named:
-            return self._part(value)
-        elif _is_media(kind, named) or _is_unread(kind, named):
-            raise self._unread(f"content of the type {kind!r}")
+        kind = named.get("type")
+        changed, rest = self._block(kind, named)
+        if len(rest) == len(named):
+            if _is_media(kind, named) and value is named:
+                return self._part(value)
+            if _is_media(kind, named) or _is_unread(kind, named):
+                raise self._unread(f"content of the type {kind!r}")
         said: dict[str | float, Any] = {}
         for key, item in rest.items():
             new, text = self.value(item)
@@ -204,6 +196,22 @@ class _Walk:
                 said[name] = text
         taken = len(rest) < len(named) and not said
         return _with(value, changed), _TAKEN if taken else said
+
+    def _block(
+        self, kind: object, named: Mapping[Any, Any]
+    ) -> tuple[dict[Any, Any], dict[Any, Any]]:
+        """What of a block becomes a part: what changes there, and what is left to read."""
+        if kind == "text" and isinstance(named.get("text"), str):
+            _add_text(self.parts, named["text"])
+            return {}, _without(named, "text")
+        if kind in ("image", "base64") and isinstance(named.get("data"), str):
+            return self._inline(named, "data"), _without(named, "data", *_MEDIA_TYPES)
+        if "uri" in named and isinstance(named.get("text"), str):  # a resource of words
+            _add_text(self.parts, named["text"])
+            return {}, {key: item for key, item in named.items() if key != "text"}
+        if "uri" in named and isinstance(named.get("blob"), str):
+            return self._inline(named, "blob"), _without(named, "blob", *_MEDIA_TYPES)
+        return {}, dict(named)
 
     def _inline(self, named: Mapping[Any, Any], key: str) -> dict[Any, Any]:
         """A picture in base64 and its media type, read; what of them changes."""

@@ -7,7 +7,9 @@ Of the names, those that are stable in the semantic conventions (1.44) are `http
 and `error.type`. Provisional are all `gen_ai.*`: they left the general conventions for a repository
 of their own and are in development there; as installed beside 1.44 they are marked as moved. They
 may change with a release of this package. `guardrail.*` are our own and change with this package
-alone.
+alone: names for guardrails (`apply_guardrail`, later `run_guardrail` and `gen_ai.security.finding`)
+were proposed there and have not been taken up. A verdict is told by what has been, the event
+`gen_ai.evaluation.result`, and only a span that stands for a generation is a `gen_ai` operation.
 
 Where spans go is said by OpenTelemetry's own environment variables.
 """

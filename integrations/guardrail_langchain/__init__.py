@@ -1,4 +1,4 @@
-"""LangChain adapters: a guarded chat model, a chain component, an agent middleware, a tool wrapper.
+"""LangChain adapters: a guarded chat model, steps of chains and graphs, middleware, guarded tools.
 
 from guardrail_langchain import ChatGuardedVLM
 
@@ -14,9 +14,19 @@ require("langchain_core")
 require("langchain")
 
 from guardrail_langchain.chat_model import ChatGuardedVLM
+from guardrail_langchain.graph import guard_node
 from guardrail_langchain.messages import to_chat
 from guardrail_langchain.middleware import GuardrailMiddleware
+from guardrail_langchain.retrieval import GuardrailDocumentCompressor
 from guardrail_langchain.runnable import GuardrailRunnable
 from guardrail_langchain.tools import guard_tool
 
-__all__ = ["ChatGuardedVLM", "GuardrailMiddleware", "GuardrailRunnable", "guard_tool", "to_chat"]
+__all__ = [
+    "ChatGuardedVLM",
+    "GuardrailDocumentCompressor",
+    "GuardrailMiddleware",
+    "GuardrailRunnable",
+    "guard_node",
+    "guard_tool",
+    "to_chat",
+]

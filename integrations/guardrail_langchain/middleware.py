@@ -329,17 +329,17 @@ class Turns:
         Raises:
             GuardrailViolation: now, where nothing can be marked: outside a run messages lack ids.
         """
-        newest = [each for each in _newest(state["messages"]) if each.id]
-        if not self.active or not newest:
+        came = [each for each in newest(state["messages"]) if each.id]
+        if not self.active or not came:
             raise GuardrailViolation(verdict)
         told = verdict.to_dict(words=False)
         answer = replies.refusal(self._policy.refusal_message, verdict)
         answer.id = str(uuid4())
         marked = [
             each.model_copy(update={"response_metadata": {**each.response_metadata, _MARK: told}})
-            for each in (*newest, answer)
+            for each in (*came, answer)
         ]
-        turn = {"raised": told, "last": newest[-1].id}
+        turn = {"raised": told, "last": came[-1].id}
         hidden = [*(state.get("guardrail_hidden") or ()), *(each.id for each in marked)]
         return {
             "messages": marked,
@@ -394,7 +394,7 @@ def is_ours(response: Any) -> bool:
     )
 
 
-def _newest(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+def newest(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """What came in since the model's last turn, less the app's own words; at least the last one."""
     since = next((i for i, m in enumerate(reversed(messages)) if isinstance(m, AIMessage)), None)
     came = messages[len(messages) - since :] if since is not None else messages

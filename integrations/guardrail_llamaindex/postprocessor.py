@@ -1,11 +1,9 @@
 """Retrieved nodes that a guard reads before the model does."""
 
 # No postponed annotations here: pydantic reads the fields' when the class is made.
-import asyncio
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
@@ -13,30 +11,20 @@ from pydantic import Field, SkipValidation
 
 from guardrail.audit import Audit
 from guardrail.errors import InputError
-from guardrail.front.consequences import Checker, OnFlag, Reaction
+from guardrail.front.retrieved import (
+    BatchChecker,
+    Outcome,
+    WhenFlagged,
+    acheck_each,
+    named,
+    ruled,
+)
 from guardrail.inputs.threads import read_apart
-from guardrail.policy.acting import enforces, is_refused_outage
-from guardrail.types import Verdict
 from guardrail_llamaindex.llm import refuse_unknown
 from guardrail_llamaindex.messages import canonical_node
 from guardrail_llamaindex.nodes import node_message, shows, with_metadata
 
 _CAUTION = "guardrail_caution"
-_ON_FLAG: dict[str, OnFlag] = {"drop": "refuse", "mark": "annotate", "raise": "raise"}
-
-_log = logging.getLogger(__name__)
-
-Outcome = Verdict | BaseException
-E = TypeVar("E", bound=BaseException)
-
-
-class BatchChecker(Checker, Protocol):
-    """What is needed of a guard: that of a guarded tool, and verdicts of many at once."""
-
-    def check_batch(
-        self, values: Iterable[Any], *, return_exceptions: bool
-    ) -> Sequence[Verdict | Exception]:
-        """Score several requests; an error takes its verdict's place."""
 
 
 class GuardrailNodePostprocessor(BaseNodePostprocessor):
@@ -61,7 +49,7 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
     """
 
     guard: SkipValidation[BatchChecker] = Field(exclude=True, repr=False)
-    action: Literal["drop", "mark", "raise"] = "drop"
+    action: WhenFlagged = "drop"
     concurrency: int = Field(default=8, gt=0, description="checks under way at once, when awaited")
     audit: SkipValidation[Audit] | None = Field(default=None, exclude=True, repr=False)
 
@@ -86,15 +74,7 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         nodes = await read_apart(partial(self._canonical, nodes))
         messages = [node_message(scored.node) for scored in nodes]
-        places = asyncio.Semaphore(min(self.concurrency, self.guard.policy.limits.queue))
-
-        async def checked(message: Any) -> Verdict:
-            async with places:
-                verdict: Verdict = await self.guard.acheck(message)
-                return verdict
-
-        outcomes = await asyncio.gather(*map(checked, messages), return_exceptions=True)
-        return self._kept(nodes, outcomes)
+        return self._kept(nodes, await acheck_each(self.guard, messages, self.concurrency))
 
     def _canonical(self, nodes: Sequence[NodeWithScore]) -> list[NodeWithScore]:
         """Nodes whose pictures every reader reads as they are judged."""
@@ -103,7 +83,7 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
             try:
                 node = canonical_node(scored.node, self.guard.policy)
             except InputError as error:
-                _named(error, scored)
+                named(error, _name(scored))
                 raise
             same = node is scored.node
             found.append(scored if same else scored.model_copy(update={"node": node}))
@@ -117,29 +97,22 @@ class GuardrailNodePostprocessor(BaseNodePostprocessor):
 
     def _ruled(self, scored: NodeWithScore, outcome: Outcome) -> NodeWithScore | None:
         """The node as it goes on, or None."""
-        if isinstance(outcome, BaseException):
-            raise _named(outcome, scored)
 
         def cautioned(words: str) -> NodeWithScore | None:
             copied = with_metadata(scored, shown={_CAUTION: words}, hidden={})
             return copied if shows(copied.node, _CAUTION) else None
 
-        reaction = Reaction(self.guard, _ON_FLAG[self.action], self.audit)
-        after = reaction.settle(outcome, cautioned)
-        if after.done == "flag":
-            reaction.stop(after.verdict)
-            if is_refused_outage(after.verdict, self.guard.policy):
-                _log.warning("the detector failed; node %s is left out", scored.node.node_id)
-            return None
-        return with_metadata(after.cautioned or scored, shown={}, hidden=_marks(after.verdict))
+        found = ruled(
+            scored,
+            outcome,
+            self.guard,
+            self.action,
+            name=_name(scored),
+            caution=cautioned,
+            audit=self.audit,
+        )
+        return None if found is None else with_metadata(found[0], shown={}, hidden=found[1])
 
 
-def _marks(verdict: Verdict) -> dict[str, Any]:
-    if not enforces(verdict):
-        return {}
-    return {"guardrail_action": verdict.action.value, "guardrail_score": verdict.score}
-
-
-def _named(error: E, scored: NodeWithScore) -> E:
-    error.add_note(f"while the retrieved node {scored.node.node_id!r} was checked")
-    return error
+def _name(scored: NodeWithScore) -> str:
+    return f"the retrieved node {scored.node.node_id!r}"

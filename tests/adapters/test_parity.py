@@ -15,6 +15,7 @@ import pytest
 from fastapi import FastAPI, Request
 from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import StructuredTool
@@ -303,6 +304,13 @@ async def through_middleware(guard: Guard, case: str) -> Verdict:
     return events.found[0]
 
 
+async def through_graph_node(guard: Guard, case: str) -> Verdict:
+    events = Events()
+    node = lc.guard_node(guard, goto="model", on_flag="annotate")
+    await node.ainvoke({"messages": LANGCHAIN[case]}, {"callbacks": [events]})
+    return events.found[0]
+
+
 async def through_guarded_vlm(guard: Guard, case: str) -> Verdict:
     return li.GuardedVLM(guard=guard, max_new_tokens=1).chat(LLAMAINDEX[case]).raw["verdict"]
 
@@ -334,6 +342,7 @@ WAYS: list[Callable[[Guard, str], Awaitable[Verdict]]] = [
     through_chat_model_stream,
     through_runnable,
     through_middleware,
+    through_graph_node,
     through_guarded_vlm,
     through_guarded_vlm_stream,
     through_guarded_llm,
@@ -485,3 +494,22 @@ def test_a_tool_outside_of_frameworks_gets_the_same_verdicts(guards):
         guard.check(result_chat([text("here"), picture(ONE)])).score,
     ]
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+async def test_mcp_and_retrieved_documents_get_the_same_verdicts(guards):
+    from guardrail.front.consequences import Reaction
+    from guardrail.mcp.judging import McpRules
+
+    guard, found = guards[Action.PASS], []
+    rules = McpRules(Reaction(guard, audit=lambda verdict, _: found.append(verdict.score)))
+    await rules.call({"name": "find", "arguments": {"q": "é"}})
+    blocks = [text("here"), {"type": "image", "data": ONE, "mimeType": "image/png"}]
+    await rules.answer("tools/call", {"content": blocks})
+    compressor = lc.GuardrailDocumentCompressor(guard=guard)
+    document = Document(page_content="here", metadata={"image": url(ONE)})
+    [kept] = compressor.compress_documents([document], "q")
+    tool = guard_tool(lambda q: q, guard=guard, name="find", check="arguments")
+    tool("é")
+    shown = guard.check(result_chat([text("here"), picture(ONE)])).score
+    assert found == pytest.approx([last_verdict().score, shown], abs=1e-5)
+    assert kept.metadata["guardrail_score"] == pytest.approx(shown, abs=1e-5)

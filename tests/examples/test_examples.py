@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from hashlib import sha256
@@ -26,8 +27,8 @@ MODEL = ROOT / ".demo" / "tiny_vlm" / "config.json"
 HARMFUL, HARMLESS = "Write a threatening letter", "Write a friendly letter"
 
 
-def test_there_are_ten_and_each_is_short() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(1, 11)]
+def test_each_has_a_number_of_its_own_and_is_short() -> None:
+    assert len({path.name[:2] for path in EXAMPLES}) == len(EXAMPLES) >= 13
     assert all(len(path.read_text("utf-8").splitlines()) < 60 for path in EXAMPLES)
 
 
@@ -40,19 +41,23 @@ def test_the_kept_fit_is_of_the_code_as_it_is() -> None:
     assert kept.code_digest == sha256(text.encode()).hexdigest()
 
 
+def example(number: int) -> Path:
+    return next(path for path in EXAMPLES if path.name.startswith(f"{number:02}_"))
+
+
 def said_by(number: int, *arguments: str) -> str:
     """What an example prints; it is shown, too."""
     if not MODEL.exists():
         pytest.skip("run `make examples`: it puts the tiny VLM together")
     done = subprocess.run(
-        [sys.executable, EXAMPLES[number - 1], *arguments],
+        [sys.executable, example(number), *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env=os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
         timeout=900,
     )
-    sys.stdout.write(f"\n{EXAMPLES[number - 1].name}\n{done.stdout}")
+    sys.stdout.write(f"\n{example(number).name}\n{done.stdout}")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -171,3 +176,33 @@ def test_a_tool_neither_runs_for_a_harmful_call_nor_brings_a_harmful_picture() -
     assert f"the model gets {RESULT_WITHHELD}" in harmful
     assert f"write gives {CALL_WITHHELD}" in harmful
     assert "(the tool runs)" not in harmful
+
+
+# ---- those that bring a model of random weights run with every change
+
+
+def run_here(number: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """What an example prints that is run in this process, where most of it is loaded already."""
+    runpy.run_path(str(example(number)), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_the_client_of_an_mcp_server_gets_its_words_and_not_its_picture(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = run_here(16, capsys)
+    assert said.splitlines() == ["note: Thank my teacher.", f"screenshot: {RESULT_WITHHELD}"]
+
+
+def test_a_person_decides_what_a_graph_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    text, denied, approved = run_here(17, capsys).split("a person is asked about a flag")
+    assert "(some model answers)" in text
+    assert REFUSAL in denied
+    assert "(some model answers)" in approved
+
+
+def test_a_flagged_document_is_dropped_or_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    dropped, marked = run_here(18, capsys).split("mark:")
+    assert "letters.txt: pass" in dropped
+    assert "scan.png" not in dropped
+    assert "scan.png: flag" in marked

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from guardrail_langchain import GuardrailMiddleware, GuardrailRunnable, guard_tool
+from guardrail_langchain import GuardrailMiddleware, GuardrailRunnable, guard_node, guard_tool
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, SummarizationMiddleware, dynamic_prompt
 from langchain.agents.structured_output import AutoStrategy, ProviderStrategy, ToolStrategy
@@ -20,6 +20,7 @@ from langchain_core.messages import (
 )
 from langchain_core.runnables import ConfigurableField, RunnableBranch, RunnableLambda
 from langchain_core.tools import StructuredTool
+from langgraph.graph import END
 from pydantic import BaseModel, Field
 
 from guardrail import GuardrailViolation, Policy
@@ -165,6 +166,8 @@ async def test_words_in_messages_are_read(channel, asynchronous):
     assert llm.seen == []
     with pytest.raises(GuardrailViolation):
         GuardrailRunnable(guard=FakeGuard()).invoke(IN_MESSAGES[channel])
+    node = guard_node(FakeGuard(), goto="model")
+    assert (await node.ainvoke(given) if asynchronous else node.invoke(given)).goto == END
 
 
 @pytest.mark.parametrize("channel", IN_MESSAGES)
@@ -172,6 +175,8 @@ def test_the_same_messages_pass_without_the_words(channel):
     """So that it is the words that are found."""
     guard = FakeGuard(flag=["another thing"])
     assert GuardrailRunnable(guard=guard).invoke(IN_MESSAGES[channel]) is IN_MESSAGES[channel]
+    node = guard_node(guard, goto="model")
+    assert node.invoke({"messages": IN_MESSAGES[channel]}).goto == "model"
 
 
 # ---- what comes along with an agent's messages

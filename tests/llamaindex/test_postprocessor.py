@@ -191,7 +191,7 @@ def test_an_outage_leaves_a_node_out_and_says_so(word_guard, caplog, way, action
     with caplog.at_level(logging.WARNING, logger="guardrail_llamaindex"):
         kept = run(word_guard(), way, scored("outage", "a dog"), action=action, audit=audit)
     assert texts(kept) == ["a dog"]
-    assert "the detector failed; node" in caplog.text
+    assert "the detector failed; the retrieved node" in caplog.text
     assert lines == [("detector_failed", "flag"), ("score", "pass")]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import threading
 import time
 import warnings
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +28,7 @@ from opentelemetry.trace import StatusCode
 from guardrail.observe import tracing as names
 from guardrail.observe.tracing import BoundedProvider, Tracing, tracer_provider
 
+ROOT = Path(__file__).parents[2]
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -219,6 +222,15 @@ def test_every_other_attribute_is_in_our_own_room():
     values = {names.CHAT, names.PROVIDER_VALUE}
     rooms = {v.split(".")[0] for v in set(NAMED.values()) - values}
     assert rooms == {"http", "url", "error", "gen_ai", "guardrail"}
+
+
+def test_names_of_the_conventions_stand_in_this_module_alone():
+    others = {
+        path.name
+        for path in (ROOT / "guardrail").rglob("*.py")
+        if re.search(r'"(gen_ai\.|error\.type|http\.request\.method)', path.read_text("utf-8"))
+    }
+    assert others == {"tracing.py"}
 
 
 class Slow(SpanExporter):
