@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -34,7 +33,7 @@ from guardrail.model.decoder import decoder_layers, self_attention_layers
 from guardrail.model.encode import Encoded, media_as_counted, on_device
 from guardrail.model.hooks import PromptHooks, check_layers, prompt_hooks
 from guardrail.model.prefill import PrefillDoneError, PromptCall
-from guardrail.model.settings import Settings, ends, generation_config
+from guardrail.model.settings import Settings, ends, generation_config, seeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("guardrail")
 
 _ONE_TOKEN = Settings(max_new_tokens=1, do_sample=False)
-
-_DRAWING = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -467,38 +464,3 @@ class RowsCriterion(StoppingCriteria):
                 row.take(token)
         done = torch.tensor([row.outcome is not None for row in self._rows])
         return done.to(input_ids.device).repeat_interleave(input_ids.shape[0] // len(done))
-
-
-@contextmanager
-def seeded(loaded: LoadedModel, settings: Settings) -> Iterator[None]:
-    """Sample as after `torch.manual_seed(seed)`, and leave the generators as they were.
-
-    All models of a process draw from the same generators, so sampled answers are made one after
-    another. What remains: code outside the guards that draws meanwhile, and a callback of a sampled
-    request must not wait for a sampled answer of another model.
-    """
-    with ExitStack() as held:
-        if settings.seed is not None or settings.samples(loaded.model.generation_config):
-            held.enter_context(_DRAWING)
-        if settings.seed is not None:
-            held.enter_context(_from_seed(loaded.device.type, settings.seed))
-        yield
-
-
-@contextmanager
-def _from_seed(kind: str, seed: int) -> Iterator[None]:
-    module: Any = getattr(torch, kind, None)
-    devices = list(range(module.device_count())) if kind != "cpu" and module is not None else []
-    with torch.random.fork_rng(devices, device_type="cuda" if kind == "cpu" else kind):
-        torch.manual_seed(seed)
-        yield
-
-
-def _forked() -> None:
-    """A child has no thread but its own: whoever held the lock will never give it back there."""
-    global _DRAWING
-    _DRAWING = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

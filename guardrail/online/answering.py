@@ -149,7 +149,7 @@ class Answering:
         if verdict is None:
             self._record(None, {"event": "outage", **who(self._job)})
             return DetectorError("an answer without a verdict; it is not given out")
-        verdict = of_both(verdict, answer)
+        verdict = verdict if answer is None else of_both(verdict, answer)
         if stops and policy.on_flag == "raise":
             return stopped(verdict)
         text, calls = (self._refused(policy.refusal_message), ()) if stops else self._said()

@@ -77,8 +77,8 @@ class WatchedAnswer:
             self._emit(chunk)
 
 
-def of_both(asked: Verdict, answer: Verdict | None) -> Verdict:
+def of_both(asked: Verdict, answer: Verdict) -> Verdict:
     """The verdict that counts of a request's and its answer's: the first that is a flag."""
-    if answer is None or asked.action is Action.FLAG or answer.action is not Action.FLAG:
+    if asked.action is Action.FLAG or answer.action is not Action.FLAG:
         return asked
     return answer
