@@ -11,10 +11,11 @@ from guardrail_langchain import ChatGuardedVLM
 from guardrail_llamaindex import GuardedVLM
 from langchain_core.callbacks import BaseCallbackHandler
 from llama_index.core.base.llms.types import ChatMessage
+from openai import APIError, AsyncOpenAI
 
 from guardrail import Guard, GuardrailViolation, Policy, Thresholds
 from guardrail.online.watching import WatchedAnswer
-from guardrail.server import create_app
+from guardrail.server import ServerSettings, create_app
 from guardrail.testing import scripted, tiny_artefact, tiny_model
 from guardrail.types import Modality
 
@@ -230,3 +231,47 @@ async def test_the_server_replaces_an_answer_that_is_not_streamed(cut: Cut) -> N
         (choice,) = answer.json()["choices"]
         assert choice["finish_reason"] == "content_filter"
         assert choice["message"]["refusal"] == Policy().refusal_message
+
+
+def openai_on(cut: Cut) -> AsyncOpenAI:
+    transport = httpx.ASGITransport(create_app(cut.guard, ServerSettings(model_name="guarded")))
+    client = httpx.AsyncClient(transport=transport)
+    return AsyncOpenAI(
+        base_url="http://server/v1", api_key="none", http_client=client, max_retries=0
+    )
+
+
+async def test_openais_responses_stream_nothing_of_it(cut: Cut) -> None:
+    events: list[Any] = []
+    async with openai_on(cut) as client:
+        try:
+            stream = await client.responses.create(
+                model="guarded", input=ASKED, max_output_tokens=TOKENS, stream=True
+            )
+            async for event in stream:
+                events.append(event)
+        except APIError as error:
+            assert raises(cut)
+            nothing_shows(cut, error.body)
+    nothing_shows(cut, *(event.model_dump_json() for event in events))
+    text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    assert text
+    if raises(cut):
+        assert not any(event.type == "response.completed" for event in events)
+        return
+    ends_well(cut, events[-1], text)
+    assert events[-1].type == "response.incomplete"
+    assert events[-1].response.incomplete_details.reason == "content_filter"
+    assert events[-1].response.output_text == text
+
+
+async def test_openais_response_is_a_refusal_where_it_is_not_streamed(cut: Cut) -> None:
+    if raises(cut):
+        return
+    async with openai_on(cut) as client:
+        response = await client.responses.create(
+            model="guarded", input=ASKED, max_output_tokens=TOKENS
+        )
+    nothing_shows(cut, response.model_dump_json())
+    assert response.status == "completed"
+    assert response.output[0].content[0].refusal == Policy().refusal_message  # type: ignore
