@@ -23,6 +23,7 @@ import torch
 from guardrail.errors import ConfigurationError, ModelError, UnsupportedModelError
 from guardrail.extras import require
 from guardrail.inputs.strict_json import strict_json
+from guardrail.inputs.tools import closed
 from guardrail.model.settings import LARGEST_SCHEMA, json_text
 
 if TYPE_CHECKING:
@@ -256,7 +257,10 @@ def _call_rules(
 
 
 def _arguments(schema: Any, what: str) -> dict[str, Any]:
-    """A tool's parameters as a schema of objects, which is all that arguments can be."""
+    """A tool's parameters as a schema of objects, which is all that arguments can be.
+
+    A function takes no arguments but its own.
+    """
     if schema is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     kinds = schema.get("type", "object") if isinstance(schema, dict) else None
@@ -265,7 +269,7 @@ def _arguments(schema: Any, what: str) -> dict[str, Any]:
             f"{what} describe no object, and arguments are always one; write "
             '{"type": "object", "properties": {...}}'
         )
-    return {**schema, "type": "object"}
+    return {**closed(schema), "type": "object"}
 
 
 def _text(text: str, special: Mapping[int, str]) -> list[str]:
