@@ -436,6 +436,14 @@ class TokenLogprob:
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
 
+    def to_dict(self) -> dict[str, object]:
+        """As OpenAI's API has it."""
+        own, *top = (
+            {"token": each.text, "logprob": each.logprob, "bytes": list(each.raw)}
+            for each in (self, *self.top)
+        )
+        return {**own, "top_logprobs": top}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:

@@ -17,11 +17,16 @@ from guardrail.inputs.strict_json import strict_json
 from guardrail.types import ToolCall
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from guardrail.inputs.parts import Budget
 
 _ABOUT_TOOLS = {"name", "description", "parameters", "strict"}
+# Keywords of JSON schemas that hold schemas: by name, in a list, or one.
+_NAMED = {"$defs", "definitions", "properties", "patternProperties"}
+_LISTED = {"allOf", "anyOf", "oneOf", "prefixItems"}
+_SINGLE = {"additionalProperties", "items"}
+_OPEN = {"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"}
 _ID = re.compile(r"[\w.:|+/=-]{0,64}", re.ASCII)
 
 
@@ -81,6 +86,41 @@ def call_text(call: ToolCall) -> str:
     if not isinstance(value, str):
         value = json.dumps(value, ensure_ascii=False)
     return f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {value}}}'
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON schema whose objects have no keys but those it names, unless it says otherwise.
+
+    That is what classes and functions mean by one. Where several schemas hold at once (`allOf`),
+    none of them knows the others' keys, and all stays as it is.
+    """
+    return dict(schema) if _joins(schema) else _closed(schema)
+
+
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    made = {keyword: _below(keyword, value, _closed) for keyword, value in schema.items()}
+    if "properties" in made and not _OPEN & made.keys():
+        made["additionalProperties"] = False
+    return made
+
+
+def _joins(schema: Mapping[str, Any]) -> bool:
+    found = len(schema.get("allOf") or ()) > 1
+    below: list[bool] = []
+    for keyword, value in schema.items():
+        _below(keyword, value, lambda one: below.append(_joins(one)))
+    return found or any(below)
+
+
+def _below(keyword: str, value: Any, change: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """What a keyword of a schema holds, with the schemas in it changed."""
+    if keyword in _NAMED and isinstance(value, Mapping):
+        return {
+            name: change(one) if isinstance(one, Mapping) else one for name, one in value.items()
+        }
+    if keyword in _LISTED and isinstance(value, list):
+        return [change(one) if isinstance(one, Mapping) else one for one in value]
+    return change(value) if keyword in _SINGLE and isinstance(value, Mapping) else value
 
 
 def shown_labels(chat: object, tools: Sequence[Mapping[str, object]]) -> list[str]:

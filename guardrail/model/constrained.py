@@ -12,9 +12,9 @@ choose white space may go on with it for ever.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,7 @@ import torch
 from guardrail.errors import ConfigurationError, ModelError, UnsupportedModelError
 from guardrail.extras import require
 from guardrail.inputs.strict_json import strict_json
+from guardrail.inputs.tools import closed
 from guardrail.model.settings import LARGEST_SCHEMA, json_text
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ _JSON = {
     "coerce_one_of": False,
     "json_allowed_escapes": 'nrbtf\\"',
 }
+# Control characters in JSON text. Those that JSON has a letter for may stand in a schema; of others
+# llguidance, without `\u`, would leave words out.
+_UNWRITTEN = re.compile(r"(?<!\\)(?:\\\\)*\\u00(?:0[0-7bef]|1[0-9a-f]|7f)")
+# What llguidance masks from 1.8 on, and vLLM's older one does not.
+_SPELLED = re.compile(r"(?<!\\)(?:\\\\)*\\[u/]")
 _LONGEST_REASON = 300  # characters
 _EVERY_TOKEN = "the model's generation config or scores leave no token that the form goes on with"
 
@@ -85,7 +91,7 @@ class Grammar:
         rules: dict[str, str] = {}
         what = []
         if schema is not None:
-            rules["answer"] = f"%json {_schema_rule(json.loads(schema), '`json_schema`')}"
+            rules["answer"] = _json_rule(_writable(json.loads(schema), "the schemas"))
             what.append("`json_schema`")
         if form is not None:
             self._marks = _special(self.tokens, tokenizer, form.marks)
@@ -121,9 +127,11 @@ class Grammar:
     def _matcher(self, lark: str, what: str) -> Any:
         library = require("llguidance")
         quiet = library.LLParserLimits(verbose_errors=False)
-        made = library.LLMatcher(self.tokens, _grammar(lark, what), log_level=0, limits=quiet)
-        if made.is_error():
-            raise _refused(what, str(made.get_error()))
+        grammar = library.LLMatcher.grammar_from_lark(lark)
+        made = library.LLMatcher(self.tokens, grammar, log_level=0, limits=quiet)
+        begins = any(made.compute_logit_bias())  # an error makes a mask, too
+        if made.is_error() or not begins:
+            raise _refused(what, str(made.get_error() or "no answer begins like that"))
         return made
 
 
@@ -132,7 +140,7 @@ class ConstrainedRow:
 
     def __init__(self, grammar: Grammar, whole: Any, call: Any) -> None:
         self._grammar, self._whole, self._call = grammar, whole, call
-        self.decode = grammar.decode
+        self.decode, self._ids = grammar.decode, list[int]()
         self.complete = False
         self.error: ModelError | None = None
 
@@ -165,6 +173,7 @@ class ConstrainedRow:
             self._fail("a token was chosen that the form does not go on with")
         if self.error is not None:
             return True
+        self._ids.append(token)
         if self._call is not None and not self._call.consume_token(token):
             self._call = None
         self.complete = bool(self._whole.is_accepting())
@@ -176,6 +185,8 @@ class ConstrainedRow:
             return self.error
         if not self.complete:
             self._fail("the model stopped in the middle of it")
+        elif _SPELLED.search(self.decode(self._ids)):
+            self._fail("it spells letters by their numbers, and keys are read in one way only")
         elif self.called and not calls:
             self._fail("its call cannot be read back")
         elif not self.called:
@@ -224,22 +235,32 @@ def _special(tokens: Any, tokenizer: Any, marks: Collection[str]) -> dict[int, s
 def _call_rules(
     form: CallForm, tools: Sequence[Mapping[str, Any]], special: Mapping[int, str]
 ) -> dict[str, str]:
-    rules = {}
+    objects = []
     for number, tool in enumerate(tools):
         function = tool["function"]
-        name = json.dumps(function["name"], ensure_ascii=False)
-        what = f"the parameters of the tool {name}"
-        schema = _arguments(function.get("parameters"), what)
-        opening = json.dumps(f'{{"name": {name}, "{form.key}": ', ensure_ascii=False)
-        rules[f"call_{number}"] = f'{opening} arguments_{number} "}}"'
-        rules[f"arguments_{number}"] = f"%json {_schema_rule(schema, what)}"
-    one = " | ".join(f"call_{number}" for number in range(len(tools)))
-    parts = (*_text(form.before, special), f"( {one} )", *_text(form.after, special))
-    return {"call": " ".join(parts), **rules}
+        what = f"the parameters of the tool {function['name']!r}"
+        arguments = _arguments(function.get("parameters"), what)
+        arguments["$id"] = f"urn:guardrail:tool:{number}"  # what `#` in its references means
+        objects.append(
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": function["name"]},
+                    form.key: _writable(arguments, what),
+                },
+                "required": ["name", form.key],
+                "additionalProperties": False,
+            }
+        )
+    parts = (*_text(form.before, special), "called", *_text(form.after, special))
+    return {"call": " ".join(parts), "called": _json_rule({"anyOf": objects})}
 
 
-def _arguments(schema: Any, what: str) -> Mapping[str, Any]:
-    """A tool's parameters as a schema of objects, which is all that arguments can be."""
+def _arguments(schema: Any, what: str) -> dict[str, Any]:
+    """A tool's parameters as a schema of objects, which is all that arguments can be.
+
+    A function takes no arguments but its own.
+    """
     if schema is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     kinds = schema.get("type", "object") if isinstance(schema, dict) else None
@@ -248,7 +269,7 @@ def _arguments(schema: Any, what: str) -> Mapping[str, Any]:
             f"{what} describe no object, and arguments are always one; write "
             '{"type": "object", "properties": {...}}'
         )
-    return {**schema, "type": "object"}
+    return {**closed(schema), "type": "object"}
 
 
 def _text(text: str, special: Mapping[int, str]) -> list[str]:
@@ -260,32 +281,33 @@ def _text(text: str, special: Mapping[int, str]) -> list[str]:
     return [json.dumps(text, ensure_ascii=False)] if text else []
 
 
-def _schema_rule(schema: Mapping[str, Any], what: str) -> str:
-    """A schema as it stands in a grammar, with our way to write JSON."""
+def _writable(schema: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+    """A schema that is not too large, and holds nothing that would be left out."""
     text = json_text(schema)
     if len(text) > LARGEST_SCHEMA:
         raise ConfigurationError(
             f"{what} take {len(text)} characters; {LARGEST_SCHEMA} are allowed: ask for less"
         )
-    return json_text({**schema, "x-guidance": _JSON})
+    if _UNWRITTEN.search(text):
+        raise ConfigurationError(f"{what} hold control characters, which no answer is held to")
+    return schema
+
+
+def _json_rule(schema: Mapping[str, Any]) -> str:
+    """A schema as it stands in a grammar, with our way to write JSON."""
+    return f"%json {json_text({**schema, 'x-guidance': _JSON})}"
 
 
 def _lark(rules: Mapping[str, str]) -> str:
-    return "\n".join(
-        chain(("%llguidance {}",), (f"{name}: {rule}" for name, rule in rules.items()))
-    )
-
-
-def _grammar(lark: str, what: str) -> str:
-    try:
-        made: str = require("llguidance").LLMatcher.grammar_from_lark(lark)
-    except ValueError as error:
-        raise _refused(what, str(error)) from error
-    return made
+    lines = (f"{name}: {rule}" for name, rule in rules.items())
+    return "\n".join(("%llguidance {}", *lines))
 
 
 def _refused(what: str, why: str) -> ConfigurationError:
     told = " ".join((why.partition("compile JSON schema: ")[2] or why).split())
+    told = told.removesuffix(" <non-verbose/>").replace(
+        "NoExtensionBias", "nothing is valid under it"
+    )
     return ConfigurationError(
         f"no answer can be held to {what}: {told[:_LONGEST_REASON]}; ask for a schema without it"
     )

@@ -71,12 +71,18 @@ class PromptHooks:
         current = _CURRENT.get()
         return current[1] if current is not None and current[0] is self else None
 
-    def _enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _enter(
+        self,
+        _module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         # A compiled graph must not depend on the context; the missing decision fails closed.
         if torch.compiler.is_compiling():
             return
         call = self._call()
-        if call is None or call.finished:
+        # torch gives no keywords to a hook that is taken off by another thread meanwhile
+        if call is None or call.finished or kwargs is None:
             return
         tokens = kwargs.get("inputs_embeds")
         if tokens is None:
@@ -87,14 +93,14 @@ class PromptHooks:
         whole = isinstance(mask, torch.Tensor) and mask.dim() == 2
         call.enter(past, 0 if tokens is None else tokens.shape[1], mask if whole else None)
 
-    def _before(
-        self, layer: int
-    ) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _before(self, layer: int) -> Callable[..., None]:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+        ) -> None:
             if torch.compiler.is_compiling():
                 return
             call = self._call()
-            if call is not None and not call.finished:
+            if call is not None and not call.finished and kwargs is not None:
                 call.before(layer, module, args, kwargs)
 
         return hook

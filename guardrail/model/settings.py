@@ -86,7 +86,7 @@ class Settings(BaseModel):
     num_beams: int = Field(default=1, gt=0)
     json_schema: str | None = None
     tool_choice: str | None = Field(default=None, min_length=1)
-    logprobs: int | None = Field(default=None, ge=0, le=20)
+    logprobs: int | None = Field(default=None, ge=0, le=20, strict=True)
     num_return_sequences: int = 1  # to say why another number is none
 
     @field_validator("num_return_sequences")

@@ -11,12 +11,10 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from PIL import Image, ImageOps
@@ -27,7 +25,7 @@ from guardrail import Guard
 from guardrail.errors import ConfigurationError, UnsupportedModelError
 from guardrail.inputs.media import sniffed_format
 from guardrail.model.settings import Settings
-from guardrail_langchain import replies
+from guardrail_langchain import replies, structured
 from guardrail_langchain.judging import as_exception, as_itself
 from guardrail_langchain.messages import to_chat
 from guardrail_langchain.runnable import BoundedBatches, in_slices, room
@@ -212,42 +210,64 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """The model with tools to call, in its own chat template's form.
 
-        `tool_choice` decides which tools the model sees; no prompt can force it to call one.
+        `tool_choice` is `auto`, `none` (no tool is offered), `any` or a tool's name: an answer is
+        then a call, with arguments that are valid under the tool's schema. That needs the extra
+        `structured`. With `strict` no schema leaves keys open.
 
         Raises:
             UnsupportedModelError: the model's chat template knows no tools.
             ConfigurationError: `tool_choice` names no tool, or a tool runs elsewhere.
         """
-        if not self.guard.supports_tools:
+        if tools and not self.guard.supports_tools:
             raise UnsupportedModelError(
-                f"the chat template of {self.model_name} knows no tools, so neither bind_tools nor "
-                "with_structured_output can work; load a model whose template does"
+                f"the chat template of {self.model_name} knows no tools, so bind_tools cannot "
+                "work; load a model whose template does (with_structured_output needs none)"
             )
-        offered = offered_tools(tools, tool_choice, strict=strict)
-        bound = self.bind(tools=offered, tool_choice=tool_choice, **kwargs)
+        offered = offered_tools(tools, strict=strict)
+        bound = self.bind(tools=offered, tool_choice=chosen(tool_choice, offered), **kwargs)
         # A form has no place for a refusal: parsed, one would be None, as if nothing was found.
         return bound | replies.no_refusals() if "ls_structured_output_format" in kwargs else bound
 
     @override
     def with_structured_output(
         self,
-        schema: dict[str, Any] | type,
+        schema: dict[str, Any] | type | None = None,
         *,
         include_raw: bool = False,
-        method: str = "function_calling",
-        **kwargs: Any,
+        method: str = "json_schema",
+        strict: bool | None = None,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """The model with answers in a form, by a call of a tool that has the form's schema.
+        """The model with answers in a form, which no other token is left for.
 
-        A flagged request raises `GuardrailViolation`, whatever the policy's `on_flag` is, with
-        `include_raw`, too. Nothing forces the model to call the tool: then the answer is None.
+        By `json_schema` the answer is JSON under the schema, by `function_calling` a call of a tool
+        with that schema, by `json_mode` any JSON object. The model is shown a tool's schema alone,
+        so say in the prompt what is wanted. It needs the extra `structured`. With `strict` no
+        dictionary leaves keys open; those of classes never do. A flagged request raises
+        `GuardrailViolation`, whatever the policy's `on_flag` is, and an answer that was cut off an
+        `OutputParserException`, which `include_raw` tells as `parsing_error`.
 
         Raises:
-            UnsupportedModelError: the model's chat template knows no tools.
+            UnsupportedModelError: the form is a call, and the chat template knows no tools.
+            ConfigurationError: no such method, or no such schema.
         """
-        if method != "function_calling":
-            return RunnableLambda(partial(_no_such_method, method))
-        return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+        if method not in structured.METHODS:
+            known = ", ".join(structured.METHODS)
+            raise ConfigurationError(f"method={method!r} is none of {known}")
+        if schema is None and method != "json_mode":
+            raise ConfigurationError(f"method={method!r} needs a schema")
+        how = {"method": method} if method == "json_mode" else {"method": method, "strict": strict}
+        told = {"ls_structured_output_format": {"kwargs": how, "schema": schema}}
+        model: Any
+        if method == "function_calling":
+            name = convert_to_openai_tool(schema)["function"]["name"]  # type: ignore[arg-type]
+            model = self.bind_tools([schema], tool_choice=name, strict=strict, **told)  # type: ignore[list-item]
+        else:
+            wanted: Any = {"type": "object"}
+            if method == "json_schema":
+                wanted = structured.json_schema(schema, strict=strict)
+            model = self.bind(json_schema=wanted, **told) | replies.no_refusals()
+        calls = method == "function_calling"
+        return structured.parsed(model, schema, calls=calls, include_raw=include_raw)
 
     def _fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in (*NAMES, "stop")}
@@ -259,14 +279,6 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
         answer = replies.message(result, self.model_name)
         info = {"finish_reason": replies.finish_reason(result)}
         return ChatResult(generations=[ChatGeneration(message=answer, generation_info=info)])
-
-
-def _no_such_method(method: str, _: Any) -> NoReturn:
-    # When asked and not when made: LangChain's conformance suite makes one of every kind.
-    raise ConfigurationError(
-        f"with_structured_output(method={method!r}) needs a model whose words can be constrained, "
-        "which a guard does not do; leave method out: the form then comes as a call of a tool"
-    )
 
 
 def guard_options(
@@ -284,16 +296,22 @@ def guard_options(
             f"a guard is tied to its model ({model}); make another ChatGuardedVLM for "
             f"{call['model']!r}"
         )
+    if isinstance(given.get("logprobs"), bool):  # OpenAI's, with a number of its own
+        asked, count = given.pop("logprobs"), given.pop("top_logprobs", None)
+        given["logprobs"] = (count or 0) if asked else None
     for name, value in given.items():
         wanted = _OTHER_NAMES.get(name, name)
         if wanted in NAMES:
             options[wanted] = value
+        elif wanted == "response_format":
+            options["json_schema"] = structured.of_response_format(value)
         elif wanted == "tools":
-            options["tools"] = offered_tools(value or (), given.get("tool_choice")) or None
+            options["tools"] = offered_tools(value or ()) or None
         elif wanted not in _IGNORED:
             raise ConfigurationError(
                 f"a guard knows no setting {name!r}; known are {', '.join((*NAMES, 'stop'))}"
             )
+    options["tool_choice"] = chosen(given.get("tool_choice"), options.get("tools") or ())
     stops = fields.get("stop") if stop is None else stop
     if isinstance(stops, str):
         raise ConfigurationError(f"stop must be a list of strings; write [{stops!r}]")
@@ -302,30 +320,36 @@ def guard_options(
     return {name: value for name, value in options.items() if value is not None}
 
 
-def offered_tools(
-    tools: Sequence[Any], tool_choice: Any, *, strict: bool | None = None
-) -> list[dict[str, Any]]:
-    """Tools in the OpenAI function form, as far as `tool_choice` lets the model see them.
+def offered_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list[dict[str, Any]]:
+    """Tools in the OpenAI function form.
 
-    A prompt cannot force a call: `any` offers all tools, a name or `{"function": {"name": ...}}`
-    that one alone, `none` no tool.
+    Raises:
+        ConfigurationError: one runs elsewhere.
+    """
+    return [_schema(tool, strict) for tool in tools]
+
+
+def chosen(tool_choice: Any, offered: Sequence[Mapping[str, Any]]) -> str | None:
+    """LangChain's choice of a tool in the guard's words: `any`, a name, or a mapping with one.
 
     Raises:
         ConfigurationError: no tool has the chosen name.
     """
-    schemas = [_schema(tool, strict) for tool in tools]
-    if tool_choice in (None, False, True, "", "auto", "any", "required"):
-        return schemas
+    if tool_choice in (None, False, "", "auto"):
+        return None
+    if tool_choice in (True, "any", "required"):
+        return "required"
     if tool_choice == "none":
-        return []
+        return "none"
     name = tool_choice
     if isinstance(tool_choice, Mapping):
         name = (tool_choice.get("function") or tool_choice).get("name")
-    chosen = [schema for schema in schemas if schema["function"]["name"] == name]
-    if not chosen:
-        offered = ", ".join(schema["function"]["name"] for schema in schemas)
-        raise ConfigurationError(f"tool_choice names {name!r}; the tools are {offered}")
-    return chosen
+    names = [str(schema["function"]["name"]) for schema in offered]
+    if name not in names:
+        raise ConfigurationError(
+            f"tool_choice names {name!r}; the tools are {', '.join(names) or 'none'}"
+        )
+    return str(name)
 
 
 def _schema(tool: Any, strict: bool | None) -> dict[str, Any]:

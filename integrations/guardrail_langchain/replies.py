@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def message(result: Result, model: str) -> AIMessage:
-    """The answer as a message; its verdict is in `response_metadata`."""
+    """The answer as a message; its verdict, and logprobs if asked for, in `response_metadata`."""
+    likely: dict[str, Any] = {}
+    if result.logprobs is not None:
+        likely["logprobs"] = {"content": [token.to_dict() for token in result.logprobs]}
     return AIMessage(
         content=result.text,
         tool_calls=[
@@ -32,7 +35,8 @@ def message(result: Result, model: str) -> AIMessage:
         ],
         usage_metadata=_usage(result),
         response_metadata=metadata(result.verdict, model)
-        | {"finish_reason": finish_reason(result), "refused_by_guard": result.refused_by_guard},
+        | {"finish_reason": finish_reason(result), "refused_by_guard": result.refused_by_guard}
+        | likely,
     )
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from guardrail_langchain import ChatGuardedVLM
-from guardrail_langchain.chat_model import guard_options, offered_tools
+from guardrail_langchain.chat_model import chosen, guard_options, offered_tools
 from guardrail_langchain.replies import no_refusals, refusal
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
@@ -388,18 +388,13 @@ def test_where_no_refusal_has_a_place_an_outage_is_raised_as_one(said, error):
     assert no_refusals().invoke(AIMessage("fine")) == AIMessage("fine")
 
 
-def test_structured_output_is_parsed(chat_for, saying):
-    chat = chat_for(max_tokens=200)
-    with saying(CALL % ("Joke", '{"setup": "why"}')):
-        assert chat.with_structured_output(Joke).invoke("hi") == Joke(setup="why")
-
-
 @pytest.mark.parametrize("on_flag", ["refuse", "raise"])
 @pytest.mark.parametrize("include_raw", [False, True])
 @pytest.mark.parametrize("schema", [Joke, Joke.model_json_schema()], ids=["model", "schema"])
-async def test_a_flagged_request_for_a_form_raises(chat_for, on_flag, include_raw, schema):
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+async def test_a_flagged_request_for_a_form_raises(chat_for, on_flag, include_raw, schema, method):
     chat = chat_for(Action.FLAG, policy={"on_flag": on_flag})
-    asked = chat.with_structured_output(schema, include_raw=include_raw)
+    asked = chat.with_structured_output(schema, include_raw=include_raw, method=method)
     with pytest.raises(GuardrailViolation) as caught:
         asked.invoke("hi")
     assert caught.value.verdict.action is Action.FLAG
@@ -411,33 +406,16 @@ async def test_a_flagged_request_for_a_form_raises(chat_for, on_flag, include_ra
         [chunk async for chunk in asked.astream("hi")]
 
 
-@pytest.mark.parametrize("method", ["json_mode", "json_schema"])
-async def test_a_form_that_only_constrained_words_could_keep_to_is_refused(chat_for, method):
-    asked = chat_for().with_structured_output(Joke, method=method)
-    with pytest.raises(ConfigurationError, match=f"{method}.*leave method out"):
-        asked.invoke("hi")
-    with pytest.raises(ConfigurationError, match=method):
-        await asked.ainvoke("hi")
-
-
-def test_the_raw_answer_stands_beside_its_form(chat_for, saying):
-    chat = chat_for(max_tokens=200)
-    with saying(CALL % ("Joke", '{"setup": "why"}')):
-        found = chat.with_structured_output(Joke, include_raw=True).invoke("hi")
-        streamed = list(chat.with_structured_output(Joke).stream("hi"))
-    assert found["parsed"] == streamed[-1] == Joke(setup="why")
-    assert found["raw"].response_metadata["verdict"]["action"] == "pass"
-    assert found["parsing_error"] is None
-
-
 def test_a_model_whose_template_knows_no_tools_says_so():
     model, processor = tiny_model("llava")
     processor.chat_template = processor.chat_template.replace("tools", "nothing")
     with Guard((model, processor), tiny_artefact(model, processor)) as guard:
         chat = ChatGuardedVLM(guard=guard)
-        for bind in (lambda: chat.bind_tools([find]), lambda: chat.with_structured_output(Joke)):
-            with pytest.raises(UnsupportedModelError, match="knows no tools"):
-                bind()
+        with pytest.raises(UnsupportedModelError, match="knows no tools"):
+            chat.bind_tools([find])
+        with pytest.raises(UnsupportedModelError, match="knows no tools"):
+            chat.with_structured_output(Joke, method="function_calling")
+        assert chat.bind_tools([]).invoke("hi", max_tokens=1).content  # as agents without tools do
 
 
 def options(fields=None, stop=None, **call):
@@ -461,7 +439,7 @@ def test_an_unknown_keyword_and_another_model_are_refused():
         options(frequency_penalty=1)
     with pytest.raises(ConfigurationError, match="tied to its model"):
         options(model="other")
-    assert options(model="m", tool_choice="any", stream=True) == {}
+    assert options(model="m", tool_choice="auto", stream=True) == {}
 
 
 def add(a: int) -> int:
@@ -469,15 +447,11 @@ def add(a: int) -> int:
     return a
 
 
-def names(tools, choice=None):
-    return [each["function"]["name"] for each in offered_tools(tools, choice)]
-
-
 def test_tools_of_every_kind_become_function_schemas():
     schema = {"title": "Thing", "description": "d", "type": "object", "properties": {}}
     ready = {"type": "function", "function": {"name": "r", "parameters": {"type": "object"}}}
     anthropic = {"name": "a", "description": "d", "input_schema": {"type": "object"}}
-    found = offered_tools([find, Joke, add, schema, ready, anthropic], None)
+    found = offered_tools([find, Joke, add, schema, ready, anthropic])
     assert [each["function"]["name"] for each in found] == [
         "find",
         "Joke",
@@ -489,24 +463,39 @@ def test_tools_of_every_kind_become_function_schemas():
     assert all(set(each) == {"type", "function"} for each in found)
 
 
-@pytest.mark.parametrize("choice", [None, "auto", "any", "required", True])
-def test_all_tools_are_offered_unless_one_is_chosen(choice):
-    assert names([find, add], choice) == ["find", "add"]
-
-
 @pytest.mark.parametrize(
-    "choice", ["add", {"type": "function", "function": {"name": "add"}}, {"name": "add"}]
+    ("choice", "word"),
+    [
+        *((each, None) for each in (None, False, "", "auto")),
+        *((each, "required") for each in (True, "any", "required")),
+        *((each, "add") for each in ("add", {"function": {"name": "add"}}, {"name": "add"})),
+        ("none", "none"),
+    ],
 )
-def test_a_chosen_tool_is_offered_alone(choice):
-    assert names([find, add], choice) == ["add"]
-
-
-def test_no_tool_is_offered_when_none_is_wanted():
-    assert names([find], "none") == []
+def test_every_form_of_a_choice_reaches_the_guard(choice, word):
+    assert chosen(choice, offered_tools([find, add])) == word
+    found = options(tools=[find, add], tool_choice=choice)
+    assert found.get("tool_choice") == word
+    assert [each["function"]["name"] for each in found["tools"]] == ["find", "add"]
 
 
 def test_a_choice_that_is_no_tool_and_a_tool_that_runs_elsewhere_are_refused():
     with pytest.raises(ConfigurationError, match="names 'fly'; the tools are find"):
-        names([find], "fly")
+        options(tools=[find], tool_choice="fly")
     with pytest.raises(ConfigurationError, match="web_search"):
-        names([{"type": "web_search"}])
+        offered_tools([{"type": "web_search"}])
+
+
+def test_logprobs_are_asked_for_in_langchains_words_and_stand_in_the_metadata(chat_for):
+    assert options(logprobs=True, top_logprobs=3) == {"logprobs": 3}
+    assert options(logprobs=True) == {"logprobs": 0}
+    assert options(logprobs=False) == {}
+    chat = chat_for(max_tokens=3)
+    whole = chat.invoke("hi", logprobs=2)
+    streamed = sum_of(chat.bind(logprobs=True, top_logprobs=2).stream("hi"))
+    for answer in (whole, streamed):
+        content = answer.response_metadata["logprobs"]["content"]
+        assert len(content) == 3
+        assert content[0]["top_logprobs"][0]["logprob"] == content[0]["logprob"] < 0
+        assert len(content[0]["top_logprobs"]) == 2
+    assert "logprobs" not in chat.invoke("hi").response_metadata
