@@ -12,29 +12,32 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from pydantic import BaseModel
 
-from guardrail.errors import UnsupportedContentError
+from guardrail.errors import GuardrailError, UnsupportedContentError
 from guardrail.front.chats import result_chat
 from guardrail.front.wrap import LAST
+from guardrail.inputs.threads import read_apart
 from guardrail.inputs.tools import is_label, shown_labels
-from guardrail.policy.acting import is_refused_outage
+from guardrail.policy.acting import is_refused_outage, passes_unchecked
 from guardrail.types import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from guardrail.front.consequences import Checker, Reaction, Settled
     from guardrail.types import Verdict
 
 Chat = list[dict[str, Any]]
 
+_log = logging.getLogger(__name__)
 _MOST_KEPT = 1024  # verdicts on what comes beside chats, a few hundred bytes each
 _RANK = {Action.PASS: 0, Action.STEER: 1, Action.FLAG: 2}
 SYSTEM_ROLES = frozenset({"system", "developer"})
@@ -64,12 +67,24 @@ class Heard:
         return cls(said, [result_chat(content) for content in beside])
 
 
+class Call(Protocol):
+    """What goes to a model, and how a guard hears it."""
+
+    @property
+    def heard(self) -> Heard:
+        """As a guard hears it."""
+
+
+C = TypeVar("C", bound=Call)
+
+
 @dataclass(frozen=True, slots=True)
 class Judge:
     """A guard and its rules, with the verdicts on what comes beside chats."""
 
     reaction: Reaction
     _kept: OrderedDict[str, Verdict] = field(default_factory=OrderedDict)
+    _ahead: OrderedDict[str, Verdict] = field(default_factory=OrderedDict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Itself: copies of a model share their guard and its verdicts."""
@@ -94,6 +109,27 @@ class Judge:
             await asyncio.gather(*(judged(chat, keep) for chat, keep in _chats(heard)))
         )
 
+    async def aruled(self, read: Callable[[], C]) -> tuple[C, Verdict] | None:
+        """A call, read in a thread, and its verdict; None where the rules let it pass unchecked.
+
+        In shadow mode nothing is stopped, not even what no guard can read.
+
+        Raises:
+            GuardrailError: it cannot be read or judged, or there is no room or time for it.
+        """
+        try:
+            call = await read_apart(read)
+            return call, await self.averdict(call.heard)
+        except GuardrailError as error:
+            if not passes_unchecked(error, self.guard.policy):
+                raise
+            _log.warning("a call goes on that could not be checked: %s", error)
+            return None
+
+    def remember(self, heard: Heard, verdict: Verdict) -> None:
+        """Keep a verdict for the next call that says the same, which then is not judged again."""
+        _put(self._ahead, _digest(heard.said), verdict)
+
     def settle(
         self, verdict: Verdict, caution: Callable[[str], Any | None] = lambda words: None
     ) -> Settled:
@@ -108,20 +144,22 @@ class Judge:
         return self.reaction.guard
 
     def _judged(self, chat: Chat, keep: bool) -> Verdict:
-        key = _digest(chat) if keep else ""
-        found = self._kept.get(key)
+        key, found = self._known(chat, keep)
         return found if found is not None else self._keep(key, self.guard.check(chat))
 
     async def _ajudged(self, chat: Chat, keep: bool) -> Verdict:
-        key = _digest(chat) if keep else ""
-        found = self._kept.get(key)
+        key, found = self._known(chat, keep)
         return found if found is not None else self._keep(key, await self.guard.acheck(chat))
+
+    def _known(self, chat: Chat, keep: bool) -> tuple[str, Verdict | None]:
+        """The key under which a verdict is to be kept, and the one that is there."""
+        if keep:
+            return (key := _digest(chat)), self._kept.get(key)
+        return "", self._ahead.pop(_digest(chat), None) if self._ahead else None
 
     def _keep(self, key: str, verdict: Verdict) -> Verdict:
         if key and verdict.reason == "score":  # an outage is over some time
-            self._kept[key] = verdict
-            if len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
+            _put(self._kept, key, verdict)
         return verdict
 
     def _highest(self, verdicts: Sequence[Verdict]) -> Verdict:
@@ -152,6 +190,12 @@ def _chats(heard: Heard) -> list[tuple[Chat, bool]]:
     chats = [(chat, True) for chat in heard.beside]
     # A chat of nothing at all is for the guard to refuse.
     return [(heard.said, False), *chats] if heard.said or not chats else chats
+
+
+def _put(kept: OrderedDict[str, Verdict], key: str, verdict: Verdict) -> None:
+    kept[key] = verdict
+    if len(kept) > _MOST_KEPT:
+        kept.popitem(last=False)
 
 
 def _digest(chat: Chat) -> str:
