@@ -71,8 +71,8 @@ class Call(Protocol):
     """What goes to a model, and how a guard hears it."""
 
     @property
-    def heard(self) -> Heard:
-        """As a guard hears it."""
+    def heard(self) -> Heard | None:
+        """As a guard hears it; None where there is nothing to judge."""
 
 
 C = TypeVar("C", bound=Call)
@@ -109,22 +109,23 @@ class Judge:
             await asyncio.gather(*(judged(chat, keep) for chat, keep in _chats(heard)))
         )
 
-    async def aruled(self, read: Callable[[], C]) -> tuple[C, Verdict] | None:
-        """A call, read in a thread, and its verdict; None where the rules let it pass unchecked.
+    async def aruled(self, read: Callable[[], C]) -> tuple[C | None, Verdict | None]:
+        """A call, read in a thread, and its verdict, if there is anything to judge.
 
-        In shadow mode nothing is stopped, not even what no guard can read.
+        No call: it goes on as it is, since the rules let pass what could not be checked. In shadow
+        mode nothing is stopped, not even what no guard can read.
 
         Raises:
             GuardrailError: it cannot be read or judged, or there is no room or time for it.
         """
         try:
             call = await read_apart(read)
-            return call, await self.averdict(call.heard)
+            return call, None if call.heard is None else await self.averdict(call.heard)
         except GuardrailError as error:
             if not passes_unchecked(error, self.guard.policy):
                 raise
             _log.warning("a call goes on that could not be checked: %s", error)
-            return None
+            return None, None
 
     def remember(self, heard: Heard, verdict: Verdict) -> None:
         """Keep a verdict for the next call that says the same, which then is not judged again."""

@@ -92,8 +92,8 @@ def output_guardrail(
     async def check(
         context: RunContextWrapper[Any], agent: Agent[Any], output: Any
     ) -> GuardrailFunctionOutput:
-        ruled = await judge.aruled(lambda: _Said(_output_chat(output)))
-        return _tripped(None if ruled is None else judge.settle(ruled[1]))
+        _, verdict = await judge.aruled(lambda: _Said(_output_chat(output)))
+        return _tripped(None if verdict is None else judge.settle(verdict))
 
     return OutputGuardrail(check, name)
 
@@ -229,8 +229,8 @@ class _Said:
     chat: Chat
 
     @property
-    def heard(self) -> Heard:
-        return Heard(self.chat, [])
+    def heard(self) -> Heard | None:
+        return Heard(self.chat, []) if self.chat else None
 
 
 def _input_guardrail(judge: Judge, name: str, *, alone: bool) -> InputGuardrail[Any]:
@@ -241,10 +241,9 @@ def _input_guardrail(judge: Judge, name: str, *, alone: bool) -> InputGuardrail[
     ) -> GuardrailFunctionOutput:
         policy = judge.guard.policy
         rules = one_reading(policy) if alone else policy
-        ruled = await judge.aruled(partial(ModelCall.of, items, rules))
-        if ruled is None:
+        call, verdict = await judge.aruled(partial(ModelCall.of, items, rules))
+        if call is None or verdict is None:
             return _tripped(None)
-        call, verdict = ruled
         if alone:
             return _tripped(judge.settle(verdict))
         reaction = judge.reaction
@@ -272,17 +271,12 @@ def _tool_guardrails(
 
     async def before(data: ToolInputGuardrailData) -> ToolGuardrailFunctionOutput:
         name, arguments = data.context.tool_name, data.context.tool_arguments
-        if arguments.strip() in ("", "{}"):
-            return ToolGuardrailFunctionOutput.allow()
         # The tool gets the arguments as they are.
         read = partial(_call_said, name, arguments, one_reading(rules.guard.policy))
         return await _ruled(judge, read, "arguments")
 
     async def after(data: ToolOutputGuardrailData) -> ToolGuardrailFunctionOutput:
-        shown = _shown_output(data)
-        if not shown:
-            return ToolGuardrailFunctionOutput.allow()
-        policy = rules.guard.policy
+        shown, policy = _shown_output(data), rules.guard.policy
         read = partial(_output_said, shown, one_reading(policy) if alone else policy)
         caution = partial(cautioned_result, shown) if isinstance(shown, str) else _no_place
         return await _ruled(judge, read, "result", caution)
@@ -303,11 +297,11 @@ async def _ruled(
     side: Side,
     caution: Callable[[str], str | None] = _no_place,
 ) -> ToolGuardrailFunctionOutput:
-    ruled = await judge.aruled(read)
-    if ruled is None:
+    _, verdict = await judge.aruled(read)
+    if verdict is None:
         return ToolGuardrailFunctionOutput.allow()
     # The policy's own words are about requests.
-    after = judge.settle(ruled[1], lambda _words: caution(RESULT_CAUTION))
+    after = judge.settle(verdict, lambda _words: caution(RESULT_CAUTION))
     told = after.verdict.to_dict(words=False)
     if after.done == "caution":
         return ToolGuardrailFunctionOutput.reject_content(after.cautioned, told)
@@ -319,7 +313,9 @@ async def _ruled(
 
 
 def _call_said(name: str, arguments: str, policy: Policy) -> _Said:
-    """A call as the model wrote it, pictures in it apart."""
+    """A call as the model wrote it, pictures in it apart; nothing, where it wrote none."""
+    if arguments.strip() in ("", "{}"):
+        return _Said([])
     try:
         written = strict_json(arguments)
     except (ValueError, RecursionError):
@@ -332,7 +328,8 @@ def _call_said(name: str, arguments: str, policy: Policy) -> _Said:
 
 
 def _output_said(shown: str | list[Any], policy: Policy) -> _Said:
-    return _Said(result_chat(output_parts(shown, policy)))
+    parts = output_parts(shown, policy)
+    return _Said(result_chat(parts) if parts else [])
 
 
 def _shown_output(data: ToolOutputGuardrailData) -> str | list[Any]:
@@ -365,4 +362,4 @@ def _output_chat(output: Any) -> Chat:
     """A final output: text, or the JSON of an object."""
     if not isinstance(output, str):
         output = json.dumps(to_jsonable_python(output), ensure_ascii=False)
-    return result_chat(output)
+    return result_chat(output) if output else []

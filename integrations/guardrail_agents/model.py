@@ -197,10 +197,9 @@ class GuardedModel(Model):
             policy = judge.guard.policy
             return ModelCall.of(items, policy, instructions=instructions, words=given)
 
-        ruled = await judge.aruled(read)
-        if ruled is None:
+        call, verdict = await judge.aruled(read)
+        if call is None or verdict is None:
             return ModelCall(instructions, items, Heard([], []))
-        call, verdict = ruled
         after = judge.settle(verdict, call.cautioned)
         if after.done == "flag":
             judge.reaction.stop(after.verdict)
