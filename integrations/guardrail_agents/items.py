@@ -112,7 +112,7 @@ def _add(
     chat: Chat, item: object, names: dict[object, str], policy: Policy, what: str
 ) -> Mapping[Any, Any]:
     """Put an item's words into the chat; the item as it goes on."""
-    named = as_mapping(item, what)
+    named: Mapping[Any, Any] = as_mapping(item, what)
     kind = named.get("type") or ("message" if "role" in named else None)
     match kind:
         case "message":
@@ -134,7 +134,7 @@ def _add(
             chat.append({**turn, **{key: text for key, text in about.items() if text}})
         case "reasoning":
             refuse_unknown(named, _ABOUT | {"summary", "content", "encrypted_content"}, what)
-            thoughts = [*(named.get("summary") or ()), *(named.get("content") or ())]
+            thoughts: list[Any] = [*(named.get("summary") or []), *(named.get("content") or [])]
             if said := [_text(each["text"]) for each in thoughts if each.get("text")]:
                 _say(chat, "assistant", said)
         case "item_reference" | None:

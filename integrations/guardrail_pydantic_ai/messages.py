@@ -82,12 +82,13 @@ class ModelCall:
         chat: Chat = []
         sent: list[ModelMessage] = []
         for i, message in enumerate(messages):
+            other: Any = message  # both kinds have parts
             parts = [
                 _add(chat, part, policy, f"messages[{i}].parts[{j}]")
                 for j, part in enumerate(message.parts)
             ]
             same = all(new is old for new, old in zip(parts, message.parts, strict=True))
-            sent.append(message if same else replace(message, parts=parts))
+            sent.append(message if same else replace(other, parts=parts))
         words = [*_instructions(messages, parameters), *_beside(parameters, settings)]
         return cls(sent, Heard.of(chat, filter(None, words)))
 
@@ -119,8 +120,8 @@ def read_content(value: Any, policy: Policy, what: str) -> tuple[Any, list[Part]
         case TextContent():
             return value, [_text(value.content)]
         case BinaryContent():
-            kept, part = _binary(value, policy, what)
-            return kept, [*_identifier(value), part]
+            binary, part = _binary(value, policy, what)
+            return binary, [*_identifier(value), part]
         case ImageUrl():
             return _picture(value, value.url, policy, what)
         case VideoUrl():
