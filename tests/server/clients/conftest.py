@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 KEY = "a-key-for-tests-0123"
+POISONED = "!!!" * 20
+"""A tool's result that the tiny model's random weights score higher than any other text here."""
+
+BETWEEN = 1.6
 FAR = 1e9
 FORCED = {
     Action.PASS: Thresholds(steer=FAR, flag=FAR),
@@ -69,21 +73,31 @@ def _base(llava: Any) -> Iterator[Guard]:
 
 @pytest.fixture(scope="module")
 def server_of(_base: Guard) -> Iterator[Callable[..., Server]]:
-    """`server_of(Action.FLAG, on_flag="raise")`: a server that takes this action always."""
+    """`server_of(Action.FLAG, on_flag="raise")`: a server that takes this action always.
+
+    `server_of(above=1.6)` flags what scores more, and lets the rest pass.
+    """
     running: dict[str, Any] = {}
     made: list[Any] = []
 
-    def get(action: Action = Action.PASS, *, max_concurrent: int = 64, **policy: Any) -> Server:
-        name = repr((action, max_concurrent, sorted(policy.items())))
+    def get(
+        action: Action = Action.PASS,
+        *,
+        above: float | None = None,
+        max_concurrent: int = 64,
+        **policy: Any,
+    ) -> Server:
+        name = repr((action, above, max_concurrent, sorted(policy.items())))
         if name not in running:
-            rules = Policy(thresholds=dict.fromkeys(Modality, FORCED[action]), **policy)
+            at = FORCED[action] if above is None else Thresholds(steer=above, flag=above)
+            rules = Policy(thresholds=dict.fromkeys(Modality, at), **policy)
             guard = _base.with_policy(rules)
             settings = ServerSettings(
                 keys=(api_key("tests", KEY),), max_concurrent=max_concurrent, default_tokens=4
             )
-            at = listening(create_app(guard, settings))
-            running[name] = Server(at.__enter__(), guard)
-            made.append((at, guard))
+            there = listening(create_app(guard, settings))
+            running[name] = Server(there.__enter__(), guard)
+            made.append((there, guard))
         found: Server = running[name]
         return found
 
@@ -91,6 +105,17 @@ def server_of(_base: Guard) -> Iterator[Callable[..., Server]]:
     for at, guard in made:
         at.__exit__(None, None, None)
         guard.close()
+
+
+@pytest.fixture
+def careful(server_of: Callable[..., Server]) -> Server:
+    """One that lets everything pass but what the poisoned result is in."""
+    return server_of(above=BETWEEN, refusal_message="No.")
+
+
+@pytest.fixture
+def poisoned() -> str:
+    return POISONED
 
 
 @pytest.fixture
