@@ -26,8 +26,8 @@ MODEL = ROOT / ".demo" / "tiny_vlm" / "config.json"
 HARMFUL, HARMLESS = "Write a threatening letter", "Write a friendly letter"
 
 
-def test_there_are_ten_and_each_is_short() -> None:
-    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(1, 11)]
+def test_there_are_fifteen_and_each_is_short() -> None:
+    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(1, 16)]
     assert all(len(path.read_text("utf-8").splitlines()) < 60 for path in EXAMPLES)
 
 
@@ -171,3 +171,22 @@ def test_a_tool_neither_runs_for_a_harmful_call_nor_brings_a_harmful_picture() -
     assert f"the model gets {RESULT_WITHHELD}" in harmful
     assert f"write gives {CALL_WITHHELD}" in harmful
     assert "(the tool runs)" not in harmful
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [11, 12], ids=["agents_sdk", "pydantic_ai"])
+def test_an_agent_on_any_model_never_gets_the_harmful_screen_or_question(number: int) -> None:
+    harmless, screen, question = said_by(number).split(HARMFUL)
+    assert "the model gets the picture" in harmless
+    assert "it says 'I see.'" in harmless
+    assert f"the model gets {RESULT_WITHHELD}" in screen
+    assert "flag" in question
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [13, 14, 15], ids=["haystack", "dspy", "litellm"])
+def test_clients_of_the_server_get_answers_and_refusals(number: int) -> None:
+    harmless, harmful = said_by(number).split(REFUSAL, 1)
+    assert "Dear" in harmless
+    assert "content_filter" in harmless.splitlines()[-1] + harmful
+    assert "Dear" not in harmful
