@@ -80,8 +80,7 @@ def served(**policy: Any) -> Iterator[str]:
 
     from guardrail.server import create_app
 
-    with tiny_guard(**policy) as guard, socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+    with tiny_guard(**policy) as guard, socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(create_app(guard), log_level="error"))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
