@@ -17,7 +17,11 @@ from guardrail.types import Modality
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-models.ALLOW_MODEL_REQUESTS = False
+
+@pytest.fixture(autouse=True)
+def no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model of a provider is asked, by whatever mistake."""
+    monkeypatch.setattr(models, "ALLOW_MODEL_REQUESTS", False)
 
 
 class OtherModel(FunctionModel):
