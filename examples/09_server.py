@@ -7,31 +7,8 @@ make examples, or: python examples/09_server.py
 
 from __future__ import annotations
 
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import uvicorn
 from openai import OpenAI
-from tiny_guard import FOLLOW, HARMFUL, HARMLESS, data_url, drawn, tiny_guard
-
-from guardrail.server import create_app
-
-
-@contextmanager
-def served() -> Iterator[str]:
-    """The server's address, while the block runs."""
-    with tiny_guard() as guard, socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(guard), log_level="error"))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+from tiny_guard import FOLLOW, HARMFUL, HARMLESS, data_url, drawn, served
 
 
 def main() -> None:

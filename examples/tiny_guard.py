@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,3 +68,24 @@ def data_url(picture: Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@contextmanager
+def served(**policy: Any) -> Iterator[str]:
+    """The address of a server with the guarded tiny VLM, while the block runs.
+
+    `guardrail serve MODEL -a ARTEFACT` is the same in a process of its own, with keys and limits.
+    """
+    import uvicorn
+
+    from guardrail.server import create_app
+
+    with tiny_guard(**policy) as guard, socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(create_app(guard), log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

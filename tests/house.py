@@ -17,7 +17,13 @@ import grimp
 import networkx
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("guardrail", "guardrail_langchain", "guardrail_llamaindex")
+PACKAGES = (
+    "guardrail",
+    "guardrail_agents",
+    "guardrail_langchain",
+    "guardrail_llamaindex",
+    "guardrail_pydantic_ai",
+)
 SMALL = 80  # lines; a module below it belongs into its importer where it has only one
 DOORS = ("__init__.py", "__main__.py")  # as small as they like
 

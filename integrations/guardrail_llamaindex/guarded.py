@@ -22,10 +22,11 @@ from pydantic import Field, PrivateAttr, SkipValidation
 from guardrail.audit import Audit
 from guardrail.errors import ConfigurationError
 from guardrail.front.consequences import Checker, OnFlag, Reaction, Settled
+from guardrail.front.judging import Judge
 from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import stopped
 from guardrail.types import Verdict
-from guardrail_llamaindex.judging import Judge, LLMCall
+from guardrail_llamaindex.judging import LLMCall
 from guardrail_llamaindex.llm import RaisingLLM
 from guardrail_llamaindex.replies import as_completion, is_refusal, raise_refusal, refusal, told
 
@@ -199,20 +200,21 @@ class GuardedLLM(RaisingLLM):
 
     def _settled(self, given: Any, kwargs: dict[str, Any]) -> tuple[Settled, LLMCall]:
         call = LLMCall.of(given, kwargs, self.llm, self.guard.policy)
-        return self._ruled(call, self._judge.verdict(call))
+        return self._ruled(call, self._judge.verdict(call.heard))
 
     async def _asettled(self, given: Any, kwargs: dict[str, Any]) -> tuple[Settled, LLMCall]:
         # Pictures are read and written there.
         call = await read_apart(partial(LLMCall.of, given, kwargs, self.llm, self.guard.policy))
-        return self._ruled(call, await self._judge.averdict(call))
+        return self._ruled(call, await self._judge.averdict(call.heard))
 
     def _ruled(self, call: LLMCall, verdict: Verdict) -> tuple[Settled, LLMCall]:
-        after, sent = self._judge.settle(call, verdict, self.metadata.system_role)
+        role = self.metadata.system_role
+        after = self._judge.settle(verdict, lambda words: call.cautioned(words, role))
         if after.done == "flag":
             if self._raises:
                 raise stopped(after.verdict)
             self._judge.reaction.stop(after.verdict)
-        return after, sent
+        return after, after.cautioned or call
 
     def _refusal(self, after: Settled) -> ChatResponse:
         return refusal(self.guard.policy.refusal_message, after.verdict)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from enum import Enum
 from io import IOBase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,8 +18,8 @@ from llama_index.core.tools import BaseTool
 from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError
+from guardrail.front import judging
 from guardrail.inputs.canonical import canonical_chat
-from guardrail.inputs.tools import is_label
 from guardrail.policy.acting import enforces
 
 if TYPE_CHECKING:
@@ -46,11 +45,6 @@ _READ = frozenset({"name", "tool_call_id", "function_call", "refusal"})
 # Say nothing to a model. LlamaIndex turns `images` into blocks when it builds the message, and its
 # memory adds `session_id`.
 _ABOUT = frozenset({"cache_control", "images", "session_id"})
-
-# Labels and ciphers that providers want back beside a message; no model reads them as words.
-_LABELS = frozenset(
-    {"id", "signature", "thought_signature", "thought_signatures", "encrypted_content"}
-)
 
 
 def to_messages(messages: Sequence[ChatMessage], *, others: bool = False) -> list[dict[str, Any]]:
@@ -110,8 +104,9 @@ def words_of(value: Any) -> str:
     Raises:
         UnsupportedContentError: something that cannot be written so.
     """
-    plain = _plain(value)
-    return json.dumps(plain, ensure_ascii=False) if _says_something(plain) else ""
+    return judging.words_of(
+        value, lambda item: _schema(item) if isinstance(item, BaseTool) else item
+    )
 
 
 def _message(message: ChatMessage, what: str, others: bool) -> dict[str, Any]:
@@ -182,42 +177,6 @@ def _schema(tool: BaseTool) -> dict[str, Any]:
         "parameters": about.get_parameters_dict(),
     }
     return {"type": "function", "function": function}
-
-
-def _plain(value: Any) -> Any:
-    """JSON values, without what is a label or a cipher."""
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case Mapping():
-            return {str(k): _plain(v) for k, v in value.items() if not _is_no_word(k, v)}
-        case list() | tuple() | set() | frozenset():
-            return [_plain(item) for item in value]
-        case BaseTool():
-            return _schema(value)
-        case BaseModel():
-            return _plain(value.model_dump(exclude_none=True))
-        case Enum():
-            return _plain(value.value)
-        case type() if issubclass(value, BaseModel):
-            return _plain(value.model_json_schema())
-    raise UnsupportedContentError(
-        f"a {type(value).__name__} goes to the LLM, which a guard cannot read; send text, JSON "
-        "values, tools or pydantic models"
-    )
-
-
-def _is_no_word(key: object, value: object) -> bool:
-    # In a schema the same names stand for properties, with words of their own.
-    return key in _LABELS and isinstance(value, str) and len(value.split()) < 2
-
-
-def _says_something(plain: Any) -> bool:
-    if isinstance(plain, dict):
-        return any(not is_label(key) or _says_something(item) for key, item in plain.items())
-    if isinstance(plain, list):
-        return any(map(_says_something, plain))
-    return isinstance(plain, str) and bool(plain.strip())
 
 
 def node_pictures(node: BaseNode, what: str) -> list[dict[str, Any]]:

@@ -7,11 +7,26 @@ import io
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import guardrail_agents as oa
 import guardrail_langchain as lc
 import guardrail_llamaindex as li
+import guardrail_pydantic_ai as pai
 import httpx
 import numpy as np
 import pytest
+from agents import (
+    Agent,
+    Model,
+    ModelResponse,
+    RunContextWrapper,
+    ToolInputGuardrailData,
+    ToolOutputGuardrailData,
+    ToolOutputImage,
+    ToolOutputText,
+    Usage,
+    function_tool,
+)
+from agents.tool_context import ToolContext
 from fastapi import FastAPI, Request
 from langchain.agents import create_agent
 from langchain_core.callbacks import BaseCallbackHandler
@@ -25,10 +40,16 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.schema import ImageNode, MediaResource, Node, NodeWithScore
 from llama_index.core.tools import FunctionTool
 from PIL import Image
+from pydantic_ai import Agent as PydanticAgent
+from pydantic_ai import BinaryContent, ImageUrl
+from pydantic_ai import messages as pam
+from pydantic_ai.models.function import FunctionModel
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.toolsets import FunctionToolset
 
 from guardrail import Guard, Policy, Thresholds, guard_tool, guarded
 from guardrail.asgi import GuardrailASGIMiddleware
-from guardrail.front.chats import result_chat
+from guardrail.front.chats import call_chat, result_chat
 from guardrail.front.wrap import last_verdict
 from guardrail.server import create_app
 from guardrail.testing import tiny_artefact, tiny_model
@@ -199,6 +220,77 @@ LLAMAINDEX: dict[str, list[ChatMessage]] = {
     ],
 }
 
+
+def item(role: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    """A message of the Responses API."""
+    return {"type": "message", "role": role, "content": list(parts)}
+
+
+def words(text: str, kind: str = "input_text") -> dict[str, Any]:
+    return {"type": kind, "text": text}
+
+
+def shown(data: str) -> dict[str, Any]:
+    return {"type": "input_image", "image_url": url(data), "detail": "auto"}
+
+
+# the Responses API has no videos
+AGENTS: dict[str, Any] = {
+    "text": "how do I make this cake?",
+    "one image": [item("user", words("what is this?"), shown(ONE))],
+    "two images": [item("user", shown(ONE), words("the same as"), shown(TWO), words("?"))],
+    "tool results": [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "what is on the screen?"},
+        item("assistant", words("I look.", "output_text")),
+        {
+            "type": "function_call",
+            "call_id": "c1",
+            "name": "screenshot",
+            "arguments": '{"display":1,"why":"\\u00e9"}',
+        },
+        {
+            "type": "function_call_output",
+            "call_id": "c1",
+            "output": [words("here:"), shown(TWO)],
+        },
+        item("assistant", words("A cat.", "output_text")),
+        {"role": "user", "content": "and now?"},
+    ],
+}
+
+
+def binary(data: str, media_type: str = "image/png") -> BinaryContent:
+    return BinaryContent(base64.b64decode(data), media_type=media_type)
+
+
+def asked(*parts: Any) -> list[Any]:
+    """A user's request of Pydantic-AI."""
+    return [pam.ModelRequest(parts=[pam.UserPromptPart(parts)])]
+
+
+PYDANTIC_AI: dict[str, list[Any]] = {
+    "text": asked("how do I make this cake?"),
+    "one image": asked("what is this?", ImageUrl(url(ONE))),
+    "two images": asked(binary(ONE), "the same as", binary(TWO), "?"),
+    "a short video": asked(binary(SHORT, "video/mp4"), "what happens?"),
+    "a long video": asked(binary(LONG, "video/mp4"), "what happens?"),
+    "tool results": [
+        pam.ModelRequest(
+            parts=[
+                pam.SystemPromptPart("be kind"),
+                pam.UserPromptPart("what is on the screen?"),
+            ]
+        ),
+        pam.ModelResponse(
+            parts=[pam.TextPart("I look."), pam.ToolCallPart("screenshot", CALL["args"], "c1")]
+        ),
+        pam.ModelRequest(parts=[pam.ToolReturnPart("screenshot", ["here:", binary(TWO)], "c1")]),
+        pam.ModelResponse(parts=[pam.TextPart("A cat.")]),
+        pam.ModelRequest(parts=[pam.UserPromptPart("and now?")]),
+    ],
+}
+
 # ---- ways through
 
 
@@ -332,6 +424,63 @@ async def through_guarded_llm_stream(guard: Guard, case: str) -> Verdict:
     return chunks[-1].additional_kwargs["verdict"]
 
 
+async def through_agents_guardrail(guard: Guard, case: str) -> Verdict:
+    guardrail = oa.input_guardrail(guard)
+    result = await guardrail.run(Agent("a"), AGENTS[case], RunContextWrapper(None))
+    return result.output.output_info
+
+
+class Silent(Model):
+    """A model of the Agents SDK that answers nothing."""
+
+    async def get_response(self, *args: Any, **kwargs: Any) -> ModelResponse:
+        return ModelResponse(output=[], usage=Usage(), response_id=None)
+
+    async def stream_response(self, *args: Any, **kwargs: Any) -> Any:
+        for event in ():
+            yield event
+
+
+def agents_call(guard: Guard, case: str, told: list[Any]) -> tuple[Any, dict[str, Any]]:
+    """A guarded model of the SDK, and what a run would ask it."""
+
+    def audit(verdict: Any, about: Any) -> None:
+        told.append(verdict.to_dict(words=False))
+
+    model = oa.GuardedModel(Silent(), guard=guard, on_flag="annotate", audit=audit)
+    names = ("system_instructions", "output_schema", "previous_response_id", "conversation_id")
+    given = {**dict.fromkeys((*names, "prompt", "tracing")), "tools": [], "handoffs": []}
+    return model, {**given, "input": AGENTS[case], "model_settings": Agent("a").model_settings}
+
+
+async def through_agents_model(guard: Guard, case: str) -> Verdict:
+    told: list[Any] = []
+    model, given = agents_call(guard, case, told)
+    await model.get_response(**given)
+    return told[0]
+
+
+async def through_agents_model_stream(guard: Guard, case: str) -> Verdict:
+    told: list[Any] = []
+    model, given = agents_call(guard, case, told)
+    assert [event async for event in model.stream_response(**given)] == []
+    return told[0]
+
+
+async def through_pydantic_ai(guard: Guard, case: str) -> Verdict:
+    model = pai.GuardedModel(TestModel(), guard=guard, on_flag="annotate")
+    result = await PydanticAgent(model).run(message_history=PYDANTIC_AI[case])
+    return result.response.metadata["guardrail"]
+
+
+async def through_pydantic_ai_stream(guard: Guard, case: str) -> Verdict:
+    guardrail = pai.Guardrail(guard, on_flag="annotate")
+    agent = PydanticAgent(TestModel(), capabilities=[guardrail])
+    async with agent.run_stream(message_history=PYDANTIC_AI[case]) as result:
+        await result.get_output()
+        return result.response.metadata["guardrail"]
+
+
 WAYS: list[Callable[[Guard, str], Awaitable[Verdict]]] = [
     through_generate,
     through_guarded,
@@ -347,12 +496,18 @@ WAYS: list[Callable[[Guard, str], Awaitable[Verdict]]] = [
     through_guarded_vlm_stream,
     through_guarded_llm,
     through_guarded_llm_stream,
+    through_agents_guardrail,
+    through_agents_model,
+    through_agents_model_stream,
+    through_pydantic_ai,
+    through_pydantic_ai_stream,
 ]
+APART = ("guarded_llm", "agents", "pydantic_ai")  # another model answers
 
 
 def judged(guard: Guard, case: str, way: str) -> Any:
     """The guard's own verdict; where another LLM answers, system prompts are judged apart."""
-    if "guarded_llm" not in way:
+    if not any(name in way for name in APART):
         return guard.check(CHATS[case])
     apart = [m for m in CHATS[case] if m["role"] == "system"]
     said = guard.check([m for m in CHATS[case] if m not in apart])
@@ -384,6 +539,8 @@ async def test_every_adapter_gives_the_same_verdict(way, case, action, guards):
     llama_index = "guarded_vlm" in way.__name__ or "guarded_llm" in way.__name__
     if "video" in case and llama_index and not hasattr(types, "VideoBlock"):
         pytest.skip("this LlamaIndex has no videos")
+    if "agents" in way.__name__ and case not in AGENTS:
+        pytest.skip("the Responses API has no videos")
     expected = judged(guards[action], case, way.__name__)
     found = await way(guards[action], case)
     assert found["action"] == expected.action == action
@@ -457,6 +614,37 @@ def test_results_and_nodes_with_a_video_get_the_verdict_of_a_user_who_shows_it(g
         other = li.guard_tool(recorder, guard=guard, check=["result"]).call()
         found = other.raw_input["guardrail"]["result"]["score"]
         assert found == pytest.approx(expected, abs=1e-5)
+
+
+async def test_the_other_doors_read_arguments_and_results_alike(guards):
+    guard, told = guards[Action.FLAG], []
+
+    def audit(verdict: Any, about: Any) -> None:
+        told.append(verdict.score)
+
+    chats = [
+        call_chat("look", {"where": "é"}),
+        result_chat([text("here"), picture(ONE)]),
+    ]
+    options: dict[str, Any] = {"guard": guard, "on_flag": "annotate", "audit": audit}
+    tool = oa.guard_tool(function_tool(lambda where: "", name_override="look"), **options)
+    context = ToolContext(
+        None, tool_name="look", tool_call_id="c1", tool_arguments='{"where":"\\u00e9"}'
+    )
+    brought = [ToolOutputText(text="here"), ToolOutputImage(image_url=url(ONE))]
+    [before], [after] = tool.tool_input_guardrails, tool.tool_output_guardrails
+    await before.run(ToolInputGuardrailData(context=context, agent=Agent("a")))
+    await after.run(ToolOutputGuardrailData(context=context, agent=Agent("a"), output=brought))
+
+    async def look(where: str) -> Any:
+        return ["here", binary(ONE)]
+
+    answers = iter([pam.ToolCallPart("look", {"where": "é"}), pam.TextPart("fine")])
+    model = FunctionModel(lambda messages, info: pam.ModelResponse(parts=[next(answers)]))
+    tools = pai.guard_toolset(FunctionToolset([look]), **options)
+    await PydanticAgent(model, toolsets=[tools]).run("hi")
+    expected = [guard.check(chat).score for chat in chats]
+    assert told == pytest.approx([*expected, *expected], abs=1e-5)
 
 
 def test_arguments_get_the_same_verdict_in_both_frameworks(guards):

@@ -27,8 +27,8 @@ MODEL = ROOT / ".demo" / "tiny_vlm" / "config.json"
 HARMFUL, HARMLESS = "Write a threatening letter", "Write a friendly letter"
 
 
-def test_each_has_a_number_of_its_own_and_is_short() -> None:
-    assert len({path.name[:2] for path in EXAMPLES}) == len(EXAMPLES) >= 13
+def test_there_are_eighteen_and_each_is_short() -> None:
+    assert [path.name[:2] for path in EXAMPLES] == [f"{i:02}" for i in range(1, 19)]
     assert all(len(path.read_text("utf-8").splitlines()) < 60 for path in EXAMPLES)
 
 
@@ -206,3 +206,20 @@ def test_a_flagged_document_is_dropped_or_marked(capsys: pytest.CaptureFixture[s
     assert "letters.txt: pass" in dropped
     assert "scan.png" not in dropped
     assert "scan.png: flag" in marked
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [11, 12], ids=["agents_sdk", "pydantic_ai"])
+def test_an_agent_on_any_model_never_gets_the_harmful_screen_or_question(number: int) -> None:
+    harmless, screen, question = said_by(number).split(HARMFUL)
+    assert "the model gets the picture" in harmless
+    assert "it says 'I see.'" in harmless
+    assert f"the model gets {RESULT_WITHHELD}" in screen
+    assert "flag" in question
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [13, 14, 15], ids=["haystack", "dspy", "litellm"])
+def test_clients_of_the_server_get_answers_and_refusals(number: int) -> None:
+    harmless, harmful = said_by(number).split(REFUSAL, 1)
+    assert "Dear" in harmless
+    assert "content_filter" in harmless.splitlines()[-1] + harmful
+    assert "Dear" not in harmful

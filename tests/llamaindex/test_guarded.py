@@ -462,7 +462,7 @@ def test_a_block_that_no_guard_reads_is_an_error(other_llm):
 
 def test_a_keyword_that_no_guard_reads_is_an_error(other_llm):
     inner = other_llm()
-    with pytest.raises(UnsupportedContentError, match="a object goes to the LLM"):
+    with pytest.raises(UnsupportedContentError, match="a object goes to the model"):
         GuardedLLM(llm=inner, guard=FakeGuard()).complete("hi", tools=[object()])
     assert inner.seen == []
 

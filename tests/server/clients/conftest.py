@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 KEY = "a-key-for-tests-0123"
+POISONED = "!!!" * 20
+"""A tool's result that the tiny model's random weights score higher than any other text here."""
+
+BETWEEN = 1.6
 FAR = 1e9
 FORCED = {
     Action.PASS: Thresholds(steer=FAR, flag=FAR),
@@ -72,6 +76,7 @@ def server_of(_base: Guard) -> Iterator[Callable[..., Server]]:
     """`server_of(Action.FLAG, on_flag="raise")`: a server that takes this action always.
 
     `only={"image": ...}`: where there is nothing of these modalities, which have their thresholds.
+    `server_of(above=1.6)` flags what scores more, and lets the rest pass.
     """
     running: dict[str, Any] = {}
     made: list[Any] = []
@@ -79,21 +84,23 @@ def server_of(_base: Guard) -> Iterator[Callable[..., Server]]:
     def get(
         action: Action = Action.PASS,
         *,
+        above: float | None = None,
         max_concurrent: int = 64,
         only: Mapping[str, Thresholds] | None = None,
         **policy: Any,
     ) -> Server:
-        name = repr((action, max_concurrent, only, sorted(policy.items())))
+        name = repr((action, above, max_concurrent, only, sorted(policy.items())))
         if name not in running:
-            levels = dict.fromkeys(map(str, Modality), FORCED[action]) | dict(only or {})
+            at = FORCED[action] if above is None else Thresholds(steer=above, flag=above)
+            levels = dict.fromkeys(map(str, Modality), at) | dict(only or {})
             rules = Policy(thresholds=levels, **policy)
             guard = _base.with_policy(rules)
             settings = ServerSettings(
                 keys=(api_key("tests", KEY),), max_concurrent=max_concurrent, default_tokens=4
             )
-            at = listening(create_app(guard, settings))
-            running[name] = Server(at.__enter__(), guard)
-            made.append((at, guard))
+            there = listening(create_app(guard, settings))
+            running[name] = Server(there.__enter__(), guard)
+            made.append((there, guard))
         found: Server = running[name]
         return found
 
@@ -101,6 +108,17 @@ def server_of(_base: Guard) -> Iterator[Callable[..., Server]]:
     for at, guard in made:
         at.__exit__(None, None, None)
         guard.close()
+
+
+@pytest.fixture
+def careful(server_of: Callable[..., Server]) -> Server:
+    """One that lets everything pass but what the poisoned result is in."""
+    return server_of(above=BETWEEN, refusal_message="No.")
+
+
+@pytest.fixture
+def poisoned() -> str:
+    return POISONED
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from guardrail.testing import scripted
 from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 KEY = "a-key-for-tests-0123"
+CALLED = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
 pytestmark = pytest.mark.filterwarnings("ignore:Items? .*TypedDict:UserWarning")
 
 INPUTS = {"texts": ["hello"], "structured_messages": [{"role": "user", "content": "hello"}]}
@@ -99,21 +101,60 @@ async def test_what_cannot_be_judged_does_not_pass(hook_of, server):
         await apply(hook_of(server, key="another-key-0123456"), INPUTS)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_litellms_own_chat_call(litellm, server, stream):
-    expected = server.guard.generate("hello", max_new_tokens=4).text
+def completion(litellm: Any, server: Any, messages: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         answer = litellm.completion(
             model="openai/guarded",
             api_base=server.api,
             api_key=KEY,
-            messages=[{"role": "user", "content": "hello"}],
-            stream=stream,
+            messages=messages,
             num_retries=0,
+            **options,
         )
-        if stream:
-            said = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
-        else:
-            said = answer.choices[0].message.content
+        return list(answer) if options.get("stream") else answer
+
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_litellms_own_chat_call(litellm, server, stream):
+    expected = server.guard.generate("hello", max_new_tokens=4).text
+    answer = completion(litellm, server, HELLO, stream=stream)
+    if stream:
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+    else:
+        said = answer.choices[0].message.content
     assert said == expected
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_flagged_chat_is_refused(litellm, server_of, stream):
+    server = server_of(Action.FLAG, refusal_message="No.")
+    answer = completion(litellm, server, HELLO, stream=stream)
+    if stream:
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+        reason = answer[-1].choices[0].finish_reason
+    else:
+        said, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+    assert (said, reason) == ("No.", "content_filter")
+
+
+def test_a_poisoned_result_of_a_tool_is_refused(litellm, careful, poisoned, llava):
+    function = {"name": "look", "description": "Look.", "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": function}]
+    asked = [{"role": "user", "content": "what is there?"}]
+
+    def script(prompt: str) -> str:
+        return "A door." if "a door" in prompt else CALLED
+
+    with scripted(llava.model, llava.processor, script):
+        first = completion(litellm, careful, asked, tools=tools, max_tokens=200)
+        [call] = first.choices[0].message.tool_calls
+        assert call.function.name == "look"
+        for result, expected in (("a door", "A door."), (poisoned, "No.")):
+            turn = {"role": "tool", "tool_call_id": call.id, "content": result}
+            history = [*asked, first.choices[0].message, turn]
+            answer = completion(litellm, careful, history, tools=tools, max_tokens=200)
+            assert answer.choices[0].message.content == expected
