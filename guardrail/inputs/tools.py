@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from guardrail.errors import UnsupportedContentError
+from guardrail.errors import ConfigurationError, UnsupportedContentError
 from guardrail.inputs.parts import as_mapping, refuse_unknown
 from guardrail.inputs.strict_json import strict_json
 from guardrail.types import ToolCall
@@ -86,6 +86,32 @@ def call_text(call: ToolCall) -> str:
     if not isinstance(value, str):
         value = json.dumps(value, ensure_ascii=False)
     return f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {value}}}'
+
+
+def tool_choice(given: object, tools: Sequence[Mapping[str, Any]]) -> str | None:
+    """A framework's choice of a tool in a guard's words: None, `none`, `required` or a name.
+
+    `any` and True are `required`; a name may stand in a mapping, as OpenAI has it, or in its
+    `function`.
+
+    Raises:
+        ConfigurationError: no tool has the chosen name.
+    """
+    if given in (None, False, "", "auto"):
+        return None
+    if given in (True, "any", "required"):
+        return "required"
+    if given == "none":
+        return "none"
+    name = given
+    if isinstance(given, Mapping):
+        name = (given.get("function") or given).get("name")
+    names = [str(tool["function"]["name"]) for tool in tools]
+    if name not in names:
+        raise ConfigurationError(
+            f"tool_choice names {name!r}; the tools are {', '.join(names) or 'none'}"
+        )
+    return str(name)
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing_extensions import override
 from guardrail import Guard
 from guardrail.errors import ConfigurationError, UnsupportedModelError
 from guardrail.inputs.media import sniffed_format
+from guardrail.inputs.tools import tool_choice as chosen
 from guardrail.model.settings import Settings
 from guardrail_langchain import replies, structured
 from guardrail_langchain.judging import as_exception, as_itself
@@ -327,29 +328,6 @@ def offered_tools(tools: Sequence[Any], *, strict: bool | None = None) -> list[d
         ConfigurationError: one runs elsewhere.
     """
     return [_schema(tool, strict) for tool in tools]
-
-
-def chosen(tool_choice: Any, offered: Sequence[Mapping[str, Any]]) -> str | None:
-    """LangChain's choice of a tool in the guard's words: `any`, a name, or a mapping with one.
-
-    Raises:
-        ConfigurationError: no tool has the chosen name.
-    """
-    if tool_choice in (None, False, "", "auto"):
-        return None
-    if tool_choice in (True, "any", "required"):
-        return "required"
-    if tool_choice == "none":
-        return "none"
-    name = tool_choice
-    if isinstance(tool_choice, Mapping):
-        name = (tool_choice.get("function") or tool_choice).get("name")
-    names = [str(schema["function"]["name"]) for schema in offered]
-    if name not in names:
-        raise ConfigurationError(
-            f"tool_choice names {name!r}; the tools are {', '.join(names) or 'none'}"
-        )
-    return str(name)
 
 
 def _schema(tool: Any, strict: bool | None) -> dict[str, Any]:

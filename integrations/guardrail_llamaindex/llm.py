@@ -34,11 +34,14 @@ from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.program.llm_program import LLMTextCompletionProgram
 from llama_index.core.tools import BaseTool
-from pydantic import Field, PrivateAttr
+from llama_index.core.types import BasePydanticProgram, PydanticProgramMode
+from pydantic import BaseModel, Field, PrivateAttr
 
 from guardrail.errors import ConfigurationError
 from guardrail.guard import Guard
+from guardrail.inputs.tools import closed
 from guardrail.model.settings import Settings
 from guardrail_llamaindex import replies
 from guardrail_llamaindex.messages import document_parts, to_messages
@@ -46,6 +49,9 @@ from guardrail_llamaindex.replies import raise_refusal
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+# The first releases of 0.14 stream objects as calls alone.
+_TEXT_STREAMS = LLMTextCompletionProgram.stream_call is not BasePydanticProgram.stream_call
 
 # Keywords that say whether a call of a tool must come, and what LlamaIndex takes them for.
 _REQUIRED = ("tool_required", False)
@@ -121,6 +127,26 @@ class RaisingLLM(FunctionCallingLLM):
         return copied
 
 
+def _in_form(method: F) -> F:
+    """LlamaIndex's method on a copy whose answers are held to the form that is asked for."""
+
+    @functools.wraps(method)
+    def call(
+        self: Any, output_cls: type[BaseModel], prompt: Any, llm_kwargs: Any = None, **values: Any
+    ) -> Any:
+        llm, how = self._formed(output_cls, llm_kwargs)
+        return method(llm, output_cls, prompt, llm_kwargs=how, **values)
+
+    @functools.wraps(method)
+    async def acall(
+        self: Any, output_cls: type[BaseModel], prompt: Any, llm_kwargs: Any = None, **values: Any
+    ) -> Any:
+        llm, how = self._formed(output_cls, llm_kwargs)
+        return await method(llm, output_cls, prompt, llm_kwargs=how, **values)
+
+    return cast("F", acall if inspect.iscoroutinefunction(method) else call)
+
+
 def _chat_events(method: F) -> F:
     """LlamaIndex's own instrumentation of a chat method, with the method's type kept."""
     return cast("F", llm_chat_callback()(method))
@@ -149,6 +175,9 @@ class GuardedVLM(RaisingLLM):
     `additional_kwargs`. A flagged request gets the policy's refusal message, or raises
     `GuardrailViolation`; nothing is streamed before the verdict. The guard is shared, not owned,
     and never serialised: build a saved LLM again with `GuardedVLM.from_dict(data, guard=guard)`.
+
+    Structured output and required calls (extra `structured`) are held to their form: no other
+    token is left. A flagged request raises there, and an answer that is cut off a `ValueError`.
     """
 
     guard: Guard = Field(exclude=True, repr=False)
@@ -163,6 +192,15 @@ class GuardedVLM(RaisingLLM):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     stop: tuple[str, ...] = ()
     timeout: float | None = Field(default=None, gt=0)
+
+    # Set on a copy for one request: an object must come, and whether it comes as a call.
+    _forms: bool = PrivateAttr(default=False)
+    _calls: bool = PrivateAttr(default=False)
+
+    structured_predict = _in_form(RaisingLLM.structured_predict)
+    astructured_predict = _in_form(RaisingLLM.astructured_predict)
+    stream_structured_predict = _in_form(RaisingLLM.stream_structured_predict)
+    astream_structured_predict = _in_form(RaisingLLM.astream_structured_predict)
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
         *(n for n in Settings.model_fields if not n.startswith("num_") and n != "tool_choice"),
@@ -272,11 +310,14 @@ class GuardedVLM(RaisingLLM):
         tool_required: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        # A chat template offers tools; nothing can make the model call one (`tool_required`).
+        choice = kwargs.pop("tool_choice", None)
+        if (tool_required or self._calls) and choice in (None, "auto"):
+            choice = "required"
         said = ChatMessage(content=user_msg) if isinstance(user_msg, str) else user_msg
         return {
             "messages": [*(chat_history or ()), *(() if said is None else (said,))],
             "tools": list(tools),
+            "tool_choice": choice,
             "allow_parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
         }
@@ -292,16 +333,36 @@ class GuardedVLM(RaisingLLM):
         """
         return replies.selections(response, required=error_on_no_tool_call)
 
+    def _formed(
+        self, output_cls: type[BaseModel], llm_kwargs: Mapping[str, Any] | None
+    ) -> tuple[Self, dict[str, Any]]:
+        """A copy for one request for an object, and the request's keywords.
+
+        The object is JSON text, or a call where that is the program mode. So it is with a
+        LlamaIndex that streams no objects written as text.
+        """
+        copied, how = self.model_copy(), dict(llm_kwargs or {})
+        copied._forms = True
+        modes = PydanticProgramMode
+        if self.pydantic_program_mode in (modes.DEFAULT, modes.LLM) and _TEXT_STREAMS:
+            copied.pydantic_program_mode = modes.LLM
+            how["json_schema"] = closed(output_cls.model_json_schema())
+        else:
+            copied._calls = True
+        return copied, how
+
     def _answered(self, response: ChatResponse) -> ChatResponse:
         if self._raises:
             replies.raise_refusal(response.raw)
+        if self._forms:
+            replies.raise_cut(response.raw)
         return response
 
     def _streamed(self, chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
-        return unrefused(chunks) if self._raises else chunks
+        return unrefused(chunks, whole=self._forms) if self._raises else chunks
 
     def _astreamed(self, chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
-        return aunrefused(chunks) if self._raises else chunks
+        return aunrefused(chunks, whole=self._forms) if self._raises else chunks
 
     def _prompt(self, prompt: str, kwargs: Mapping[str, Any]) -> _Ask:
         options = dict(kwargs)
@@ -318,7 +379,8 @@ class GuardedVLM(RaisingLLM):
         refuse_unknown("GuardedVLM", options, self.OPTIONS)
         merged = {name: getattr(self, name) for name in self.OPTIONS} | options
         how = {name: value for name, value in merged.items() if value is not None}
-        return _Ask(chat, {**how, "tools": offered.tools}, offered.single_call)
+        how |= {"tools": offered.tools, "tool_choice": offered.choice}
+        return _Ask(chat, how, offered.single_call)
 
 
 def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> None:
@@ -336,8 +398,11 @@ def refuse_unknown(owner: str, given: Iterable[str], known: Collection[str]) -> 
             )
 
 
-def unrefused(chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
-    """The same chunks, each one late: only the one after a refusal's words says what they are."""
+def unrefused(chunks: Generator[ChatResponse], *, whole: bool = False) -> Generator[ChatResponse]:
+    """The same chunks, each one late: only the one after a refusal's words says what they are.
+
+    A `whole` answer raises at its end where that is too early.
+    """
     held: ChatResponse | None = None
     with closing(chunks):
         for chunk in chunks:
@@ -346,10 +411,14 @@ def unrefused(chunks: Generator[ChatResponse]) -> Generator[ChatResponse]:
                 yield held
             held = chunk
     if held is not None:
+        if whole:
+            replies.raise_cut(held.raw)
         yield held
 
 
-async def aunrefused(chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[ChatResponse]:
+async def aunrefused(
+    chunks: AsyncGenerator[ChatResponse], *, whole: bool = False
+) -> AsyncGenerator[ChatResponse]:
     """`unrefused` for `async for`."""
     held: ChatResponse | None = None
     async with aclosing(chunks):
@@ -359,4 +428,6 @@ async def aunrefused(chunks: AsyncGenerator[ChatResponse]) -> AsyncGenerator[Cha
                 yield held
             held = chunk
     if held is not None:
+        if whole:
+            replies.raise_cut(held.raw)
         yield held

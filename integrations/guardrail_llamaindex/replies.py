@@ -26,7 +26,8 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.workflow import Context, StopEvent
 from llama_index_instrumentation import get_dispatcher
 
-from guardrail.errors import ConfigurationError, GuardrailViolation
+from guardrail.errors import GuardrailViolation
+from guardrail.inputs.tools import tool_choice
 from guardrail.policy.acting import stopped
 from guardrail.types import Verdict
 from guardrail_llamaindex.messages import to_tools, tool_calls
@@ -35,54 +36,35 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping
 
     from guardrail.online.streams import AsyncGuardStream, GuardStream
-    from guardrail.types import Result, ToolCall
+    from guardrail.types import Result, TokenLogprob, ToolCall
 
 R = TypeVar("R", ChatResponse, CompletionResponse)
-
-# Offered as they are: a chat template cannot make a model call a tool.
-_UNFORCED = (None, "auto", "any", "required")
 
 # The first releases of 0.14 keep calls in `additional_kwargs` alone.
 _CALL_BLOCK: Any = getattr(types, "ToolCallBlock", None)
 
 
 class Offer(NamedTuple):
-    """The tools that go with a request."""
+    """The tools that go with a request, and whether one of them must be called."""
 
     tools: list[Mapping[str, Any]] | None = None
+    choice: str | None = None
     single_call: bool = False
 
 
 def offer(options: dict[str, Any]) -> Offer:
     """Take what is said about tools out of a call's keywords.
 
-    `tool_choice` may be None, "auto", "any" or "required" (all tools are offered, none can be
-    forced), "none" (no tool is offered), or name a tool, which is then the only one offered.
+    `tool_choice` may be None or "auto", "any" or "required" (the answer is a call), "none" (no tool
+    is offered), or name the tool that must be called.
 
     Raises:
         ConfigurationError: `tool_choice` names no tool that was given.
     """
     tools = to_tools(options.pop("tools", None) or ())
-    choice = options.pop("tool_choice", None)
+    choice = tool_choice(options.pop("tool_choice", None), tools)
     single = not options.pop("allow_parallel_tool_calls", True)
-    if choice == "none":
-        tools = []
-    elif choice not in _UNFORCED:
-        tools = [tool for tool in tools if _name(tool) == _chosen(choice)]
-        if not tools:
-            raise ConfigurationError(f"tool_choice={choice!r} names none of the tools given")
-    return Offer(tools or None, single)
-
-
-def _chosen(choice: Any) -> object:
-    """The name in "name" or {"type": "function", "function": {"name": ...}}."""
-    if isinstance(choice, dict):
-        return (choice.get("function") or choice).get("name")
-    return choice
-
-
-def _name(tool: Mapping[str, Any]) -> object:
-    return (tool.get("function") or {}).get("name")
+    return Offer(tools or None, choice, single)
 
 
 def whole(result: Result, *, delta: str | None = None, single_call: bool = False) -> ChatResponse:
@@ -104,8 +86,17 @@ def whole(result: Result, *, delta: str | None = None, single_call: bool = False
         message=_message(result.text, calls),
         raw=raw,
         delta=delta,
+        logprobs=None if result.logprobs is None else [*map(_likely, result.logprobs)],
         additional_kwargs={**usage, "verdict": dict(verdict)},
     )
+
+
+def _likely(token: TokenLogprob) -> list[types.LogProb]:
+    """A token, and then the likeliest ones in its place."""
+    return [
+        types.LogProb(token=each.text, logprob=each.logprob, bytes=list(each.raw))
+        for each in (token, *token.top)
+    ]
 
 
 def refusal(words: str, verdict: Verdict) -> ChatResponse:
@@ -138,12 +129,25 @@ def raise_refusal(raw: Any) -> None:
         raise stopped(Verdict.from_dict(raw["verdict"]))
 
 
+def raise_cut(raw: Any) -> None:
+    """Raise where an object or a call must come, and its length ended the answer before.
+
+    Raises:
+        ValueError: a response's `raw` says so.
+    """
+    if isinstance(raw, dict) and raw.get("finish_reason") == "length":
+        raise ValueError(
+            "the answer was cut off before its form was complete; allow more `max_new_tokens`"
+        )
+
+
 def as_completion(response: ChatResponse) -> CompletionResponse:
     """The same answer as a completion."""
     return CompletionResponse(
         text=response.message.content or "",
         raw=response.raw,
         delta=response.delta,
+        logprobs=response.logprobs,
         additional_kwargs=response.additional_kwargs,
     )
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from guardrail_langchain import ChatGuardedVLM
-from guardrail_langchain.chat_model import chosen, guard_options, offered_tools
+from guardrail_langchain.chat_model import guard_options, offered_tools
 from guardrail_langchain.replies import no_refusals, refusal
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
@@ -473,7 +473,6 @@ def test_tools_of_every_kind_become_function_schemas():
     ],
 )
 def test_every_form_of_a_choice_reaches_the_guard(choice, word):
-    assert chosen(choice, offered_tools([find, add])) == word
     found = options(tools=[find, add], tool_choice=choice)
     assert found.get("tool_choice") == word
     assert [each["function"]["name"] for each in found["tools"]] == ["find", "add"]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from guardrail_llamaindex import GuardedVLM
+from guardrail_llamaindex.llm import _TEXT_STREAMS
 from llama_index.core.llms import ChatMessage
 from llama_index.core.prompts import PromptTemplate
-from pydantic import BaseModel
+from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel, Field
 
 from guardrail.errors import DetectorError, GuardrailViolation
 from guardrail.policy import REFUSAL, Policy
@@ -26,7 +28,7 @@ METHODS = (
     "astream_structured_predict",
 )
 PROMPT = PromptTemplate("what is {this}")
-FLAG = Action.FLAG
+PASS, STEER, FLAG = Action.PASS, Action.STEER, Action.FLAG
 
 
 class Animal(BaseModel):
@@ -36,17 +38,33 @@ class Animal(BaseModel):
     legs: int = 0
 
 
-def call(**arguments: Any) -> str:
-    written = json.dumps({"name": "Animal", "arguments": arguments})
-    return f"<tool_call>\n{written}\n</tool_call>"
+def text(**arguments: Any) -> str:
+    """An object as it is written: as text, or in a call where objects are streamed as calls."""
+    written = json.dumps(arguments)
+    if _TEXT_STREAMS:
+        return written
+    return f'<tool_call>\n{{"name": "Animal", "arguments": {written}}}\n</tool_call>'
 
 
-def ask(llm: GuardedVLM, method: str, seen: list[Any] | None = None, **kwargs: Any) -> list[Any]:
+class Look(BaseModel):
+    """Look there."""
+
+    where: Literal["up", "down"]
+
+
+def look(where: str) -> str:
+    """Look there."""
+    return where
+
+
+def ask(
+    llm: GuardedVLM, method: str, seen: list[Any] | None = None, cls: Any = Animal, **kwargs: Any
+) -> list[Any]:
     """Every object, each also put into `seen` as it comes."""
     found: list[Any] = [] if seen is None else seen
 
     async def awaited() -> None:
-        answer = await getattr(llm, method)(Animal, PROMPT, this="a dog", **kwargs)
+        answer = await getattr(llm, method)(cls, PROMPT, this="a dog", **kwargs)
         if inspect.isasyncgen(answer):
             async for item in answer:
                 found.append(item)
@@ -56,7 +74,7 @@ def ask(llm: GuardedVLM, method: str, seen: list[Any] | None = None, **kwargs: A
     if method.startswith("a"):
         asyncio.run(awaited())
     else:
-        answer = getattr(llm, method)(Animal, PROMPT, this="a dog", **kwargs)
+        answer = getattr(llm, method)(cls, PROMPT, this="a dog", **kwargs)
         found.extend(answer if inspect.isgenerator(answer) else [answer])
     return found
 
@@ -64,7 +82,7 @@ def ask(llm: GuardedVLM, method: str, seen: list[Any] | None = None, **kwargs: A
 @pytest.mark.parametrize("method", METHODS)
 def test_what_passes_comes_as_objects(guard_on, llava, method):
     llm = GuardedVLM(guard=guard_on())
-    with scripted(llava.model, llava.processor, lambda _: call(name="dog", legs=4)):
+    with scripted(llava.model, llava.processor, lambda _: text(name="dog", legs=4)):
         assert ask(llm, method)[-1] == Animal(name="dog", legs=4)
 
 
@@ -73,7 +91,7 @@ def test_what_passes_comes_as_objects(guard_on, llava, method):
 def test_a_flagged_request_raises_before_any_object(guard_on, llava, method, on_flag):
     llm, seen = GuardedVLM(guard=guard_on(FLAG, on_flag=on_flag)), []
     with (
-        scripted(llava.model, llava.processor, lambda _: call(name="dog", legs=4)),
+        scripted(llava.model, llava.processor, lambda _: text(name="dog", legs=4)),
         pytest.raises(GuardrailViolation) as caught,
     ):
         ask(llm, method, seen)
@@ -97,7 +115,7 @@ def test_an_outage_is_no_finding(guard_on, monkeypatch, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_an_annotated_request_is_answered(guard_on, llava, method):
     llm = GuardedVLM(guard=guard_on(FLAG, on_flag="annotate"))
-    with scripted(llava.model, llava.processor, lambda _: call(name="dog", legs=4)):
+    with scripted(llava.model, llava.processor, lambda _: text(name="dog", legs=4)):
         assert ask(llm, method)[-1] == Animal(name="dog", legs=4)
 
 
@@ -115,11 +133,60 @@ def test_a_flagged_request_raises_where_no_tools_are_known(toolless, method):
     assert seen == []
 
 
-def test_settings_still_reach_the_model(guard_on, llava):
-    llm = GuardedVLM(guard=guard_on())
-    with scripted(llava.model, llava.processor, lambda _: call(name="dog", legs=4)):
-        kwargs: Any = {"llm_kwargs": {"max_new_tokens": 2}}
-        assert ask(llm, "stream_structured_predict", **kwargs)[-1].name is None
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", ["default", "function"])
+def test_an_object_that_is_cut_off_is_none(guard_on, method, mode):
+    llm = GuardedVLM(guard=guard_on(), pydantic_program_mode=mode)
+    with pytest.raises(ValueError, match="cut off before its form was complete"):
+        ask(llm, method, llm_kwargs={"max_new_tokens": 2})
+
+
+class Toy(BaseModel):
+    """A toy."""
+
+    kind: Literal["ball", "mouse"]
+
+
+class Pet(BaseModel):
+    """A pet."""
+
+    name: Literal["Tom", "Mia"]
+    legs: int = Field(ge=0, le=99)
+    toys: list[Toy] = Field(max_length=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("mode", "action"), [("default", STEER), ("function", PASS)])
+def test_random_weights_and_steered_ones_make_valid_objects(guard_on, method, mode, action):
+    llm = GuardedVLM(guard=guard_on(action), pydantic_program_mode=mode, max_new_tokens=400)
+    found = ask(llm, method, cls=Pet)
+    assert isinstance(found[-1], Pet)
+    if mode == "default" and "stream" in method and _TEXT_STREAMS:
+        assert len(found) > 5  # parts of it come as they are written
+
+
+def test_a_call_that_is_required_comes(guard_on):
+    tool = FunctionTool.from_defaults(look, fn_schema=Look)
+    llm = GuardedVLM(guard=guard_on(STEER), max_new_tokens=200)
+    whole = llm.chat_with_tools([tool], user_msg="hi", tool_required=True)
+    named = llm.chat_with_tools([tool], user_msg="hi", tool_choice="look")
+    *_, last = llm.stream_chat_with_tools([tool], user_msg="hi", tool_required=True)
+    for response in (whole, named, last):
+        (selected,) = llm.get_tool_calls_from_response(response)
+        assert selected.tool_name == "look"
+        assert selected.tool_kwargs["where"] in ("up", "down")
+    assert llm.predict_and_call([tool], user_msg="hi", tool_required=True).response in (
+        "up",
+        "down",
+    )
+
+
+def test_logprobs_stand_in_llamaindexs_own_place(guard_on):
+    llm = GuardedVLM(guard=guard_on(), max_new_tokens=3, logprobs=2)
+    found = llm.complete("hi").logprobs
+    assert [len(token) for token in found] == [3, 3, 3]
+    assert found[0][0].logprob == found[0][1].logprob < 0
+    assert GuardedVLM(guard=guard_on(), max_new_tokens=3).complete("hi").logprobs is None
 
 
 def test_asking_for_objects_leaves_other_requests_their_refusals(guard_on):
