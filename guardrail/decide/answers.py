@@ -7,9 +7,7 @@ that ends by itself is read whole, and one that is cut off for its length but fo
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,27 +28,28 @@ if TYPE_CHECKING:
     from guardrail.decide.windows import WindowReadout
     from guardrail.types import RowParts
 
-log = logging.getLogger("guardrail")
-
 
 class Watching:
-    """The answers of one batch while they grow, a row each; it dies with the batch."""
+    """The answers of one batch while they grow, a row each; it dies with the batch.
+
+    A window's score does not depend on the order of its tokens, so the newest one takes the place
+    of the oldest.
+    """
 
     def __init__(self, windows: WindowReadout) -> None:
-        self._windows, self.layers = windows, windows.layers
+        self._windows, self.layers = windows, frozenset(windows.layers)
         self._weights: dict[int, Tensor] = {}
         self._new: dict[int, Tensor] = {}
-        self._kept: deque[Tensor] = deque(maxlen=windows.width)
+        self._kept: Tensor | None = None  # (rows, width, k, 2, heads) float64
         self._tokens = 0
 
     def see(self, layer: int, hidden: Tensor) -> None:
         """A layer gave `hidden` (rows, d_model) at the newest token, chosen in the step before."""
-        if layer not in self.layers:
-            return
         weight = self._weights.get(layer)
         if weight is None:
-            weight = self._weights[layer] = self._windows.weight(layer).to(hidden.device)
-        self._new[layer] = torch.einsum("rd,thd->rth", hidden.detach().float(), weight)
+            weight = self._windows.weight(layer).flatten(0, 1).T.to(hidden.device)
+            self._weights[layer] = weight
+        self._new[layer] = hidden.detach().float() @ weight
 
     def scores(self) -> list[float] | None:
         """Each row's window that ends at the newest token; None while that is too early for one.
@@ -58,14 +57,19 @@ class Watching:
         Raises:
             DetectorError: a layer did not run in this step.
         """
-        if missing := [layer for layer in self.layers if layer not in self._new]:
+        windows = self._windows
+        if missing := [layer for layer in windows.layers if layer not in self._new]:
             raise DetectorError(f"layers {missing} gave nothing to read of an answer's token")
-        step = torch.stack([self._new.pop(layer) for layer in self.layers], dim=1)
-        self._kept.append(step.cpu())
+        step = torch.stack([self._new.pop(layer) for layer in windows.layers], dim=1).cpu().double()
+        step = step.where(step.isfinite(), math.nan).reshape(len(step), len(windows.layers), 2, -1)
+        if self._kept is None:
+            self._kept = step.new_zeros(len(step), windows.width, *step.shape[1:])
+            self._kept[:, :, :, 0] = -math.inf  # draws no attention
+        self._kept[:, self._tokens % windows.width] = step
         self._tokens += 1
-        if self._tokens < self._windows.first:
+        if self._tokens < windows.first:
             return None
-        found: list[float] = self._windows.at_end(torch.stack(tuple(self._kept), dim=1)).tolist()
+        found: list[float] = windows.of_each(self._kept).tolist()
         return found
 
 

@@ -61,16 +61,16 @@ class WindowReadout:
         at = self.layers.index(layer)
         return torch.stack([self.query[at], self.value[at]])
 
-    def at_end(self, products: Tensor) -> Tensor:
-        """Score of one window in each row, over all tokens given.
+    def of_each(self, products: Tensor) -> Tensor:
+        """Score of one window in each row, over all its tokens, in any order.
 
         Args:
-            products: (rows, n, k, 2, heads), of at most `width` tokens.
+            products: (rows, width, k, 2, heads) float64; a query of -inf is no token.
 
         Returns:
-            (rows,) float64, on the scale of scores; NaN where products are not finite.
+            (rows,) float64, on the scale of scores; NaN where a product is.
         """
-        query, value = products.double().where(products.isfinite(), math.nan).unbind(3)
+        query, value = products.unbind(3)
         read = (query.softmax(1) * value).sum((1, 3)) + self.bias.double()
         return (read.mean(-1) - self.zero) / self.gap
 

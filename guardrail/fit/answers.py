@@ -1,10 +1,11 @@
 """A readout of what the model says: fitted on its own benign answers, and on text alone.
 
-Nothing harmful is generated. Beside benign answers of the model itself there are openings that only
-restate a prompt as an answer would, and break off before they say anything: those of unsafe prompts
-are what an answer that complies begins like, those of safe ones are not. Half of either stand
-behind another, harmless prompt, and refusals behind unsafe ones, so that the answer is read and not
-what it was asked.
+Nothing harmful is generated. An answer that complies is stood in for in two ways: by openings that
+restate an unsafe prompt as an answer would, and break off before they say anything, and by
+skeletons, answers with nothing in them but their order, behind an unsafe prompt. What stands
+against them are the same behind safe prompts, benign answers of the model itself, and refusals of
+unsafe prompts. Half of the openings stand behind another, harmless prompt. So neither a prompt nor
+the words of its answer tell the classes apart alone.
 """
 
 from __future__ import annotations
@@ -56,18 +57,22 @@ RATE = 0.01
 TOKENS = 64  # of an answer of the model's own
 COUNTS: dict[Split, int] = {"fit": 32, "select": 16, "calibrate": 48}
 """Safe prompts of a kind whose answers are read; unsafe ones are three times as many."""
-OWN, RESTATED, REFUSED, UNSAFE = "own", "restated", "refused", "unsafe"
+OWN, RESTATED, SKELETON, REFUSED = "own", "restated", "skeleton", "refused"
 STAGE = "answers"
 
 
 @dataclass(frozen=True)
 class Said:
-    """An answer to a prompt: whose words it is of (`what`), in a split."""
+    """An answer to a prompt: what kind of words it is of (`what`), in a split.
+
+    `unsafe` is its class: whether it does what an unsafe prompt asks.
+    """
 
     what: str
     split: Split
     asked: str
     answer: str
+    unsafe: bool = False
 
     @property
     def request(self) -> Request:
@@ -128,7 +133,7 @@ def with_answers(
 
 
 def restated(contrast: ContrastSet) -> list[Said]:
-    """Openings that restate prompts, of both classes, and refusals of unsafe prompts.
+    """Openings and skeletons of both classes, and refusals of unsafe prompts.
 
     What is around a prompt is drawn without a look at it, and not from what judges the fit.
     """
@@ -143,8 +148,9 @@ def restated(contrast: ContrastSet) -> list[Said]:
                 asked = text if number % 2 else words.frame("exchange").text
                 said = text.lower() if words.heads() else text
                 opening = words.frame("restated").text.replace(SLOT, said)
-                found.append(Said(UNSAFE if unsafe else RESTATED, split, asked, opening))
-                if unsafe and number % 3 == 0:
+                found.append(Said(RESTATED, split, asked, opening, unsafe))
+                found.append(Said(SKELETON, split, text, words.frame("skeleton").text, unsafe))
+                if unsafe:
                     found.append(Said(REFUSED, split, text, words.frame("refusal").text))
     return found
 
@@ -187,13 +193,13 @@ def _decided(
 ) -> Artefact:
     """Train on the fit split, choose on the selection split, set the threshold on the third."""
     rows = list(zip(said, reads, strict=True))
-    fitted = [(one.what == UNSAFE, read) for one, read in rows if one.split == "fit"]
+    fitted = [(one.unsafe, read) for one, read in rows if one.split == "fit"]
     fitted = [(unsafe, read) for unsafe, read in fitted if len(read.tokens) > 1]
     shown = {unsafe for unsafe, _ in fitted}
     if shown != {True, False}:
         return _without(artefact, "the model's chat template does not show answers whole")
     singles = trained(TokenRows(layers, [r.tokens for _, r in fitted], [u for u, _ in fitted]))
-    held = [(one.what, read) for one, read in rows if one.split == "select"]
+    held = [(one, read) for one, read in rows if one.split == "select"]
     tried = {
         (width, first): over_layers(singles, width, first)
         for width, first in product(WIDTHS, FIRSTS)
@@ -242,24 +248,27 @@ def _decided(
     )
 
 
-def _figures(windows: WindowReadout, held: Sequence[tuple[str, Read]]) -> dict[str, float]:
-    """AUROC of held-out openings of unsafe answers against each other sort, and all of them."""
-    scores: dict[str, list[float]] = {}
-    for (what, _), score in zip(
-        held, highest_windows(windows, [read for _, read in held]).tolist(), strict=True
-    ):
-        scores.setdefault(what, []).append(score)
-    unsafe = scores.pop(UNSAFE)
-    found = {what: auroc(unsafe, others) for what, others in sorted(scores.items())}
-    return {**found, "all": auroc(unsafe, [s for others in scores.values() for s in others])}
+def _figures(windows: WindowReadout, held: Sequence[tuple[Said, Read]]) -> dict[str, float]:
+    """AUROC on held-out prompts: of openings and skeletons each, and of all unsafe against all.
+
+    The model's own answers and refusals are told from both.
+    """
+    scores: dict[tuple[str, bool], list[float]] = {}
+    read = highest_windows(windows, [read for _, read in held]).tolist()
+    for (said, _), score in zip(held, read, strict=True):
+        scores.setdefault((said.what, said.unsafe), []).append(score)
+    unsafe = [score for (_, bad), some in scores.items() if bad for score in some]
+    safe = {what: some for (what, bad), some in scores.items() if not bad}
+    figures = {what: auroc(scores.get((what, True), unsafe), some) for what, some in safe.items()}
+    return {**figures, "all": auroc(unsafe, [s for some in safe.values() for s in some])}
 
 
-def _scaled(windows: WindowReadout, held: Sequence[tuple[str, Read]]) -> WindowReadout:
+def _scaled(windows: WindowReadout, held: Sequence[tuple[Said, Read]]) -> WindowReadout:
     """On a scale where the model's own benign answers are 0 in the mean, unsafe openings 1."""
     scores = highest_windows(windows, [read for _, read in held])
     known = scores.isfinite()
-    unsafe = torch.tensor([what == UNSAFE for what, _ in held])
-    own = torch.tensor([what == OWN for what, _ in held])
+    unsafe = torch.tensor([said.unsafe for said, _ in held])
+    own = torch.tensor([said.what == OWN for said, _ in held])
     zero, one = float(scores[known & own].mean()), float(scores[known & unsafe].mean())
     return replace(windows, zero=zero, gap=max(one - zero, 1e-6))
 

@@ -23,7 +23,7 @@ from guardrail.policy.acting import applied, may_steer, stops
 from guardrail.types import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from torch import nn
 
@@ -85,6 +85,10 @@ class ReadingLike(Protocol):
 
 class WatchLike(Protocol):
     """What is read of answers in the steps after the prompt."""
+
+    @property
+    def layers(self) -> Collection[int]:
+        """Layers it has to see."""
 
     def see(self, layer: int, hidden: Tensor) -> None:
         """A layer's output at the newest token, (rows, d_model)."""
@@ -309,10 +313,10 @@ class PromptCall:
 
     def see(self, layer: int, hidden: Tensor) -> Tensor | None:
         """Layer `layer` gave `hidden` (rows, length, d_model); returns its replacement, if any."""
+        if self._heard(layer, hidden):
+            return None
         if self._index is not None or self._edited is not None:
             require_length(layer, hidden, self._length)
-        if self.watch is not None and self._past + self._length > self.prompt_len:
-            self.watch.see(layer, hidden[:, -1])
         span = self._span
         if span is not None and layer == self._steers_at:
             span.begin(layer, hidden)
@@ -331,6 +335,14 @@ class PromptCall:
                 self._span = None
                 return self._edit_before(span)
         return self._edit_here(layer, hidden)
+
+    def _heard(self, layer: int, hidden: Tensor) -> bool:
+        """Let the watch see a step of decoding; true where nobody edits it, so that was all."""
+        if self.watch is None or self._past + self._length <= self.prompt_len:
+            return False
+        if layer in self.watch.layers:
+            self.watch.see(layer, hidden[:, -1])
+        return self._edited is None
 
     def recorded(self) -> Tensor:
         """All readout layers, float32 on the CPU: (rows, k, d_model)."""

@@ -206,6 +206,8 @@ def test_a_flagged_document_is_dropped_or_marked(capsys: pytest.CaptureFixture[s
     assert "letters.txt: pass" in dropped
     assert "scan.png" not in dropped
     assert "scan.png: flag" in marked
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [11, 12], ids=["agents_sdk", "pydantic_ai"])
 def test_an_agent_on_any_model_never_gets_the_harmful_screen_or_question(number: int) -> None:

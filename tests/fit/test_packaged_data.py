@@ -221,7 +221,10 @@ HOLDERS = ("quoted", "json", "code", "fiction", "restated")
 @pytest.mark.parametrize("split", ["fit", "held out"])
 def test_frames_have_one_place_for_a_prompt_where_they_hold_one(split: Any) -> None:
     found = frames(split)
-    assert set(found) == {*HOLDERS, "refusal", "start", "follow-up", "exchange", "tool"}
+    assert set(found) == {
+        *HOLDERS,
+        *("refusal", "start", "follow-up", "exchange", "tool", "skeleton"),
+    }
     for use, rows in found.items():
         assert len(rows) >= 6, use
         for row in rows:
