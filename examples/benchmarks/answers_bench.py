@@ -166,7 +166,7 @@ def main(
     fitted = with_readout(loaded, Artefact.load(artefact), out / "answers.guard.safetensors")
     if fitted.header.answers is None:
         raise typer.BadParameter(fitted.header.warnings[-1], param_hint="--artefact")
-    folder = prepare(data, out / "answers")["all"]
+    folder = prepare(data, out / "answers", others=True)["all"]
     rules = Policy(mode="shadow", watch="answer")
     with Guard(loaded, fitted, policy=rules) as guard:
         said = list(answers(guard, folder))

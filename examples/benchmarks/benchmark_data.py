@@ -24,18 +24,21 @@ SOURCES = ("texts", "texts, drawn", "XSTest", "FigStep")
 Row = dict[str, str]
 
 
-def prepare(data: Path, out: Path) -> dict[str, Path]:
+def prepare(data: Path, out: Path, *, others: bool = False) -> dict[str, Path]:
     """Write the inputs under `out`; returns the folders and files that commands are given.
+
+    `others` are texts that the evaluation does not have, drawn and from XSTest, too; the pictures
+    of FigStep are the same.
 
     `all` is what is evaluated, `benign` the traffic of one's own (every second benign FigStep
     picture), `rest` the FigStep inputs that traffic leaves.
     """
     shutil.rmtree(out, ignore_errors=True)
-    texts = test_texts(data)
+    texts = test_texts(data, others=others)
     figstep = _figstep(data, out / "all")
     _write(out / "all/texts.jsonl", texts)
     _write(out / "all/drawn.jsonl", _drawn(texts, out / "all"))
-    _write(out / "all/xstest.jsonl", _look_alikes(data))
+    _write(out / "all/xstest.jsonl", _look_alikes(data, others=others))
     _write(out / "all/figstep.jsonl", figstep)
     traffic = [row for row in figstep if row["label"] == "harmless"][::2]
     rest = [row for row in figstep if row not in traffic]
@@ -44,14 +47,15 @@ def prepare(data: Path, out: Path) -> dict[str, Path]:
     return {"all": out / "all", "benign": out / "own/benign.jsonl", "rest": out / "own/rest.jsonl"}
 
 
-def test_texts(data: Path) -> list[Row]:
+def test_texts(data: Path, *, others: bool = False) -> list[Row]:
     """Harmful and ordinary texts of the test splits, each label shuffled on its own."""
     found = []
     for label in ("harmful", "harmless"):
         rows = read_rows(data / f"text/{label}_test.jsonl")
         short = [row for row in rows if len(row["text"]) <= LONGEST]
         random.Random(20).shuffle(short)
-        found += [_row(row, "texts") for row in short[:TEXTS]]
+        chosen = short[TEXTS : 2 * TEXTS] if others else short[:TEXTS]
+        found += [_row(row, "texts") for row in chosen]
     return found
 
 
@@ -68,14 +72,15 @@ def _drawn(texts: Sequence[Row], folder: Path) -> list[Row]:
     return found
 
 
-def _look_alikes(data: Path) -> list[Row]:
+def _look_alikes(data: Path, *, others: bool) -> list[Row]:
     """XSTest: harmless texts that look harmful, and harmful ones like them."""
     rows = read_rows(data / "text/xstest_even.jsonl")
     found = []
     for label in ("harmful", "harmless"):
         chosen = [row for row in rows if row["label"] == label]
         random.Random(21).shuffle(chosen)
-        found += [_row(row, "XSTest") for row in chosen[:LOOK_ALIKES]]
+        some = chosen[LOOK_ALIKES:] if others else chosen[:LOOK_ALIKES]
+        found += [_row(row, "XSTest") for row in some]
     return found
 
 
