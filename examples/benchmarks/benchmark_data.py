@@ -47,7 +47,7 @@ def prepare(data: Path, out: Path, *, others: bool = False) -> dict[str, Path]:
     return {"all": out / "all", "benign": out / "own/benign.jsonl", "rest": out / "own/rest.jsonl"}
 
 
-def test_texts(data: Path, *, others: bool = False) -> list[Row]:
+def test_texts(data: Path, *, others: bool) -> list[Row]:
     """Harmful and ordinary texts of the test splits, each label shuffled on its own."""
     found = []
     for label in ("harmful", "harmless"):

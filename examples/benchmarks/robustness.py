@@ -169,7 +169,11 @@ def requests_of(per_label: int, data: Path | None) -> list[tuple[str, str]]:
     chosen: dict[str, list[str]] = {}
     for label in LABELS:
         own = texts()[label]
-        other = [] if data is None else [r["text"] for r in test_texts(data) if r["label"] == label]
+        other = (
+            []
+            if data is None
+            else [r["text"] for r in test_texts(data, others=False) if r["label"] == label]
+        )
         half = min(len(other), per_label // 2)
         chosen[label] = own[: per_label - half] + other[:half]
     # Labels by twos: every version of the words around meets as many of either.
