@@ -5,6 +5,7 @@ make examples, or: python examples/12_pydantic_ai.py
 
 from __future__ import annotations
 
+import asyncio
 import io
 
 from guardrail_pydantic_ai import Guardrail
@@ -23,7 +24,7 @@ def screenshot() -> BinaryContent:
     return BinaryContent(buffer.getvalue(), media_type="image/png")
 
 
-def main() -> None:
+async def main() -> None:
     """Look at a harmless and a harmful screen; then ask for something harmful."""
     with tiny_guard() as guard:
         # In your own code: Agent("openai:gpt-5.4", ...), or any other model.
@@ -31,16 +32,16 @@ def main() -> None:
         agent = Agent(model, tools=[screenshot], capabilities=[Guardrail(guard)])
         for text in (HARMLESS, HARMFUL):
             SCREEN["text"] = text
-            result = agent.run_sync("What is on my screen?")
+            result = await agent.run("What is on my screen?")
             parts = [part for message in result.all_messages() for part in message.parts]
             [seen] = [part.content for part in parts if isinstance(part, ToolReturnPart)]
             print(f"the screen says: {text!r}")
             print(f"  the model gets {seen if isinstance(seen, str) else 'the picture'}")
             print(f"  it says {result.output!r}")
-        result = agent.run_sync(HARMFUL)
+        result = await agent.run(HARMFUL)
         print(f"asked: {HARMFUL!r}")
         print(f"  {result.response.metadata['guardrail']['action']}: {result.output}")
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())
