@@ -65,16 +65,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def fewer_forms() -> Iterator[None]:
-    """Fits of tiny models read a third of the prompts in other forms than the bare one.
+    """Fits of tiny models read few of the prompts in other forms than the bare one.
 
-    Planted directions stand out of few, and suites of many fits take a third of the time.
+    Planted directions stand out of few, and suites of many fits take a third of the time. Each form
+    keeps prompts of every kind in every split.
     """
     from guardrail.fit.forms import PLAN
 
     with pytest.MonkeyPatch.context() as patch:
         for name, counts in PLAN.items():
             if name != "bare":
-                few = {"fit": 12, "select": 4} if name == "pictured" else {"fit": 4, "select": 2}
+                few = {"fit": 2, "select": 1, "calibrate": 1}
+                few = {"fit": 12, "select": 4} if name == "pictured" else few
                 patch.setitem(PLAN, name, {**counts, **few})
         yield
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Fingerprint
-    from guardrail.fit.readings import Readings
+    from guardrail.fit.readings import FormResiduals, Readings
     from guardrail.model.load import LoadedModel
 
 
@@ -40,6 +40,9 @@ class Fitted:
     artefact: Artefact
     joint: JointReadout
     reference: Scores
+    _scored: dict[int, tuple[FormResiduals, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, artefact: Artefact, reference: Scores | None = None) -> Fitted:
@@ -83,10 +86,15 @@ class Fitted:
     def scores(self, readings: Readings, form: str) -> Tensor:
         """Scores as the artefact would give them on the model that was read, (n,) float64.
 
+        Every figure of a check is of the same ones, so they are kept.
+
         Raises:
             DetectorError: some are not finite.
         """
-        return require_finite(self.joint.scores(readings.forms[form]), form)
+        rows = readings.forms[form]
+        if id(rows) not in self._scored:  # the rows are kept, too: no others take their id
+            self._scored[id(rows)] = rows, self.joint.scores(rows)
+        return require_finite(self._scored[id(rows)][1], form)
 
     def paired_scores(
         self, readings: Readings, form: str, belongs: Callable[[str], bool], *splits: str

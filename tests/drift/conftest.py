@@ -18,6 +18,7 @@ from guardrail.fit.collect import Collector
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.readings import read_all
 from guardrail.fit.run import candidates_of, fit
+from guardrail.model.fingerprint import fingerprint
 from guardrail.model.load import wrap_model
 from guardrail.testing import tiny_model
 
@@ -49,11 +50,16 @@ edits_module = _module(TESTS.parent / "examples" / "benchmarks" / "drift_edits.p
 
 @dataclass(frozen=True)
 class Planted:
-    """A planted model, the artefact fitted on it, and the file of its prompts."""
+    """A planted model, the artefact fitted on it, and the file of its prompts.
+
+    What checks read of a model is kept in `residuals`: the next check of it asks no more. The fit
+    keeps nothing there, so that every model is read by a check.
+    """
 
     loaded: LoadedModel
     artefact: Artefact
     data: Path
+    residuals: Path
 
     def check(
         self, model: LoadedModel, *, artefact: Artefact | None = None, **options: Any
@@ -63,11 +69,12 @@ class Planted:
             model,
             data=self.data,
             extend=False,
-            **{"measure": True} | options,
+            **{"measure": True, "work_dir": self.residuals} | options,
         )
 
     def read(self, model: LoadedModel) -> Read:
-        collect = Collector(model)
+        key = fingerprint(model).model_dump_json()
+        collect = Collector(model, work_dir=self.residuals, key=key)
         contrast = load_contrast(self.data, extend=False)
         text = self.artefact.calibration_for("text")[1]
         seeing = self.artefact.reads_videos
@@ -105,11 +112,12 @@ def planted_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Plan
     def get(family: str) -> Planted:
         if family not in made:
             loaded = plant(family)
-            data = planted.write_rows(tmp_path_factory.mktemp(family) / "contrast.jsonl")
+            folder = tmp_path_factory.mktemp(family)
+            data = planted.write_rows(folder / "contrast.jsonl")
             artefact = fit(
                 loaded, data=data, extend=False, refusal_prefixes=planted.PREFIXES, **RATES
             )
-            made[family] = Planted(loaded, artefact, data)
+            made[family] = Planted(loaded, artefact, data, folder)
         return made[family]
 
     return get
