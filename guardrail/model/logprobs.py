@@ -107,4 +107,5 @@ class Pieces(dict[int, tuple[str, bytes]]):
         return name.encode()
 
 
-_BYTES: dict[str, int] = {letter: byte for byte, letter in bytes_to_unicode().items()}
+_LETTERS: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+_BYTES = {letter: byte for byte, letter in _LETTERS.items()}

@@ -140,6 +140,7 @@ class VllmEngine(Core):
         said = partial(with_words, self._host.tokenizer, ids)
         answering = Answering(job, self._host.tokenizer, self._detector, self.record, said)
         finish, tokens = "cancelled", list[int]()
+        count = job.settings.logprobs or 0
         room, lark = (
             self._host.context - len(ids),
             None if job.grammar is None else job.grammar.lark,
@@ -160,7 +161,7 @@ class VllmEngine(Core):
                         if job.cancelled.is_set():
                             break
                         finish = "flag" if stops else answer.finish_reason or finish
-                        if not stops and _grown(answering, tokens, answer):
+                        if not stops and _grown(answering, tokens, answer, count):
                             finish = "stop"
                             break
             except asyncio.CancelledError:
@@ -222,20 +223,21 @@ def _verdict(
     return placed(Verdict.from_dict(told), request, floor, said=said)
 
 
-def _grown(answering: Answering, tokens: list[int], answer: Any) -> bool:
+def _grown(answering: Answering, tokens: list[int], answer: Any, count: int) -> bool:
     """Take more of an answer; true when a stop string is complete and the answer with it."""
     told = answer.logprobs or [None] * len(answer.token_ids)
     for token, found in zip(answer.token_ids, told, strict=True):
         tokens.append(token)
-        if answering.take(token, None if found is None else _likely(token, found)):
+        if answering.take(token, None if found is None else _likely(token, found, count)):
             return True
     return False
 
 
-def _likely(token: int, found: Mapping[int, Any]) -> Likely:
-    """A token's logprob and its alternatives, of which vLLM ranks the likeliest 1."""
+def _likely(token: int, found: Mapping[int, Any], count: int) -> Likely:
+    """A token's logprob and the `count` likeliest ones; vLLM tells the chosen one's in any case."""
     ranked = sorted(found.items(), key=lambda each: each[1].rank)
-    return found[token].logprob, [(each, value.logprob) for each, value in ranked]
+    top = [(each, value.logprob) for each, value in ranked if value.rank <= count]
+    return found[token].logprob, top
 
 
 def sampling(

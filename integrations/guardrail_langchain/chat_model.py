@@ -237,6 +237,7 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
         include_raw: bool = False,
         method: str = "json_schema",
         strict: bool | None = None,
+        **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
         """The model with answers in a form, which no other token is left for.
 
@@ -249,8 +250,10 @@ class ChatGuardedVLM(BoundedBatches, BaseChatModel):
 
         Raises:
             UnsupportedModelError: the form is a call, and the chat template knows no tools.
-            ConfigurationError: no such method, or no such schema.
+            ConfigurationError: no such method, no such schema, or a keyword of another model's.
         """
+        if kwargs:
+            raise ConfigurationError(f"with_structured_output knows no {', '.join(kwargs)}")
         if method not in structured.METHODS:
             known = ", ".join(structured.METHODS)
             raise ConfigurationError(f"method={method!r} is none of {known}")

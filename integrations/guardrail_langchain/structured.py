@@ -96,8 +96,9 @@ def parsed(
     else:
         reader = JsonOutputParser()
     reader = RunnableGenerator(_whole, _awhole) | reader
+    steps: Runnable[Any, Any] = model | reader
     if not include_raw:
-        return model | reader
+        return steps
     read = RunnablePassthrough.assign(
         parsed=itemgetter("raw") | reader, parsing_error=lambda _: None
     )

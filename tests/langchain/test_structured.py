@@ -130,6 +130,8 @@ def test_methods_and_schemas_that_are_none_are_refused(chat_for):
     chat = chat_for()
     with pytest.raises(ConfigurationError, match="none of json_schema, function_calling"):
         chat.with_structured_output(Cat, method="guess")
+    with pytest.raises(ConfigurationError, match="knows no tools"):
+        chat.with_structured_output(Cat, tools=[find])
     with pytest.raises(ConfigurationError, match="needs a schema"):
         chat.with_structured_output(None)
     with pytest.raises(ConfigurationError, match="no form"):

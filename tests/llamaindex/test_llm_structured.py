@@ -204,6 +204,7 @@ def test_a_structured_llm_streams_no_empty_object_for_a_refusal(guard_on):
         list(llm.stream_chat([ChatMessage(content="what is this")]))
 
 
+@pytest.mark.skipif(not _TEXT_STREAMS, reason="an object that is a call comes as a whole")
 def test_an_abandoned_stream_of_objects_ends_its_request(guard_on, passes):
     guard = guard_on()
     stream = GuardedVLM(guard=guard, max_new_tokens=1000).stream_structured_predict(

@@ -237,3 +237,16 @@ def test_a_broken_residual_at_the_steering_layer_fails_its_own_row_only(fake):
         (PASS, False, False),
     ]
     assert [r.strength for r in rulings] == pytest.approx([0.0, 40.0, 0.0])
+
+
+def test_a_hook_that_is_taken_off_in_the_middle_of_a_pass_does_nothing_there(llava):
+    """Torch has then forgotten that it wants keywords; another thread may close a guard so."""
+    decoder, inputs = decoder_module(llava.model), torch.ones((1, 3), dtype=torch.long)
+    made = []
+    handle = decoder.register_forward_pre_hook(lambda *_: made[0].remove())
+    try:
+        made.append(PromptHooks(llava.model, [1]))
+        decoder(input_ids=inputs)
+    finally:
+        handle.remove()
+    assert made[0]._handles == []

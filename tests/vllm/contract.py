@@ -120,7 +120,7 @@ NAMES = {
         "text",
         "token_ids",
     ),
-    "vllm.logprobs:Logprob": ("logprob",),
+    "vllm.logprobs:Logprob": ("logprob", "rank"),
     # ---- the scheduler: scheduler.py
     "vllm.tokenizers": ("cached_tokenizer_from_config(model_config, *others)",),
     "vllm.v1.core.sched.async_scheduler:AsyncScheduler": (
