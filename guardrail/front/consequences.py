@@ -49,6 +49,13 @@ class Checker(Protocol):
         """The same guard under other rules."""
 
 
+class AnswerChecker(Checker, Protocol):
+    """A checker that judges answers, too."""
+
+    def acheck_answer(self, value: Any, answer: str, /) -> Awaitable[Verdict]:
+        """Score an answer without blocking the event loop."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settled:
     """A verdict after all, and what is done: the call is not made, made with a caution, or made.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import DetectorError
+from guardrail.front.chats import UNSAID
 from guardrail.front.consequences import settled
 from guardrail.policy.acting import passes_unchecked
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from guardrail.guard import Guard
     from guardrail.types import Verdict
 
-ASKED = "Go on, please."  # where nobody says what an answer is to
 STEP = 160  # characters of a stream between two checks, about 40 tokens
 WINDOW = 160  # characters that a window of 32 tokens is hardly longer than
 
@@ -47,7 +47,7 @@ async def _settled(guard: Guard, text: str, options: Mapping[str, Any]) -> Settl
     if not text.strip():
         return None
     try:
-        verdict = await guard.acheck_answer(ASKED, text, **options)
+        verdict = await guard.acheck_answer(UNSAID, text, **options)
     except DetectorError as error:
         if passes_unchecked(error, guard.policy):
             return None

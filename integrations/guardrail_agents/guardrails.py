@@ -24,14 +24,14 @@ from agents import (
 from openai.types.responses import ResponseFunctionToolCall
 from pydantic_core import to_jsonable_python
 
-from guardrail.errors import ConfigurationError
-from guardrail.front.chats import RESULT_CAUTION, call_chat, result_chat
+from guardrail.errors import ConfigurationError, GuardrailError
+from guardrail.front.chats import RESULT_CAUTION, UNSAID, call_chat, result_chat
 from guardrail.front.consequences import Reaction, record, settled
 from guardrail.front.judging import Heard, Judge
 from guardrail.front.tool_values import cautioned_result, read_value
 from guardrail.front.tools import SIDES, WITHHELD, ToolRules
 from guardrail.inputs.strict_json import strict_json
-from guardrail.policy.acting import one_reading
+from guardrail.policy.acting import one_reading, passes_unchecked
 from guardrail_agents.items import ModelCall, output_parts
 from guardrail_agents.model import GuardedModel
 
@@ -46,10 +46,11 @@ if TYPE_CHECKING:
     )
 
     from guardrail.audit import Audit
-    from guardrail.front.consequences import Checker, OnFlag, Settled
+    from guardrail.front.consequences import AnswerChecker, Checker, OnFlag, Settled
     from guardrail.front.judging import Chat
     from guardrail.front.tools import Side
     from guardrail.policy import Policy
+    from guardrail.types import Verdict
 
 NAME = "guardrail"
 
@@ -76,23 +77,27 @@ def input_guardrail(
 
 
 def output_guardrail(
-    guard: Checker,
+    guard: AnswerChecker,
     *,
     on_flag: OnFlag | None = None,
     audit: Audit | None = None,
     name: str = NAME,
 ) -> OutputGuardrail[Any]:
-    """A guardrail that reads an agent's final output, as text that somebody says.
+    """A guardrail that reads an agent's final output.
 
-    Scores are calibrated on what users say, and not on answers: look at the verdicts on your own
-    traffic first (`Policy(mode="shadow")`). In a stream the output is out before it is judged.
+    A policy that has answers watched has it judged as one. Without that it is read as text that
+    somebody says, whose scores are calibrated on users: look at the verdicts on your own traffic
+    first (`Policy(mode="shadow")`). In a stream the output is out before it is judged.
     """
     judge = Judge(Reaction(guard, on_flag, audit))
 
     async def check(
         context: RunContextWrapper[Any], agent: Agent[Any], output: Any
     ) -> GuardrailFunctionOutput:
-        _, verdict = await judge.aruled(lambda: _Said(_output_chat(output)))
+        if guard.policy.watch == "answer":
+            verdict = await _answer_verdict(guard, _output_text(output))
+        else:
+            _, verdict = await judge.aruled(lambda: _Said(_output_chat(output)))
         return _tripped(None if verdict is None else judge.settle(verdict))
 
     return OutputGuardrail(check, name)
@@ -359,7 +364,24 @@ def _guarded_tool(
 
 
 def _output_chat(output: Any) -> Chat:
+    text = _output_text(output)
+    return result_chat(text) if text else []
+
+
+def _output_text(output: Any) -> str:
     """A final output: text, or the JSON of an object."""
-    if not isinstance(output, str):
-        output = json.dumps(to_jsonable_python(output), ensure_ascii=False)
-    return result_chat(output) if output else []
+    if isinstance(output, str):
+        return output
+    return json.dumps(to_jsonable_python(output), ensure_ascii=False)
+
+
+async def _answer_verdict(guard: AnswerChecker, text: str) -> Verdict | None:
+    """The verdict on what an agent says; None for nothing, or what passes unchecked."""
+    if not text.strip():
+        return None
+    try:
+        return await guard.acheck_answer(UNSAID, text)
+    except GuardrailError as error:
+        if not passes_unchecked(error, guard.policy):
+            raise
+        return None

@@ -348,6 +348,16 @@ async def test_a_flagged_output_trips(other_model, output_type):
         await run(agent)
 
 
+async def test_an_output_is_judged_as_an_answer_where_answers_are_watched(other_model):
+    guard = FakeGuard(policy=Policy(watch="answer"))
+    agent = Agent(
+        "a", model=other_model("a bad thing"), output_guardrails=[output_guardrail(guard)]
+    )
+    with pytest.raises(OutputGuardrailTripwireTriggered) as tripped:
+        await run(agent)
+    assert tripped.value.guardrail_result.output.output_info["reason"] == "answer"
+
+
 async def test_another_output_does_not_trip(other_model):
     agent = Agent("a", model=other_model(), output_guardrails=[output_guardrail(FakeGuard())])
     result = await run(agent)
