@@ -12,9 +12,11 @@ choose white space may go on with it for ever.
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -27,7 +29,7 @@ from guardrail.inputs.tools import closed
 from guardrail.model.settings import LARGEST_SCHEMA, json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -46,6 +48,12 @@ _JSON = {
 _UNWRITTEN = re.compile(r"(?<!\\)(?:\\\\)*\\u00(?:0[0-7bef]|1[0-9a-f]|7f)")
 # What llguidance masks from 1.8 on, and vLLM's older one does not.
 _SPELLED = re.compile(r"(?<!\\)(?:\\\\)*\\[u/]")
+_ASSERTING = frozenset(
+    {"pattern", "format", "properties", "patternProperties", "additionalProperties"}
+    | {"items", "prefixItems", "enum", "const", "minLength", "maxLength"}
+)
+_MOST_PATTERNS = 8
+_LARGEST_STEP = 50_000
 _LONGEST_REASON = 300  # characters
 _EVERY_TOKEN = "the model's generation config or scores leave no token that the form goes on with"
 
@@ -290,7 +298,49 @@ def _writable(schema: Mapping[str, Any], what: str) -> Mapping[str, Any]:
         )
     if _UNWRITTEN.search(text):
         raise ConfigurationError(f"{what} hold control characters, which no answer is held to")
+    _require_quick(schema, what)
     return schema
+
+
+def _require_quick(schema: Mapping[str, Any], what: str) -> None:
+    """Refuse what llguidance, which bounds all else, would work on for minutes.
+
+    Patterns that must all match take four times as long with each one more, and multiples take time
+    in proportion to their number.
+    """
+    texts, steps, joins = set[str](), set[int](), False
+    for node in _nodes(schema):
+        texts |= {node[name] for name in ("pattern", "format") if isinstance(node.get(name), str)}
+        if isinstance(several := node.get("patternProperties"), dict):
+            texts |= several.keys()
+        if isinstance(step := node.get("multipleOf"), int | float):
+            digits = Decimal(str(step)).normalize().as_tuple().digits
+            steps.add(max(int("".join(map(str, digits))), int(step)))
+        other = [name for name in ("$ref", "allOf", "anyOf", "oneOf") if name in node]
+        both = isinstance(node.get("allOf"), list) and len(node["allOf"]) > 1
+        joins = joins or both or len(other) > 1 or bool(other and _ASSERTING & node.keys())
+    if joins and len(texts) > _MOST_PATTERNS:
+        raise ConfigurationError(
+            f"{what} join schemas (`allOf`, or keywords beside a `$ref` or `anyOf`) and have "
+            f"{len(texts)} patterns and formats; {_MOST_PATTERNS} are allowed where some join"
+        )
+    if math.prod(steps) > _LARGEST_STEP:
+        raise ConfigurationError(
+            f"{what} ask for multiples of numbers whose product is {math.prod(steps)}; "
+            f"{_LARGEST_STEP} is allowed"
+        )
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """All that is an object in JSON values, schemas among them."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case dict() as node:
+                yield node
+                waiting += node.values()
+            case list() as items:
+                waiting += items
 
 
 def _json_rule(schema: Mapping[str, Any]) -> str:

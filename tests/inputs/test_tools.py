@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 
-from guardrail.errors import LimitExceededError, UnsupportedContentError
+from guardrail.errors import ConfigurationError, LimitExceededError, UnsupportedContentError
 from guardrail.inputs.messages import to_request
 from guardrail.inputs.parts import Budget
-from guardrail.inputs.tools import call_text, read_tool_call, read_tools, shown_labels
+from guardrail.inputs.tools import (
+    call_text,
+    closed,
+    read_tool_call,
+    read_tools,
+    shown_labels,
+    tool_choice,
+)
 from guardrail.policy import Limits, Policy
 
 SCHEMA = {"type": "object", "properties": {"q": {"type": "string"}}}
@@ -131,3 +138,55 @@ def test_an_id_is_no_text(label):
 def test_other_shapes_have_no_labels(chat):
     assert shown_labels(chat, [{"function": 5}, {}]) == []
     assert shown_labels([{"tool_calls": [{"function": {"name": []}}]}], []) == []
+
+
+# ---- what a choice and a schema mean
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        *((each, None) for each in (None, False, "", "auto")),
+        *((each, "required") for each in (True, "any", "required")),
+        *((each, "add") for each in ("add", {"name": "add"}, {"function": {"name": "add"}})),
+        ("none", "none"),
+    ],
+)
+def test_a_choice_in_anybodys_words_is_a_guards(given, word):
+    assert tool_choice(given, [{"function": {"name": "add"}}]) == word
+
+
+@pytest.mark.parametrize(("tools", "says"), [([], "are none"), (["find"], "are find")])
+def test_a_choice_of_no_tool_names_those_there_are(tools, says):
+    with pytest.raises(ConfigurationError, match=f"names 'add'; the tools {says}"):
+        tool_choice({"name": "add"}, [{"function": {"name": name}} for name in tools])
+
+
+def test_objects_with_named_keys_are_closed_wherever_they_stand():
+    inner = {"type": "object", "properties": {"a": {"type": "string"}}}
+    schema = {
+        "properties": {
+            "properties": inner,  # a key of that name is no keyword
+            "list": {"items": inner},
+            "enum": {"anyOf": [inner, {"type": "null"}]},
+            "open": {**inner, "additionalProperties": True},
+            "any": {"type": "object"},
+        },
+        "$defs": {"d": inner},
+    }
+    shut = inner | {"additionalProperties": False}
+    found = closed(schema)
+    assert found["additionalProperties"] is False
+    assert found["$defs"]["d"] == shut
+    kept = found["properties"]
+    assert (kept["properties"], kept["list"]["items"], kept["enum"]["anyOf"][0]) == (shut,) * 3
+    assert kept["open"]["additionalProperties"] is True
+    assert kept["any"] == {"type": "object"}
+    assert "additionalProperties" not in schema["properties"]["properties"]  # a copy
+
+
+def test_schemas_that_hold_together_stay_open():
+    part = {"properties": {"a": {}}}
+    both = {"properties": {"x": {"allOf": [part, {"properties": {"b": {}}}]}}}
+    assert closed(both) == both
+    assert closed({"allOf": [part]})["allOf"] == [part | {"additionalProperties": False}]

@@ -181,6 +181,31 @@ def test_what_cannot_be_kept_to_is_refused_before_anything_runs(tokenizer, schem
         grammar_of(tokenizer, schema)
 
 
+MANY = [{"type": "string", "pattern": f".*a.{{{n}}}b.*"} for n in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"allOf": MANY}, "have 9 patterns"),
+        ({"anyOf": [{"$ref": "#/$defs/a", "pattern": "x"}], "$defs": {"a": MANY}}, "10 patterns"),
+        ({"properties": {"a": {"$ref": "#/$defs/a", "properties": {}}}, "x": MANY}, "9 patterns"),
+        ({"multipleOf": 200_003}, "200003"),
+        ({"multipleOf": 0.0200003}, "200003"),
+        ({"allOf": [{"multipleOf": 499}, {"multipleOf": 503}]}, "250997"),
+    ],
+)
+def test_what_would_take_minutes_is_refused_at_once(tokenizer, schema, why):
+    with pytest.raises(ConfigurationError, match=why):
+        grammar_of(tokenizer, schema)
+
+
+def test_patterns_that_do_not_meet_may_be_many(tokenizer):
+    named = {f"p{n}": {"anyOf": [one, {"type": "null"}]} for n, one in enumerate(MANY)}
+    grammar_of(tokenizer, {"type": "object", "properties": named})
+    grammar_of(tokenizer, {"type": "number", "multipleOf": 0.01})
+
+
 def test_a_schema_may_hold_backslashes_before_what_looks_like_a_control_character(tokenizer):
     assert accepts(grammar_of(tokenizer, {"const": "\\u0001"}), tokenizer, '"\\\\u0001"')
 
@@ -212,6 +237,7 @@ def test_a_call_is_of_a_tool_on_offer_and_its_arguments_are_valid(tokenizer):
     tools = [
         {"type": "function", "function": {"name": "find", "parameters": CAT}},
         {"type": "function", "function": {"name": 'say "hi"\n'}},
+        {"type": "function", "function": {"name": "go", "parameters": {"properties": {"a": {}}}}},
     ]
     form = CallForm("<tool_call>\n", "\n</tool_call>", marks=("<tool_call>", "</tool_call>"))
     grammar = grammar_of(tokenizer, form=form, tools=tools)
@@ -222,6 +248,8 @@ def test_a_call_is_of_a_tool_on_offer_and_its_arguments_are_valid(tokenizer):
 
     assert called("find", CATS[5])
     assert called('say "hi"\n', "{}")
+    assert called("go", '{"a": [1]}')
+    assert not called("go", '{"b": 1}')  # a function takes no arguments but its own
     assert not called("find", "{}")
     assert not called("add", CATS[5])
     assert not called('say "hi"\n', '{"a": 1}')

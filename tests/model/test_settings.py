@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -133,3 +134,28 @@ def test_a_guard_says_so_too(llama):
             guard.generate("hello", num_return_sequences=2)
         answers = guard.batch(["hello"] * 2, temperature=5.0, max_new_tokens=8)
     assert len({answer.text for answer in answers}) == 2
+
+
+def test_a_schema_is_copied_in_the_order_of_its_keys():
+    schema = {"type": "object", "properties": {"b": {}, "a": {"enum": ["é"]}}}
+    settings = Settings(json_schema=schema)
+    written = settings.json_schema
+    schema["properties"].clear()
+    assert settings.json_schema == written
+    assert list(json.loads(written)["properties"]) == ["b", "a"]
+    assert settings.constrained
+    assert not settings.forces_call
+
+
+@pytest.mark.parametrize(
+    ("choice", "forces"),
+    [(None, False), ("auto", False), ("none", False), ("required", True), ("find", True)],
+)
+def test_a_choice_forces_a_call_unless_it_leaves_one_open(choice, forces):
+    assert Settings(tool_choice=choice).forces_call is forces
+
+
+@pytest.mark.parametrize("count", [True, "3", 2.0, -1, 21])
+def test_a_count_of_logprobs_is_a_small_number(count):
+    with pytest.raises(ValueError, match="logprobs"):
+        Settings(logprobs=count)
