@@ -191,6 +191,21 @@ def target_rates(steer_rate: float, flag_rate: float) -> Rates:
     return Rates(steer=steer_rate, flag=flag_rate)
 
 
+def require_enough(n: int, rates: Rates, *, source: str) -> None:
+    """Refuse targets that `n` benign inputs cannot support.
+
+    Raises:
+        CalibrationError: fewer inputs than a target needs; it takes 1/rate - 1.
+    """
+    needed = needed_scores(min(rates.steer, rates.flag))
+    if n < needed:
+        raise CalibrationError(
+            f"{n} benign inputs ({source}) cannot support a target of "
+            f"{min(rates.steer, rates.flag):g}: at least {needed} are needed. Collect more, or "
+            f"raise the target to {1 / (n + 1):.3g} or more"
+        )
+
+
 def calibration(scores: Sequence[float], rates: Rates, *, source: str) -> Calibration:
     """Conformal thresholds of benign scores, with the intervals of the rates they give.
 
@@ -200,13 +215,7 @@ def calibration(scores: Sequence[float], rates: Rates, *, source: str) -> Calibr
     Raises:
         CalibrationError: fewer inputs than a target needs; it takes 1/rate - 1.
     """
-    needed = needed_scores(min(rates.steer, rates.flag))
-    if len(scores) < needed:
-        raise CalibrationError(
-            f"{len(scores)} benign inputs ({source}) cannot support a target of "
-            f"{min(rates.steer, rates.flag):g}: at least {needed} are needed. Collect more, or "
-            f"raise the target to {1 / (len(scores) + 1):.3g} or more"
-        )
+    require_enough(len(scores), rates, source=source)
     ordered = sorted(scores)
     steer, flag = (conformal_threshold(ordered, rate) for rate in (rates.steer, rates.flag))
     return Calibration(

@@ -137,10 +137,7 @@ def read_all(
 
     With `video` also beside clips, and `videos` safe prompts drawn as such.
     """
-    read = {"plain": plain(contrast, per_kind, of_these=of_these)}
-    forms = [form for form in readable(collect.encoder) if form.name != FORMS[0].name]
-    worded = [form for form in forms if not form.pictures]
-    read["worded"] = [s for form in worded for s in samples(contrast, form, limits(form, per_kind))]
+    read = text_samples(collect, contrast, per_kind, of_these=of_these)
     if collect.loaded.is_multimodal:
         read["drawn"] = drawn(contrast, _drawn_of_a_kind(contrast, rates))
         if video and videos:
@@ -168,6 +165,18 @@ def read_all(
         per_kind,
         len(read.get("filmed", ())),
     )
+
+
+def text_samples(
+    collect: Collector, contrast: ContrastSet, per_kind: int | None, *, of_these: int | None = None
+) -> dict[str, list[Sample]]:
+    """What is read without any picture: the prompts bare, and some in the other forms of text."""
+    forms = [form for form in readable(collect.encoder) if form.name != FORMS[0].name]
+    worded = [form for form in forms if not form.pictures]
+    return {
+        "plain": plain(contrast, per_kind, of_these=of_these),
+        "worded": [s for form in worded for s in samples(contrast, form, limits(form, per_kind))],
+    }
 
 
 def limits(form: Form, per_kind: int | None) -> dict[Split, int | None]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from guardrail.errors import ConfigurationError
 from guardrail.extras import require_extra
-from guardrail.fit.calibrate import calibration, target_rates
+from guardrail.fit.calibrate import calibration, require_enough, target_rates
 from guardrail.fit.collect import Collector, Progress
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.joint import JointReadout, fit_windows
 from guardrail.fit.outcome import Outcome, artefact_of
 from guardrail.fit.prompts import unfit_for_video
-from guardrail.fit.readings import Readings, read_all
+from guardrail.fit.readings import Readings, read_all, text_samples
 from guardrail.fit.recentring import lines
 from guardrail.fit.refusal import REFUSAL_PREFIXES
 from guardrail.fit.select import MEANS, Candidate, choose, compare, is_safe, readout_layers
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from guardrail.artefact import Artefact
     from guardrail.artefact.header import Calibration, Fingerprint, Rates
+    from guardrail.fit.dataset import ContrastSet
     from guardrail.fit.readings import FormResiduals
     from guardrail.fit.select import LinearReadout
     from guardrail.model.load import LoadedModel
@@ -97,6 +98,7 @@ def fit(
         progress=progress,
     )
     unfit = why_without_videos(collect, rates, video=video, videos=videos)
+    _require_enough_texts(collect, contrast, rates, per_kind)
     readings = read_all(collect, contrast, rates, per_kind, video=unfit is None, videos=videos)
     return finish(
         collect,
@@ -135,6 +137,16 @@ def why_without_videos(
     if unfit is not None and (video or videos):
         raise ConfigurationError(f"videos cannot be read: {unfit}; fit without them")
     return unfit
+
+
+def _require_enough_texts(
+    collect: Collector, contrast: ContrastSet, rates: Rates, per_kind: int | None
+) -> None:
+    """Refuse rates that the prompts cannot support before the model is asked for hours."""
+    asked = text_samples(collect, contrast, per_kind)
+    prompts = [contrast.prompts[s.index] for some in asked.values() for s in some]
+    held = sum(p.in_split == "calibrate" and is_safe(p.kind) for p in prompts)
+    require_enough(held, rates, source=f"{CONTRAST_SOURCE}, {'+'.join(asked)}")
 
 
 def candidates_of(readings: Readings) -> list[Candidate]:

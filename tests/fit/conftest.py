@@ -129,8 +129,8 @@ def planted_rows() -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def planted_contrast() -> Callable[[Path], Path]:
-    """`planted_contrast(path)`: a JSONL file of the planted contrast there."""
+def planted_contrast() -> Callable[..., Path]:
+    """`planted_contrast(path)`: a JSONL file of the planted contrast there, or of other rows."""
     return write_rows
 
 

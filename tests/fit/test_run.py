@@ -79,6 +79,40 @@ def fitted_of(
 
 
 @pytest.fixture(scope="module")
+def plain_fit_of(
+    tmp_path_factory: Any,
+    fitted_of: Callable[[str], Fitted],
+    planted_contrast: Any,
+    planted_rows: list[dict[str, str]],
+) -> Callable[[str], Artefact]:
+    """An artefact of prompts without pairs, of no video, and with prefixes that no edit induces.
+
+    All safe prompts of the text model are matched ones, those of the other are of one kind.
+    """
+    made: dict[str, Artefact] = {}
+
+    def get(family: str) -> Artefact:
+        kind = "matched" if family == "llama" else ""
+        rows = [
+            {"text": row["text"], "label": row["label"], "split": row["split"]}
+            | ({"kind": kind} if kind and row["label"] == "safe" else {})
+            for row in planted_rows
+        ]
+        if family not in made:
+            made[family] = fit(
+                fitted_of(family).loaded,
+                data=planted_contrast(tmp_path_factory.mktemp(family) / "plain.jsonl", rows),
+                extend=False,
+                refusal_prefixes=["Unspeakable"],
+                video=False,
+                **RATES,
+            )
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="module")
 def text_fit(fitted_of: Callable[[str], Fitted]) -> Fitted:
     return fitted_of("llama")
 
@@ -182,14 +216,13 @@ def test_drawn_videos_calibrate_videos(
 
 
 def test_without_videos_the_artefact_is_as_it_was_before_there_were_any(
-    plant_in: Any, prefixes: tuple[str, ...], contrast_file: Any
+    plain_fit_of: Callable[[str], Artefact], text_fit: Fitted
 ) -> None:
-    options = {"data": contrast_file(), "extend": False, "refusal_prefixes": prefixes, **RATES}
-    made = fit(plant_in("llava"), video=False, **options)
+    made = plain_fit_of("llava")
     assert not made.reads_videos
     assert not [w for w in made.header.warnings if "video" in w]
     with pytest.raises(ConfigurationError, match="takes no pictures"):
-        fit(plant_in("llama"), video=True, **options)
+        fit(text_fit.loaded, data=text_fit.data, video=True, extend=False, **RATES)
 
 
 def test_the_planted_direction_is_found(any_fit: Fitted, planted_direction: Any) -> None:
@@ -337,16 +370,10 @@ def test_steering_makes_a_refusal_likelier(text_fit: Fitted, prefixes: tuple[str
 
 
 def test_a_fit_without_a_usable_edit_detects_only_and_says_so(
-    text_fit: Fitted, tmp_path: Path
+    plain_fit_of: Callable[[str], Artefact], tmp_path: Path
 ) -> None:
     """The fit's own prefixes are not in this model's voice, so no edit induces a refusal."""
-    artefact = fit(
-        text_fit.loaded,
-        data=text_fit.data,
-        extend=False,
-        refusal_prefixes=["Unspeakable"],
-        **RATES,
-    )
+    artefact = plain_fit_of("llama")
     assert artefact.header.steering is None
     assert any(w.startswith("detect only: no edit raises") for w in artefact.header.warnings)
     path = artefact.save(tmp_path / "made.guard.safetensors")
@@ -384,40 +411,42 @@ def test_every_stage_reports_how_far_it_is(any_fit: Fitted) -> None:
         assert seen[-1][0] == seen[-1][1]
 
 
-@pytest.mark.parametrize("stage", ["prompts with words around", "causal effect"])
 def test_an_interrupted_fit_resumes_and_ends_in_the_same_artefact(
-    text_fit: Fitted, prefixes: tuple[str, ...], tmp_path: Path, stage: str
+    text_fit: Fitted, prefixes: tuple[str, ...], tmp_path: Path
 ) -> None:
+    """Interrupted twice: while prompts are read, and when all of them are."""
+
     class StopError(Exception):
         pass
 
-    def stop(name: str, _done: int, _total: int) -> None:
-        if name == stage:
-            raise StopError
+    def run(stage: str = "") -> Artefact:
+        def stop(name: str, _done: int, _total: int) -> None:
+            if name == stage:
+                raise StopError
 
-    def run(**options: Any) -> Artefact:
         return fit(
             text_fit.loaded,
             data=text_fit.data,
             extend=False,
             refusal_prefixes=prefixes,
             work_dir=tmp_path,
+            progress=stop,
             **RATES,
-            **options,
         )
 
     def parts() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
     with pytest.raises(StopError):
-        run(progress=stop)
+        run("prompts with words around")
     before = parts()
     assert {name.rpartition(".")[2] for name in before} == {"part"}
+    with pytest.raises(StopError):
+        run("causal effect")
+    complete = parts()
+    assert before.items() < complete.items()  # nothing that was read is read again
     assert run().artefact_id == text_fit.artefact.artefact_id
-    after = parts()
-    assert before.items() <= after.items()  # nothing that was read is read again
-    complete = stage == "causal effect"
-    assert (before == after) is complete
+    assert parts() == complete
 
 
 def test_a_random_model_has_no_usable_direction(
@@ -436,9 +465,20 @@ def test_a_random_model_has_no_usable_direction(
         fit(llama_loaded, data=contrast_file(rows), extend=False, **RATES)
 
 
-def test_too_few_prompts_for_the_rates_are_refused(text_fit: Fitted) -> None:
-    with pytest.raises(CalibrationError, match="at least 999 are needed"):
-        fit(text_fit.loaded, data=text_fit.data, extend=False, flag_rate=0.001)
+def test_too_few_prompts_for_the_rates_are_refused_before_the_model_is_asked(
+    text_fit: Fitted,
+) -> None:
+    there_are = text_fit.artefact.header.calibration[Modality.TEXT].n
+    seen: list[str] = []
+    with pytest.raises(CalibrationError, match=f"^{there_are} .* at least 999 are needed"):
+        fit(
+            text_fit.loaded,
+            data=text_fit.data,
+            extend=False,
+            flag_rate=0.001,
+            progress=lambda stage, *_: seen.append(stage),
+        )
+    assert seen == []
 
 
 def test_rates_the_wrong_way_round_are_refused_at_once(text_fit: Fitted) -> None:
@@ -456,45 +496,33 @@ def test_a_set_that_is_too_small_alone_is_refused(
 
 @pytest.mark.parametrize("family", ["llama", "llava"])
 def test_prompts_without_kinds_are_enough(
-    fitted_of: Callable[[str], Fitted], contrast_file: Callable[..., Path],
-    planted_rows: list[dict[str, str]], family: str,
-) -> None:  # fmt: skip
+    plain_fit_of: Callable[[str], Artefact], family: str
+) -> None:
     """All safe prompts matched ones, or one kind only: enough for any rate their number allows."""
-    fitted = fitted_of(family)
-    kind = "matched" if family == "llama" else ""
-    rows = [
-        {"text": row["text"], "label": row["label"], "split": row["split"]}
-        | ({"kind": kind} if kind and row["label"] == "safe" else {})
-        for row in planted_rows
-    ]
-    artefact = fit(
-        fitted.loaded,
-        data=contrast_file(rows),
-        extend=False,
-        refusal_prefixes=["Unspeakable"],
-        **RATES,
-    )
-    assert artefact.header.layers[2].consistency is None  # there are no pairs
-    modality = Modality.IMAGE if fitted.loaded.is_multimodal else Modality.TEXT
-    assert artefact.header.calibration[modality].n >= 20
+    header = plain_fit_of(family).header
+    assert header.layers[2].consistency is None  # there are no pairs
+    modality = Modality.IMAGE if family == "llava" else Modality.TEXT
+    assert header.calibration[modality].n >= 20
 
 
 def only_read_at(layer: int, readings: Any) -> list[Any]:
     return [c for c in candidates_of(readings) if c.readout.layers == (layer,)]
 
 
-def read_again(fitted: Fitted) -> tuple[Collector, Any, Rates]:
+@pytest.fixture(scope="module")
+def read_again(text_fit: Fitted) -> tuple[Collector, Any, Rates]:
     rates = target_rates(**RATES)
-    collect = Collector(fitted.loaded, key="again")
-    contrast = load_contrast(fitted.data, extend=False)
+    collect = Collector(text_fit.loaded, key="again")
+    contrast = load_contrast(text_fit.data, extend=False)
     return collect, read_all(collect, contrast, rates, 64), rates
 
 
 @pytest.mark.parametrize("shift", [None, -1.0], ids=["as it is", "no effect at the last one"])
 def test_the_layer_with_the_most_effect_is_edited_wherever_it_lies(
-    text_fit: Fitted, prefixes: tuple[str, ...], monkeypatch: Any, shift: float | None
-) -> None:
-    collect, readings, rates = read_again(text_fit)
+    text_fit: Fitted, read_again: Any, prefixes: tuple[str, ...], monkeypatch: Any,
+    shift: float | None,
+) -> None:  # fmt: skip
+    collect, readings, rates = read_again
     asked: list[list[int]] = []
     real = steering.measured_effects
 
