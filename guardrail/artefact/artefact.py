@@ -111,6 +111,13 @@ class Artefact:
             raise ArtefactFormatError(first_problem(error, "the revised artefact")) from error
         return Artefact(header, self.tensors if tensors is None else tensors)
 
+    def without_answers(self, why: str, **changes: Any) -> Artefact:
+        """`revised` without the readout of answers, and with a warning in its place."""
+        kept = {n: value for n, value in self.tensors.items() if not n.startswith("answer_")}
+        said = (w for w in self.header.warnings if not w.startswith(ANSWERS))
+        warnings = (*said, f"{ANSWERS}{why}")
+        return self.revised(tensors=kept, answers=None, warnings=warnings, **changes)
+
     def save(self, path: str | Path) -> Path:
         """Write the file in one step; whatever fails, an old file there stays whole."""
         path = Path(path).expanduser()

@@ -197,10 +197,12 @@ class _Check:
     ) -> tuple[Artefact, Repair]:
         old = self.fitted.artefact
         if judged.verdict == "keep":
-            return renamed(old, self.identity, _record(old, judged, "fingerprint")), "fingerprint"
+            made = renamed(old, self.identity, _record(old, judged, "fingerprint"))
+            return answering(made, old), "fingerprint"
         if judged.verdict == "recalibrate":
             record = _record(old, judged, "recalibrated")
-            return recalibrated(self.fitted, self.readings, self.identity, record), "recalibrated"
+            made = recalibrated(self.fitted, self.readings, self.identity, record)
+            return answering(made, old), "recalibrated"
         if transport is not None and transport.figures.reason is None:
             record = _record(old, judged, "transported")
             carried = transported(old, transport.map, self.identity, record)
@@ -215,7 +217,8 @@ class _Check:
             prefixes=old.header.refusal_prefixes or REFUSAL_PREFIXES,
             without_video=self._without_video(),
         )
-        return succeeding(made, old, _record(old, judged, "refitted")), "refitted"
+        record = _record(old, judged, "refitted")
+        return answering(succeeding(made, old, record), old), "refitted"
 
     def _without_video(self) -> str | None:
         """Why a new fit of a model that takes pictures reads no videos; None if it does."""
@@ -363,6 +366,18 @@ def succeeding(made: Artefact, old: Artefact, record: JsonValue) -> Artefact:
         extra=made.header.extra | {"drift": record},
         warnings=(*made.header.warnings, *_replaced(old, made.header.calibration)),
     )
+
+
+def answering(made: Artefact, old: Artefact) -> Artefact:
+    """The artefact without a readout of answers that was fitted on another model.
+
+    Answers are not read again here, so whether it holds there is not known.
+    """
+    moved = made.header.fingerprint.differences(old.header.fingerprint)
+    if old.header.answers is None or not moved:
+        return made
+    why = "fitted on an earlier model, and not measured on this one; `guardrail fit --answers`"
+    return made.without_answers(why, parent=made.header.parent)
 
 
 def targets(artefact: Artefact) -> Rates:

@@ -59,7 +59,10 @@ AMBIGUOUS = 0.01  # share of the readout and the edit on coordinates of uncertai
 RESTORED = 0.01  # AUROC
 SHIFT = 0.05  # text gaps; the noise of bfloat16 does not move means
 PAIRED_PROMPTS = 64
-_BASED = ("direction", "mu_safe", "mu_unsafe", "readout_weight", "window_query", "window_value")
+_BASED = (
+    *("direction", "mu_safe", "mu_unsafe", "readout_weight"),
+    *("window_query", "window_value", "answer_query", "answer_value"),
+)
 _INPUTS = {"tokenizer_digest": "tokenizer or chat template", "processor_digest": "processor"}
 
 

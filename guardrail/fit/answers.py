@@ -197,7 +197,7 @@ def _decided(
     fitted = [(unsafe, read) for unsafe, read in fitted if len(read.tokens) > 1]
     shown = {unsafe for unsafe, _ in fitted}
     if shown != {True, False}:
-        return _without(artefact, "the model's chat template does not show answers whole")
+        return artefact.without_answers("the model's chat template does not show answers whole")
     singles = trained(TokenRows(layers, [r.tokens for _, r in fitted], [u for u, _ in fitted]))
     held = [(one, read) for one, read in rows if one.split == "select"]
     tried = {
@@ -207,8 +207,7 @@ def _decided(
     figures = {key: _figures(windows, held) for key, windows in tried.items()}
     best = max(tried, key=lambda key: figures[key]["all"])
     if figures[best]["all"] < MINIMUM_AUROC:
-        return _without(
-            artefact,
+        return artefact.without_answers(
             f"no usable readout: held-out openings of unsafe answers have an AUROC of "
             f"{figures[best]['all']:.3f}, {MINIMUM_AUROC:.2f} is asked",
         )
@@ -244,7 +243,7 @@ def _decided(
     return artefact.revised(
         tensors={**artefact.tensors, **tensors},
         answers=made,
-        warnings=_warnings(artefact),
+        warnings=tuple(w for w in artefact.header.warnings if not w.startswith(ANSWERS)),
     )
 
 
@@ -271,18 +270,6 @@ def _scaled(windows: WindowReadout, held: Sequence[tuple[Said, Read]]) -> Window
     own = torch.tensor([said.what == OWN for said, _ in held])
     zero, one = float(scores[known & own].mean()), float(scores[known & unsafe].mean())
     return replace(windows, zero=zero, gap=max(one - zero, 1e-6))
-
-
-def _without(artefact: Artefact, why: str) -> Artefact:
-    return artefact.revised(
-        tensors={n: t for n, t in artefact.tensors.items() if not n.startswith("answer_")},
-        answers=None,
-        warnings=(*_warnings(artefact), f"{ANSWERS}{why}"),
-    )
-
-
-def _warnings(artefact: Artefact) -> tuple[str, ...]:
-    return tuple(w for w in artefact.header.warnings if not w.startswith(ANSWERS))
 
 
 def calibrate_answers(

@@ -23,6 +23,8 @@ Start = Callable[[Callable[["Item"], None]], "AnswerJob"]
 class GuardStream(Iterator[str]):
     """Chunks of one answer. `verdict` is known before the first chunk, `result` after the last.
 
+    Where what the model says is judged and cut, the verdict on that is the result's.
+
     Closing it, or letting it go, ends the request at the model's next token.
     """
 
