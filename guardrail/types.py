@@ -452,9 +452,9 @@ class Result:
     `refused_by_guard` is true when `text` is the policy's refusal message, not the model's words;
     `refusal` is that message then.
     `answer` is the verdict on the answer itself, where the policy has answers watched and this one
-    was long enough; where it is a flag, `verdict` is the same. An answer that was cut has no words
-    of the model's and no `token_ids`, but for what a stream had let out before: `text` begins with
-    that then, and the refusal message follows.
+    was long enough; where it alone is a flag, `verdict` is the same. An answer that was cut has no
+    words of the model's and no `token_ids`, but for what a stream had let out before: `text` begins
+    with that then, and the refusal message follows.
     `tool_calls` are calls of the tools that came with the request; `text` is what stands beside
     them. An answer in a form (`json_schema`, a forced call) that its length ends is not complete:
     `text` is the beginning of one, and there is no call. `logprobs` has one entry for each of

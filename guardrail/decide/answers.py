@@ -16,7 +16,7 @@ import torch
 from guardrail.decide.detector import Decision
 from guardrail.decide.reading import Found, PromptReading
 from guardrail.errors import DetectorError
-from guardrail.policy.acting import answer_action, enforced, on_outage
+from guardrail.policy.acting import answer_action, enforced, on_outage, outranks_outage
 from guardrail.types import Action, Verdict, Where
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def heard_in(found: Found | None, parts: RowParts) -> Heard:
         return Heard(failed=True)
     match found.where:
         case Where(start=int(start), stop=int(stop)):
-            begins = max(parts.turns, key=lambda turn: turn.message).start
+            begins = parts.turns[-1].start
             return Heard(found.score, start - begins, stop - begins)
         case _:
             return Heard()
@@ -105,13 +105,13 @@ def heard_in(found: Found | None, parts: RowParts) -> Heard:
 def answer_verdict(detector: Detector, heard: Heard, asked: Verdict, message: int) -> Verdict:
     """The verdict on an answer that is message number `message`, and was `asked` for like that.
 
-    An outage counts unless what was found beside it asks for more than the outage does.
+    An outage counts, unless the policy lets outages pass and something was found beside it.
     """
     windows, policy = detector.watched, detector.policy
     found = Action.PASS
     if math.isfinite(heard.score):
         found = answer_action(heard.score, detector.answer_threshold, policy)
-    failed = heard.failed and found is Action.PASS
+    failed = heard.failed and not outranks_outage(found, policy)
     would_be = on_outage(policy) if failed else found
     none = failed or not math.isfinite(heard.score)
     where = Where(reading="answer", message=message, role="assistant")
@@ -149,7 +149,7 @@ class GivenAnswers:
         return PromptReading(
             readout=self._detector.readout,
             windows=self._windows,
-            rows=[_answers_alone(row) for row in rows],
+            rows=rows,
             judged=frozenset({"assistant"}),
             prompt_len=prompt_len,
             turns=False,
@@ -171,17 +171,3 @@ class GivenAnswers:
     def edit(self, decision: Decision, residual: Tensor, kinds: Sequence[str]) -> Tensor:
         """Nothing is."""
         return torch.zeros_like(residual)
-
-
-def _answers_alone(row: RowParts) -> RowParts:
-    """A chat with nothing in it but its last message, if that is an answer that is shown whole.
-
-    Raises:
-        DetectorError: it is not; nobody could say what was judged then.
-    """
-    last = max((turn.message for turn in row.turns), default=-1)
-    turns = tuple(turn for turn in row.turns if turn.message == last)
-    shown = row.aligned and last not in row.unread and max(row.unread, default=-1) < last
-    if not shown or any(turn.role != "assistant" for turn in turns):
-        raise DetectorError("this model's chat template does not show an answer's words whole")
-    return replace(row, turns=turns, headers=())

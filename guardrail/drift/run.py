@@ -374,7 +374,7 @@ def answering(made: Artefact, old: Artefact) -> Artefact:
     Answers are not read again here, so whether it holds there is not known.
     """
     moved = made.header.fingerprint.differences(old.header.fingerprint)
-    if old.header.answers is None or not moved:
+    if old.header.answers is None or (made.header.answers is not None and not moved):
         return made
     why = "fitted on an earlier model, and not measured on this one; `guardrail fit --answers`"
     return made.without_answers(why, parent=made.header.parent)

@@ -289,7 +289,8 @@ def calibrate_answers(
     require_extra("fit")
     require_fitted_on(guard.artefact, guard.loaded)
     answers = guard.artefact.header.answers
-    rules = guard.policy.model_copy(update={"mode": "shadow", "watch": "answer"})
+    own = {"answer_rate": None, "answer_threshold": None}  # the scores so far may not carry them
+    rules = guard.policy.model_copy(update={"mode": "shadow", "watch": "answer", **own})
     with guard.with_policy(rules) as watching:
         found = [_answered(watching, value, tokens) for value in values]
     if answers is None:

@@ -50,6 +50,11 @@ class ControlTokens:
             before += clean
         return safe
 
+    def ids(self, text: str) -> list[int]:
+        """A text's tokens as text only, with none around them."""
+        found: list[int] = self._tokenizer.encode(self._broken(text), add_special_tokens=False)
+        return found
+
     def neutralised(self, value: Any) -> Any:
         """JSON values with every string in them, keys too, as text only."""
         if isinstance(value, str):

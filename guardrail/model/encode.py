@@ -99,7 +99,7 @@ class Encoder:
                 f"{loaded.source!r} has no chat template; pass a processor or tokenizer with one "
                 "(the instruction-tuned variant of a model usually has it)"
             )
-        self._controls = ControlTokens(self._tokenizer, self._processor, template)
+        self.controls = ControlTokens(self._tokenizer, self._processor, template)
         self.supports_tools = reads(template, "tools")
         self._reads_calls = "tool_calls" in template
         # A model that knows no videos is shown a clip's frames as pictures, in its place.
@@ -239,7 +239,7 @@ class Encoder:
                 "the model's chat template knows no tools, so they would never reach the model; "
                 "load a model whose template does, or ask without tools"
             )
-        return [self._controls.neutralised(tool) for tool in tools] or None
+        return [self.controls.neutralised(tool) for tool in tools] or None
 
     def _apply(
         self,
@@ -282,7 +282,7 @@ class Encoder:
         texts = [part.text for part in message.parts if isinstance(part, TextPart)]
         if not self._multimodal and len(texts) != len(message.parts):
             raise UnsupportedContentError(TEXT_ONLY)
-        safe = iter(self._controls.neutralise(texts))
+        safe = iter(self.controls.neutralise(texts))
         content, owners = [], []
         for number, part in enumerate(message.parts):
             shown = self._shown(part, safe)
@@ -292,7 +292,7 @@ class Encoder:
         for key in ("name", "tool_call_id"):
             value = getattr(message, key)
             if value is not None:
-                (turn[key],) = self._controls.neutralise([value])
+                (turn[key],) = self.controls.neutralise([value])
         if message.tool_calls:
             turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
         return Turn(turn, tuple(owners))
@@ -314,7 +314,7 @@ class Encoder:
     def _call(self, call: ToolCall) -> Any:
         about = {"id": call.id} if call.id else {}
         function = {"name": call.name, "arguments": call.arguments}
-        return self._controls.neutralised({**about, "type": "function", "function": function})
+        return self.controls.neutralised({**about, "type": "function", "function": function})
 
 
 def on_device(encoded: Encoded, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,18 +1,29 @@
-"""What a model is not shown of earlier turns, or otherwise than when they were the last ones."""
+"""Answers behind their prompts, and what a model is not shown of them in later turns."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from guardrail.errors import GuardrailError
-from guardrail.types import ImagePart, Message, Request, TextPart, ToolCall
+from guardrail.types import (
+    ImagePart,
+    Message,
+    Request,
+    RowParts,
+    TextPart,
+    ToolCall,
+    TurnSpan,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from guardrail.model.encode import Encoder
+    from guardrail.model.encode import Encoded, Encoder
 
 _ANSWER = "It is four."
 _THOUGHT = f"<think>\nTwo, and two more.\n</think>\n\n{_ANSWER}"
@@ -26,6 +37,53 @@ _TOOL = {
         "parameters": {"type": "object", "properties": _NAMES, "required": [*_NAMES]},
     },
 }
+
+
+def answered(encoder: Encoder, requests: Sequence[Request]) -> Encoded:
+    """Chats that end with an answer, as the model had them when it had just given it.
+
+    The answer stands behind the prompt as its tokens alone, whatever the chat template makes of an
+    earlier answer; of its parts nothing but the answer is told.
+    """
+    asked = encoder.encode([Request(r.messages[:-1], r.tools) for r in requests])
+    said = [
+        encoder.controls.ids(
+            "".join(p.text for p in r.messages[-1].parts if isinstance(p, TextPart))
+        )
+        for r in requests
+    ]
+    lengths = [n + len(ids) for n, ids in zip(asked.lengths, said, strict=True)]
+    width = max(lengths)
+
+    def longer(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.shape[:2] != (len(said), asked.prompt_len):
+            return value
+        made = value.new_zeros(len(said), width, *value.shape[2:])
+        for row, ids in enumerate(said):
+            own = value[row, asked.prompt_len - asked.lengths[row] :]
+            begins = width - len(ids)
+            made[row, width - lengths[row] : begins] = own
+            if name == "input_ids":
+                made[row, begins:] = torch.tensor(ids, dtype=made.dtype)
+            elif name == "attention_mask":
+                made[row, begins:] = 1
+            elif (
+                value.dim() > 2
+            ):  # which pictures a position sees: the answer all that its prompt did
+                made[row, begins:] = own[-1]
+        return made
+
+    parts = (
+        RowParts(length, (TurnSpan(len(r.messages) - 1, "assistant", n, length),))
+        for r, n, length in zip(requests, asked.lengths, lengths, strict=True)
+    )
+    return replace(
+        asked,
+        inputs={name: longer(name, value) for name, value in asked.inputs.items()},
+        prompt_len=width,
+        lengths=tuple(lengths),
+        parts=tuple(parts),
+    )
 
 
 def history_gaps(encoder: Encoder) -> list[str]:

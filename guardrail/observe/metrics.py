@@ -145,6 +145,8 @@ class Metrics:
                 self._verdicts.outage()
             case "watched" if verdict is not None:
                 self._watched.labels(str(verdict.action), str(verdict.would_be)).inc()
+                if verdict.reason == "detector_failed":
+                    self._verdicts.outage()
             case "answer":
                 _observe(self._answer, facts.get("total_s"))
                 for kind in ("prompt", "completion"):

@@ -16,6 +16,7 @@ from guardrail.errors import LimitExceededError
 from guardrail.model.decoder import context_length
 from guardrail.model.fingerprint import fingerprint
 from guardrail.model.generate import check_rows, generate_rows
+from guardrail.model.history import answered
 from guardrail.model.hooks import PromptHooks, check_layers
 from guardrail.online.answering import Answering, verdict_of
 from guardrail.online.core import Core
@@ -142,7 +143,8 @@ class Engine(Core):
 
     def run_given(self, jobs: Sequence[CheckJob]) -> None:
         """Judge answers that others have given, the last message of each chat."""
-        encoded = self._encode([job.request for job in jobs], new_tokens=0)
+        encoded = answered(self.encoder, [job.request for job in jobs])
+        self._require_room(encoded, new_tokens=0)
         with self.outages(jobs):
             detector = GivenAnswers(self._detector)
             rulings = check_rows(self.loaded, encoded, detector, hooks=self._hooks)
@@ -183,9 +185,12 @@ class Engine(Core):
     def _encode(self, requests: Sequence[Request], *, new_tokens: int) -> Encoded:
         """The batch's inputs; a prompt that is too long is refused before the model sees it."""
         encoded = self.encoder.encode(requests)
+        self._require_room(encoded, new_tokens=new_tokens)
+        return encoded
+
+    def _require_room(self, encoded: Encoded, *, new_tokens: int) -> None:
         videos, limits = "video" in encoded.kinds, self.policy.limits
         require_room(encoded.lengths, limits, self.context, videos=videos, new_tokens=new_tokens)
-        return encoded
 
 
 def with_words(tokenizer: Any, ids: Sequence[int], where: Where) -> Where:

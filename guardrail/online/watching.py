@@ -6,6 +6,7 @@ ever shown, and a stream is behind the model by one window.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from guardrail.decide.detector import Detector
     from guardrail.types import Verdict
+
+log = logging.getLogger("guardrail")
 
 
 class WatchedAnswer:
@@ -49,6 +52,8 @@ class WatchedAnswer:
     def hear(self, score: float) -> bool:
         """The score of the window that ends at the newest token; true where it ends the answer."""
         policy = self._detector.policy
+        if not math.isfinite(score) and not self._heard.failed:
+            log.error("an answer's tokens up to number %d have no finite score", self._tokens)
         self._heard.hear(score, self._tokens, self._width)
         asked = answer_action(score, self._detector.answer_threshold, policy)
         done = enforced(asked, policy)

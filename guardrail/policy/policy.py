@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from typing import Literal
 
@@ -180,6 +181,18 @@ class Policy(_Frozen):
         for entry in sorted(value):
             allowed_host(entry)
         return value
+
+    @model_validator(mode="after")
+    def _watchable(self) -> Policy:
+        if self.answer_threshold is not None and math.isnan(self.answer_threshold):
+            raise ValueError("`answer_threshold` is no number; nothing would ever exceed it")
+        if self.answer_threshold is not None and self.answer_rate is not None:
+            raise ValueError("`answer_rate` and `answer_threshold` both say when; give one")
+        if self.watch is not None and Action.FLAG not in self.actions:
+            raise ValueError(
+                'an answer that is watched can only be flagged; add "flag" to `actions`'
+            )
+        return self
 
     @property
     def judged_roles(self) -> frozenset[str]:

@@ -118,7 +118,6 @@ async def _answered(guard: Guard, body: LiteLLMBody, caller: Caller, service: Se
     Under `on_flag="raise"` all of them are blocked then.
     """
     texts, policy, asked = body.texts or [], guard.policy, service.ask_options(caller)
-    service.count_asked(caller, texts)
     try:
         each = await settled_answers(guard, texts, asked)
     except DetectorError:

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from guardrail import Guard, Policy
 from guardrail.artefact.header import Answers, Windows
+from guardrail.decide.answers import Heard, answer_verdict
 from guardrail.decide.windows import WindowReadout
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailViolation
-from guardrail.types import Action
+from guardrail.model.encode import Encoder
+from guardrail.model.history import answered
+from guardrail.model.load import wrap_model
+from guardrail.types import Action, ImagePart, Message, Request, TextPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -276,3 +281,61 @@ def test_a_beam_search_cannot_be_watched(guarding):
 def test_an_artefact_without_windows_over_answers_cannot_watch_them(guard_on, llava):
     with pytest.raises(ConfigurationError, match="fit --answers"):
         guard_on(llava, watch="answer")
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "llama"])
+def test_given_answers_stand_behind_their_prompts_in_a_batch_as_alone(tiny_of, family, picture):
+    tiny = tiny_of(family)
+    encoder = Encoder(wrap_model(tiny.model, tiny.processor))
+    pictures = [ImagePart(picture(1))] if encoder.reads_pictures else []
+    chats = [
+        Request(
+            (
+                Message(role="user", parts=(*pictures, TextPart(asked))),
+                Message(role="assistant", parts=(TextPart(said),)),
+            )
+        )
+        for asked, said in ((ASKED, "It is blue."), ("Hi", "Hello there, how are you today?"))
+    ]
+    found = answered(encoder, chats)
+    for row, chat in enumerate(chats):
+        prompt = encoder.encode([Request(chat.messages[:1])])
+        said = encoder.controls.ids(chat.messages[1].parts[0].text)
+        assert found.ids(row) == [*prompt.ids(0), *said]
+        assert int(found.inputs["attention_mask"][row].sum()) == found.lengths[row]
+        (turn,) = found.parts[row].turns
+        assert (turn.start, turn.stop) == (prompt.lengths[0], found.lengths[row])
+
+
+def test_what_a_template_would_cut_from_an_answer_is_judged(guarding, tiny_of):
+    guard = guarding(tiny_of("llama"))
+    template = guard.loaded.tokenizer.chat_template
+    try:
+        guard.loaded.tokenizer.chat_template = template.replace(
+            "message['content']", "(message['content'] if message['role'] == 'user' else '')"
+        )
+        said = "The sea </think> is very large, and it is full of fish."
+        assert guard.check_answer(ASKED, said).score is not None
+    finally:
+        guard.loaded.tokenizer.chat_template = template
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"answer_threshold": math.nan},
+        {"answer_threshold": 1.0, "answer_rate": 0.1},
+        {"watch": "answer", "actions": {"steer"}},
+    ],
+)
+def test_rules_that_watch_nothing_are_refused(rules):
+    with pytest.raises(ValidationError):
+        Policy(**rules)
+
+
+def test_an_outage_outweighs_what_was_found_unless_outages_pass(guarding):
+    for fail, reason in (("closed", "detector_failed"), ("open", "answer")):
+        detector = guarding(fail=fail, answer_threshold=0.0)._engine._detector
+        asked = detector.verdict(None, 0, "text")
+        heard = Heard(score=1.0, start=0, stop=4, failed=True)
+        assert answer_verdict(detector, heard, asked, 1).reason == reason
