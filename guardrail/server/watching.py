@@ -4,31 +4,50 @@ An answer is judged without the chat that it is to: what reads answers was fitte
 behind another prompt, a check costs one short prefill then, and nobody else's pictures are read
 twice. A stream is judged in steps, each with as much of what went before as a window can reach back
 into; so it is late by a step and a window, and nothing of a window that is flagged is passed on.
+(A window of 32 tokens that are longer than eight characters may have begun before.)
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from guardrail.errors import DetectorError
+from guardrail.errors import GuardrailError
 from guardrail.front.chats import UNSAID
 from guardrail.front.consequences import settled
 from guardrail.policy.acting import passes_unchecked
+from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
+    from typing import Any
 
     from guardrail.front.consequences import Settled
     from guardrail.guard import Guard
     from guardrail.types import Verdict
 
 STEP = 160  # characters of a stream between two checks, about 40 tokens
-WINDOW = 160  # characters that a window of 32 tokens is hardly longer than
+WINDOW = 256  # characters that a window of 32 tokens is hardly longer than
+LONGEST = 4000  # characters that are judged in one prefill
 
-Piece = tuple["Hashable", str]
+_log = logging.getLogger(__name__)
+_RANK = {Action.PASS: 0, Action.STEER: 1, Action.FLAG: 2}
+E = TypeVar("E")
+
+
+class Spoken(NamedTuple):
+    """What an event says of the text `key`: more of it, or the `whole` of what it has said so far.
+
+    `done` says that nothing may follow.
+    """
+
+    key: Hashable
+    text: str
+    whole: bool = False
+    done: bool = False
 
 
 async def settled_answers(
@@ -37,86 +56,116 @@ async def settled_answers(
     """What becomes of each answer; None for one that is blank, or passes without a verdict.
 
     Raises:
-        DetectorError: one could not be judged, and the policy does not let it pass.
-        GuardrailError: it cannot be read.
+        GuardrailError: one could not be judged, and the policy does not let it pass.
     """
     return list(await asyncio.gather(*(_settled(guard, text, options) for text in texts)))
 
 
 async def _settled(guard: Guard, text: str, options: Mapping[str, Any]) -> Settled | None:
-    if not text.strip():
-        return None
-    try:
-        verdict = await guard.acheck_answer(UNSAID, text, **options)
-    except DetectorError as error:
-        if passes_unchecked(error, guard.policy):
-            return None
-        raise
-    return settled(verdict, guard.policy, caution=lambda words: None)
+    """The strictest of an answer's stretches, which reach into each other by a window."""
+    found: Settled | None = None
+    for start in range(0, max(1, len(text) - WINDOW), LONGEST - WINDOW):
+        stretch = text[start : start + LONGEST]
+        if not stretch.strip():
+            continue
+        try:
+            verdict = await guard.acheck_answer(UNSAID, stretch, **options)
+        except GuardrailError as error:
+            if not passes_unchecked(error, guard.policy):
+                raise
+            _log.warning("an answer goes on that could not be checked: %s", type(error).__name__)
+            continue
+        after = settled(verdict, guard.policy, caution=lambda words: None)
+        found = after if found is None or _rank(after.verdict) > _rank(found.verdict) else found
+        if after.done == "flag":
+            return after
+    return found
+
+
+def _rank(verdict: Verdict) -> tuple[int, float]:
+    return _RANK[verdict.would_be], verdict.score or 0.0
 
 
 @dataclass(slots=True)
 class _Text:
-    """One answer of a stream: what is said, and how far it is judged and may be passed on."""
+    """One text of a stream: what is said, and how far it is judged and may be passed on."""
 
     said: str = ""
     judged: int = 0
     safe: int = 0
+    done: bool = False
+
+    def hear(self, spoken: Spoken) -> None:
+        more = spoken.text
+        if spoken.whole and more.startswith(self.said):
+            more = more[len(self.said) :]
+        self.said += more
+        self.done = spoken.done or (self.done and not more)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is to be judged now."""
+        new = len(self.said) - self.judged
+        return new >= STEP or (self.done and (new > 0 or self.safe < len(self.said)))
 
 
 @dataclass(slots=True)
-class WatchedStream:
+class WatchedStream(Generic[E]):
     """Events of a stream that are held until what they say was judged.
 
-    `verdict` is the last that was made, that of the cut where there is one.
+    `verdict` is the strictest that was made, that of the cut where there is one.
     """
 
     guard: Guard
     options: Mapping[str, Any]
     verdict: Verdict | None = None
-    _held: deque[tuple[bytes, dict[Hashable, int]]] = field(default_factory=deque)
+    _held: deque[tuple[E, dict[Hashable, int]]] = field(default_factory=deque)
     _texts: dict[Hashable, _Text] = field(default_factory=dict)
 
-    async def take(self, event: bytes, pieces: Sequence[Piece]) -> list[bytes] | None:
-        """One more event, with what it says of which answer: those to pass on; None to cut.
+    async def take(self, event: E, spoken: Sequence[Spoken]) -> list[E] | None:
+        """One more event, with what it says: those to pass on; None to cut.
 
         Raises:
-            DetectorError, GuardrailError: as `settled_answers`.
+            GuardrailError: as `settled_answers`.
         """
         ends = {}
-        for key, said in pieces:
-            text = self._texts.setdefault(key, _Text())
-            text.said += said
-            ends[key] = len(text.said)
+        for each in spoken:
+            text = self._texts.setdefault(each.key, _Text())
+            text.hear(each)
+            ends[each.key] = len(text.said)
         self._held.append((event, ends))
-        due = [t for t in self._texts.values() if len(t.said) - t.judged >= STEP]
-        return await self._judged(due) if due else self._released()
+        return await self._judged()
 
-    async def end(self) -> list[bytes] | None:
+    async def end(self) -> list[E] | None:
         """Nothing follows: the rest to pass on, or None."""
-        due = [t for t in self._texts.values() if len(t.said) > t.judged]
-        found = await self._judged(due)
+        for text in self._texts.values():
+            text.done = True
+        found = await self._judged()
         if found is None:
             return None
         rest = [event for event, _ in self._held]
         self._held.clear()
         return [*found, *rest]
 
-    async def _judged(self, due: Sequence[_Text]) -> list[bytes] | None:
-        lasts = [text.said[max(0, text.judged - WINDOW) :] for text in due]
-        for text, after in zip(
-            due, await settled_answers(self.guard, lasts, self.options), strict=True
-        ):
-            text.judged = len(text.said)
-            text.safe = max(text.safe, text.judged - WINDOW)
-            if after is not None:
+    async def _judged(self) -> list[E] | None:
+        due = [text for text in self._texts.values() if text.due]
+        new = [text for text in due if len(text.said) > text.judged]
+        lasts = [text.said[max(0, text.judged - WINDOW) :] for text in new]
+        for after in await settled_answers(self.guard, lasts, self.options):
+            if after is None:
+                continue
+            if after.done == "flag":
                 self.verdict = after.verdict
-                if after.done == "flag":
-                    self._held.clear()
-                    return None
+                self._held.clear()
+                return None
+            if self.verdict is None or _rank(after.verdict) > _rank(self.verdict):
+                self.verdict = after.verdict
+        for text in due:
+            text.judged = len(text.said)
+            text.safe = text.judged if text.done else max(text.safe, text.judged - WINDOW)
         return self._released()
 
-    def _released(self) -> list[bytes]:
+    def _released(self) -> list[E]:
         found = []
         while self._held:
             event, ends = self._held[0]

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from guardrail.asgi.chats import read_chat
 from guardrail.asgi.content import JSON, media_type
-from guardrail.asgi.wire import FIELD, event
+from guardrail.asgi.wire import FIELD, Event, event
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
 from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import canonical_chat
@@ -33,6 +33,7 @@ from guardrail.server.answers import (
     AsciiJSONResponse,
     EventStream,
     headers_of,
+    strictest,
     told,
 )
 from guardrail.server.bodies import bounded_json
@@ -43,6 +44,7 @@ from guardrail.server.proxy.relay import Relay
 from guardrail.server.proxy.upstream import Kept, Upstream
 from guardrail.server.schemas import ERRORS
 from guardrail.server.watching import WatchedStream, settled_answers
+from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -180,6 +182,9 @@ class ProxyAnswerer:
             if flagged := [each for each in after if each is not None and each.done == "flag"]:
                 stop = Checked(asked, flagged[0].verdict, "flag", guard.policy)
                 return _flagged(stop, caller, kept | headers_of(stop.verdict, caller))
+            told_of = [each.verdict for each in after if each is not None]
+            if told_of and (worst := strictest(told_of)).action is Action.FLAG:  # it annotates
+                verdict, kept = told(worst, caller), kept | headers_of(worst, caller)
             return AsciiJSONResponse({**found, FIELD: verdict}, headers=kept)
 
         def cut(verdict: Verdict, last: Mapping[str, Any]) -> list[bytes]:
@@ -193,7 +198,8 @@ class ProxyAnswerer:
             usage=asked.wants_usage,
             deadline=deadline,
             request_id=caller.request_id,
-            watch=WatchedStream(guard, options) if watched else None,
+            watch=WatchedStream[Event](guard, options) if watched else None,
+            tell=partial(told, caller=caller),
             cut=cut,
         )
         await relay.begin()

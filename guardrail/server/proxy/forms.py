@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from guardrail.asgi.wire import DONE, FIELD, event
 from guardrail.server.answers import ChatCompletion, told
 from guardrail.server.response_form import ResponseAnswer
+from guardrail.server.watching import Spoken
 from guardrail.types import Result, Verdict
 
 if TYPE_CHECKING:
     from guardrail.asgi.wire import Event
     from guardrail.server.answers import AnswerForm
     from guardrail.server.keys import Caller
-    from guardrail.server.watching import Piece
 
 
 Data = Mapping[str, Any]
@@ -114,7 +114,7 @@ class Form(ABC):
         """The texts of an answer that is there whole, one for each choice of several."""
 
     @abstractmethod
-    def pieces(self, data: Data) -> list[Piece]:
+    def spoken(self, data: Data) -> list[Spoken]:
         """What an event of a stream says, and of which of its texts."""
 
     @abstractmethod
@@ -139,10 +139,17 @@ class ChatForm(Form):
         """See `Form`."""
         return [_texts(choice, "message", "content") for choice in _rows(whole, "choices")]
 
-    def pieces(self, data: Data) -> list[Piece]:
+    def spoken(self, data: Data) -> list[Spoken]:
         """See `Form`."""
-        rows = _rows(data, "choices")
-        return _spoken((c.get("index"), _texts(c, "delta", "content")) for c in rows)
+        found = []
+        for choice in _rows(data, "choices"):
+            places = (("delta", "content"), ("message", "content"), ("delta", "refusal"))
+            text = "".join(_texts(choice, *place) for place in places)
+            delta = choice.get("delta")
+            calls = isinstance(delta, Mapping) and bool(delta.get("tool_calls"))
+            done = calls or bool(choice.get("finish_reason"))
+            found.append(Spoken(str(choice.get("index")), text, done=done))
+        return found
 
     def cut(self, refusal: Refusal, last: Data) -> list[dict[str, Any]]:
         """See `Form`."""
@@ -167,9 +174,12 @@ class CompletionForm(Form):
         """See `Form`."""
         return [_texts(choice, "text") for choice in _rows(whole, "choices")]
 
-    def pieces(self, data: Data) -> list[Piece]:
+    def spoken(self, data: Data) -> list[Spoken]:
         """See `Form`."""
-        return _spoken((c.get("index"), _texts(c, "text")) for c in _rows(data, "choices"))
+        return [
+            Spoken(str(c.get("index")), _texts(c, "text"), done=bool(c.get("finish_reason")))
+            for c in _rows(data, "choices")
+        ]
 
     def cut(self, refusal: Refusal, last: Data) -> list[dict[str, Any]]:
         """See `Form`."""
@@ -197,14 +207,24 @@ class ResponseForm(Form):
     def said(self, whole: Data) -> list[str]:
         """See `Form`."""
         parts = (p for item in _rows(whole, "output") for p in _rows(item, "content"))
-        return [_texts(part, "text") for part in parts]
+        return [_texts(part, "text") or _texts(part, "refusal") for part in parts]
 
-    def pieces(self, data: Data) -> list[Piece]:
-        """See `Form`."""
-        if data.get("type") != "response.output_text.delta":
-            return []
-        key = data.get("output_index"), data.get("content_index")
-        return _spoken([(str(key), _texts(data, "delta"))])
+    def spoken(self, data: Data) -> list[Spoken]:
+        """See `Form`; the whole of a text comes once more in each event that closes something."""
+        kind = str(data.get("type"))
+        done = kind.endswith(".done") or kind in _LAST
+        item, place = data.get("output_index"), data.get("content_index")
+        if kind.endswith((".output_text.delta", ".refusal.delta")):
+            return [Spoken((item, place), _texts(data, "delta"))]
+        found = [((item, place), data), ((item, place), data.get("part"))]
+        for number, each in [(item, data.get("item")), *enumerate(_rows_in(data, "response"))]:
+            found += [((number, i), part) for i, part in enumerate(_rows_in(each))]
+        return [
+            Spoken(key, text, whole=True, done=done)
+            for key, part in found
+            if isinstance(part, Mapping)
+            if (text := _texts(part, "text") or _texts(part, "refusal"))
+        ]
 
     def cut(self, refusal: Refusal, last: Data) -> list[dict[str, Any]]:
         """See `Form`."""
@@ -250,14 +270,21 @@ def _texts(data: Data, *path: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _spoken(found: Iterable[tuple[object, str]]) -> list[Piece]:
-    return [(str(key), text) for key, text in found if text]
+def _rows_in(value: object, name: str = "") -> list[Data]:
+    """The parts of an item; with a `name` the items of the response of that name."""
+    if not isinstance(value, Mapping):
+        return []
+    inner = value.get(name) if name else value
+    return _rows(inner, "output" if name else "content") if isinstance(inner, Mapping) else []
+
+
+_HEAD = ("id", "object", "created", "model", "system_fingerprint")
 
 
 def _ending(last: Data, **words: Any) -> dict[str, Any]:
-    """A stream's last chunk, with the name of those before."""
+    """A stream's last chunk, with the names of those before."""
     choice = {"index": 0, **words, "finish_reason": _FILTERED, "logprobs": None}
-    return {**last, "choices": [choice]}
+    return {**{name: last[name] for name in _HEAD if name in last}, "choices": [choice]}
 
 
 def _text(refusal: Refusal, text: str, finish: str | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from guardrail.errors import GuardrailError
 from guardrail.server.errors import told_as
 from guardrail.server.proxy.failures import UpstreamProblem, broken, late
 from guardrail.server.proxy.upstream import media_type
+from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -31,7 +32,8 @@ class Relay:
     """One stream. It is closed where it cannot begin; later that is for whoever sends it.
 
     `verdict` is told as it is in the first event, and in the one that closes the answer. With a
-    `watch` events are held until what they say was judged; `cut` gives what ends a stream then.
+    `watch` events are held until what they say was judged; `cut` gives what ends a stream then, and
+    `tell` what may be told of a verdict.
     """
 
     def __init__(
@@ -44,17 +46,18 @@ class Relay:
         usage: bool,
         deadline: float,
         request_id: str,
-        watch: WatchedStream | None = None,
+        watch: WatchedStream[Event] | None = None,
+        tell: Callable[[Verdict | None], dict[str, object] | None] | None = None,
         cut: Callable[[Verdict, Mapping[str, Any]], list[bytes]] | None = None,
     ) -> None:
         self._upstream, self._response, self._form = upstream, response, form
         self._verdict, self._usage, self._deadline = verdict, usage, deadline
-        self._request_id, self._watch, self._cut = request_id, watch, cut
-        self._data: Mapping[str, Any] = {}  # of the latest event
+        self._request_id, self._watch, self._cut, self._tell = request_id, watch, cut, tell
+        self._data: Mapping[str, Any] = {}  # of the latest event that has any
         self._over = False
         self._told = self._whole = self._failed = False
         self._events = self._whole_events()
-        self._first: bytes | None = None
+        self._first: Event | None = None
 
     async def begin(self) -> None:
         """Wait for the first event, so that what fails before it has a status of its own.
@@ -100,26 +103,26 @@ class Relay:
         await self._events.aclose()
         await self._response.aclose()
 
-    async def _passed(self, event: bytes | None) -> list[bytes]:
+    async def _passed(self, event: Event | None) -> list[bytes]:
         """What of a stream may be told after this event; after None all that is left."""
         if self._watch is None:
-            return [] if event is None else [event]
+            return [] if event is None else [self._written(event)]
         try:
             if event is None:
                 passed = await self._watch.end()
             else:
-                passed = await self._watch.take(event, self._form.pieces(self._data))
+                passed = await self._watch.take(event, self._form.spoken(event.data or {}))
         except GuardrailError as error:
             self._over = True
             return [written(told_as(error, "").to_dict())]
         if passed is not None:
-            return passed
+            return [self._written(each) for each in passed]
         self._over = True
         verdict = self._watch.verdict
         return [] if self._cut is None or verdict is None else self._cut(verdict, self._data)
 
-    async def _next(self) -> bytes | None:
-        """The next event, with the verdict where it belongs; None after the last one."""
+    async def _next(self) -> Event | None:
+        """The next event; None after the last one."""
         if self._whole:
             return None
         try:
@@ -136,14 +139,21 @@ class Relay:
         self._whole = self._form.ends(event)
         if event.data is not None:
             self._data = event.data
+            self._failed = self._failed or bool(event.data.get("error"))
+        return event
+
+    def _written(self, event: Event) -> bytes:
+        """An event with the verdict where it belongs; in the last one with that of the answer."""
         if event.data is None:
             return event.raw
-        self._failed = self._failed or bool(event.data.get("error"))
-        due = not self._told or self._form.closes(event.data, self._usage)
-        if not due and FIELD not in event.data:  # an upstream may have a verdict of its own
+        closes = self._form.closes(event.data, self._usage)
+        if self._told and not closes and FIELD not in event.data:  # an upstream may have its own
             return event.raw
         self._told = True
-        return event.with_field(FIELD, self._verdict)
+        found = None if self._watch is None else self._watch.verdict
+        tells = closes and found is not None and found.action is Action.FLAG
+        verdict = self._tell(found) if tells and self._tell is not None else self._verdict
+        return event.with_field(FIELD, verdict)
 
     async def _whole_events(self) -> AsyncGenerator[bytes, None]:
         splitter = Splitter(self._upstream.settings.max_event_bytes)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from typing import Any
 
 import pytest
 
+from guardrail.errors import QueueFullError
 from guardrail.policy import Policy
-from guardrail.server.watching import STEP, WINDOW, WatchedStream
+from guardrail.server.watching import (
+    LONGEST,
+    STEP,
+    WINDOW,
+    Spoken,
+    WatchedStream,
+    settled_answers,
+)
 
 PATH = "/v1/chat/completions"
 BENIGN = "A harmless sentence about the sea. "
@@ -54,7 +63,7 @@ async def test_a_harmless_stream_is_passed_on_as_it_came(watching, upstream, wir
     assert max(map(len, guard.judged)) <= STEP + WINDOW + 10
 
 
-@pytest.mark.parametrize("before", [0, 4, 11, 25])
+@pytest.mark.parametrize("before", [0, 4, 14, 25])
 async def test_nothing_of_the_window_with_the_words_is_shown(watching, upstream, wire, before):
     said = f"{BENIGN * before}now comes an evil thing. {BENIGN * 20}"
     upstream.streams(*chunks(wire, said), *wire.LAST)
@@ -213,13 +222,115 @@ async def test_events_leave_in_order_and_late_by_a_window(wire):
     rng = random.Random(7)
     for _ in range(20):
         guard = wire.WordGuard(Policy(**RULES))
-        stream, out, fed = WatchedStream(guard, {}), [], 0
+        stream, out, fed = WatchedStream[int](guard, {}), [], 0
         sizes = [rng.randint(0, 90) for _ in range(40)]
         for number, size in enumerate(sizes):
-            pieces = [("0", "x" * size)] if size else []
-            out += await stream.take(str(number).encode(), pieces) or []
+            out += await stream.take(number, [Spoken("0", "x" * size)] if size else []) or []
             fed += size
             told = sum(sizes[: len(out)])
             assert told <= max(0, fed - WINDOW) or not any(sizes[: len(out)])
         out += await stream.end() or []
-        assert [int(event) for event in out] == list(range(40))
+        assert out == list(range(40))
+
+
+async def test_comments_say_nothing_again(watching, upstream, wire):
+    said = ["One ", "two ", "three ", "four."]
+    sent = [b for word in said for b in (*chunks(wire, word), b": keep-alive\n\n")]
+    closing = wire.told(wire.piece({"content": " End."}, "stop"))
+    upstream.streams(*sent, closing, wire.LAST[1])
+    proxy, guard = watching()
+    _, events = await streamed(proxy, wire)
+    assert guard.judged == ["".join(said) + " End."]
+    assert events[-1] == "[DONE]"
+
+
+async def test_an_annotated_flag_is_told_in_the_last_event_and_beside_a_whole_answer(
+    watching, upstream, wire
+):
+    upstream.streams(*chunks(wire, BENIGN + "evil"), *wire.LAST)
+    proxy, _ = watching(on_flag="annotate")
+    _, events = await streamed(proxy, wire)
+    first, *_, last = [e for e in events if e != "[DONE]" and e.get("guardrail")]
+    assert (first["guardrail"]["action"], last["guardrail"]["action"]) == ("pass", "flag")
+    assert last["guardrail"]["reason"] == "answer"
+    choice = {"index": 0, "message": {"role": "assistant", "content": "evil"}}
+    upstream.says({**wire.ANSWER, "choices": [choice]})
+    whole = await proxy.post(PATH, json=wire.CHAT)
+    assert whole.json()["choices"] == [choice]
+    assert whole.json()["guardrail"]["action"] == "flag"
+    assert whole.headers["x-guardrail-action"] == "flag"
+
+
+async def test_a_choice_that_has_ended_holds_no_other(wire):
+    guard = wire.WordGuard(Policy(**RULES))
+    stream = WatchedStream[str](guard, {})
+    assert await stream.take("short", [Spoken("1", "All right.")]) == []
+    assert await stream.take("end", [Spoken("1", "", done=True)]) == ["short", "end"]
+    out = []
+    for number in range(40):
+        out += await stream.take(str(number), [Spoken("0", "x" * 20)]) or []
+    assert len(out) > 20
+
+
+async def test_words_that_come_whole_alone_are_judged_and_others_once(watching, upstream, wire):
+    at = {"output_index": 0, "content_index": 0}
+
+    def told(kind: str, **data: Any) -> bytes:
+        return wire.told({"type": f"response.{kind}", "sequence_number": 1, **data})
+
+    def stream(said: str, *, deltas: bool) -> list[bytes]:
+        part = {"type": "output_text", "text": said}
+        item = {"type": "message", "content": [part]}
+        begun = [told("output_text.delta", delta=said, **at)] if deltas else []
+        return [
+            told("created", response={"output": []}),
+            *begun,
+            told("output_text.done", text=said, **at),
+            told("content_part.done", part=part, **at),
+            told("output_item.done", item=item, output_index=0),
+            told("completed", response={"output": [item], "status": "completed"}),
+        ]
+
+    body = {"model": "big", "input": "hello", "stream": True}
+    for deltas in (True, False):
+        upstream.streams(*stream("a fine day", deltas=deltas))
+        proxy, guard = watching()
+        answer = await proxy.post("/v1/responses", json=body)
+        assert guard.judged == ["a fine day"]
+        assert wire.events(answer.content)[-1]["type"] == "response.completed"
+        upstream.streams(*stream("an evil day", deltas=deltas))
+        answer = await watching()[0].post("/v1/responses", json=body)
+        assert "evil" not in answer.text
+        assert wire.events(answer.content)[-1]["type"] == "response.incomplete"
+
+
+async def test_a_cut_tells_nothing_else_of_the_event_it_ends_with(watching, upstream, wire):
+    data = {**wire.piece({"content": "evil"}), "debug": "evil words"}
+    upstream.streams(wire.told(data), *wire.LAST)
+    text, events = await streamed(watching()[0], wire)
+    assert "evil" not in text
+    assert events[0].keys() >= {"id", "model", "choices", "guardrail"}
+
+
+async def test_what_cannot_be_checked_stops_nothing_in_shadow_mode(
+    watching, upstream, wire, monkeypatch
+):
+    async def full(*_: Any, **__: Any) -> Any:
+        raise QueueFullError("full", retry_after_s=1.0)
+
+    monkeypatch.setattr(wire.WordGuard, "acheck_answer", full)
+    assert (await watching(mode="shadow")[0].post(PATH, json=wire.CHAT)).json()["choices"]
+    assert (await watching()[0].post(PATH, json=wire.CHAT)).status_code == 429
+
+
+async def test_a_long_answer_is_judged_in_stretches_that_overlap(wire):
+    guard = wire.WordGuard(Policy(**RULES))
+    said = "".join(f"{number:05} " for number in range(2000))
+    (after,) = await settled_answers(guard, [said], {})
+    assert after.done == "pass"
+    assert max(map(len, guard.judged)) == LONGEST
+    for one, following in itertools.pairwise(guard.judged):
+        assert following.startswith(one[-WINDOW:])
+    assert guard.judged[-1].endswith(said[-WINDOW:])
+    (after,) = await settled_answers(guard, [f"{said}evil{said}"], {})
+    assert after.done == "flag"
