@@ -12,7 +12,7 @@ import os
 import sys
 
 import transformers
-import uvicorn.protocols.http.h11_impl
+import uvicorn.protocols.http.h11_impl  # noqa: F401
 
 import guardrail.cli.main
 import guardrail.cli.serve
