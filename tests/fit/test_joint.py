@@ -5,6 +5,7 @@ Whatever is chosen offline, thresholds above all, is chosen on these scores.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -98,15 +99,27 @@ def evenly_matched(artefact: Artefact, reads: Sequence[Read], **changes: Any) ->
     return artefact.revised(windows=windows.model_copy(update={"zero": zero, **changes}))
 
 
+@pytest.fixture(scope="module")
+def asked_of(tiny_of: Any, picture: Any) -> Callable[[str], tuple[LoadedModel, Any, Any]]:
+    """A model of a family, requests of every form, and what is read of them, asked once."""
+
+    @functools.cache
+    def get(name: str) -> tuple[LoadedModel, Any, Any]:
+        made = tiny_of(name)
+        loaded = wrap_model(made.model, made.processor)
+        requests = in_every_form(loaded) + chats(picture if loaded.is_multimodal else None)
+        return loaded, requests, Collector(loaded, batch_size=4).read(requests, "")
+
+    return get
+
+
 @pytest.mark.parametrize("changes", [{}, {"alone": True, "first": 24}], ids=["joint", "alone"])
 @pytest.mark.parametrize("family", ["llama", "llava", "qwen2_5_vl", "gemma3"])
 def test_offline_scores_are_those_of_a_guard_with_the_same_artefact(
-    tiny_of: Any, picture: Any, family: str, changes: dict[str, Any]
+    asked_of: Any, tiny_of: Any, family: str, changes: dict[str, Any]
 ) -> None:
     made = tiny_of(family)
-    loaded = wrap_model(made.model, made.processor)
-    requests = in_every_form(loaded) + chats(picture if loaded.is_multimodal else None)
-    reads = Collector(loaded, batch_size=4).read(requests, "")
+    loaded, requests, reads = asked_of(family)
     artefact = evenly_matched(tiny_artefact(made.model, made.processor), reads, **changes)
     joint = Fitted.of(artefact).joint
     offline = joint.scores(form_of(requests, reads)).tolist()

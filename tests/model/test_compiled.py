@@ -173,8 +173,20 @@ def test_a_static_cache_changes_neither_verdict_nor_tokens(
     assert [r.action for r in check_rows(loaded, batch, special, policy=POLICY)] == [STEER, PASS]
 
 
-@pytest.mark.parametrize("what", ["model", "readout layer", "all layers"])
-@EVERY
+@pytest.mark.parametrize(
+    ("what", "where"),
+    [
+        pytest.param(what, where, id=f"{what} {name}", marks=pytest.mark.slow if later else ())
+        for what, where, name, later in (
+            ("model", {}, "at the readout", False),
+            ("model", EARLY, "before it", True),
+            ("readout layer", {}, "at the readout", True),
+            ("readout layer", EARLY, "before it", False),
+            ("all layers", {}, "at the readout", True),
+            ("all layers", EARLY, "before it", True),
+        )
+    ],
+)
 def test_a_model_compiled_as_a_whole_fails_closed_and_says_why(
     what, where, llama, loaded_of, encoded, fake
 ):

@@ -186,10 +186,31 @@ APPENDED = (behind_in_the_text, behind_in_a_part, a_turn_behind, a_tool_behind, 
 BLANKS = st.sampled_from([" ", "\n", "\t ", "\n\n  "])
 
 
+any_words = given(
+    said=st.text(max_size=40), blank=BLANKS, more=st.text(max_size=60), shown=st.booleans()
+)
+
+
 @pytest.mark.parametrize("append", APPENDED)
-@settings(max_examples=25)
-@given(said=st.text(max_size=40), blank=BLANKS, more=st.text(max_size=60), shown=st.booleans())
+@settings(max_examples=8)
+@any_words
 def test_nothing_that_is_appended_lowers_the_highest_window(
+    tiny: Any, asked: Any, picture: Any, append: Any, said: str, blank: str, more: str, shown: bool
+) -> None:
+    check_appended(tiny, asked, picture, append, said, blank, more, shown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("append", APPENDED)
+@settings(max_examples=100)
+@any_words
+def test_nothing_among_many_that_is_appended_lowers_the_highest_window(
+    tiny: Any, asked: Any, picture: Any, append: Any, said: str, blank: str, more: str, shown: bool
+) -> None:
+    check_appended(tiny, asked, picture, append, said, blank, more, shown)
+
+
+def check_appended(
     tiny: Any, asked: Any, picture: Any, append: Any, said: str, blank: str, more: str, shown: bool
 ) -> None:
     of, pictures = asked(tiny.family), family(tiny.family).pictures

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "llama")
 families = pytest.mark.parametrize("family", FAMILIES)
 # how much of the model may stay in memory: none of it, or so much that the decoder is torn apart
-shares = pytest.mark.parametrize("share", [0.0, 0.6, 0.8])
+shares = pytest.mark.parametrize("share", [0.0, 0.6, pytest.param(0.8, marks=pytest.mark.slow)])
 
 
 @pytest.fixture

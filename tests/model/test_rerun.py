@@ -102,6 +102,10 @@ CASES = [
     if (family(name).pictures or not pictures) and (family(name).text_alone or pictures)
 ]
 CORE = ("llava", "qwen2_5_vl", "gemma3", "llama")
+SOME = [
+    pytest.param(name, marks=() if name in {*CORE, "qwen3_5", "mllama"} else pytest.mark.families)
+    for name in GUARDED
+]
 LONG_AND_SHORT = [
     pytest.param(
         *case.values,
@@ -138,7 +142,7 @@ def test_logits_are_those_of_an_edit_made_in_a_plain_pass_without_a_cache(
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("name", GUARDED)
+@pytest.mark.parametrize("name", SOME)
 def test_rounding_in_half_precision_is_no_trouble(name, loaded_of, llama, ask, picture, fake):
     model, processor = tiny_model(name)
     loaded = loaded_of(llama._replace(model=model.to(torch.bfloat16), processor=processor))

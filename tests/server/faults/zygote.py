@@ -12,11 +12,15 @@ import os
 import sys
 
 import transformers
-import uvicorn  # noqa: F401
+import uvicorn.protocols.http.h11_impl  # noqa: F401
 
+import guardrail.cli.main
+import guardrail.cli.serve
 import guardrail.guard
 import guardrail.model.load
-import guardrail.server  # noqa: F401
+import guardrail.server.app
+import guardrail.server.process
+import guardrail.server.reload  # noqa: F401
 from guardrail.__main__ import main
 
 for name in ("LlavaForConditionalGeneration", "LlavaProcessor", "AutoModelForImageTextToText"):
