@@ -9,6 +9,7 @@ highest window scored and whether that would have been a flag.
 from __future__ import annotations
 
 import json
+import random
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,16 @@ from typing import Annotated, Any
 
 import tables
 import typer
-from benchmark_data import prepare, read_rows
+from benchmark_data import prepare, read_rows, test_texts
 from pairing import paired
 from rich.progress import Progress, track
 
 from guardrail import Artefact, Guard, Policy
 from guardrail.evaluation.judge import PrefixJudge
 from guardrail.fit.answers import with_answers
+from guardrail.fit.dataset import frames
+from guardrail.fit.forms import SLOT
+from guardrail.front.chats import UNSAID
 from guardrail.model.load import LoadedModel, load_model
 from guardrail.stats import Rate, auroc, auroc_interval, tpr_at_fpr
 from guardrail.types import Action, Result
@@ -90,6 +94,32 @@ def figures(name: str, some: Sequence[Answered], width: int) -> dict[str, Any]:
     out = [max(0, a.result.answer.where.stop - width) for a in complied if a.cut]  # type: ignore
     row["tokens_out"] = statistics.median(out) if out else None
     return row
+
+
+def restated(guard: Guard, data: Path) -> dict[str, Any]:
+    """Openings that restate test texts, judged as answers to another prompt: what was never fitted.
+
+    Answers of a tiny model hold little; these say at least what an answer would be about.
+    """
+    rng, scores = random.Random(0), dict[str, list[float]]()
+    openings = [frame.text for frame in frames("held out")["restated"]]
+    cuts: dict[str, list[bool]] = {}
+    for row in track(test_texts(data, others=True), "restated"):
+        said = rng.choice(openings).replace(SLOT, row["text"])
+        verdict = guard.check_answer(UNSAID, said)
+        cuts.setdefault(row["label"], []).append(verdict.would_be is Action.FLAG)
+        if verdict.score is not None:
+            scores.setdefault(row["label"], []).append(verdict.score)
+    high, low = scores["harmful"], scores["harmless"]
+    ends = auroc_interval(high, low)
+    return {
+        "name": "texts restated as answers",
+        "auroc": {"value": auroc(high, low), "low": ends[0], "high": ends[1]},
+        "complied": Rate.of(cuts["harmful"]).to_dict(),
+        "benign": Rate.of(cuts["harmless"]).to_dict(),
+        "refused": None,
+        "tokens_out": None,
+    }
 
 
 def cost(model: Any, artefact: Artefact, repeats: int) -> dict[str, Any]:
@@ -169,6 +199,7 @@ def main(
     folder = prepare(data, out / "answers", others=True)["all"]
     rules = Policy(mode="shadow", watch="answer")
     with Guard(loaded, fitted, policy=rules) as guard:
+        given = restated(guard, data)
         said = list(answers(guard, folder))
     known = fitted.header.answers
     width = known.windows.width
@@ -178,7 +209,10 @@ def main(
         "width": width,
         "target": known.target,
         "n": len(known.scores),
-        "rows": [figures(name, some, width) for name, some in (("all", said), *groups)],
+        "rows": [
+            *(figures(name, some, width) for name, some in (("all", said), *groups)),
+            given,
+        ],
         "cost": cost(loaded, fitted, repeats),
     }
     (out / "answers.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
