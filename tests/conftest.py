@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # before anything imports transformers: nothing in these tests may look for a network
@@ -63,8 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(max(longer)))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def fewer_forms() -> Iterator[None]:
+@contextmanager
+def fewer_forms_read() -> Iterator[None]:
     """Fits of tiny models read few of the prompts in other forms than the bare one.
 
     Planted directions stand out of few, and suites of many fits take a third of the time. Each form
@@ -78,6 +79,12 @@ def fewer_forms() -> Iterator[None]:
                 few = {"fit": 2, "select": 1, "calibrate": 1}
                 few = {"fit": 12, "select": 4} if name == "pictured" else few
                 patch.setitem(PLAN, name, {**counts, **few})
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fewer_forms() -> Iterator[None]:
+    with fewer_forms_read():
         yield
 
 
