@@ -53,8 +53,9 @@ class PlainAnswerer:
         self._loaded, self._encoder, self._together = loaded, Encoder(loaded), together
         self._lease, self._policy = WorkerLease(loaded.model), Policy(limits=LIMITS)
         self._line = ThreadPoolExecutor(1, thread_name_prefix="plain")
-        self.chats = APIRouter(prefix="/v1")
-        self.chats.add_api_route(
+        router = APIRouter(prefix="/v1")
+        self.chats = (router,)
+        router.add_api_route(
             "/chat/completions", self.answer, methods=["POST"], response_model=None
         )
 

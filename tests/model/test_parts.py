@@ -52,7 +52,7 @@ def ids_of(encoder, request):
 def neutral(encoder, message):
     """The texts of a message as the model is shown them, by part."""
     numbers = [i for i, part in enumerate(message.parts) if isinstance(part, TextPart)]
-    safe = encoder._controls.neutralise([message.parts[i].text for i in numbers])
+    safe = encoder.controls.neutralise([message.parts[i].text for i in numbers])
     return dict(zip(numbers, safe, strict=True))
 
 
