@@ -100,7 +100,7 @@ class PromptHooks:
             if torch.compiler.is_compiling():
                 return
             call = self._call()
-            if call is not None and not call.finished and kwargs is not None:
+            if call is not None and kwargs is not None and call.concerns(layer):
                 call.before(layer, module, args, kwargs)
 
         return hook
@@ -110,7 +110,7 @@ class PromptHooks:
             if torch.compiler.is_compiling():
                 return None
             call = self._call()
-            if call is None or call.finished:
+            if call is None or not call.concerns(layer):
                 return None
             edited = call.see(layer, hidden_of(output))
             if edited is None or not isinstance(output, tuple):

@@ -273,6 +273,12 @@ class PromptCall:
         done = self.decided and self._edit_known and self._delta is None
         return done and self.watch is None
 
+    def concerns(self, layer: int) -> bool:
+        """Whether what a layer gives from now on is of interest here."""
+        if self.watch is None or self._repeating or not self.decided:
+            return not self.finished
+        return layer in self.watch.layers or not self._edit_known or self._delta is not None
+
     @property
     def may_edit(self) -> bool:
         """Whether this call could change anything in the residual stream."""
@@ -342,7 +348,7 @@ class PromptCall:
             return False
         if layer in self.watch.layers:
             self.watch.see(layer, hidden[:, -1])
-        return self._edited is None
+        return self._edited is None or self._delta is None
 
     def recorded(self) -> Tensor:
         """All readout layers, float32 on the CPU: (rows, k, d_model)."""
