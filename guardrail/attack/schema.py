@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue
 from guardrail.stats import Estimate, Frozen, SavedReport, Share
 
 Standing = Literal["holds", "weakened", "defeated", "unknown"]
-"""How a reading stands an attack: of what it finds of the inputs as they are, at 5 % FPR."""
+"""How a reading stands an attack, by what it finds beyond benign hits, at 5 % FPR."""
 PLAIN = "as it is"
 """The row of inputs to which nothing is done."""
 

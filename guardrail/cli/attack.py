@@ -52,7 +52,7 @@ def attack(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only these attacks; repeatable. See --list."),
+        typer.Option(metavar="NAME", help="Only these attacks; repeatable."),
     ] = None,
     own: Annotated[
         list[str] | None,
@@ -89,7 +89,6 @@ def attack(
     content: Annotated[
         bool, typer.Option("--content", help="Show each attack's most successful input.")
     ] = False,
-    listed: Annotated[bool, typer.Option("--list", help="Name the attacks, and do none.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs in one forward pass.")] = 16,
     guarding: o.GuardOptions,
     loading: LoadingOptions,
@@ -102,9 +101,6 @@ def attack(
     is a rule or a search.
     """
     with session(debug=debug) as stdout:
-        if listed:
-            _list(stdout)
-            return
         if out is not None:
             require_pages()
             _folder(out)
@@ -152,18 +148,6 @@ def attack(
         _show(stdout, report, as_json=as_json)
 
 
-def _list(stdout: TextIO) -> None:
-    from guardrail.attack.attacks import about, known
-
-    console = Console(file=stdout, highlight=False, width=None if stdout.isatty() else _WIDE)
-    table = Table(box=None)
-    for head in ("attack", "family", "what it is"):
-        table.add_column(head)
-    for name, kind in known().items():
-        table.add_row(name, kind.family, about(kind()))
-    console.print(table)
-
-
 def _folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -207,7 +191,10 @@ def _show(stdout: TextIO, report: AttackReport, *, as_json: bool) -> None:
     console = Console(file=stdout, highlight=False, width=None if stdout.isatty() else _WIDE)
     console.print(Text(f"{report.model}, {report.artefact_id}"))
     table = Table(
-        title="flagged or steered (95 % intervals)", title_justify="left", box=None, show_lines=False
+        title="flagged or steered (95 % intervals)",
+        title_justify="left",
+        box=None,
+        show_lines=False,
     )
     table.add_column("attack", overflow="fold")
     heads = ("flagged or steered", "lost", "at 5 % FPR", "benign hit", "complied, plain", "through")
