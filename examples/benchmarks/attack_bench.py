@@ -120,7 +120,7 @@ def table(report: AttackReport, before: AttackReport | None, pixels: AttackRow) 
         rows,
     )
     yield ""
-    yield "By reading: harmful (benign) inputs above the score that 5 % of the benign ones exceed as they are."
+    yield "By reading: harmful (benign) inputs above what 5 % of the latter exceed as they are:"
     yield ""
     yield from tables.markdown(
         ["attack", *SHOWN],
