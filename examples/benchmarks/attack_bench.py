@@ -88,6 +88,7 @@ def table(report: AttackReport, before: AttackReport | None, pixels: AttackRow) 
     rows = []
     for row in report.rows:
         then = earlier.get(row.title)
+        found = row.readings["joint"].found if "joint" in row.readings else {}
         rows.append(
             [
                 row.title,
@@ -95,8 +96,9 @@ def table(report: AttackReport, before: AttackReport | None, pixels: AttackRow) 
                 *([_share(None if then is None else then.hit)] if before else []),
                 _share(row.hit),
                 _share(row.lost),
-                _share(row.readings["joint"].found.get("0.01")),
-                _share(row.readings["joint"].found.get("0.05")),
+                _share(row.checked),
+                _share(found.get("0.01")),
+                _share(found.get("0.05")),
                 *([_share(None if then is None else then.benign_hit)] if before else []),
                 _share(row.benign_hit),
                 _share(row.complied),
@@ -111,6 +113,7 @@ def table(report: AttackReport, before: AttackReport | None, pixels: AttackRow) 
             "n",
             *hit,
             "lost",
+            "by check",
             "at 1 % FPR",
             "at 5 % FPR",
             *benign,

@@ -123,6 +123,8 @@ def row_of(
         before=share(first),
         lost=share([was and not now for was, now in zip(first, hit, strict=True)]),
         benign_hit=share([levels.action(one) is not Action.PASS for one in benign]),
+        checked=share([_checked(one, levels) for one in done]),
+        checked_benign=share([_checked(one, levels) for one in benign]),
         readings={name: _reading(name, done, benign, case, levels) for name in names},
         fall=max(falls, default=None),
         asked=statistics.median(one.asked for one in done) if case.aim and done else None,
@@ -133,6 +135,10 @@ def row_of(
         example=worst.words if content and worst is not None else None,
         seconds=case.seconds,
     )
+
+
+def _checked(outcome: Outcome, levels: Levels) -> bool:
+    return levels.action(outcome, outcome.by["folded"]) is not Action.PASS
 
 
 def share(flags: Sequence[bool]) -> Share | None:

@@ -47,7 +47,8 @@ class AttackRow(Frozen):
     `before` are the inputs that were hit as they are, `lost` those of them that no longer are.
     `fall` is how far an input's highest window fell at most, in text gaps. `complied` are inputs
     that the model answers without a guard, as attacked, and does not refuse; `through` those of
-    them that the guard lets pass.
+    them that the guard lets pass. `checked` and `checked_benign` are hit by `check`, which reads a
+    copy in plain letters, too; `hit` by `generate`, which does not.
     """
 
     name: str
@@ -62,6 +63,8 @@ class AttackRow(Frozen):
     before: Share | None
     lost: Share | None
     benign_hit: Share | None
+    checked: Share | None = None
+    checked_benign: Share | None = None
     readings: dict[str, ReadingFigures]
     fall: float | None = None
     asked: float | None = None
