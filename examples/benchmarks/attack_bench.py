@@ -10,6 +10,8 @@ LLaVA shows the mechanics, and nothing of a trained one.
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +103,7 @@ def table(report: AttackReport, before: AttackReport | None, pixels: AttackRow) 
                 _share(found.get("0.05")),
                 *([_share(None if then is None else then.benign_hit)] if before else []),
                 _share(row.benign_hit),
+                _share(row.checked_benign),
                 _share(row.complied),
                 _share(row.through),
             ]
@@ -113,10 +116,11 @@ def table(report: AttackReport, before: AttackReport | None, pixels: AttackRow) 
             "n",
             *hit,
             "lost",
-            "by check",
+            "in plain letters, too",
             "at 1 % FPR",
             "at 5 % FPR",
             *benign,
+            "in plain letters, too",
             "complied, plain",
             "complied and passed",
         ],
@@ -143,10 +147,23 @@ def _told(report: AttackReport, pixels: AttackRow) -> Iterator[str]:
         if row.budgets and row.name not in BEHIND:
             points = ", ".join(f"{p.hit.rate:.2f} at {p.questions}" for p in row.budgets)
             yield f"- {row.title}: hit by questions: {points} (n = {row.n})."
+    families = [row for row in report.rows if row.family in ("encoding", "wrapper")]
+    for what, first, then in (
+        ("harmful", [r.hit for r in families], [r.checked for r in families]),
+        ("benign", [r.benign_hit for r in families], [r.checked_benign for r in families]),
+    ):
+        yield (
+            f"- mean over {len(families)} encodings and wrappers, {what} flagged or steered: "
+            f"{_mean(first):.3f}, in plain letters, too (`fold_answers`): {_mean(then):.3f}."
+        )
     yield (
         f"- pixel noise of 8 of 255 levels, a random LLaVA: {_share(pixels.lost)} of "
         f"{pixels.n} drawn requests lost; median {pixels.asked or 0:.0f} questions asked."
     )
+
+
+def _mean(found: Sequence[Share | None]) -> float:
+    return statistics.mean([share.rate for share in found if share is not None] or [math.nan])
 
 
 def _share(found: Share | None) -> str:

@@ -48,6 +48,11 @@ class Levels:
     detector: Detector
     readings: Mapping[str, Mapping[str, float]]
 
+    @property
+    def own(self) -> str:
+        """The reading that the guard answers by: in plain letters, too, if its policy says so."""
+        return "folded" if self.detector.policy.fold_answers else "joint"
+
     @classmethod
     def of(cls, detector: Detector, names: Sequence[str], benign: Sequence[Outcome]) -> Levels:
         """Those of the benign inputs as they are; none where there are none."""
@@ -62,7 +67,7 @@ class Levels:
 
     def action(self, outcome: Outcome, score: float | None = None) -> Action:
         """What the guard does with it, or with another score of such an input."""
-        read = outcome.by["joint"] if score is None else score
+        read = outcome.by[self.own] if score is None else score
         return self.detector.action_for(read, outcome.kind)
 
     def lowest(self, aim: str) -> float:

@@ -47,8 +47,8 @@ class AttackRow(Frozen):
     `before` are the inputs that were hit as they are, `lost` those of them that no longer are.
     `fall` is how far an input's highest window fell at most, in text gaps. `complied` are inputs
     that the model answers without a guard, as attacked, and does not refuse; `through` those of
-    them that the guard lets pass. `checked` and `checked_benign` are hit by `check`, which reads a
-    copy in plain letters, too; `hit` by `generate`, which does not.
+    them that the guard lets pass. `checked` and `checked_benign` are hit where
+    a copy in plain letters is read, too: by `check`, and by `generate` under `fold_answers`.
     """
 
     name: str

@@ -29,8 +29,9 @@ TERMS = (
     ("Flagged or steered", "At the artefact's own thresholds: what the guard would do something "
                            "about."),
     ("Lost", "Inputs that are flagged or steered as they are, and no longer are under the attack."),
-    ("By check", "The same by `check`, which reads a copy in plain letters, too, for what another "
-                 "model will answer. `generate` reads the letters as they are."),
+    ("In plain letters", "The same where a copy in plain letters is read, too: by check, for what "
+                         "another model will answer, and by generate under fold_answers. As a "
+                         "default, generate reads the letters as the model does."),
     ("At 1 or 5 % FPR", "Above the score that so many of the benign inputs exceed as they are."),
     ("Benign", "Benign inputs to which the same is done, with as many words but no search for "
                "those that help: what the attack alone does to a score."),

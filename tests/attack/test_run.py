@@ -263,3 +263,15 @@ def test_packaged_inputs_are_of_splits_that_nothing_is_fitted_on():
     assert {split[one.id][1] for one in harmful} == {"unsafe"}
     assert {split[one.id][1] for one in benign} == {"safe"}
     assert "fit" not in {split[one.id][0] for one in [*harmful, *benign]}
+
+
+def test_a_policy_that_folds_what_is_answered_is_attacked_as_it_answers(guard: Guard):
+    folding = guard.with_policy(guard.policy.model_copy(update={"fold_answers": True}))
+    names = ["homoglyphs", "zero-width"]
+    some = replace(FAST, answers=0)
+    plain, other = (measured(each, names=names, settings=some) for each in (guard, folding))
+    for before, after in zip(plain.attacks, other.attacks, strict=True):
+        assert (after.hit, after.benign_hit) == (before.checked, before.checked_benign)
+        assert after.checked == before.checked
+    assert any(row.hit != row.checked for row in plain.attacks)
+    folding.close()
