@@ -192,6 +192,7 @@ def main(
     questions: Annotated[int, typer.Option(min=1, help="questions about each of them")] = 200,
     answers: Annotated[int, typer.Option(min=0, help="answers without a guard, an attack")] = 10,
     name: Annotated[str, typer.Option(help="of the report in the folder")] = "attack",
+    fold_answers: Annotated[bool, typer.Option(help="the policy of that name")] = False,
     before: Annotated[Path | None, typer.Option(help="an earlier report")] = None,
     readme: Annotated[Path | None, typer.Option(help="whose table is replaced")] = None,
 ) -> None:
@@ -200,9 +201,9 @@ def main(
     settings = Settings(
         questions=questions, seconds=600, searched=searched, gradients=gradients, answers=answers
     )
-    both = inputs(data, per_label)
+    both, rules = inputs(data, per_label), Policy(mode="shadow", fold_answers=fold_answers)
     loaded = load_model(str(model), trust_remote_code=True)
-    with Guard(loaded, Artefact.load(artefact), policy=Policy(mode="shadow")) as guard:
+    with Guard(loaded, Artefact.load(artefact), policy=rules) as guard:
         report = measured(guard, both, settings, out)
     (out / f"{name}.json").write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
     pixels = noise(both)
