@@ -16,6 +16,7 @@ of the picture by other means it cannot be done, and says so.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -54,10 +55,15 @@ class WhiteBox:
         self.loaded, self.encoder, self.detector = loaded, encoder, detector
         model: Any = loaded.model
         self.embedding: Any = model.get_input_embeddings()
-        ids: Any = loaded.tokenizer
-        special = set(ids.all_special_ids)
-        words = (ids.decode([i]) for i in range(len(self.embedding.weight[: len(ids)])))
-        self.usable = torch.tensor(
+
+    @cached_property
+    def usable(self) -> Tensor:
+        """Which tokens an attacker may write, (tokens,) bool: printable ASCII that controls nothing."""
+        tokenizer: Any = self.loaded.tokenizer
+        special = set(tokenizer.all_special_ids)
+        count = min(len(tokenizer), len(self.embedding.weight))
+        words = (tokenizer.decode([number]) for number in range(count))
+        return torch.tensor(
             [
                 i not in special and text.isascii() and text.isprintable() and bool(text.strip())
                 for i, text in enumerate(words)
