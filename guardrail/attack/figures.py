@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from guardrail.attack.schema import AttackRow, BudgetPoint, ReadingFigures, Standing
+from guardrail.decide.detector import KINDS
 from guardrail.stats import Estimate, Rate, Share, threshold_at_fpr
 from guardrail.types import Action
 
@@ -43,10 +44,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Levels:
-    """The thresholds that inputs are held to: the guard's own, and one a reading and rate."""
+    """The thresholds that inputs are held to: the guard's, and one a modality, reading and rate.
+
+    `asked` are the modalities of the inputs as they are.
+    """
 
     detector: Detector
-    readings: Mapping[str, Mapping[str, float]]
+    readings: Mapping[str, Mapping[str, Mapping[str, float]]]
+    asked: frozenset[str] = frozenset()
 
     @property
     def own(self) -> str:
@@ -54,32 +59,74 @@ class Levels:
         return "folded" if self.detector.policy.fold_answers else "joint"
 
     @classmethod
-    def of(cls, detector: Detector, names: Sequence[str], benign: Sequence[Outcome]) -> Levels:
-        """Those of the benign inputs as they are; none where there are none."""
+    def of(
+        cls,
+        detector: Detector,
+        names: Sequence[str],
+        benign: Sequence[Outcome],
+        drawn: Sequence[Outcome] = (),
+    ) -> Levels:
+        """Those of the benign inputs as they are, by modality.
+
+        Of pictures, where there are none among them, those of the same inputs `drawn` as one: as
+        the guard's own, thresholds of texts say nothing of pictures.
+        """
+        sides: dict[str, list[Outcome]] = {}
+        for one in benign:
+            sides.setdefault(_modality(one), []).append(one)
+        asked = frozenset(sides)
+        pictures = [one for one in drawn if not one.problem]
+        if pictures:
+            sides.setdefault(_modality(pictures[0]), pictures)
         found = {
-            name: {
-                key: threshold_at_fpr([one.by[name] for one in benign], rate)
-                for key, rate in RATES.items()
+            modality: {
+                name: {
+                    key: threshold_at_fpr([one.by[name] for one in side], rate)
+                    for key, rate in RATES.items()
+                }
+                for name in names
             }
-            for name in (names if benign else ())
+            for modality, side in sides.items()
         }
-        return cls(detector, found)
+        return cls(detector, found, asked)
 
     def action(self, outcome: Outcome, score: float | None = None) -> Action:
         """What the guard does with it, or with another score of such an input."""
         read = outcome.by[self.own] if score is None else score
         return self.detector.action_for(read, outcome.kind)
 
+    def level(self, outcome: Outcome, name: str, rate: str) -> float | None:
+        """A reading's threshold for such an input; None where no benign input says what it is."""
+        return self.readings.get(_modality(outcome), {}).get(name, {}).get(rate)
+
+    def above(self, outcomes: Sequence[Outcome], name: str, rate: str) -> Share | None:
+        """The share above a reading's threshold; None where an input has none."""
+        levels = [self.level(one, name, rate) for one in outcomes]
+        pairs = zip(outcomes, levels, strict=True)
+        found = [one.by[name] > level for one, level in pairs if level is not None]
+        return share(found) if len(found) == len(outcomes) else None
+
     def lowest(self, aim: str) -> float:
         """The lowest threshold that a search against a reading has to get under."""
         own = [level.steer for level in self.detector.thresholds.values()] if aim == "joint" else []
-        return min([*own, *self.readings.get(aim, {}).values()], default=float("-inf"))
+        of_readings = [
+            level
+            for modality, names in self.readings.items()
+            if modality in self.asked
+            for level in names.get(aim, {}).values()
+        ]
+        return min([*own, *of_readings], default=float("-inf"))
 
     def passes(self, outcome: Outcome, aim: str, score: float) -> bool:
         """Whether an input with that score of a reading is through."""
         if aim == "joint":
             return self.action(outcome, score) is Action.PASS
-        return score <= self.readings.get(aim, {}).get("0.05", float("-inf"))
+        level = self.level(outcome, aim, "0.05")
+        return level is not None and score <= level
+
+
+def _modality(outcome: Outcome) -> str:
+    return KINDS[outcome.kind].value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,16 +201,14 @@ def share(flags: Sequence[bool]) -> Share | None:
 def _reading(
     name: str, done: Sequence[Outcome], benign: Sequence[Outcome], case: Case, levels: Levels
 ) -> ReadingFigures:
-    high, low = ([one.by[name] for one in side] for side in (done, benign))
-    first = [case.before[one.id].by[name] for one in done]
     found: dict[str, Share] = {}
     also: dict[str, Share] = {}
-    for key, level in levels.readings.get(name, {}).items():
-        for kept, scores in ((found, high), (also, low)):
-            if (above := share([score > level for score in scores])) is not None:
-                kept[key] = above
-    at_5 = levels.readings.get(name, {}).get("0.05")
-    before = None if at_5 is None else share([score > at_5 for score in first])
+    for kept, side in ((found, done), (also, benign)):
+        for rate in RATES:
+            if (above := levels.above(side, name, rate)) is not None:
+                kept[rate] = above
+    before = levels.above([case.before[one.id] for one in done], name, "0.05")
+    high, low = ([one.by[name] for one in side] for side in (done, benign))
     return ReadingFigures(
         found=found,
         benign=also,

@@ -58,7 +58,7 @@ class WhiteBox:
 
     @cached_property
     def usable(self) -> Tensor:
-        """Which tokens an attacker may write: printable ASCII, no control tokens; (tokens,) bool."""
+        """Which tokens an attacker may write, (tokens,) bool: printable, and none of control."""
         tokenizer: Any = self.loaded.tokenizer
         special = set(tokenizer.all_special_ids)
         count = min(len(tokenizer), len(self.embedding.weight))

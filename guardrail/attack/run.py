@@ -11,6 +11,7 @@ from guardrail import __version__
 from guardrail.attack.attacks import about, asks, find, known
 from guardrail.attack.figures import Case, Levels, Outcome, row_of
 from guardrail.attack.making import Input, Maker, Settings, outcome_of
+from guardrail.attack.placing import Drawn
 from guardrail.attack.readings import Reader, ReadingName
 from guardrail.attack.schema import PLAIN, AttackReport, AttackRow
 from guardrail.errors import DatasetError, GuardrailError
@@ -146,7 +147,10 @@ class _Run:
         started = time.perf_counter()
         first = self._as_it_is(harmful, self.settings.answers)
         safe = self._as_it_is(benign, 0)
-        levels = Levels.of(self.reader.detector, self.reader.names, safe)
+        drawn = self.maker.outcomes(
+            Drawn(), benign, None, float("-inf"), "benign, drawn", answers=0
+        )
+        levels = Levels.of(self.reader.detector, self.reader.names, safe, drawn)
         before = {one.id: one for one in first}
         judge = PrefixJudge.also(self.guard.artefact.header.refusal_prefixes)
         names = self.reader.names
@@ -173,7 +177,10 @@ class _Run:
             model=self.guard.loaded.name,
             artefact_id=self.guard.artefact.artefact_id,
             thresholds={m.value: t.model_dump() for m, t in self.guard.thresholds.items()},
-            reading_thresholds={name: dict(found) for name, found in levels.readings.items()},
+            reading_thresholds={
+                modality: {name: dict(found) for name, found in names.items()}
+                for modality, names in levels.readings.items()
+            },
             n_harmful=len(harmful),
             n_benign=len(benign),
             settings={**asdict(self.settings), "aims": list(self.settings.aims)},

@@ -2,7 +2,8 @@
 
 Every share stands with its n and an exact 95 % interval. Scores are in text gaps. Thresholds of
 readings are those that at most 1 or 5 % of the benign inputs exceed as they are, whatever is done
-to inputs later; `hit` is at the artefact's own thresholds: flagged or steered.
+to inputs later; with pictures, as they are drawn, where none of them has any. `hit` is at the
+artefact's own thresholds: flagged or steered.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class AttackReport(SavedReport):
     model: str
     artefact_id: str
     thresholds: dict[str, dict[str, float]]
-    reading_thresholds: dict[str, dict[str, float]]
+    reading_thresholds: dict[str, dict[str, dict[str, float]]]
     n_harmful: int
     n_benign: int
     settings: dict[str, JsonValue]

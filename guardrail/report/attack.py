@@ -32,7 +32,8 @@ TERMS = (
     ("In plain letters", "The same where a copy in plain letters is read, too: by check, for what "
                          "another model will answer, and by generate under fold_answers. As a "
                          "default, generate reads the letters as the model does."),
-    ("At 1 or 5 % FPR", "Above the score that so many of the benign inputs exceed as they are."),
+    ("At 1 or 5 % FPR", "Above the score that so many of the benign inputs exceed as they are; "
+                           "with pictures, as they are drawn, where none of them has any."),
     ("Benign", "Benign inputs to which the same is done, with as many words but no search for "
                "those that help: what the attack alone does to a score."),
     ("Complied", "The model without a guard answers the attacked input, and does not begin like a "

@@ -73,7 +73,9 @@ def test_the_rows_are_what_the_guard_says_of_the_inputs(guard: Guard, report: At
     hits = [guard.check(one.request).would_be != "pass" for one in HARMFUL]
     assert plain.hit == Share.of(Rate.of(hits))
     benign = [guard.check(one.request).score for one in BENIGN]
-    assert report.reading_thresholds["joint"]["0.05"] == pytest.approx(max(benign), abs=1e-4)
+    assert report.reading_thresholds["text"]["joint"]["0.05"] == pytest.approx(
+        max(benign), abs=1e-4
+    )
 
 
 def test_a_search_says_what_each_budget_leaves(report: AttackReport):
@@ -275,3 +277,12 @@ def test_a_policy_that_folds_what_is_answered_is_attacked_as_it_answers(guard: G
         assert after.checked == before.checked
     assert any(row.hit != row.checked for row in plain.attacks)
     folding.close()
+
+
+def test_pictures_are_held_to_what_benign_inputs_score_as_pictures(guard: Guard):
+    found = measured(guard, names=["drawn"], settings=replace(FAST, answers=0))
+    (row,) = found.attacks
+    assert set(found.reading_thresholds) == {"text", "image"}
+    for reading in row.readings.values():
+        assert reading.benign["0.05"].hits == 0  # by what the threshold is
+        assert reading.before is not None

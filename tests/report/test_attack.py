@@ -60,7 +60,7 @@ def report() -> AttackReport:
         model="a <model>",
         artefact_id="guard-1",
         thresholds={"text": {"steer": 0.5, "flag": 0.75}},
-        reading_thresholds={"joint": {"0.01": 0.8, "0.05": 0.6}},
+        reading_thresholds={"text": {"joint": {"0.01": 0.8, "0.05": 0.6}}},
         n_harmful=20,
         n_benign=20,
         settings={"questions": 200, "seed": 0},
