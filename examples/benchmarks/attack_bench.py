@@ -35,6 +35,7 @@ from guardrail.testing import tiny_artefact, tiny_model
 
 BEHIND = ("random words behind", "greedy words behind", "GCG behind")
 SHOWN = ("last", "turns", "windows", "joint", "ensemble", "folded")
+_HEADS = ("flagged or steered", "benign hit")
 NOISY = 24  # requests that are drawn for the random LLaVA
 
 
@@ -47,7 +48,13 @@ def inputs(data: Path, per_label: int) -> dict[str, list[Input]]:
     return {label: some[:per_label] for label, some in found.items()}
 
 
-def measured(guard: Guard, both: dict[str, list[Input]], settings: Settings, out: Path) -> Any:
+def measured(
+    guard: Guard,
+    both: dict[str, list[Input]],
+    settings: Settings,
+    out: Path,
+    names: Sequence[str],
+) -> AttackReport:
     """A report, with the searches behind the request aimed at the last position too."""
 
     def run(names: Sequence[str], rules: Settings, told: Any) -> AttackReport:
@@ -62,9 +69,9 @@ def measured(guard: Guard, both: dict[str, list[Input]], settings: Settings, out
         )
 
     with progress() as bars:
-        whole = run([name for name in known() if name != "pixel noise"], settings, bars)
+        whole = run([name for name in names if name != "pixel noise"], settings, bars)
         of_last = replace(settings, aims=("last",))
-        more = run(BEHIND, of_last, bars)
+        more = run([name for name in BEHIND if name in names], of_last, bars)
     return whole.model_copy(update={"rows": (*whole.rows, *more.attacks)})
 
 
@@ -87,42 +94,39 @@ def noise(both: dict[str, list[Input]]) -> AttackRow:
 def table(report: AttackReport, before: AttackReport | None, pixels: AttackRow) -> Iterator[str]:
     """Markdown: every attack by what is still found, and by reading."""
     earlier = {} if before is None else {row.title: row for row in before.rows}
+    # what plain letters add stands beside, or is what the later of two reports was made with
+    beside = ["before", "now"] if before is not None else ["", "in plain letters, too"]
+
+    def both(row: AttackRow, benign: bool) -> list[str]:
+        now = row.benign_hit if benign else row.hit
+        if before is None:
+            return [_share(now), _share(row.checked_benign if benign else row.checked)]
+        then = earlier.get(row.title)
+        was = None if then is None else then.benign_hit if benign else then.hit
+        return [_share(was), _share(now)]
+
     rows = []
     for row in report.rows:
-        then = earlier.get(row.title)
         found = row.readings["joint"].found if "joint" in row.readings else {}
         rows.append(
             [
                 row.title,
                 str(row.n),
-                *([_share(None if then is None else then.hit)] if before else []),
-                _share(row.hit),
+                *both(row, False),
                 _share(row.lost),
-                _share(row.checked),
                 _share(found.get("0.01")),
                 _share(found.get("0.05")),
-                *([_share(None if then is None else then.benign_hit)] if before else []),
-                _share(row.benign_hit),
-                _share(row.checked_benign),
+                *both(row, True),
                 _share(row.complied),
                 _share(row.through),
             ]
         )
-    hit = ["flagged or steered, before", "now"] if before else ["flagged or steered"]
-    benign = ["benign hit, before", "now"] if before else ["benign hit"]
+    heads = (f"{what}, {when}".removesuffix(", ") for what in _HEADS for when in beside)
+    first, second, third, fourth = heads
     yield from tables.markdown(
         [
-            "attack",
-            "n",
-            *hit,
-            "lost",
-            "in plain letters, too",
-            "at 1 % FPR",
-            "at 5 % FPR",
-            *benign,
-            "in plain letters, too",
-            "complied, plain",
-            "complied and passed",
+            *("attack", "n", first, second, "lost", "at 1 % FPR", "at 5 % FPR", third, fourth),
+            *("complied, plain", "complied and passed"),
         ],
         rows,
     )
@@ -191,6 +195,7 @@ def main(
     gradients: Annotated[int, typer.Option(min=1, help="inputs for gradients")] = 4,
     questions: Annotated[int, typer.Option(min=1, help="questions about each of them")] = 200,
     answers: Annotated[int, typer.Option(min=0, help="answers without a guard, an attack")] = 10,
+    only: Annotated[list[str] | None, typer.Option(help="only these attacks")] = None,
     name: Annotated[str, typer.Option(help="of the report in the folder")] = "attack",
     fold_answers: Annotated[bool, typer.Option(help="the policy of that name")] = False,
     before: Annotated[Path | None, typer.Option(help="an earlier report")] = None,
@@ -204,7 +209,7 @@ def main(
     both, rules = inputs(data, per_label), Policy(mode="shadow", fold_answers=fold_answers)
     loaded = load_model(str(model), trust_remote_code=True)
     with Guard(loaded, Artefact.load(artefact), policy=rules) as guard:
-        report = measured(guard, both, settings, out)
+        report = measured(guard, both, settings, out, only or list(known()))
     (out / f"{name}.json").write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
     pixels = noise(both)
     (out / f"{name}_pixels.json").write_text(json.dumps(pixels.model_dump(mode="json")), "utf-8")
