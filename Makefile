@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-vllm test-vllm-gpu test-vllm-contract test-ray test-ray-quick test-container bench-answers bench-load bench-recentring bench-shape bench-video bench-vllm families test-families lint types check bench benchmark clean
+.PHONY: help setup demo examples examples-quick test test-part test-slow test-lowest test-gpu test-vllm test-vllm-gpu test-vllm-contract test-ray test-ray-quick test-container bench-answers bench-attack bench-load bench-recentring bench-shape bench-video bench-vllm families test-families lint types check bench benchmark clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -149,6 +149,10 @@ benchmark: $(STAMP) $(TINY)/config.json  ## measure everything on data in DATA=f
 
 bench-answers: $(STAMP) $(TINY).guard.safetensors  ## what is found in answers to inputs in DATA=folder; write its table
 	$(BIN)/python examples/benchmarks/answers_bench.py --model $(TINY) --artefact $(TINY).guard.safetensors \
+	  --out .demo --data $(DATA) --readme $(TABLES)
+
+bench-attack: $(STAMP) $(TINY).guard.safetensors  ## what the guard holds against attacks on texts in DATA=folder; write its table
+	$(BIN)/python examples/benchmarks/attack_bench.py --model $(TINY) --artefact $(TINY).guard.safetensors \
 	  --out .demo --data $(DATA) --readme $(TABLES)
 
 bench-vllm: $(VLLM)/.installed  ## vLLM plain and guarded, our server on it and on transformers; write its table

@@ -54,7 +54,8 @@ def test_every_link_leads_to_a_place_that_is_there(page: Path) -> None:
 
 
 def test_rooms_and_examples_explain_themselves_where_their_readers_work() -> None:
-    rooms = "server bulk evaluation drift fit inputs conformance observe front policy asgi".split()
+    rooms = "server bulk evaluation attack drift fit inputs conformance observe front".split()
+    rooms += ["policy", "asgi"]
     wanted = {*(f"guardrail/{room}/README.md" for room in rooms), "integrations/README.md"}
     assert wanted | {"examples/README.md", "examples/benchmarks/README.md"} <= set(map(name, PAGES))
 

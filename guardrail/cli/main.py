@@ -8,6 +8,7 @@ import typer
 
 from guardrail import __version__
 from guardrail.cli.ask import check, generate
+from guardrail.cli.attack import attack
 from guardrail.cli.calibrate import calibrate
 from guardrail.cli.cluster import cluster
 from guardrail.cli.conform import conform
@@ -43,6 +44,7 @@ for _command in (
     vllm_options,
     info,
     evaluate,
+    attack,
     explain,
     monitor,
     drift,

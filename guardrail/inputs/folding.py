@@ -13,10 +13,12 @@ A folded copy says the same in the letters of an ordinary text:
   European alphabets (`é`, `ß`, `æ`), whatever they look like.
 - Marks that make no letter of any alphabet go from Latin letters, and from all of ASCII.
 - 0 and 1 between letters become what they look like, in words without another digit.
+- 0, 1, 3, 4, 5, 7, @ and $ become letters where half of a text's words, and three at least, are
+  written with them: then they are no numbers, and no codes.
 - Four or more letters set apart by the same character are joined. The same character twice or
   three times, or spaces, end a word.
 
-What has no such rule stays: 3, 4, 5, 7, @ and $ for letters, letters in emoji, words that are
+What has no such rule stays: 3, 4, 5, 7, @ and $ in few words, letters in emoji, words that are
 reversed, encoded or cut. It is a copy for scores: nobody answers or shows it.
 """
 
@@ -47,6 +49,11 @@ _HIDDEN_NAMES = ("VARIATION SELECTOR", "FILLER", "GRAPHEME JOINER")
 # Possessive where they repeat, and every alternative ends at once: linear in any text.
 _WORD = re.compile(r"[^\W_]++")
 _WITH_DIGITS = re.compile(r"(?<!\w)[A-Za-z]++(?:[01]++[A-Za-z]++)++(?!\w)")
+_SIGNS = "013457@$"
+_SPELT = str.maketrans(_SIGNS, "oieastas")
+_WITH_SIGNS = re.compile(rf"(?<![\w@$])[A-Za-z{_SIGNS}]++(?![\w@$])")
+_AMONG = re.compile(rf"[A-Za-z][{_SIGNS}]++[A-Za-z]|\A[{_SIGNS}]++[A-Za-z]++[{_SIGNS}]++\Z")
+_SPELT_WORDS, _SHORT = 3, 2  # words that show how a text is written; those too short to show it
 _LONE = r"[^\W\d_](?![^\W_])"
 _SPACED = re.compile(rf"(?<![^\W_]){_LONE}(?=([\W_]))(?:(?:\1{{1,3}}| {{1,3}}){_LONE}){{3,}}+")
 _GAP = re.compile(r"[\W_]++")
@@ -69,7 +76,7 @@ def folded_text(text: str) -> str:
     """The text in plain letters."""
     if odd := set(text) - _USUAL:
         text = _unmarked(_in_latin(_in_plain_characters(text, odd)))
-    return _SPACED.sub(_joined, _WITH_DIGITS.sub(_lettered, text))
+    return _SPACED.sub(_joined, _WITH_DIGITS.sub(_lettered, _spelt(text)))
 
 
 def _folded_message(message: Message) -> Message:
@@ -175,6 +182,24 @@ def _letter(found: re.Match[str]) -> str:
         return whole
     one = unicodedata.normalize("NFC", whole) if len(whole) <= _LONGEST_LETTER else base
     return one if len(one) == 1 else base
+
+
+def _spelt(text: str) -> str:
+    """With letters for the digits and signs that a whole text has in their place."""
+    words = [word for word in _WITH_SIGNS.findall(text) if len(word) > _SHORT]
+    shown = sum(_AMONG.search(word) is not None for word in words)
+    if shown < _SPELT_WORDS or 2 * shown < len(words):
+        return text
+
+    def read(found: re.Match[str]) -> str:
+        word = found[0]
+        letters = any(map(str.isalpha, word))
+        if not letters and len(word) > _SHORT:  # a number
+            return word
+        made = word.translate(_SPELT)
+        return made.upper() if letters and word.isupper() else made
+
+    return _WITH_SIGNS.sub(read, text)
 
 
 def _lettered(found: re.Match[str]) -> str:

@@ -314,9 +314,13 @@ class Asking:
         if isinstance(job, CheckJob) and job.answer is not None:
             said = Message(role="assistant", parts=(TextPart(job.answer),))
             request = replace(request, messages=(*request.messages, said))
-        elif isinstance(job, CheckJob) and self._engine.policy.fold_text:
+        elif self._folds(job):
             job.folded = folded(request)
         self._engine.submit(job, request, floor, wait=wait)
+
+    def _folds(self, job: AnswerJob | CheckJob) -> bool:
+        policy = self._engine.policy
+        return policy.fold_text if isinstance(job, CheckJob) else policy.fold_answers
 
     @contextmanager
     def _place(self, places: Places, caller: Caller, doing: str) -> Iterator[None]:

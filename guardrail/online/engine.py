@@ -92,6 +92,8 @@ class Engine(Core):
 
     def run_answers(self, jobs: Sequence[AnswerJob]) -> None:
         """Answer a batch; of several jobs each is settled as soon as its own row has ended."""
+        for job, floor in zip(jobs, self._floors(jobs), strict=True):
+            job.floor = floor
         encoded = self._encode([job.request for job in jobs], new_tokens=1)
         answers = [
             Answering(
@@ -157,7 +159,7 @@ class Engine(Core):
             self.record(verdict, {"event": "watched", **who(job)})
             job.settle(verdict)
 
-    def _floors(self, jobs: Sequence[CheckJob]) -> list[Floor]:
+    def _floors(self, jobs: Sequence[AnswerJob | CheckJob]) -> list[Floor]:
         """What the requests of a batch score at least, once their folded copies are judged."""
         floors = [job.floor for job in jobs]
         copies = {n: job.folded for n, job in enumerate(jobs) if job.folded is not None}
@@ -168,7 +170,10 @@ class Engine(Core):
         return floors
 
     def _rulings(
-        self, jobs: Sequence[CheckJob], requests: Sequence[Request], floors: Sequence[Floor]
+        self,
+        jobs: Sequence[AnswerJob | CheckJob],
+        requests: Sequence[Request],
+        floors: Sequence[Floor],
     ) -> tuple[Encoded, list[Ruling]]:
         """Judge what a batch of jobs asks about, or a part of it, in one pass."""
         encoded = self._encode(requests, new_tokens=0)

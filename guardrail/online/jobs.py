@@ -72,10 +72,14 @@ NOTHING_YET = Floor()
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class RequestJob(Job[T]):
-    """A job about one request, which is known once its media are read and before it is queued."""
+    """A job about one request, which is known once its media are read and before it is queued.
+
+    `folded` is the request's copy in plain letters, where that is judged, too, and differs.
+    """
 
     request: Request = field(init=False, repr=False)
     floor: Floor = NOTHING_YET
+    folded: Request | None = None
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -103,13 +107,11 @@ class CheckJob(RequestJob[Verdict]):
     """A job for a verdict alone.
 
     With an `answer` it is of that alone, which somebody else's model gave to the request.
-    `folded` is the request's copy in plain letters, where that is judged, too, and differs.
     `first_outage` is there when the request is a window of another one's video, which goes on
     record as a whole: whether an outage of this window is to go on record.
     """
 
     answer: str | None = None
-    folded: Request | None = None
     first_outage: Callable[[], bool] | None = None
 
 

@@ -135,6 +135,10 @@ class Policy(_Frozen):
     `pictures`: what was judged is handed on in a form that all decoders read alike, or pictures
     that they may read in two ways are refused (`guardrail.inputs.canonical`).
 
+    `fold_answers`: what the guarded model answers itself is scored in plain letters, too. It costs
+    one more prefill where that differs, and nothing elsewhere; off by default, since a model that
+    does not read such letters does not do what they ask.
+
     `judge` names the parts of a prompt whose windows count: users' `turns` and results of `tools`
     by default, and `system` prompts or the model's own `answers` if they are not trusted either.
     Every turn is judged at its end in any case. `earlier`: a request between the thresholds whose
@@ -162,6 +166,7 @@ class Policy(_Frozen):
     allowed_hosts: frozenset[str] = frozenset()
     local_files: bool = True
     fold_text: bool = True
+    fold_answers: bool = False
     judge: frozenset[Judged] = frozenset({"turns", "tools"})
     earlier: Literal["steer", "flag"] = "steer"
     watch: Literal["answer"] | None = None

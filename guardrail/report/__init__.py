@@ -1,7 +1,7 @@
 """Self-contained HTML pages and the figures in them (extra `report`).
 
-Doors: `evaluation.evaluation_page` and `drift.drift_page`, which take the reports' own models;
-`page.render` and `page.write_page` for pages that are made elsewhere.
+Doors: `evaluation.evaluation_page`, `drift.drift_page` and `attack.attack_page`, which take the
+reports' own models; `page.render` and `page.write_page` for pages that are made elsewhere.
 """
 
 from __future__ import annotations

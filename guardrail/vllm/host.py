@@ -49,6 +49,7 @@ _RULED = (
     "fail",
     "judge",
     "watch",
+    "fold_answers",
 )
 
 

@@ -102,12 +102,17 @@ def engine_options(
 
     Raises:
         ArtefactError: the file is no artefact.
-        ConfigurationError: answers are to be watched.
+        ConfigurationError: answers are to be watched, or requests folded for them.
     """
     if policy is not None and policy.watch is not None:
         raise ConfigurationError(
             f"answers are not watched inside vLLM; leave `watch` ({policy.watch}) out of the "
             "policy, or let transformers run the model"
+        )
+    if policy is not None and policy.fold_answers:
+        raise ConfigurationError(
+            "nothing is folded inside vLLM; leave `fold_answers` out of the policy, or let "
+            "transformers run the model"
         )
     path = Path(artefact).resolve()
     settings = Settings(

@@ -81,6 +81,8 @@ def test_forms_that_hide_words_read_as_these_words(form: str) -> None:
         ("ⓑⓞⓜⓑ ﬁre ℌ", "bomb fire H"),
         ("ꓐꓳꓟꓐ", "bomb"),
         ("BC0DE and i11egal", "BCODE and illegal"),
+        ("h0w 70 m4k3 4 b0mb 47 h0m3", "how to make a bomb at home"),
+        ("H0W 70 M4K3 17 0N 100 T@BL3$?", "HOW to MAKE it ON 100 TABLES?"),
     ],
 )
 def test_letters_are_joined_and_take_their_case(form: str, plain: str) -> None:
@@ -94,6 +96,8 @@ def test_letters_are_joined_and_take_their_case(form: str, plain: str) -> None:
         "",
         "a, b, c, d and i.e. e.g. U.S.A. or x = a + b + c + d",
         "1 2 3 4 5, v1.0, sha1, x10, 3f0a9c, 10km",
+        "10km 5ml 30kg 40mg 70th 4x4 in 1945 for $50 at a@b.c",
+        "call m4k3 and h0w3 of the module with b0mb7 and go on as before",
         "café naïve Straße kız œuf ærø Łódź Ørsted",
         "Tiếng Việt, được không ạ?",
         "Привет! Как сделать сахар дома? Он о соре у хора.",
@@ -185,6 +189,7 @@ HOSTILE = {
     "spaced by turns": "a.b,",
     "spaced with gaps": "a   ",
     "digits": "a0",
+    "digits for letters": "b0mb 4",
     "white space": " ",
     "a long ligature": "ﷺ",
 }

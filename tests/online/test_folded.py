@@ -338,3 +338,44 @@ def test_a_floor_is_raised_by_a_copy_that_scores_more_and_by_its_outage():
     assert failed.score != failed.score
     assert failed.raised(None) is failed
     assert replace(failed, folded=False).raised(0.7) == Floor(0.7, judged=2, folded=True)
+
+
+def test_a_policy_may_have_what_the_guarded_model_answers_folded_too(guard, worse, passes):
+    other = under(guard, fold_answers=True, on_flag="refuse", **from_score(worse.between))
+    passes.clear()
+    result = other.generate(worse.text, max_new_tokens=3)
+    assert passes == [1, 1]  # the copy, and the prompt, which is stopped
+    assert (result.verdict.action, result.verdict.folded) == (FLAG, True)
+    assert result.verdict.score == pytest.approx(worse.plain, abs=NEAR)
+    assert result.refused_by_guard
+    with other.stream(worse.text, max_new_tokens=3) as stream:
+        assert list(stream) == [other.policy.refusal_message]
+        assert stream.verdict.folded
+    without = under(guard, fold_answers=True, fold_text=False, **from_score(worse.between))
+    assert without.check(worse.text).action is PASS  # each says what it is for
+    for each in (other, without):
+        each.close()
+
+
+def test_where_answers_are_folded_plain_texts_cost_no_second_pass(guard, passes):
+    other = under(guard, fold_answers=True, **from_score(99))
+    plain = guard.generate("tell me about the cat", max_new_tokens=3)
+    alone = list(passes)
+    passes.clear()
+    result = other.generate("tell me about the cat", max_new_tokens=3)
+    assert passes == alone
+    assert result.text == plain.text
+    assert not result.verdict.folded
+    other.close()
+
+
+def test_a_batch_of_answers_is_folded_row_by_row(llava, guard_on, forms):
+    guard = guard_on(llava, limits=Limits(queue=32, batch=8, batch_wait_s=1.0))
+    other = under(guard, fold_answers=True, **from_score(99))
+    some = forms[:3]
+    results = other.batch([form.text for form in some] + ["number 1"], max_new_tokens=2)
+    for result, form in zip(results, some, strict=False):
+        assert result.verdict.score == pytest.approx(max(form.own, form.plain), abs=NEAR)
+        assert result.verdict.folded == (form.plain > form.own)
+    assert not results[3].verdict.folded
+    other.close()

@@ -137,3 +137,8 @@ def test_the_command_prints_words_that_a_shell_hands_on_whole(artefact: Path) ->
     assert entry["artefact"] == str(artefact)
     found = Settings.model_validate(entry)
     assert (found.policy.judge, found.scores, found.audit) == ({"turns"}, False, None)
+
+
+def test_what_is_not_done_inside_vllm_is_refused(artefact: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nothing is folded inside vLLM"):
+        engine_options(artefact, Policy(fold_answers=True))
