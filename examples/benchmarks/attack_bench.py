@@ -42,7 +42,7 @@ NOISY = 24  # requests that are drawn for the random LLaVA
 def inputs(data: Path, per_label: int) -> dict[str, list[Input]]:
     """So many test texts of each label, short enough for the tiny VLM's picture slots."""
     found: dict[str, list[Input]] = {"harmful": [], "harmless": []}
-    for row in test_texts(data):
+    for row in test_texts(data, others=False):
         request = to_request(row["text"], policy=Policy())
         found[row["label"]].append(Input(row["id"], request))
     return {label: some[:per_label] for label, some in found.items()}
