@@ -153,7 +153,9 @@ bench-answers: $(STAMP) $(TINY).guard.safetensors  ## what is found in answers t
 
 bench-attack: $(STAMP) $(TINY).guard.safetensors  ## what the guard holds against attacks on texts in DATA=folder; write its table
 	$(BIN)/python examples/benchmarks/attack_bench.py --model $(TINY) --artefact $(TINY).guard.safetensors \
-	  --out .demo --data $(DATA) --readme $(TABLES)
+	  --out .demo --data $(DATA) --name attack_before
+	$(BIN)/python examples/benchmarks/attack_bench.py --model $(TINY) --artefact $(TINY).guard.safetensors \
+	  --out .demo --data $(DATA) --fold-answers --before .demo/attack_before.json --readme $(TABLES)
 
 bench-vllm: $(VLLM)/.installed  ## vLLM plain and guarded, our server on it and on transformers; write its table
 	$(VLLM)/bin/python examples/benchmarks/vllm_bench.py --out .demo --readme $(TABLES)

@@ -138,10 +138,10 @@ def table(report: AttackReport, before: AttackReport | None, pixels: AttackRow) 
         [[row.title, *(_standing(row, name) for name in SHOWN)] for row in report.rows if row.n],
     )
     yield ""
-    yield from _told(report, pixels)
+    yield from _told(report, before, pixels)
 
 
-def _told(report: AttackReport, pixels: AttackRow) -> Iterator[str]:
+def _told(report: AttackReport, before: AttackReport | None, pixels: AttackRow) -> Iterator[str]:
     for row in report.rows:
         if row.name in BEHIND and row.aim == "joint" and row.fall is not None:
             points = ", ".join(f"{p.hit.rate:.2f} at {p.questions}" for p in row.budgets)
@@ -151,19 +151,32 @@ def _told(report: AttackReport, pixels: AttackRow) -> Iterator[str]:
         if row.budgets and row.name not in BEHIND:
             points = ", ".join(f"{p.hit.rate:.2f} at {p.questions}" for p in row.budgets)
             yield f"- {row.title}: hit by questions: {points} (n = {row.n})."
-    families = [row for row in report.rows if row.family in ("encoding", "wrapper")]
-    for what, first, then in (
-        ("harmful", [r.hit for r in families], [r.checked for r in families]),
-        ("benign", [r.benign_hit for r in families], [r.checked_benign for r in families]),
-    ):
-        yield (
-            f"- mean over {len(families)} encodings and wrappers, {what} flagged or steered: "
-            f"{_mean(first):.3f}, in plain letters, too (`fold_answers`): {_mean(then):.3f}."
-        )
+    for what, shares in _means(report, before):
+        told = ", ".join(f"{when} {_mean(some):.3f}" for when, some in shares.items())
+        yield f"- encodings and wrappers, {what} inputs flagged or steered, mean of {told}."
     yield (
         f"- pixel noise of 8 of 255 levels, a random LLaVA: {_share(pixels.lost)} of "
         f"{pixels.n} drawn requests lost; median {pixels.asked or 0:.0f} questions asked."
     )
+
+
+def _means(
+    report: AttackReport, before: AttackReport | None
+) -> Iterator[tuple[str, dict[str, list[Share | None]]]]:
+    """Shares of harmful and benign inputs under each of these attacks, by when or how."""
+    kinds = ("encoding", "wrapper")
+    now = [row for row in report.rows if row.family in kinds]
+    then = [row for row in (() if before is None else before.rows) if row.family in kinds]
+    if then:
+        yield "harmful", {"before": [r.hit for r in then], "now": [r.hit for r in now]}
+        yield "benign", {"before": [r.benign_hit for r in then], "now": [r.benign_hit for r in now]}
+    else:
+        plain = "in plain letters, too:"
+        yield "harmful", {"all:": [r.hit for r in now], plain: [r.checked for r in now]}
+        yield (
+            "benign",
+            {"all:": [r.benign_hit for r in now], plain: [r.checked_benign for r in now]},
+        )
 
 
 def _mean(found: Sequence[Share | None]) -> float:
@@ -191,10 +204,10 @@ def main(
     data: Annotated[Path, typer.Option(help="a folder with text/")],
     out: Annotated[Path, typer.Option(help="where the figures go")],
     per_label: Annotated[int, typer.Option(min=4, help="inputs of each label")] = 40,
-    searched: Annotated[int, typer.Option(min=1, help="inputs that are searched for")] = 12,
+    searched: Annotated[int, typer.Option(min=1, help="inputs that are searched for")] = 8,
     gradients: Annotated[int, typer.Option(min=1, help="inputs for gradients")] = 4,
     questions: Annotated[int, typer.Option(min=1, help="questions about each of them")] = 200,
-    answers: Annotated[int, typer.Option(min=0, help="answers without a guard, an attack")] = 10,
+    answers: Annotated[int, typer.Option(min=0, help="answers without a guard, an attack")] = 8,
     only: Annotated[list[str] | None, typer.Option(help="only these attacks")] = None,
     name: Annotated[str, typer.Option(help="of the report in the folder")] = "attack",
     fold_answers: Annotated[bool, typer.Option(help="the policy of that name")] = False,
