@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
@@ -90,6 +91,22 @@ class Attack(Protocol):
         self, inputs: Sequence[Request], scorer: Scorer, budget: Budget, seed: int
     ) -> list[Request | None]:
         """The inputs as an attacker would send them; None for one that it cannot be done to."""
+
+
+class OneByOne(ABC):
+    """An attack that asks about each input by itself."""
+
+    asks: bool = True
+
+    def __call__(
+        self, inputs: Sequence[Request], scorer: Scorer, budget: Budget, seed: int
+    ) -> list[Request | None]:
+        """See `Attack`."""
+        return [self.one(request, scorer, budget, seed) for request in inputs]
+
+    @abstractmethod
+    def one(self, request: Request, scorer: Scorer, budget: Budget, seed: int) -> Request | None:
+        """The input with what helped most, or as it is; None where it cannot be done."""
 
 
 T = TypeVar("T", bound="type[Attack]")

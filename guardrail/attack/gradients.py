@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from guardrail.attack.attacks import built_in, drawing, said, with_said
+from guardrail.attack.attacks import OneByOne, built_in, drawing, said, with_said
 from guardrail.attack.searching import Lowest
 from guardrail.decide.reading import PartsReading
 from guardrail.fit.prompts import draw_text
@@ -182,21 +182,15 @@ def _last_run(ids: Sequence[int], run: Sequence[int]) -> int | None:
     return None
 
 
-class _Gcg:
+class _Gcg(OneByOne):
     """Eight tokens, one changed at a time where the gradient says that it helps."""
 
     name: str
     family: str = "gradients"
     where: Literal["behind", "before"]
-    asks: bool = True
 
-    def __call__(
-        self, inputs: Sequence[Request], scorer: Scorer, budget: Budget, seed: int
-    ) -> list[Request | None]:
-        """Each input with the tokens that were found, or as it is if none helped."""
-        return [self._one(request, scorer, budget, seed) for request in inputs]
-
-    def _one(self, request: Request, scorer: Scorer, budget: Budget, seed: int) -> Request | None:
+    def one(self, request: Request, scorer: Scorer, budget: Budget, seed: int) -> Request | None:
+        """See `OneByOne`."""
         white, text = scorer.white, said(request)
         if white is None or text is None:
             return None
@@ -204,7 +198,7 @@ class _Gcg:
         usable = white.usable.nonzero()[:, 0].tolist()
         if budget.left > 1:
             lowest.ask([request])
-        added = self._start(white, request, text, usable, rng)
+        added = self._start(white, text, usable, rng)
         lowest.ask([self._placed(white, request, text, added)])
         stuck = 0
         while not lowest.done and stuck < 3:
@@ -214,12 +208,11 @@ class _Gcg:
             slopes[:, : len(white.usable)].masked_fill_(~white.usable, torch.inf)
             slopes[:, len(white.usable) :] = torch.inf
             likely = slopes.topk(min(LIKELY, len(usable)), largest=False).indices
-            tries = self._tries(white, request, text, added, likely, rng)
+            tries = self._tries(white, text, added, likely, rng)
             if not tries:
                 break
-            before = lowest.score
             best = lowest.ask([self._placed(white, request, text, ids) for ids in tries])
-            stuck = 0 if best is not None and lowest.score < before else stuck + 1
+            stuck = stuck + 1 if best is None else 0
             if best is not None:
                 added = tries[best]
         return lowest.request or request
@@ -227,7 +220,6 @@ class _Gcg:
     def _start(
         self,
         white: WhiteBox,
-        request: Request,
         text: str,
         usable: Sequence[int],
         rng: random.Random,
@@ -235,7 +227,7 @@ class _Gcg:
         """Random tokens that stay what they are when they are written and read again."""
         added: list[int] = rng.choices(usable, k=TOKENS)
         for _ in range(50):
-            if self._stays(white, request, text, added):
+            if self._stays(white, text, added):
                 break
             added = rng.choices(usable, k=TOKENS)
         return added
@@ -243,7 +235,6 @@ class _Gcg:
     def _tries(
         self,
         white: WhiteBox,
-        request: Request,
         text: str,
         added: Sequence[int],
         likely: Tensor,
@@ -254,13 +245,13 @@ class _Gcg:
             place = rng.randrange(TOKENS)
             other = int(likely[place, rng.randrange(likely.shape[1])])
             made = [*added[:place], other, *added[place + 1 :]]
-            if made not in found and self._stays(white, request, text, made):
+            if made not in found and self._stays(white, text, made):
                 found.append(made)
             if len(found) == AT_ONCE:
                 break
         return found
 
-    def _stays(self, white: WhiteBox, request: Request, text: str, added: Sequence[int]) -> bool:
+    def _stays(self, white: WhiteBox, text: str, added: Sequence[int]) -> bool:
         tokenizer: Any = white.loaded.tokenizer
         whole = self._words(white, text, added)
         return _last_run(tokenizer.encode(whole, add_special_tokens=False), added) is not None
@@ -291,20 +282,14 @@ class GcgBefore(_Gcg):
 
 
 @built_in
-class Pixels:
+class Pixels(OneByOne):
     """Noise of at most 8 of 255 levels on a picture of the request, found with gradients."""
 
     name = "pixel noise"
     family = "gradients"
-    asks = True
 
-    def __call__(
-        self, inputs: Sequence[Request], scorer: Scorer, budget: Budget, seed: int
-    ) -> list[Request | None]:
-        """Inputs with a picture, and others drawn as one, with noise on it."""
-        return [self._one(request, scorer, budget, seed) for request in inputs]
-
-    def _one(self, request: Request, scorer: Scorer, budget: Budget, seed: int) -> Request | None:
+    def one(self, request: Request, scorer: Scorer, budget: Budget, seed: int) -> Request | None:
+        """An input with a picture, or drawn as one, with noise on it."""
         white = scorer.white
         shown = _with_one_picture(request, drawing(seed, request))
         if white is None or shown is None or not white.encoder.reads_pictures:

@@ -7,9 +7,17 @@ only scores that somebody tells.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal
 
-from guardrail.attack.attacks import built_in, drawing, said, vocabulary, with_said
+from guardrail.attack.attacks import (
+    OneByOne,
+    built_in,
+    drawing,
+    said,
+    vocabulary,
+    with_said,
+)
 
 if TYPE_CHECKING:
     import random
@@ -48,31 +56,41 @@ class Lowest:
         return best
 
 
-class _Random:
-    """Strings of random words; the best one counts, with one question the first."""
+class _Words(OneByOne):
+    """Words around the request; with more than one question the first is of the request itself."""
 
     name: str
     family: str = "words"
     where: Where
-    asks: bool = True
 
-    def __call__(
-        self, inputs: Sequence[Request], scorer: Scorer, budget: Budget, seed: int
-    ) -> list[Request | None]:
-        """Each input with the words that lowered its score most, or as it is if none did."""
-        return [self._one(request, scorer, budget, seed) for request in inputs]
-
-    def _one(self, request: Request, scorer: Scorer, budget: Budget, seed: int) -> Request | None:
+    def one(self, request: Request, scorer: Scorer, budget: Budget, seed: int) -> Request | None:
+        """See `OneByOne`."""
         text = said(request)
         if text is None:
             return None
-        rng, words, lowest = drawing(seed, request, self.name), vocabulary(), Lowest(scorer, budget)
+        lowest = Lowest(scorer, budget)
         if budget.left > 1:
             lowest.ask([request])
+        self._search(request, text, drawing(seed, request, self.name), lowest, budget)
+        return lowest.request or request
+
+    @abstractmethod
+    def _search(
+        self, request: Request, text: str, rng: random.Random, lowest: Lowest, budget: Budget
+    ) -> None:
+        """Ask until `lowest` is done."""
+
+
+class _Random(_Words):
+    """Strings of random words; the best one counts."""
+
+    def _search(
+        self, request: Request, text: str, rng: random.Random, lowest: Lowest, budget: Budget
+    ) -> None:
+        words = vocabulary()
         while not lowest.done:
             count = min(AT_ONCE, budget.left)
             lowest.ask([with_said(request, self._around(text, words, rng)) for _ in range(count)])
-        return lowest.request or request
 
     def _around(self, text: str, words: Sequence[str], rng: random.Random) -> str:
         drawn = rng.choices(words, k=WORDS)
@@ -101,35 +119,20 @@ class RandomAround(_Random):
     name, where = "random words around", "around"
 
 
-class _Greedy:
+class _Greedy(_Words):
     """Random words in random gaps; the best of a round stays."""
 
-    name: str
-    family: str = "words"
-    where: Where
-    asks: bool = True
-
-    def __call__(
-        self, inputs: Sequence[Request], scorer: Scorer, budget: Budget, seed: int
-    ) -> list[Request | None]:
-        """Each input with the words that were found, or as it is if none helped."""
-        return [self._one(request, scorer, budget, seed) for request in inputs]
-
-    def _one(self, request: Request, scorer: Scorer, budget: Budget, seed: int) -> Request | None:
-        text = said(request)
-        if text is None:
-            return None
-        rng, words, lowest = drawing(seed, request, self.name), vocabulary(), Lowest(scorer, budget)
+    def _search(
+        self, request: Request, text: str, rng: random.Random, lowest: Lowest, budget: Budget
+    ) -> None:
+        words = vocabulary()
         own = text.split() if self.where == "anywhere" else [text]
         kept: list[tuple[str, bool]] = [(word, True) for word in own]  # and whether it is theirs
-        if budget.left > 1:
-            lowest.ask([request])
         while not lowest.done:
             tries = [self._changed(kept, words, rng) for _ in range(min(AT_ONCE, budget.left))]
             best = lowest.ask([with_said(request, _joined(words_of)) for words_of in tries])
             if best is not None:
                 kept = tries[best]
-        return lowest.request or request
 
     def _changed(
         self, kept: list[tuple[str, bool]], words: Sequence[str], rng: random.Random
