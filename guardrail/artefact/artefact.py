@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from guardrail.artefact import file as artefact_file
 from guardrail.artefact.file import FILENAME
-from guardrail.artefact.header import Calibration, Header, Windows, first_problem, identity
+from guardrail.artefact.header import Answers, Calibration, Header, Windows, first_problem, identity
 from guardrail.errors import (
     ArtefactError,
     ArtefactFormatError,
@@ -217,6 +217,22 @@ class Artefact:
             )
         return Thresholds(steer=steer, flag=flag)
 
+    def require_answers(self) -> Answers:
+        """How answers are read.
+
+        Raises:
+            ConfigurationError: the artefact cannot judge answers.
+        """
+        answers = self.header.answers
+        if answers is None:
+            why = next((w for w in self.header.warnings if w.startswith(ANSWERS)), None)
+            raise ConfigurationError(
+                f"{self.artefact_id} cannot watch answers ({why or 'it was fitted without them'}); "
+                "fit them (`guardrail fit --answers`, `guardrail.fit.answers.with_answers`), or "
+                "leave `watch` out of the policy"
+            )
+        return answers
+
     def answer_threshold(self, policy: Policy) -> float:
         """The policy's fixed threshold of answers, or that of its rate, or the stored one.
 
@@ -224,14 +240,7 @@ class Artefact:
             ConfigurationError: the artefact cannot judge answers.
             CalibrationError: too few benign answers for the rate.
         """
-        answers = self.header.answers
-        if answers is None:
-            why = next((w for w in self.header.warnings if w.startswith(ANSWERS)), None)
-            raise ConfigurationError(
-                f"{self.artefact_id} cannot watch answers ({why or 'it was fitted without them'}); "
-                "fit with `answers=True` (`guardrail fit --answers`), or leave `watch` out of the "
-                "policy"
-            )
+        answers = self.require_answers()
         if policy.answer_threshold is not None:
             return policy.answer_threshold
         return _at_rate(answers.scores, policy.answer_rate, answers.threshold)

@@ -108,7 +108,7 @@ class Detector:
         answer_threshold = math.inf
         if policy.watch == "answer":
             answer_threshold = artefact.answer_threshold(policy)
-            answers = None if header.answers is None else header.answers.windows
+            answers = artefact.require_answers().windows
         steering = None
         if header.steering is not None:
             at, s = header.steering.layer, header.steering

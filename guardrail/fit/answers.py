@@ -18,19 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from guardrail.artefact.artefact import ANSWERS
-from guardrail.artefact.header import Answers, Windows
-from guardrail.errors import (
-    CalibrationError,
-    ConfigurationError,
-    DatasetError,
-    GuardrailError,
-)
+from guardrail.artefact.header import Answers
+from guardrail.errors import CalibrationError, DatasetError, GuardrailError
 from guardrail.extras import require_extra
 from guardrail.fit.collect import Collector, text_request
 from guardrail.fit.dataset import load_contrast
 from guardrail.fit.forms import SLOT, Words
 from guardrail.fit.joint import FIRSTS, WIDTHS, highest_windows
-from guardrail.fit.outcome import TRAFFIC
+from guardrail.fit.outcome import TRAFFIC, window_tensors, windows_header
 from guardrail.fit.prompts import grouped, spread
 from guardrail.fit.select import MINIMUM_AUROC, is_unsafe
 from guardrail.fit.traffic import Placed
@@ -97,7 +92,7 @@ def with_answers(
 
     Args:
         artefact: of this model.
-        loaded: the model, which answers some 400 short prompts.
+        loaded: the model, which answers some 290 short prompts.
         data: contrast prompts of one's own, as in `fit`.
         extend: add them to the packaged ones.
         rate: target share of benign answers that exceed the threshold.
@@ -138,20 +133,20 @@ def restated(contrast: ContrastSet) -> list[Said]:
     What is around a prompt is drawn without a look at it, and not from what judges the fit.
     """
     found = []
-    for split in ("fit", "select"):
-        for kind in sorted({kind for _, kind in grouped(contrast)}):
-            group = grouped(contrast).get((split, kind), [])
-            unsafe = is_unsafe(kind)
-            words = Words("fit" if split == "fit" else "held out", random.Random(f"{split} {kind}"))
-            for number, i in enumerate(spread(group, COUNTS[split] * (3 if unsafe else 1))):
-                text = contrast.prompts[i].text
-                asked = text if number % 2 else words.frame("exchange").text
-                said = text.lower() if words.heads() else text
-                opening = words.frame("restated").text.replace(SLOT, said)
-                found.append(Said(RESTATED, split, asked, opening, unsafe))
-                found.append(Said(SKELETON, split, text, words.frame("skeleton").text, unsafe))
-                if unsafe:
-                    found.append(Said(REFUSED, split, text, words.frame("refusal").text))
+    for (split, kind), group in grouped(contrast).items():
+        if split == "calibrate":
+            continue
+        unsafe = is_unsafe(kind)
+        words = Words("fit" if split == "fit" else "held out", random.Random(f"{split} {kind}"))
+        for number, i in enumerate(spread(group, COUNTS[split] * (3 if unsafe else 1))):
+            text = contrast.prompts[i].text
+            asked = text if number % 2 else words.frame("exchange").text
+            said = text.lower() if words.heads() else text
+            opening = words.frame("restated").text.replace(SLOT, said)
+            found.append(Said(RESTATED, split, asked, opening, unsafe))
+            found.append(Said(SKELETON, split, text, words.frame("skeleton").text, unsafe))
+            if unsafe:
+                found.append(Said(REFUSED, split, text, words.frame("refusal").text))
     return found
 
 
@@ -218,30 +213,16 @@ def _decided(
         threshold = conformal_threshold(scores, rate)
     except ValueError as error:
         raise CalibrationError(f"benign answers: {error}; raise the rate of answers") from error
-    header = Windows(
-        layers=windows.layers,
-        heads=windows.query.shape[1],
-        width=windows.width,
-        first=windows.first,
-        zero=windows.zero,
-        gap=windows.gap,
-        figures={"auroc": dict(figures[best])},
-    )
     made = Answers(
-        windows=header,
+        windows=windows_header(windows, {"auroc": figures[best]}),
         scores=tuple(sorted(scores)),
         target=rate,
         threshold=threshold,
         source="the model's own answers to safe contrast prompts",
         tokens=tokens,
     )
-    tensors = {
-        "answer_query": windows.query,
-        "answer_value": windows.value,
-        "answer_bias": windows.bias,
-    }
     return artefact.revised(
-        tensors={**artefact.tensors, **tensors},
+        tensors={**artefact.tensors, **window_tensors(windows, "answer")},
         answers=made,
         warnings=tuple(w for w in artefact.header.warnings if not w.startswith(ANSWERS)),
     )
@@ -288,13 +269,11 @@ def calibrate_answers(
     """
     require_extra("fit")
     require_fitted_on(guard.artefact, guard.loaded)
-    answers = guard.artefact.header.answers
+    answers = guard.artefact.require_answers()
     own = {"answer_rate": None, "answer_threshold": None}  # the scores so far may not carry them
     rules = guard.policy.model_copy(update={"mode": "shadow", "watch": "answer", **own})
     with guard.with_policy(rules) as watching:
         found = [_answered(watching, value, tokens) for value in values]
-    if answers is None:
-        raise ConfigurationError(f"{guard.artefact.artefact_id} cannot watch answers")
     if any(one is not None and one.score is None for one in found):
         raise CalibrationError("an answer could not be judged; see the log")
     scores = [one.score for one in found if one is not None and one.score is not None]

@@ -64,7 +64,7 @@ class Outcome:
 
 def artefact_of(outcome: Outcome) -> Artefact:
     """The artefact, every figure of the decisions in its header."""
-    readings, readout = outcome.readings, outcome.chosen.readout
+    readings, readout, windows = outcome.readings, outcome.chosen.readout, outcome.joint.windows
     recentring = recentrings(readings, readout, outcome.steering.chosen)
     compared = [candidate.to_dict() for candidate in best_of_each(outcome.candidates)]
     header = h.Header(
@@ -75,7 +75,7 @@ def artefact_of(outcome: Outcome) -> Artefact:
             turns=outcome.joint.turns,
             figures=_json({**outcome.chosen.to_dict(), "compared": compared}),
         ),
-        windows=_windows(outcome.joint.windows, outcome.window_figures),
+        windows=None if windows is None else windows_header(windows, outcome.window_figures),
         steering=_steering(outcome.steering),
         layers=tuple(_layer_rows(outcome)),
         recentring=recentring,
@@ -101,9 +101,8 @@ def data_record(readings: Readings) -> dict[str, JsonValue]:
     }
 
 
-def _windows(windows: WindowReadout | None, figures: dict[str, object]) -> h.Windows | None:
-    if windows is None:
-        return None
+def windows_header(windows: WindowReadout, figures: dict[str, object]) -> h.Windows:
+    """What the header says of windows; their tensors are `window_tensors`."""
     return h.Windows(
         layers=windows.layers,
         heads=windows.query.shape[1],
@@ -155,18 +154,17 @@ def _tensors(outcome: Outcome) -> dict[str, Tensor]:
         "readout_zero": readout.zero,
         "readout_gap": readout.gap,
     }
-    tensors |= window_tensors(outcome.joint.windows)
+    if outcome.joint.windows is not None:
+        tensors |= window_tensors(outcome.joint.windows)
     return {name: tensor.float().contiguous() for name, tensor in tensors.items()}
 
 
-def window_tensors(windows: WindowReadout | None) -> dict[str, Tensor]:
-    """The tensors of windows, if there are any."""
-    if windows is None:
-        return {}
+def window_tensors(windows: WindowReadout, name: str = "window") -> dict[str, Tensor]:
+    """The tensors of windows, whose names begin with `name`."""
     return {
-        "window_query": windows.query,
-        "window_value": windows.value,
-        "window_bias": windows.bias,
+        f"{name}_query": windows.query,
+        f"{name}_value": windows.value,
+        f"{name}_bias": windows.bias,
     }
 
 
