@@ -98,9 +98,10 @@ class Answering:
 
     def end(self, outcome: RowOutcome) -> None:
         """The row has ended: settle the job."""
-        if self._answer is not None:
-            self._record(self._answer, {"event": "watched", **who(self._job)})
-        result = self._result(outcome)
+        answer = self._answer
+        if answer is not None:
+            self._record(answer, {"event": "watched", **who(self._job)})
+        result = self._result(outcome, answer)
         if self._row is not None and result is self._row.error:
             outcome = replace(outcome, finish="error")
         if self._job.verdict is not None:
@@ -137,9 +138,11 @@ class Answering:
         self._job.verdict = verdict
         self._job.tell(verdict)
 
-    def _result(self, outcome: RowOutcome) -> Result | Exception | GuardrailViolation:
-        """What the caller of a finished row gets."""
-        verdict, policy, answer = self._job.verdict, self._detector.policy, self._answer
+    def _result(
+        self, outcome: RowOutcome, answer: Verdict | None
+    ) -> Result | Exception | GuardrailViolation:
+        """What the caller of a finished row gets; `answer` is the verdict on what was said."""
+        verdict, policy = self._job.verdict, self._detector.policy
         cut = self._watch is not None and self._watch.cut
         stops = self._stops or cut
         if outcome.finish == "cancelled":
