@@ -20,6 +20,11 @@ class Action(StrEnum):
     STEER = "steer"
     FLAG = "flag"
 
+    @property
+    def rank(self) -> int:
+        """Its place among them, from the mildest on."""
+        return list(Action).index(self)
+
 
 class Modality(StrEnum):
     """What parts are, from the plainest to the richest; a request is what its richest part is."""

@@ -22,24 +22,23 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from pydantic import BaseModel
 
 from guardrail.errors import GuardrailError, UnsupportedContentError
-from guardrail.front.chats import result_chat
+from guardrail.front.chats import UNSAID, result_chat
 from guardrail.front.wrap import LAST
 from guardrail.inputs.threads import read_apart
 from guardrail.inputs.tools import is_label, shown_labels
 from guardrail.policy.acting import is_refused_outage, passes_unchecked
-from guardrail.types import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
 
     from guardrail.front.consequences import Checker, Reaction, Settled
+    from guardrail.policy import Policy
     from guardrail.types import Verdict
 
 Chat = list[dict[str, Any]]
 
 _log = logging.getLogger(__name__)
 _MOST_KEPT = 1024  # verdicts on what comes beside chats, a few hundred bytes each
-_RANK = {Action.PASS: 0, Action.STEER: 1, Action.FLAG: 2}
 SYSTEM_ROLES = frozenset({"system", "developer"})
 
 # Labels and ciphers that providers want back beside a message; no model reads them as words.
@@ -169,7 +168,33 @@ class Judge:
     def _weight(self, verdict: Verdict) -> tuple[bool, int, int, float]:
         score = float("inf") if verdict.score is None else verdict.score
         outage = is_refused_outage(verdict, self.guard.policy)
-        return outage, _RANK[verdict.action], _RANK[verdict.would_be], score
+        return outage, verdict.action.rank, verdict.would_be.rank, score
+
+
+async def answer_verdict(
+    check: Callable[[str, str], Awaitable[Verdict]], text: str, policy: Policy
+) -> Verdict | None:
+    """The verdict on an answer, whoever gave it to whatever; None where there is nothing to judge.
+
+    Nor is there one where the rules let pass what could not be checked, which is logged.
+
+    Args:
+        check: a guard's `acheck_answer`.
+        text: the answer.
+        policy: the guard's rules, which have answers watched.
+
+    Raises:
+        GuardrailError: it cannot be judged, or there is no room or time for it.
+    """
+    if not text.strip():
+        return None
+    try:
+        return await check(UNSAID, text)
+    except GuardrailError as error:
+        if not passes_unchecked(error, policy):
+            raise
+        _log.warning("an answer goes on that could not be checked: %s", type(error).__name__)
+        return None
 
 
 def words_of(value: Any, shown: Callable[[Any], Any] = lambda value: value) -> str:

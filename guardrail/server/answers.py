@@ -18,7 +18,6 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from guardrail.asgi.wire import DONE, FIELD, verdict_headers
-from guardrail.types import Action
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
@@ -89,8 +88,6 @@ class Ending(NamedTuple):
     incomplete: str | None = None
 
 
-_RANK = {Action.PASS: 0, Action.STEER: 1, Action.FLAG: 2}
-
 # A refusal is a whole answer: clients of responses take an incomplete one for a failure.
 _ENDINGS = {
     "stop": Ending("stop"),
@@ -110,7 +107,7 @@ def ending_of(result: Result) -> Ending:
 
 def strictest(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict that several answers to one prompt are told with."""
-    return max(verdicts, key=lambda verdict: _RANK[verdict.action])
+    return max(verdicts, key=lambda verdict: verdict.action.rank)
 
 
 class AnswerForm(Protocol):

@@ -10,16 +10,13 @@ into; so it is late by a step and a window, and nothing of a window that is flag
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from guardrail.errors import GuardrailError
-from guardrail.front.chats import UNSAID
 from guardrail.front.consequences import settled
-from guardrail.policy.acting import passes_unchecked
-from guardrail.types import Action
+from guardrail.front.judging import answer_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -33,8 +30,6 @@ STEP = 160  # characters of a stream between two checks, about 40 tokens
 WINDOW = 256  # characters that a window of 32 tokens is hardly longer than
 LONGEST = 4000  # characters that are judged in one prefill
 
-_log = logging.getLogger(__name__)
-_RANK = {Action.PASS: 0, Action.STEER: 1, Action.FLAG: 2}
 E = TypeVar("E")
 
 
@@ -63,17 +58,10 @@ async def settled_answers(
 
 async def _settled(guard: Guard, text: str, options: Mapping[str, Any]) -> Settled | None:
     """The strictest of an answer's stretches, which reach into each other by a window."""
-    found: Settled | None = None
+    check, found = partial(guard.acheck_answer, **options), None
     for start in range(0, max(1, len(text) - WINDOW), LONGEST - WINDOW):
-        stretch = text[start : start + LONGEST]
-        if not stretch.strip():
-            continue
-        try:
-            verdict = await guard.acheck_answer(UNSAID, stretch, **options)
-        except GuardrailError as error:
-            if not passes_unchecked(error, guard.policy):
-                raise
-            _log.warning("an answer goes on that could not be checked: %s", type(error).__name__)
+        verdict = await answer_verdict(check, text[start : start + LONGEST], guard.policy)
+        if verdict is None:
             continue
         after = settled(verdict, guard.policy, caution=lambda words: None)
         found = after if found is None or _rank(after.verdict) > _rank(found.verdict) else found
@@ -83,7 +71,7 @@ async def _settled(guard: Guard, text: str, options: Mapping[str, Any]) -> Settl
 
 
 def _rank(verdict: Verdict) -> tuple[int, float]:
-    return _RANK[verdict.would_be], verdict.score or 0.0
+    return verdict.would_be.rank, verdict.score or 0.0
 
 
 @dataclass(slots=True)
@@ -149,6 +137,8 @@ class WatchedStream(Generic[E]):
 
     async def _judged(self) -> list[E] | None:
         due = [text for text in self._texts.values() if text.due]
+        if not due:
+            return self._released()
         new = [text for text in due if len(text.said) > text.judged]
         lasts = [text.said[max(0, text.judged - WINDOW) :] for text in new]
         for after in await settled_answers(self.guard, lasts, self.options):

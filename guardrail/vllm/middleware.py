@@ -42,7 +42,6 @@ _SILENT = frozenset({"error", "response.created", *(f"response.{status}" for sta
 _LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _FILTERED = "content_filter"
 _MAX_EVENT = 1 << 26  # bytes; an event may echo a prompt with all its tokens
-_RANKED = list(Action)
 
 
 class GuardMiddleware:
@@ -189,7 +188,7 @@ def note_verdicts(engine: Any) -> None:
 
 def _strictest(told: Iterable[Told]) -> Told | None:
     def rank(one: Told) -> tuple[int, int]:
-        return _RANKED.index(one["action"]), _RANKED.index(one["would_be"])
+        return Action(one["action"]).rank, Action(one["would_be"]).rank
 
     return max(told, key=rank, default=None)
 

@@ -24,14 +24,14 @@ from agents import (
 from openai.types.responses import ResponseFunctionToolCall
 from pydantic_core import to_jsonable_python
 
-from guardrail.errors import ConfigurationError, GuardrailError
-from guardrail.front.chats import RESULT_CAUTION, UNSAID, call_chat, result_chat
+from guardrail.errors import ConfigurationError
+from guardrail.front.chats import RESULT_CAUTION, call_chat, result_chat
 from guardrail.front.consequences import Reaction, record, settled
-from guardrail.front.judging import Heard, Judge
+from guardrail.front.judging import Heard, Judge, answer_verdict
 from guardrail.front.tool_values import cautioned_result, read_value
 from guardrail.front.tools import SIDES, WITHHELD, ToolRules
 from guardrail.inputs.strict_json import strict_json
-from guardrail.policy.acting import one_reading, passes_unchecked
+from guardrail.policy.acting import one_reading
 from guardrail_agents.items import ModelCall, output_parts
 from guardrail_agents.model import GuardedModel
 
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from guardrail.front.judging import Chat
     from guardrail.front.tools import Side
     from guardrail.policy import Policy
-    from guardrail.types import Verdict
 
 NAME = "guardrail"
 
@@ -95,7 +94,7 @@ def output_guardrail(
         context: RunContextWrapper[Any], agent: Agent[Any], output: Any
     ) -> GuardrailFunctionOutput:
         if guard.policy.watch == "answer":
-            verdict = await _answer_verdict(guard, _output_text(output))
+            verdict = await answer_verdict(guard.acheck_answer, _output_text(output), guard.policy)
         else:
             _, verdict = await judge.aruled(lambda: _Said(_output_chat(output)))
         return _tripped(None if verdict is None else judge.settle(verdict))
@@ -373,15 +372,3 @@ def _output_text(output: Any) -> str:
     if isinstance(output, str):
         return output
     return json.dumps(to_jsonable_python(output), ensure_ascii=False)
-
-
-async def _answer_verdict(guard: AnswerChecker, text: str) -> Verdict | None:
-    """The verdict on what an agent says; None for nothing, or what passes unchecked."""
-    if not text.strip():
-        return None
-    try:
-        return await guard.acheck_answer(UNSAID, text)
-    except GuardrailError as error:
-        if not passes_unchecked(error, guard.policy):
-            raise
-        return None
