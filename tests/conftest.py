@@ -30,7 +30,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from guardrail.testing import tiny_model
+from guardrail.testing import FakeGuard, tiny_model
+from guardrail.types import Modality
 from tests.families import catalogue  # noqa: F401 - registers every family
 
 if TYPE_CHECKING:
@@ -117,6 +118,19 @@ def tiny_of() -> Callable[[str], Tiny]:
 def tiny(request: pytest.FixtureRequest, tiny_of: Callable[[str], Tiny]) -> Tiny:
     """The core families in turn."""
     return tiny_of(request.param)
+
+
+class PictureGuard(FakeGuard):
+    """Flags whatever has a picture in it."""
+
+    def check(self, value: Any, /, **options: Any) -> Any:
+        verdict = super().check(value, **options)
+        return super().check("bad") if verdict.modality is Modality.IMAGE else verdict
+
+
+@pytest.fixture
+def picture_guard() -> type[PictureGuard]:
+    return PictureGuard
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,6 @@ from openai.types.responses import (
 )
 from PIL import Image
 
-from guardrail.testing import FakeGuard
-from guardrail.types import Modality
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -92,19 +89,6 @@ class OtherModel(Model):
 @pytest.fixture
 def other_model() -> type[OtherModel]:
     return OtherModel
-
-
-class PictureGuard(FakeGuard):
-    """Flags whatever has a picture in it."""
-
-    def check(self, value: Any, /, **options: Any) -> Any:
-        verdict = super().check(value, **options)
-        return super().check("bad") if verdict.modality is Modality.IMAGE else verdict
-
-
-@pytest.fixture
-def picture_guard() -> type[PictureGuard]:
-    return PictureGuard
 
 
 def as_url(picture: Image.Image, **options: Any) -> str:

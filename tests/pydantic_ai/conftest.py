@@ -11,9 +11,6 @@ from pydantic_ai import models
 from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import DeltaToolCall, FunctionModel
 
-from guardrail.testing import FakeGuard
-from guardrail.types import Modality
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -55,19 +52,6 @@ class OtherModel(FunctionModel):
 @pytest.fixture
 def other_model() -> type[OtherModel]:
     return OtherModel
-
-
-class PictureGuard(FakeGuard):
-    """Flags whatever has a picture in it."""
-
-    def check(self, value: Any, /, **options: Any) -> Any:
-        verdict = super().check(value, **options)
-        return super().check("bad") if verdict.modality is Modality.IMAGE else verdict
-
-
-@pytest.fixture
-def picture_guard() -> type[PictureGuard]:
-    return PictureGuard
 
 
 def png(picture: Image.Image, **options: Any) -> bytes:
