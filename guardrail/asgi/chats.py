@@ -12,9 +12,9 @@ from guardrail.asgi.chat_settings import refuse_others
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
 from guardrail.front.chats import with_caution
 from guardrail.inputs.canonical import require_one_reading
+from guardrail.inputs.labels import shown_labels
 from guardrail.inputs.parts import as_mapping, refuse_unknown
 from guardrail.inputs.threads import read_apart
-from guardrail.inputs.tools import shown_labels
 
 if TYPE_CHECKING:
     from guardrail.front.consequences import Checker

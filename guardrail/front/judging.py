@@ -24,8 +24,8 @@ from pydantic import BaseModel
 from guardrail.errors import GuardrailError, UnsupportedContentError
 from guardrail.front.chats import UNSAID, result_chat
 from guardrail.front.wrap import LAST
+from guardrail.inputs.labels import is_label, is_unspoken, shown_labels
 from guardrail.inputs.threads import read_apart
-from guardrail.inputs.tools import is_label, shown_labels
 from guardrail.policy.acting import is_refused_outage, passes_unchecked
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ Chat = list[dict[str, Any]]
 _log = logging.getLogger(__name__)
 _MOST_KEPT = 1024  # verdicts on what comes beside chats, a few hundred bytes each
 SYSTEM_ROLES = frozenset({"system", "developer"})
-
-# Labels and ciphers that providers want back beside a message; no model reads them as words.
-_LABELS = frozenset(
-    {"id", "signature", "thought_signature", "thought_signatures", "encrypted_content"}
-)
+_LABELS = frozenset({"id"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +231,9 @@ def _plain(value: Any, shown: Callable[[Any], Any]) -> Any:
         case None | bool() | int() | float() | str() as plain:
             return plain
         case Mapping() as named:
-            return {str(k): _plain(v, shown) for k, v in named.items() if not _is_no_word(k, v)}
+            # In a schema the same names stand for properties, with words of their own.
+            spoken = {k: v for k, v in named.items() if not is_unspoken(k, v, _LABELS)}
+            return {str(k): _plain(v, shown) for k, v in spoken.items()}
         case list() | tuple() | set() | frozenset() as items:
             return [_plain(item, shown) for item in items]
         case BaseModel() as model:
@@ -248,11 +246,6 @@ def _plain(value: Any, shown: Callable[[Any], Any]) -> Any:
         f"a {type(value).__name__} goes to the model, which a guard cannot read; send text, JSON "
         "values, tools or pydantic models"
     )
-
-
-def _is_no_word(key: object, value: object) -> bool:
-    # In a schema the same names stand for properties, with words of their own.
-    return key in _LABELS and isinstance(value, str) and len(value.split()) < 2
 
 
 def _says_something(plain: Any) -> bool:

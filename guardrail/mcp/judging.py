@@ -30,8 +30,8 @@ from guardrail.front.chats import (
     result_chat,
 )
 from guardrail.front.tool_values import cautioned_result, read_value
+from guardrail.inputs.labels import is_label
 from guardrail.inputs.threads import read_apart
-from guardrail.inputs.tools import is_label
 from guardrail.policy.acting import passes_unchecked
 from guardrail.types import Action
 

@@ -25,8 +25,8 @@ from langchain_core.prompt_values import ChatPromptValue, PromptValue
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import with_caution
 from guardrail.inputs.canonical import canonical_chat
+from guardrail.inputs.labels import is_label, shown_labels
 from guardrail.inputs.parts import MEDIA_KEYS
-from guardrail.inputs.tools import is_label, shown_labels
 
 if TYPE_CHECKING:
     from langchain_core.language_models import LanguageModelInput

@@ -19,7 +19,7 @@ import guardrail.front.tools
 from guardrail.front.chats import RESULT_CAUTION, call_chat, result_chat
 from guardrail.front.tool_values import read_value
 from guardrail.front.tools import WITHHELD, Side
-from guardrail.inputs.tools import is_label
+from guardrail.inputs.labels import is_label
 from guardrail.policy.acting import one_reading
 from guardrail_langchain.judging import no_place, outcome
 from guardrail_langchain.messages import (

@@ -24,7 +24,7 @@ from guardrail.errors import UnsupportedContentError
 from guardrail.front.judging import Heard, words_of
 from guardrail.front.tool_values import read_value
 from guardrail.inputs.canonical import canonical_picture
-from guardrail.inputs.tools import is_label
+from guardrail.inputs.labels import is_label
 from guardrail.policy.acting import enforces
 
 if TYPE_CHECKING:
