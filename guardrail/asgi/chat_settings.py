@@ -2,7 +2,8 @@
 
 Only what changes how an answer is made or told, never what the model reads: no template or part of
 one, no search, no cut of the prompt. So a key that is missing here is refused whatever it holds: a
-number or a switch may change the prompt as well as a text may.
+number or a switch may change the prompt as well as a text may. Words in a setting (a stop, a user's
+name, a note in the metadata) are judged all the same: whoever answers may show them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.arguments import WORD
+from guardrail.inputs.labels import worded
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+FORMATS = ("response_format", "text")
+"""Settings whose schema a model is shown: they are read with the chat."""
 
 _Word = Annotated[str, Field(pattern=f"^{WORD}$")]
 _Name = Annotated[str, Field(pattern="^[A-Za-z0-9_.:/-]{1,64}$")]
@@ -163,18 +168,19 @@ class _Settings(_Strict):
     prompt: None = None
 
 
-def refuse_others(body: Mapping[str, Any], known: Collection[str]) -> None:
-    """Refuse a body with a key beside the `known` ones that is no setting, or of another type.
+def setting_words(body: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """The words in a body's settings, which are all that it has beside the `known` keys.
 
     Raises:
-        UnsupportedContentError: there is one.
+        UnsupportedContentError: a key that is neither, or a setting of another type.
     """
+    settings = {key: body[key] for key in body if key not in known}
     try:
-        _Settings.model_validate({key: body[key] for key in body if key not in known})
+        _Settings.model_validate(settings)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
     else:
-        return
+        return worded({key: held for key, held in settings.items() if key not in FORMATS})
     key, *inner = map(str, first["loc"])
     if first["type"] in ("extra_forbidden", "none_required") and not inner:
         raise UnsupportedContentError(

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from guardrail.asgi.chat_settings import refuse_others
+from guardrail.asgi.chat_settings import FORMATS, setting_words
 from guardrail.errors import DetectorError, GuardrailError, UnsupportedContentError
-from guardrail.front.chats import with_caution
+from guardrail.front.chats import said_apart, with_caution
+from guardrail.front.consequences import highest
 from guardrail.inputs.canonical import require_one_reading
 from guardrail.inputs.labels import shown_labels
 from guardrail.inputs.parts import as_mapping, refuse_unknown
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _SOURCES = ("messages", "input", "prompt")
 _TOOLS = frozenset({"tools", "functions"})
-_FORMATS = ("response_format", "text")  # a schema in them is shown to the model
 _FREE_FORMATS: tuple[object, ...] = (
     None,
     {},
@@ -43,12 +43,15 @@ Tool = dict[str, Any]
 class Content:
     """What is checked: `value`, the tools that come with it, and texts that go before it.
 
+    Words `apart` are no part of the chat (they stand in settings, in an address): they have a check
+    of their own, as something a user says, and so have names and ids that are more than labels.
     `cautioned` makes the body with words of caution in it; None: there is no place for them.
     """
 
     value: Any
     tools: Sequence[Mapping[str, object]] = ()
     beside: Sequence[str] = ()
+    apart: Sequence[str] = ()
     cautioned: Callable[[str], bytes | None] = lambda words: None
 
     def asked(self, *, with_tools: bool) -> tuple[Any, dict[str, Any]]:
@@ -60,14 +63,14 @@ class Content:
             value = with_caution(value, "\n\n".join(beside))
             if value is None:
                 raise UnsupportedContentError(
-                    "tools, response formats and names need a list of messages to go with"
+                    "tools and response formats need a list of messages to go with"
                 )
         return value, {"tools": self.tools} if self.tools and with_tools else {}
 
     async def judged(
         self, guard: Checker, *, one_reading: Policy | None = None, **options: Any
     ) -> Verdict:
-        """The verdict; a flag is no error.
+        """The verdict, the highest where something is judged apart; a flag is no error.
 
         Tools are judged as the model would read them, or as text if its template knows none.
 
@@ -83,7 +86,10 @@ class Content:
         try:
             if one_reading is not None:
                 await read_apart(partial(require_one_reading, value, one_reading))
-            return await guard.acheck(value, **tools, **options)
+            verdicts = [await guard.acheck(value, **tools, **options)]
+            if words := [*shown_labels(self.value, self.tools), *self.apart]:
+                verdicts.append(await guard.acheck(said_apart(words), **options))
+            return highest(verdicts, guard.policy)
         except GuardrailError:
             raise
         except Exception as error:  # a border: whatever breaks inside the guard is an outage
@@ -106,10 +112,11 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
         )
     source = sources[0]
     read_here = {source, *_TOOLS, *(["instructions"] if source == "input" else ())}
-    refuse_others(body, read_here | {*unchecked})
+    words = setting_words(body, read_here | {*unchecked})
     value, tools = _READ[source](body), _tools(body)
-    beside = [text for key in _FORMATS if (text := format_text(key, body.get(key)))]
-    beside += shown_labels(value, tools)
+    beside = [text for key in FORMATS if (text := format_text(key, body.get(key)))]
+    # A response's items have ids of their own, which are not in the chat that they make.
+    apart = shown_labels(body[source], tools) if source == "input" else []
 
     def cautioned(words: str) -> bytes | None:
         if source == "input":
@@ -119,7 +126,7 @@ def read_chat(body: object, unchecked: Collection[str]) -> Content:
             changed = {source: with_caution(body[source], words)}
         return None if None in changed.values() else json.dumps({**body, **changed}).encode()
 
-    return Content(value, tools, beside, cautioned)
+    return Content(value, tools, beside, [*apart, *words], cautioned)
 
 
 def _prompt(body: Body) -> str:

@@ -3,15 +3,21 @@
 What is checked must be what the app reads. So a body is refused where two readers may differ: a key
 or a field that stands twice, another charset than UTF-8, a byte order mark, numbers that are none,
 a form that could be read as JSON (many apps read JSON whatever the media type says).
+
+What stands around a body is judged, too: words in the path, in the query, and in the names of
+a form's fields and files.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import traceback
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
@@ -23,6 +29,7 @@ from guardrail.asgi.chats import Content, read_chat
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import joined
 from guardrail.front.consequences import resolved
+from guardrail.inputs.labels import is_label, is_unspoken, worded
 from guardrail.inputs.media import sniffed_format, sniffed_video
 from guardrail.inputs.strict_json import strict_json
 
@@ -41,6 +48,13 @@ URLENCODED = "application/x-www-form-urlencoded"
 # What clients send for a file whose kind they do not know.
 _ANY_FILE = ("", "application/octet-stream", "binary/octet-stream")
 
+# Where labels, and keys to an API, stand in a query; elsewhere a single word counts, too.
+_QUERY_LABELS = frozenset(
+    {"api-version", "api_version", "version", "id", "session", "session_id", "thread_id", "user_id"}
+)
+_QUERY_KEYS = frozenset({"api_key", "key", "token", "access_token"})
+_SWITCH = re.compile(r"true|false|on|off|yes|no|null|[+-]?[0-9.]{1,32}", re.ASCII | re.IGNORECASE)
+
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -55,18 +69,48 @@ async def read_content(
         HTTPException: the body cannot be read, or two readers could differ on it.
         UnsupportedContentError: it holds something that the guard does not understand.
     """
+    around = address_words(scope)
     if kind == JSON:
         body = await asyncio.to_thread(parsed_json, data)
         if route.select is not None:
-            return Content(await _selected(route.select, scope, body))
-        return read_chat(body, route.unchecked)
+            return Content(await _selected(route.select, scope, body), apart=around)
+        content = read_chat(body, route.unchecked)
+        return replace(content, apart=[*content.apart, *around])
     form = await read_form(data, headers, kind)
     try:
         if route.select is not None:
-            return Content(await _selected(route.select, scope, form))
-        return Content(await read_fields(form, route.fields))
+            return Content(await _selected(route.select, scope, form), apart=around)
+        names = field_words(form, route.fields)
+        return Content(await read_fields(form, route.fields), apart=[*names, *around])
     finally:
         await form.close()  # its temporary files
+
+
+def address_words(scope: Scope) -> list[str]:
+    """The words in a request's path and query, which an app may show its model.
+
+    Parts of a path are words unless they are labels. What stands in a query are words, unless it is
+    a number or a switch, or a label where one is known to stand.
+    """
+    found = worded(scope["path"].split("/"))
+    query = scope.get("query_string", b"").decode("latin-1")
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if not is_label(key) or (not value and "=" not in query):
+            found.append(key)
+        unspoken = is_unspoken(key.lower(), value, _QUERY_LABELS, _QUERY_KEYS)
+        if value.strip() and not unspoken and _SWITCH.fullmatch(value) is None:
+            found.append(value)
+    return [*dict.fromkeys(found)]
+
+
+def field_words(form: FormData, fields: Sequence[str] | None) -> list[str]:
+    """The names of fields and files and the media types, where they are more than labels."""
+    found: list[str] = []
+    for name, value in form.multi_items():
+        if fields is None or name in fields:
+            about = () if isinstance(value, str) else (value.filename, value.content_type)
+            found += [name, *filter(None, about)]
+    return worded(found)
 
 
 def media_type(headers: Headers, among: Sequence[str] = (JSON, MULTIPART, URLENCODED)) -> str:
@@ -271,3 +315,4 @@ def _is_multipart(data: bytes) -> bool:
 
 async def _whole(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data
+    yield b""  # the end, as a request tells it: older parsers keep the last field back until then

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from guardrail.asgi.content import Body, media_type, read_content
+from guardrail.asgi.chats import Content
+from guardrail.asgi.content import Body, address_words, media_type, read_content
 from guardrail.asgi.problems import answer_to, problem_of
 from guardrail.asgi.routes import GuardedRoute, RouteTable
 from guardrail.errors import ConfigurationError, GuardrailError
@@ -25,7 +26,6 @@ from guardrail.policy.policy import MAX_BODY_BYTES
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from guardrail.asgi.chats import Content
     from guardrail.audit import Audit
     from guardrail.front.consequences import Checker
     from guardrail.policy import Policy
@@ -54,14 +54,14 @@ class GuardrailASGIMiddleware:
     make of a request is not seen from outside.
 
     Read are JSON bodies of the OpenAI API (chat completions with tools, responses, completions),
-    forms with texts, pictures and videos, and with a route's `select` any other JSON or form. The
-    app then gets the same bytes, so a picture that decoders may read in two ways (transparency, 16
-    bits, a rotation in its EXIF data, several frames, a colour profile) is an error that says how
-    to send it instead, whatever the policy's `pictures` says. Other routes, websockets, query
-    strings, headers and the names of form fields and files are not checked. What cannot be read is
-    answered with an error and never let through, except in shadow mode; what cannot be checked
-    because the detector fails passes where the policy fails open (a full queue and a check that
-    takes too long are no such failure).
+    forms with texts, pictures and videos, and with a route's `select` any other JSON or form; and
+    words in the path, in the query, and in the names of a form's fields and files. The app then
+    gets the same bytes, so a picture that decoders may read in two ways (transparency, 16 bits, a
+    rotation in its EXIF data, several frames, a colour profile) is an error that says how to send
+    it instead, whatever the policy's `pictures` says. Other routes, websockets and headers are not
+    checked: keep those from the model. What cannot be read is answered with an error and never let
+    through, except in shadow mode; what cannot be checked because the detector fails passes where
+    the policy fails open (a full queue and a check that takes too long are no such failure).
     Answers are passed on as they come. It runs under asyncio only.
 
     The app finds the verdict in `request.state.guardrail_verdict`. Its model cannot be steered;
@@ -148,10 +148,13 @@ class GuardrailASGIMiddleware:
         scope.setdefault("state", {})["guardrail_verdict"] = None
         try:
             if scope["method"].upper() in _NEED_NO_BODY and not await body.read(headers):
-                return body.replay(), send
-            kind = media_type(headers)
-            data = await body.read(headers)
-            reading = partial(read_content, data, kind, headers, scope, route)
+                if not (words := address_words(scope)):
+                    return body.replay(), send
+                reading = partial(_said, words)
+            else:
+                kind = media_type(headers)
+                data = await body.read(headers)
+                reading = partial(read_content, data, kind, headers, scope, route)
             content, verdict = await body.unless_gone(self._checked(reading))
         except ClientDisconnect:
             # a middleware outside may rely on an answer
@@ -236,3 +239,7 @@ class GuardrailASGIMiddleware:
             await send(message)
 
         return closing
+
+
+async def _said(words: Sequence[str]) -> Content:
+    return Content("\n\n".join(words))

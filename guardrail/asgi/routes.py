@@ -32,14 +32,14 @@ class GuardedRoute:
             It is matched below the `root_path` of the app that the middleware is added to, with
             and without repeated and trailing slashes.
         methods: the methods that are checked. Default: all; where a body is not needed (GET, HEAD,
-            OPTIONS, DELETE) a request without one passes.
+            OPTIONS, DELETE) a request without one, and without words in its address, passes.
         select: `select(scope, body)` makes what is checked of other bodies than the usual ones; may
             be asynchronous. `body` is the parsed JSON, or the form as Starlette's `FormData`; what
             it gives is a str, a picture or messages.
         fields: the form fields that are checked, in this order, as one user message; others reach
             the app unread. Without it all are: name them where the app reads only some, or a
-            sender can fill the others with harmless words. The names of fields and files are never
-            checked; keep them from the model.
+            sender can fill the others with harmless words. The names of fields and files are
+            checked where they are more than labels.
         unchecked: keys of JSON bodies that the app does not show to its model, whatever they hold.
             The settings of the OpenAI API are known, with their types; any other key is refused.
     """

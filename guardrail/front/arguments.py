@@ -14,11 +14,13 @@ import copy
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence, Sized
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set, Sized, ValuesView
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from inspect import BoundArguments, Parameter, Signature
 from io import IOBase
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -32,9 +34,11 @@ from guardrail.front.chats import (
     SYSTEM_NAMES,
     canonical_argument,
     joined,
+    said_apart,
     with_caution,
 )
 from guardrail.inputs.canonical import canonical_chat, require_one_reading
+from guardrail.inputs.labels import is_label, shown_labels, worded
 from guardrail.policy.acting import enforces
 from guardrail.types import Request
 
@@ -53,7 +57,7 @@ _SIDE_NAMES = (
     *sorted(MEDIA_NAMES | SYSTEM_NAMES | SCHEMA_NAMES),
     *"attachments chat_history context documents extra_body files history prefix suffix".split(),
 )
-# How a model is called, never what it reads. Words under any other name are refused, not ignored.
+# How a model is called. Words in one are judged, apart; under any other name they are refused.
 _SETTINGS = frozenset(
     "api_key api_version base_url best_of extra_headers extra_query frequency_penalty logit_bias"
     " logprobs max_completion_tokens max_new_tokens max_output_tokens max_tokens metadata"
@@ -62,6 +66,8 @@ _SETTINGS = frozenset(
     " store stream stream_options temperature timeout tool_choice top_k top_logprobs top_p"
     " truncation user".split()
 )
+_REACHING = frozenset({"api_key", "api_version", "base_url", "timeout"})
+_KEY_HEADERS = frozenset({"api-key", "authorization", "cookie", "proxy-authorization", "x-api-key"})
 # Some chat templates show these: they are one word, as a text in one would go unchecked.
 _WORDED = frozenset({"reasoning", "reasoning_effort", "verbosity"})
 WORD = "[A-Za-z_]{0,16}"
@@ -70,13 +76,20 @@ OWNERS = ("self", "cls")
 
 @dataclass(slots=True)
 class Call:
-    """One call's arguments, copied; `value` is what the guard checks."""
+    """One call's arguments, copied; `value` is what the guard checks, and words `beside` it."""
 
     bound: BoundArguments
     value: object
     places: Sequence[Place]  # where a caution may stand, the best one first
     sources: Sequence[Place] = ()  # where `value` comes from; nowhere, if a callable made it
     joins: bool = False
+    beside: Sequence[str] = ()
+
+    @property
+    def judged(self) -> list[Any]:
+        """What the guard is asked: `value`, and apart from it words that are not in its text."""
+        words = [*shown_labels(self.value, ()), *self.beside]
+        return [self.value, said_apart(words)] if words else [self.value]
 
     def make_canonical(self, policy: Policy) -> None:
         """Have the pictures that are sent be those that are checked; nothing in shadow mode.
@@ -138,8 +151,7 @@ class Selector:
         bound = self._signature.bind(*args, **kwargs)
         given = set(bound.arguments)
         bound.apply_defaults()
-        if self._guesses:
-            self._refuse_unchecked(bound, given)
+        beside = self._words_beside(bound, given) if self._guesses else []
         if self._select is not None:
             own = {k: v for k, v in bound.arguments.items() if k not in OWNERS}
             bound.arguments.update({k: snapshot(v) for k, v in own.items()})
@@ -150,29 +162,39 @@ class Selector:
         for place in places:
             _put(bound, place, snapshot(_get(bound, place)))
         if not self._joins:
-            return Call(bound, _get(bound, places[0]), places, places)
+            return Call(bound, _get(bound, places[0]), places, places, beside=beside)
         wordy = [place for place in places if place[-1] not in MEDIA_NAMES | SCHEMA_NAMES]
         cautioned = sorted(wordy, key=lambda place: place[-1] not in SYSTEM_NAMES)
-        return Call(bound, _joined(bound, places), cautioned, places, joins=True)
+        joined = _joined(bound, places)
+        return Call(bound, joined, cautioned, places, joins=True, beside=beside)
 
-    def _refuse_unchecked(self, bound: BoundArguments, given: set[str]) -> None:
-        """What reaches the model beside the messages; a default is the author's own."""
+    def _words_beside(self, bound: BoundArguments, given: set[str]) -> list[str]:
+        """The words in settings; a default is the author's own.
+
+        Raises:
+            ConfigurationError: something else reaches the model beside the messages.
+        """
         [(chosen,)] = self._places
         beside: list[str] = []
+        settings: dict[str, object] = {}
         for place, (name, parameter) in enumerate(self._signature.parameters.items()):
             taken = bound.arguments[name]
             if name == chosen or name not in given or (place == 0 and name in OWNERS):
                 continue
             if parameter.kind is Parameter.VAR_KEYWORD:
                 beside += [key for key, value in taken.items() if _is_unchecked(key, value)]
+                settings |= taken
             elif parameter.kind is Parameter.VAR_POSITIONAL or _is_unchecked(name, taken):
                 beside.append(name)
+            else:
+                settings[name] = taken
         if beside:
             raise ConfigurationError(
                 f"{chosen!r} is checked in {self._signature}, but not {', '.join(beside)}, which "
                 f"this call has; name all that is checked with messages=({chosen!r}, ...), or "
                 f"confirm with messages={chosen!r}"
             )
+        return [text for key, value in settings.items() for text in _setting_words(key, value)]
 
 
 def snapshot(value: object) -> object:
@@ -303,12 +325,22 @@ def _is_unchecked(name: str, value: object) -> bool:
         return value is not None and not (isinstance(value, Sized) and len(value) == 0)
     if name in _WORDED:
         return not _is_worded(value)
-    return name not in _SETTINGS and _has_words(value)
+    return _has_media(value) if name in _SETTINGS else _has_words(value)
+
+
+def _setting_words(name: str, value: object) -> list[str]:
+    """The words in a setting; how a server is reached is none of a model's business."""
+    if name not in _SETTINGS or name in _REACHING:
+        return []
+    held = _held(value)
+    if name == "extra_headers" and isinstance(held, dict):
+        held = {key: item for key, item in held.items() if str(key).lower() not in _KEY_HEADERS}
+    return worded(held)
 
 
 def _is_worded(value: object) -> bool:
     if isinstance(value, Mapping):
-        return all(map(_is_worded, value.values()))
+        return all(is_label(str(key)) and _is_worded(item) for key, item in value.items())
     if isinstance(value, str):
         return re.fullmatch(WORD, value) is not None
     return not _has_words(value)
@@ -316,13 +348,47 @@ def _is_worded(value: object) -> bool:
 
 def _has_words(value: object) -> bool:
     """Whether a value holds texts, pictures or files; clients and other objects hold none."""
-    if isinstance(value, str | bytes | bytearray | Mapping):
-        return bool(value)
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_has_words, value))
-    if isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
-        return any(map(_has_words, vars(value).values()))
-    return isinstance(value, Image.Image | np.ndarray | Path | IOBase)
+    return any(
+        bool(each) if isinstance(each, str | dict) else _is_media(each)
+        for each in _pieces(_held(value))
+    )
+
+
+def _has_media(value: object) -> bool:
+    """Whether a value holds pictures, files or bytes, or what cannot be looked at twice."""
+    return any(map(_is_media, _pieces(_held(value))))
+
+
+def _pieces(held: object) -> Iterator[object]:
+    """Every mapping and list, and all that stands in them."""
+    waiting = [held]
+    while waiting:
+        yield (each := waiting.pop())
+        if isinstance(each, dict | list):
+            waiting += each.values() if isinstance(each, dict) else each
+
+
+def _is_media(value: object) -> bool:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return len(value) > 0
+    return isinstance(value, Image.Image | np.ndarray | Path | IOBase | Iterator)
+
+
+def _held(value: object) -> object:
+    """What a value holds, at any depth: containers and models as a dict or a list of it."""
+    if isinstance(value, Enum):
+        return _held(value.value)
+    if isinstance(value, str | bytes | bytearray | memoryview | range):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _held(item) for key, item in value.items()}
+    if isinstance(value, Sequence | Set | ValuesView):
+        return [*map(_held, value)]
+    if isinstance(value, BaseModel):
+        return [*map(_held, (*vars(value).values(), *(value.model_extra or {}).values()))]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [_held(getattr(value, each.name, None)) for each in fields(value)]
+    return [*map(_held, vars(value).values())] if isinstance(value, SimpleNamespace) else value
 
 
 def _is_said(bound: BoundArguments, place: Place, given: set[str]) -> bool:

@@ -149,14 +149,33 @@ def result_chat(content: str | Sequence[Any]) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-def error_words(error: BaseException) -> str:
-    """What a tool's error says, wherever it is shown: as a text, by its `repr` or with its notes.
+def said_apart(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Words that come beside a chat, each once: as something a user says, which scores are for.
 
-    So arguments that its own text leaves out are there, too, as those of a group of errors are.
+    They are judged apart, so that neither drowns the other.
     """
-    said = str(error)
-    beside = [*map(str, error.args), *getattr(error, "__notes__", ())]
-    return "\n".join([said, *(each for each in beside if each not in said)]).strip()
+    return result_chat("\n\n".join(dict.fromkeys(words)))
+
+
+def error_words(error: BaseException) -> str:
+    """What a tool's error says, wherever it is shown: as a text, by its `repr` or its traceback.
+
+    So arguments that its own text leaves out are there, too, as are its notes, those of a group of
+    errors, and what it came from.
+    """
+    found: dict[str, None] = {}
+    waiting, met = [error], {id(error)}
+    while waiting:
+        each = waiting.pop(0)
+        said = str(each)
+        beside = [*map(str, each.args), *getattr(each, "__notes__", ())]
+        found |= dict.fromkeys([said, *(text for text in beside if text not in said)])
+        came_from = [each.__cause__, None if each.__suppress_context__ else each.__context__]
+        inside = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        more = [one for one in (*inside, *came_from) if one is not None and id(one) not in met]
+        met |= {id(one) for one in more}
+        waiting += more
+    return "\n".join(found).strip()
 
 
 def is_history(value: object) -> TypeGuard[Sequence[object]]:

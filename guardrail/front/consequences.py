@@ -21,7 +21,7 @@ from guardrail.policy.acting import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from guardrail.audit import Audit
     from guardrail.policy import Policy
@@ -66,6 +66,16 @@ class Settled:
     verdict: Verdict
     done: Literal["flag", "caution", "pass"]
     cautioned: Any = None
+
+
+def highest(verdicts: Sequence[Verdict], policy: Policy) -> Verdict:
+    """The verdict on all that was judged apart: of equals the first."""
+
+    def rank(verdict: Verdict) -> tuple[bool, int, int]:
+        outage = is_refused_outage(verdict, policy)
+        return outage, verdict.action.rank, verdict.would_be.rank
+
+    return max(verdicts, key=rank)
 
 
 def settled(

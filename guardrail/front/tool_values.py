@@ -22,6 +22,7 @@ from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import add_part
 from guardrail.inputs.canonical import Encoded, canonical_chat, canonical_picture
 from guardrail.inputs.images import upright_picture
+from guardrail.inputs.labels import shown_labels
 from guardrail.inputs.media import PICTURE, sniffed_format
 from guardrail.inputs.parts import MEDIA, MEDIA_KEYS, Budget
 from guardrail.inputs.sources import decoded_base64, names_a_file
@@ -210,7 +211,8 @@ class _Walk:
             _add_text(self.parts, named["text"])
             return {}, {key: item for key, item in named.items() if key != "text"}
         if "uri" in named and isinstance(named.get("blob"), str):
-            return self._inline(named, "blob"), _without(named, "blob", *_MEDIA_TYPES)
+            rest = {key: item for key, item in named.items() if key not in ("blob", *_MEDIA_TYPES)}
+            return self._inline(named, "blob"), rest
         return {}, dict(named)
 
     def _inline(self, named: Mapping[Any, Any], key: str) -> dict[Any, Any]:
@@ -225,6 +227,8 @@ class _Walk:
     def _part(self, part: Mapping[Any, Any]) -> tuple[Any, Any]:
         """A picture or video in a form of chats, which the guard reads itself."""
         [message] = canonical_chat([{"role": "user", "content": [part]}], self._policy)
+        for text in shown_labels(message, ()):
+            _add_text(self.parts, text)
         self.parts.append(message["content"][0])
         return message["content"][0], _TAKEN
 

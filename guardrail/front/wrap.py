@@ -31,11 +31,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from guardrail.front.arguments import Selector, decorated, kind_of
-from guardrail.front.consequences import Reaction, resolved
+from guardrail.front.consequences import Reaction, highest, resolved
 from guardrail.inputs.threads import read_apart
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from guardrail.audit import Audit
     from guardrail.front.arguments import Call, Kind, Wanted
@@ -110,9 +110,10 @@ def guarded(
             it would (a picture, a system prompt, tools, context, documents) is an error at once,
             and a call with words, pictures or files under any name that is no known setting (model,
             temperature, ...) is one. Name the argument, or all of them, to say that the rest is
-            fine. What a closure or an object holds is never seen. A caution stands
-            before the checked argument, or the system one, or else the first text; where there is
-            none (a picture, a made value) a call that would be cautioned counts as flagged.
+            fine. Words in a setting (stop, user, metadata, ...) are judged apart. What a closure or
+            an object holds is never seen. A caution stands before the checked argument, or the
+            system one, or else the first text; where there is none (a picture, a made value) a call
+            that would be cautioned counts as flagged.
         policy: other rules than the guard's.
         on_flag: another `on_flag` than the policy's.
         fallback: answers flagged calls instead: `fallback(verdict, *args, **kwargs)`. May be
@@ -164,7 +165,7 @@ class _Plan:
         """A call's arguments as they would be sent, and the verdict that forbids it, if any."""
         call, guard = self._call(args, kwargs), self.reaction.guard
         call.make_canonical(guard.policy)
-        return call, self._settled(call, guard.check(call.value))
+        return call, self._settled(call, [guard.check(each) for each in call.judged])
 
     async def achecked(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -172,7 +173,7 @@ class _Plan:
         """`checked` without blocking the event loop."""
         call, guard = self._call(args, kwargs), self.reaction.guard
         await read_apart(partial(call.make_canonical, guard.policy))
-        return call, self._settled(call, await guard.acheck(call.value))
+        return call, self._settled(call, [await guard.acheck(each) for each in call.judged])
 
     def answer(self, call: Call, verdict: Verdict) -> Any:
         """What a call that is not made gives back."""
@@ -185,7 +186,8 @@ class _Plan:
         LAST.set(None)  # a check that raises must not leave the verdict before it standing
         return self.selector.call(args, kwargs)
 
-    def _settled(self, call: Call, verdict: Verdict) -> Verdict | None:
+    def _settled(self, call: Call, verdicts: Sequence[Verdict]) -> Verdict | None:
+        verdict = highest(verdicts, self.reaction.guard.policy)
         after = self.reaction.settle(verdict, lambda words: call.caution(words) or None)
         LAST.set(after.verdict)
         return after.verdict if after.done == "flag" else None

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from guardrail.types import Request
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -49,20 +51,57 @@ def shown_labels(chat: object, tools: Sequence[Mapping[str, object]]) -> list[st
     """Texts in the place of labels, each once: the names of speakers, and ids that are none.
 
     Some models' templates show them, the guard's own perhaps does not. Names of tools that are
-    offered or called are not among them: the guard reads them there.
+    offered or called are not among them: the guard reads them there. `chat` is whatever a guard
+    reads, or the items of a response's input.
     """
-    messages = _mappings(chat if isinstance(chat, list) else [chat])
+    if isinstance(chat, Request):
+        return _shown_in(chat, tools)
+    messages = _mappings(chat if isinstance(chat, list | tuple) else [chat])
     calls = [call for each in messages for call in _mappings(each.get("tool_calls"))]
-    known = {_function_name(each) for each in (*tools, *calls)}
-    names = [each.get("name") for each in messages]
-    ids = [each.get("tool_call_id") for each in messages] + [call.get("id") for call in calls]
+    older = _mappings([each.get("function_call") for each in messages])
+    bodies = [each.get(key) for each in messages for key in ("content", "output")]
+    parts = [part for body in bodies for part in _mappings(body)]
+    known: set[object] = {_function_name(each) for each in (*tools, *calls)}
+    items = [each for each in messages if each.get("type") == "function_call"]
+    known |= {each["name"] for each in items if isinstance(each.get("name"), str)}
+    ids = [each.get(key) for each in messages for key in ("tool_call_id", "call_id")]
+    ids += [each.get("id") for each in (*messages, *calls, *older, *parts)]
+    return _shown([each.get("name") for each in messages], known, ids)
+
+
+def _shown_in(request: Request, tools: Sequence[Mapping[str, object]]) -> list[str]:
+    messages = request.messages
+    calls = [call for message in messages for call in message.tool_calls]
+    known = {*(_function_name(each) for each in tools), *(call.name for call in calls)}
+    ids = [*(message.tool_call_id for message in messages), *(call.id for call in calls)]
+    return _shown([message.name for message in messages], known, ids)
+
+
+def _shown(names: Sequence[object], known: Collection[object], ids: Sequence[object]) -> list[str]:
     found = [each for each in names if isinstance(each, str) and each and each not in known]
     found += [each for each in ids if isinstance(each, str) and not is_label(each)]
     return [*dict.fromkeys(found)]
 
 
+def worded(value: object) -> list[str]:
+    """Every text in JSON values, keys among them, that is no label, each once."""
+    found: dict[str, None] = {}
+    waiting: list[object] = [value]
+    while waiting:
+        match waiting.pop():
+            case str(text) if text.strip() and not is_label(text):
+                found[text] = None
+            case Mapping() as held:
+                waiting += reversed([*held, *held.values()])
+            case list() | tuple() as items:
+                waiting += reversed(items)
+    return [*found]
+
+
 def _mappings(value: object) -> list[Mapping[str, object]]:
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+    if not isinstance(value, list | tuple):
+        return []
+    return [each for each in value if isinstance(each, Mapping)]
 
 
 def _function_name(owner: Mapping[str, object]) -> str | None:

@@ -72,11 +72,11 @@ def to_request(
     call the content may be None or []. Neighbouring texts are joined as they are. `tools` (OpenAI
     function form) replace those of a `Chat` or `Request`.
 
-    Nothing is dropped: a type or a non-empty key nobody here reads is an error that names it;
-    free are labels (id, status, index, detail, cache_control, ...). Empty text is allowed, an empty
-    list is not. NUL and other control characters are kept; lone surrogates are refused. Names,
-    tools, tool calls and their ids count as text. Texts, pictures and videos are counted before
-    one is decoded.
+    Nothing is dropped: a type or a non-empty key nobody here reads is an error that names it; free
+    are labels (id, status, index, detail, cache_control, ...), and words in their place are an
+    error, but for an id. Empty text is allowed, an empty list is not. NUL and other control
+    characters are kept; lone surrogates are refused. Names, tools, tool calls and their ids count
+    as text. Texts, pictures and videos are counted before one is decoded.
 
     A video becomes a `VideoPart` when its sampled frames fit in one window of the policy's, else a
     `VideoStream`, of which no more than a first window is decoded here.

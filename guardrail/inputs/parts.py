@@ -17,6 +17,7 @@ from PIL.Image import Image as PILImage
 
 from guardrail.errors import InputError, UnsupportedContentError
 from guardrail.inputs.images import upright_picture
+from guardrail.inputs.labels import is_label
 from guardrail.inputs.media import PICTURE, VIDEO
 from guardrail.inputs.sources import decoded_base64, picture_bytes
 from guardrail.inputs.videos import VideoSource
@@ -42,6 +43,9 @@ _ACCEPTED = ", ".join((*_TEXT_KEYS, *MEDIA))
 # Say how to handle a part, never what is in it; `source_type` is LangChain's older form.
 _ABOUT_PARTS = frozenset({"type", "id", "index", "cache_control", "detail"})
 _ABOUT_MEDIA = _ABOUT_PARTS | {"mime_type", "media_type", "source_type"}
+# Nobody reads what stands there, in a part or around it: so it may be no words. An id may be long,
+# so one that is no label is judged by whoever sends it on (`shown_labels`).
+_WORDLESS = (_ABOUT_MEDIA | {"status"}) - {"type", "id"}
 
 
 @dataclass(slots=True)
@@ -169,14 +173,39 @@ def as_mapping(value: object, what: str) -> Mapping[object, object]:
 
 
 def refuse_unknown(value: Mapping[object, object], known: Collection[str], what: str) -> None:
-    """Refuse keys that nobody here reads, unless they are empty: None, '', [] or {}."""
+    """Refuse keys that nobody here reads, unless they are empty: None, '', [] or {}.
+
+    Words are refused, too, as an empty key's name and in the place of a label.
+    """
     for key, content in value.items():
         empty = content is None or (isinstance(content, str | list | tuple | dict) and not content)
-        if key not in known and not empty:
+        if key not in known and not (empty and is_label(str(key))):
             raise UnsupportedContentError(
                 f"{what} has the key {str(key)[:80]!r}, which is not read and would be lost; "
                 "turn it into text or image parts, or leave it out"
             )
+        text = key == "id" and isinstance(content, str)
+        if key in {"id", *_WORDLESS} and not (text or _is_wordless(content)):
+            raise UnsupportedContentError(
+                f"{what}.{key} is not read, so it may hold labels and numbers alone; put words "
+                "into the content"
+            )
+
+
+def _is_wordless(value: object) -> bool:
+    """Whether a value is a label or a number, or an object of such; a list could be a sentence."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case Mapping() as held:
+                waiting += [*held, *held.values()]
+            case str(text) if is_label(text):
+                pass
+            case None | bool() | int() | float() | [] | ():
+                pass
+            case _:
+                return False
+    return True
 
 
 def medium_of(part: Mapping[object, object]) -> Medium | None:

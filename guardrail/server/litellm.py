@@ -6,7 +6,7 @@ to a prompt that says nothing, since LiteLLM does not send the chat along; other
 them is `NONE`.
 
 A model's earlier reasoning goes back to it, so it is judged as text. What its provider has
-encrypted says nothing to anybody else, and is left out.
+encrypted says nothing to anybody else, and is left out, as long as it looks like a cipher.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from guardrail.asgi.wire import FIELD
 from guardrail.errors import DetectorError
 from guardrail.front.consequences import settled
 from guardrail.inputs.canonical import require_one_reading
+from guardrail.inputs.labels import CIPHERS, is_label, is_unspoken, worded
 from guardrail.inputs.parts import strings_in
 from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import is_refused_outage, passes_unchecked
@@ -49,6 +50,11 @@ router = APIRouter(prefix="/beta", route_class=StrictRoute, responses=ERRORS)
 Row = Mapping[str, Any]
 
 _REASONING = {"reasoning_content": str, "thinking_blocks": list, "reasoning_items": list}
+
+# What stands there is read as a label, if at all, so it vouches for no text beside the chat.
+_LABELLED = frozenset({"role", "type", "name", "tool_call_id", "id", "index", "detail"})
+_ABOUT = frozenset({"id", "index", "cache_control"})  # of a thought
+_CIPHERS = CIPHERS | {"data"}  # of a redacted one
 
 _SEVERITY = {"pass": 0, "caution": 1, "flag": 2}
 _OUTAGE = "This request could not be checked; try again later."
@@ -180,8 +186,9 @@ def contents(body: LiteLLMBody) -> list[Content]:
     sent, found = body.structured_messages or [], []
     functions, others = _sorted(body.tools or [])
     chat = [readable(row) for row in sent]
-    seen = {text for text, _ in strings_in(chat)}
-    parts = [*_texts(body, seen), *_pictures(body, seen)]
+    seen = {text for text, _ in strings_in(chat, leave_out=_LABELLED)}
+    called = [call for row in chat for call in _rows(row.get("tool_calls"))]
+    parts = [*_texts(body, seen, called), *_pictures(body, seen)]
     if chat:
         found.append(Content(chat, tools=functions, beside=others))
     elif functions or others:
@@ -220,10 +227,12 @@ def cautioned(texts: Sequence[str] | None, words: str) -> list[str] | None:
     return [f"{words}\n\n{texts[0]}", *texts[1:]]
 
 
-def _texts(body: LiteLLMBody, seen: set[str]) -> list[dict[str, Any]]:
+def _texts(body: LiteLLMBody, seen: set[str], called: Sequence[Row]) -> list[dict[str, Any]]:
     lines = [text for text in body.texts or () if text not in seen]
+    known = [call.get("function") for call in called]
     for call in body.tool_calls or ():
-        if not {text for text, _ in strings_in(call.get("function", call))} <= seen:
+        about = {key: held for key, held in call.items() if key != "function"}
+        if call.get("function") not in known or worded(about):
             lines.append(json.dumps(call, ensure_ascii=False))
     return [_text("\n".join(lines))] if lines else []
 
@@ -258,28 +267,44 @@ def _thoughts(row: Row) -> list[str]:
         for part in _part(block):
             found[_as_text(part)] = None
     for item in row.get("reasoning_items", ()):
-        found[_as_text(_without(item, "encrypted_content"))] = None
+        found[_as_text(_legible(item))] = None
     return list(found)
 
 
 def _part(part: object) -> list[Any]:
     """A part of a content as the guard reads it; none for what only the provider can read."""
-    match part:
-        case {"type": "thinking", "thinking": str(text)}:
-            return [{"type": "text", "text": text}] if text else []
-        case {"type": "redacted_thinking"}:
-            return []
+    match _legible(part):
+        case {"type": "thinking" | "redacted_thinking", **more}:
+            said = more.pop("thinking", "")
+            texts = [said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)]
+            texts += [json.dumps(more, ensure_ascii=False)] if more else []
+            return [_text(text) for text in texts if text]
         case _:
             return [part]
 
 
 def _as_text(value: object) -> str:
     match value:
-        case {"type": "text", "text": str(text)}:
+        case {"type": "text", "text": str(text), **more} if not more:
             return text
         case _:
             return json.dumps(value, ensure_ascii=False)
 
 
-def _without(value: object, key: str) -> object:
-    return {k: v for k, v in value.items() if k != key} if isinstance(value, Mapping) else value
+def _legible(value: object) -> object:
+    """A block without its ciphers, and without what holds no words."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: held for key, held in value.items() if not _is_mute(key, held)}
+
+
+def _is_mute(key: str, value: object) -> bool:
+    if not is_label(key):
+        return False
+    empty = value in (None, "", [], {}) or isinstance(value, bool | int | float)
+    about = key in _ABOUT and not isinstance(value, list) and not worded(value)
+    return empty or about or is_unspoken(key, value, (), _CIPHERS)
+
+
+def _rows(value: object) -> list[Row]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -241,13 +242,30 @@ def test_a_setting_of_another_type_is_refused_unless_it_is_named(key, value):
         {"function_call": {"name": "find"}},
         {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}},
         {"include": ["message.output_text.logprobs"], "store": False, "background": False},
-        {"metadata": {"a": "b", "c": 1}, "user": "ann@example.com", "prompt_cache_key": "a b"},
+        {"metadata": {"a": "b", "c": 1}, "user": "ann", "prompt_cache_key": "a-b", "stop": ["\n"]},
         {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
         {"prediction": None, "web_search_options": None, "tools": None, "instructions": None},
     ],
 )
 def test_what_says_how_to_answer_is_no_text_and_goes_on(settings):
     assert checked({"messages": CHAT, **settings}) == (CHAT, {})
+
+
+def test_words_in_settings_names_and_ids_are_judged_apart_each_once(word_guard):
+    settings = {"metadata": {"a b": "c", "d": "e f"}, "user": "ann@example.com", "stop": ["e f"]}
+    chat = [{**CHAT[0], "name": "ann", "id": "e f"}]
+    content = read_chat({"messages": chat, **settings}, ())
+    guard = word_guard()
+    assert asyncio.run(content.judged(guard)).action == "pass"
+    first, second = guard.requests
+    assert same(first, chat)
+    assert same(second, "ann\n\ne f\n\na b\n\nann@example.com")
+
+
+@pytest.mark.parametrize(("said", "user"), [("bad", "a b"), ("hello", "a bad one")])
+def test_the_higher_verdict_of_a_chat_and_its_settings_counts(word_guard, said, user):
+    content = read_chat({"prompt": said, "user": user}, ())
+    assert asyncio.run(content.judged(word_guard())).action == "flag"
 
 
 def test_a_response_formats_verbosity_is_checked_with_the_rest_of_it():

@@ -14,6 +14,7 @@ from guardrail.asgi.content import (
     MULTIPART,
     URLENCODED,
     Body,
+    address_words,
     media_type,
     parsed_json,
     read_content,
@@ -136,6 +137,24 @@ def test_what_a_sender_wrote_is_not_logged_when_a_selector_fails(caplog):
     assert f"{__file__}:" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("path", "query", "said"),
+    [
+        ("/v1/chat/completions", "", []),
+        ("/v1/chat", "api-version=2024-10-21&stream=true&n=2&t=0.5&x=", []),
+        ("/v1/chat", "token=sk-0123456789&session_id=ab-12", []),
+        ("/v1/chat", "q=bad", ["bad"]),
+        ("/v1/chat", "session_id=a+bad+one&q=%62ad", ["a bad one", "bad"]),
+        ("/v1/chat", "a+bad+one", ["a bad one"]),
+        ("/v1/chat", "bad", ["bad"]),
+        ("/users/ann-1/chat", "", []),
+        ("/users/a bad one/chat", "", ["a bad one"]),
+    ],
+)
+def test_words_of_an_address_are_what_is_no_label_number_or_switch(path, query, said):
+    assert address_words({"path": path, "query_string": query.encode()}) == said
+
+
 PICTURE = b"\x89PNG\r\n\x1a\n..."
 
 
@@ -206,6 +225,11 @@ def test_chosen_fields_are_read_in_the_routes_order_not_the_senders():
 def test_a_form_without_files_may_be_url_encoded():
     made = read(kind=URLENCODED, data={"prompt": "h\u00e9 & so", "empty": ""})
     assert made == user(text("h\u00e9 & so"))
+
+
+def test_the_last_field_of_a_url_encoded_form_is_read_like_any_other():
+    made = read(kind=URLENCODED, data={"prompt": "hello", "more": "and so"})
+    assert made == user(text("hello\n\nand so"))
 
 
 def test_a_file_input_that_was_left_empty_says_nothing():

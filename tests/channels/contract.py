@@ -3,7 +3,7 @@
 A channel is a way by which words or pictures reach a model. Each is tried with one word planted in
 it, by the code that an app would run, and its outcome is what the test proves:
 
-- judged: a guard that flags the word keeps it from the model, and one that does not lets it through;
+- judged: a guard that flags the word keeps it from the model, one that does not lets it through;
 - refused: an error names what cannot be read, and the model is not asked;
 - never: the whole runs through, and the model is not shown the word.
 

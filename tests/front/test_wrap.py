@@ -10,13 +10,10 @@ import inspect
 import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import BaseModel, Field
 
 from guardrail.errors import (
     ConfigurationError,
@@ -1015,22 +1012,7 @@ def test_a_real_guard_scores_joined_arguments_as_the_same_chat(tiny_of, picture)
 # --- whatever reaches the model -------------------------------------------------------------------
 
 
-class Answer(BaseModel):
-    """A schema whose words a model is shown."""
-
-    text: str = Field(description="bad")
-
-
-@dataclass
-class Settings:
-    system: str = "bad"
-
-
 def ask(messages, temperature=0.5, *, model="m", tone=None, style="bad", **options):
-    return "sent"
-
-
-def describe(prompt, image=None, system=None, history=(), tools=None, response_format=None):
     return "sent"
 
 
@@ -1039,66 +1021,27 @@ def complete(prompt, *more, suffix=""):
 
 
 TOOL = {"type": "function", "function": {"name": "a", "description": "bad"}}
-BAD = [{"role": "user", "content": "bad"}]
 FINE = [{"role": "user", "content": "fine"}]
-JOINED = ("history", "prompt", "image", "system", "tools", "response_format")
-SEEN, REFUSED, AUTHORS_OWN = "a planted word is seen", "the call is refused", "nobody planted it"
-CHANNELS = {
-    "messages": (ask, None, {"messages": BAD}, SEEN),
-    "an assistant's tool call": (
-        ask,
-        None,
-        {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "bad"}}]}]},
-        SEEN,
-    ),
-    "a speaker's name": (ask, None, {"messages": [{**FINE[0], "name": "bad"}]}, SEEN),
-    "tools": (ask, None, {"messages": FINE, "tools": [TOOL]}, REFUSED),
-    "functions": (ask, None, {"messages": FINE, "functions": [TOOL["function"]]}, REFUSED),
-    "a schema": (ask, None, {"messages": FINE, "response_format": Answer}, REFUSED),
-    "a text schema": (ask, None, {"messages": FINE, "text": {"format": TOOL}}, REFUSED),
-    "instructions": (ask, None, {"messages": FINE, "instructions": "bad"}, REFUSED),
-    "context": (ask, None, {"messages": FINE, "context": "bad"}, REFUSED),
-    "documents": (ask, None, {"messages": FINE, "documents": ["bad"]}, REFUSED),
-    "a body beside the body": (ask, None, {"messages": FINE, "extra_body": {"a": 1}}, REFUSED),
-    "a prediction": (ask, None, {"messages": FINE, "prediction": {"content": "bad"}}, REFUSED),
-    "an earlier answer": (ask, None, {"messages": FINE, "previous_response_id": "bad"}, REFUSED),
-    "an unknown keyword": (ask, None, {"messages": FINE, "topic": "bad"}, REFUSED),
-    "words deep inside": (ask, None, {"messages": FINE, "topic": [[("bad",)]]}, REFUSED),
-    "an own parameter": (ask, None, {"messages": FINE, "tone": "bad"}, REFUSED),
-    "a parameter's default": (ask, None, {"messages": FINE}, AUTHORS_OWN),
-    "a settings object": (ask, None, {"messages": FINE, "config": Settings()}, REFUSED),
-    "a model as settings": (ask, None, {"messages": FINE, "config": Answer(text="bad")}, REFUSED),
-    "an effort": (ask, None, {"messages": FINE, "reasoning_effort": "a bad one"}, REFUSED),
-    "a nested effort": (ask, None, {"messages": FINE, "reasoning": {"a": "a bad one"}}, REFUSED),
-    "a picture": (ask, None, {"messages": FINE, "shot": Image.new("RGB", (2, 2))}, REFUSED),
-    "encoded bytes": (ask, None, {"messages": FINE, "shot": b"bad"}, REFUSED),
-    "a file": (ask, None, {"messages": FINE, "shot": Path("bad.png")}, REFUSED),
-    "an open file": (ask, None, {"messages": FINE, "shot": io.BytesIO(b"bad")}, REFUSED),
-    "several inputs": (complete, "prompt", {"prompt": "bad"}, SEEN),
-    "joined text": (describe, JOINED, {"prompt": "bad"}, SEEN),
-    "joined system": (describe, JOINED, {"prompt": "fine", "system": "bad"}, SEEN),
-    "joined history": (describe, JOINED, {"prompt": "fine", "history": BAD}, SEEN),
-    "joined tools": (describe, JOINED, {"prompt": "fine", "tools": [TOOL]}, SEEN),
-    "joined schema": (describe, JOINED, {"prompt": "fine", "response_format": Answer}, SEEN),
-}
 
 
-@pytest.mark.parametrize(("fn", "wanted", "kwargs", "what"), CHANNELS.values(), ids=CHANNELS)
-def test_words_reach_the_callable_only_where_they_were_read(fn, wanted, kwargs, what):
+def test_words_beside_the_messages_are_refused_by_name():
     guard = WordGuard()
-    made = []
-    guarded_fn = guarded(
-        functools.wraps(fn)(lambda *args, **given: made.append(args)), guard=guard, messages=wanted
-    )
-    if what == REFUSED:
-        with pytest.raises(ConfigurationError, match=r"is checked in .*, but not"):
-            guarded_fn(**kwargs)
-        assert guard.seen == []
-    elif what == SEEN:
-        assert guarded_fn(**kwargs) == REFUSAL
-    else:
-        guarded_fn(**kwargs)
-    assert bool(made) is (what == AUTHORS_OWN)
+    with pytest.raises(ConfigurationError, match=r"is checked in .*, but not topic, which this"):
+        guarded(ask, guard=guard)(FINE, topic="bad")
+    assert guard.seen == []
+
+
+def test_a_parameters_default_is_the_authors_own():
+    assert guarded(ask, guard=WordGuard())(FINE) == "sent"
+
+
+def test_words_in_settings_are_judged_apart():
+    guard = WordGuard()
+    settings = {"user": "eve and bob", "stop": ["a b"], "metadata": {"trace": "x1"}}
+    keys = {"api_key": "a secret", "extra_headers": {"Authorization": "Bearer a secret"}}
+    assert guarded(ask, guard=guard)(FINE, **settings, **keys) == "sent"
+    assert guard.seen == [FINE, [{"role": "user", "content": "eve and bob\n\na b"}]]
+    assert guarded(ask, guard=guard)(FINE, user="a bad one") == REFUSAL
 
 
 def test_positional_words_beside_the_messages_are_refused():

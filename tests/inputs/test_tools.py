@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from guardrail.errors import ConfigurationError, LimitExceededError, UnsupportedContentError
+from guardrail.inputs.labels import shown_labels
 from guardrail.inputs.messages import to_request
 from guardrail.inputs.parts import Budget
 from guardrail.inputs.tools import (
@@ -15,7 +16,6 @@ from guardrail.inputs.tools import (
     closed,
     read_tool_call,
     read_tools,
-    shown_labels,
     tool_choice,
 )
 from guardrail.policy import Limits, Policy

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from guardrail.server.litellm import LiteLLMBody
 from guardrail.testing import scripted
 from guardrail.types import Action
 
@@ -158,3 +159,13 @@ def test_a_poisoned_result_of_a_tool_is_refused(litellm, careful, poisoned, llav
             history = [*asked, first.choices[0].message, turn]
             answer = completion(litellm, careful, history, tools=tools, max_tokens=200)
             assert answer.choices[0].message.content == expected
+
+
+def test_each_field_of_a_call_that_litellm_tells_was_looked_at(litellm):
+    from litellm.types.proxy.guardrails.guardrail_hooks import generic_guardrail_api as told
+
+    judged = {"texts", "images", "structured_messages", "tools", "tool_calls"}
+    about = {"input_type", "model", "litellm_call_id", "litellm_trace_id", "litellm_version"}
+    about |= {"request_data", "request_headers", "additional_provider_specific_params"}
+    assert judged <= LiteLLMBody.model_fields.keys()
+    assert told.GenericGuardrailAPIRequest.model_fields.keys() <= judged | about

@@ -336,11 +336,15 @@ async def test_a_body_that_readers_may_differ_on_is_refused(
     assert upstream.seen == []
 
 
-async def test_half_a_character_is_refused_in_settings_too(proxy_of, upstream, wire):
+@pytest.mark.parametrize(("unchecked", "status"), [((), 422), ({"user"}, 400)])
+async def test_half_a_character_is_refused_in_settings_too(
+    proxy_of, upstream, wire, unchecked, status
+):
     content = json.dumps({**wire.CHAT, "user": "\ud83d"}).encode()
     headers = {"content-type": "application/json"}
-    answer = await proxy_of().post(PATH, content=content, headers=headers)
-    assert answer.status_code == 400
+    proxy = proxy_of(unchecked=unchecked)
+    answer = await proxy.post(PATH, content=content, headers=headers)
+    assert answer.status_code == status
     assert upstream.seen == []
 
 
