@@ -6,7 +6,7 @@ become parts, and what stands beside them text. What cannot be read is refused b
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import (
@@ -19,7 +19,6 @@ from langchain_core.messages import (
     ToolMessage,
     convert_to_messages,
 )
-from langchain_core.messages.tool import default_tool_parser
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 
 from guardrail.errors import UnsupportedContentError
@@ -27,6 +26,8 @@ from guardrail.front.chats import with_caution
 from guardrail.inputs.canonical import canonical_chat
 from guardrail.inputs.labels import is_label, shown_labels
 from guardrail.inputs.parts import MEDIA_KEYS
+from guardrail_langchain.calls import CALL_BLOCKS, Calls
+from guardrail_langchain.words import HINTS, WITH_DATA, legible, without
 
 if TYPE_CHECKING:
     from langchain_core.language_models import LanguageModelInput
@@ -39,22 +40,21 @@ _READ = frozenset(
     "text input_text output_text image image_url input_image video video_url input_video".split()
 )
 _PICTURES = frozenset({"image", "image_url", "input_image"})
-_CALL_BLOCKS = ("tool_call", "tool_call_chunk", "invalid_tool_call", "tool_use")
-_OF_CALLS = frozenset({"type", "id", "index", "name"})
-
-# Of an answer's `additional_kwargs`, read in their own places.
+# Read in their own places: of an answer's `additional_kwargs`, and of all messages' fields.
 _OF_ANSWERS = frozenset(
-    "audio function_call reasoning reasoning_content refusal tool_calls".split()
+    "audio function_call parsed reasoning reasoning_content refusal tool_calls".split()
 )
-_LABELS = frozenset({"id", "index"})
+_FIELDS = frozenset(
+    "additional_kwargs artifact chunk_position content example id invalid_tool_calls name"
+    " response_metadata role status tool_call_chunks tool_call_id tool_calls type"
+    " usage_metadata".split()
+)
 
-# How to handle a block, never what is in it.
-_HINTS = frozenset({"cache_control", "detail", "item_id", "phase", "signature", "status"})
+# What a block says of itself; the guard itself is told the rest.
+_ASIDE = HINTS | {"id", "index"}
 _SAID_BESIDE = ("annotations", "citations")
-
-# Labels, as far as they look like some: whatever else stands in their place is read.
-_LABELLING = _LABELS | _HINTS | {"type", "url", "file_id"}
-_CIPHERS = frozenset({"encrypted_content", "data", "signature"})
+# Other places of a document's words; whose a model reads, nobody knows.
+_ELSEWHERE = ("base64", "file_id", "url")
 
 
 def to_chat(value: LanguageModelInput | BaseMessage | Mapping[str, Any]) -> Chat:
@@ -145,36 +145,34 @@ def _turn(message: BaseMessage, what: str) -> dict[str, Any]:
             )
     if "content" not in turn:
         turn["content"] = _with_texts(content_parts(message.content, what), _unknown(message))
-    name = message.name or message.additional_kwargs.get("name")
+    name = _name(message)
     return turn | ({"name": name} if name else {})
+
+
+def _name(message: BaseMessage) -> Any:
+    return message.name or message.additional_kwargs.get("name")
 
 
 def _assistant(message: AIMessage, what: str) -> dict[str, Any]:
     """An answer: its words, and its calls from wherever they stand."""
-    calls = [_call(call["name"], call["args"], call.get("id")) for call in message.tool_calls]
-    calls += [
-        _call(call.get("name") or "", call.get("args") or "", call.get("id"))
-        for call in message.invalid_tool_calls
-    ]
+    asides = _unknown(message)
+    calls = Calls()
+    for each in (*message.tool_calls, *message.invalid_tool_calls):
+        asides += calls.of_message(each)
     blocks = [message.content] if isinstance(message.content, str) else message.content
     parts = [part for text in _beside(message) for part in parts_of(text, what)]
-    asides = _unknown(message)
     for i, block in enumerate(blocks):
-        if not isinstance(block, Mapping) or block.get("type") not in _CALL_BLOCKS:
-            parts += parts_of(block, f"{what}.content[{i}]") if block != "" else []
-            continue
-        read = _OF_CALLS | {_arguments_of(block)}
-        asides += legible_beside({key: block[key] for key in block if key not in read})
-        call = _called(block)
-        if call not in calls:  # the same id with other arguments is another call
-            calls.append(call)
+        if isinstance(block, Mapping) and block.get("type") in CALL_BLOCKS:
+            asides += calls.of_block(block)
+        elif block != "":
+            parts += parts_of(block, f"{what}.content[{i}]")
     more = message.additional_kwargs
-    raw, said = _raw_calls(more.get("tool_calls"))
-    calls += [call for call in raw if call not in calls]
-    content = _with_texts(_lone_text(parts), [*asides, *said])
-    turn: dict[str, Any] = {"role": "assistant", "content": content}
-    if calls:
-        turn["tool_calls"] = calls
+    asides += calls.of_records(more.get("tool_calls"))
+    said = _said_in(parts)  # an answer that was parsed says the same again
+    asides += [text for text in legible(more.get("parsed")) if text not in said]
+    turn: dict[str, Any] = {"role": "assistant", "content": _with_texts(_lone_text(parts), asides)}
+    if calls.all:
+        turn["tool_calls"] = calls.all
     if more.get("function_call"):
         turn["function_call"] = more["function_call"]
     if more.get("refusal"):
@@ -186,18 +184,28 @@ def _beside(message: AIMessage) -> list[str]:
     """What providers put beside an answer's content: reasoning, and the words of a recording."""
     more = message.additional_kwargs
     audio = more.get("audio")
-    said = [legible(more.get(key)) for key in ("reasoning_content", "reasoning")]
+    found = ["\n".join(legible(more.get(key))) for key in ("reasoning_content", "reasoning")]
     if isinstance(audio, Mapping):
-        rest = {key: item for key, item in audio.items() if key != "transcript"}
-        said += [legible(audio.get("transcript")), *legible_beside(rest)]
-    return [text for text in said if text]
+        found += ["\n".join(legible(audio.get("transcript")))]
+        audio = without(audio, {"transcript"})
+    if not isinstance(audio, bytes):  # a recording itself, which Google's class sends nowhere
+        found += legible(audio, WITH_DATA)
+    return [text for text in found if text]
 
 
 def _unknown(message: BaseMessage) -> list[str]:
-    """Texts in `additional_kwargs` that nobody here knows; a provider's class may send them on."""
-    read = {"name"} | (_OF_ANSWERS if isinstance(message, AIMessage) else set())
+    """Texts beside a message that nobody here knows; a provider's class may send them on."""
+    read = set(_OF_ANSWERS) if isinstance(message, AIMessage) else set()
     more = message.additional_kwargs
-    return legible_beside({key: item for key, item in more.items() if key not in read})
+    if more.get("name") == _name(message):
+        read.add("name")
+    own = {name: getattr(message, name) for name in type(message).model_fields}
+    held = {**own, **(message.model_extra or {})}
+    return [*legible(without(more, read)), *legible(without(held, _FIELDS))]
+
+
+def _said_in(parts: list[Part]) -> str:
+    return "\n".join(str(part.get("text", "")) for part in parts)
 
 
 def _with_texts(content: Any, texts: list[str]) -> Any:
@@ -214,40 +222,6 @@ def _lone_text(parts: list[dict[str, Any]]) -> Any:
         return ""
     only = parts[0]
     return only["text"] if len(parts) == 1 and set(only) == {"type", "text"} else parts
-
-
-def _call(name: str, arguments: Mapping[str, Any] | str, label: str | None) -> dict[str, Any]:
-    return {
-        "type": "function",
-        "id": label or None,
-        "function": {"name": name, "arguments": arguments},
-    }
-
-
-def _called(block: Mapping[str, Any]) -> dict[str, Any]:
-    """The call of a block in LangChain's or in Anthropic's form."""
-    arguments = block.get(_arguments_of(block))
-    return _call(block.get("name") or "", arguments or {}, block.get("id"))
-
-
-def _arguments_of(block: Mapping[str, Any]) -> str:
-    return "input" if block["type"] == "tool_use" else "args"
-
-
-def _raw_calls(raw: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """Calls as OpenAI sends them, and what else they say; some providers' classes read these."""
-    calls: list[dict[str, Any]] = []
-    beside: list[str] = []
-    for each in raw or ():
-        try:
-            valid, broken = default_tool_parser([each])
-            found: list[Any] = [*valid, *broken]
-        except (AttributeError, KeyError, TypeError):
-            found = []
-        calls += [_call(call["name"] or "", call["args"], call["id"]) for call in found]
-        known = {*_OF_CALLS, "function"} if found else {"type", "index"}
-        beside += legible_beside({k: v for k, v in each.items() if k not in known})
-    return calls, beside
 
 
 def canonical_messages(messages: Sequence[BaseMessage], policy: Policy) -> list[BaseMessage]:
@@ -346,35 +320,33 @@ def parts_of(block: str | Mapping[str, Any], what: str) -> list[Part]:
     if isinstance(block, str):
         return [_text(block)]
     plain = _unwrapped(block)
+    if plain is not block:
+        return [*parts_of(plain, what), *_texts(without(block, {"type", "value"}))]
     match plain.get("type"):
         case kind if kind in _READ:
             return _direct(plain, what)
         case "refusal":
-            return [_without_labels(plain), *_aside(plain, _LABELS | _HINTS)]
+            words = {"type": "refusal", "refusal": plain.get("refusal")}
+            return [words, *_texts(without(_whole(plain), words))]
         case "reasoning" | "thinking":
-            return [_text("\n".join(_legible(plain)))]
+            return [_text("\n".join(legible(plain)))]
         case "text-plain" if isinstance(plain.get("text"), str):
+            if also := [key for key in _ELSEWHERE if _whole(plain).get(key)]:
+                raise UnsupportedContentError(f"{what} has text and {also[0]}; send one of them")
             return _document(plain, plain["text"], "text")
         case "document" if (text := _text_source(plain)) is not None:
-            return _document(plain, text, "source")
+            source = without(plain["source"], {"data"})
+            return [*_document(plain, text, "source"), *_texts(source)]
         case kind:
             return _translated(plain, str(kind)[:80], what)
 
 
-def legible(value: Any) -> str:
-    """Every text in a value that is not a label or a cipher, a line each."""
-    return "\n".join(_legible(value))
-
-
-def legible_beside(values: Mapping[str, Any]) -> list[str]:
-    """Every text in values that a guard does not know; names and the like count as labels."""
-    return [text for text in _legible(dict(values)) if not is_label(text)]
-
-
 def _direct(block: Mapping[str, Any], what: str) -> list[Part]:
     """A block in a form the guard knows; a source in Anthropic's form is opened."""
-    rest = _without_labels(block)
-    beside = [text for key in _SAID_BESIDE for text in _legible(rest.pop(key, None))]
+    whole = _whole(block)
+    rest = without(whole, _ASIDE)
+    aside = {key: item for key, item in whole.items() if key in _ASIDE}
+    beside = [text for key in _SAID_BESIDE for text in legible(rest.pop(key, None))]
     source = rest.pop("source", None)
     if isinstance(source, Mapping):
         kind = source.get("type")
@@ -382,39 +354,34 @@ def _direct(block: Mapping[str, Any], what: str) -> list[Part]:
             raise UnsupportedContentError(f"{what} has a source of type {kind!r}; send its bytes")
         if also := sorted(rest.keys() & MEDIA_KEYS):  # whose picture a model reads, nobody knows
             raise UnsupportedContentError(f"{what} has a source and {also[0]}; send one of them")
-        rest |= {"base64": source.get("data")} if kind == "base64" else {"url": source.get("url")}
+        held = "data" if kind == "base64" else "url"
+        rest |= {"base64" if kind == "base64" else "url": source.get(held)}
         rest.setdefault("mime_type", source.get("media_type"))
+        beside += legible(without(source, {held}))
     elif source is not None:
         rest["source"] = source
     said = str(rest.get("text", ""))
-    more = [_text(text) for text in beside if text not in said]
-    return [rest, *more, *_aside(block, _LABELS | _HINTS)]
+    return [rest, *(_text(text) for text in beside if text not in said), *_texts(aside)]
 
 
 def _document(block: Mapping[str, Any], text: str, key: str) -> list[Part]:
     """A document's text, found under `key`, with what stands before it and beside it."""
-    named = {"title", "context", key}
-    before = _joined(block.get("title"), block.get("context"), text)
-    return [_text(before), *_aside(block, set(_whole(block)) - named)]
+    named = {name for name in ("title", "context") if isinstance(block.get(name), str)}
+    before = _joined(*(block.get(name) for name in ("title", "context") if name in named), text)
+    return [_text(before), *_texts(without(_whole(block), named | {key}))]
 
 
-def _without_labels(block: Mapping[str, Any]) -> Part:
-    """The block less its labels and hints."""
-    return {key: item for key, item in _whole(block).items() if key not in _LABELS | _HINTS}
-
-
-def _aside(block: Mapping[str, Any], keys: Collection[str]) -> list[Part]:
+def _texts(values: Mapping[str, Any]) -> list[Part]:
     """Texts that stand where a block has labels and hints, and are none."""
-    named = {key: item for key, item in _whole(block).items() if key in keys}
-    return [_text(text) for text in legible_beside(named)]
+    return [_text(text) for text in legible(values)]
 
 
 def _whole(block: Mapping[str, Any]) -> Part:
     """The block with what LangChain moved into `extras` back in its place."""
     extras = block.get("extras")
-    whole = {**(extras if isinstance(extras, Mapping) else {}), **block}
-    whole.pop("extras", None)
-    return whole
+    if not isinstance(extras, Mapping):
+        return dict(block)
+    return {**extras, **without(block, {"extras"})}
 
 
 def _translated(block: Mapping[str, Any], kind: str, what: str) -> list[Part]:
@@ -425,7 +392,9 @@ def _translated(block: Mapping[str, Any], kind: str, what: str) -> list[Part]:
         found = []
     if len(found) == 1 and (standard := _unwrapped(found[0])) != block:
         if standard.get("type") in _READ:
-            return _direct(standard, what)
+            known = repr(standard)
+            lost = [text for text in legible(block) if text not in known]
+            return [*_direct(standard, what), *map(_text, lost)]
         kind = f"{kind} ({standard.get('type')})" if standard.get("type") != kind else kind
     raise UnsupportedContentError(
         f"{what} is a {kind!r} block, which a guard cannot score; convert it to text, pictures "
@@ -452,25 +421,6 @@ def _text_source(block: Mapping[str, Any]) -> str | None:
         data = source.get("data")
         return data if isinstance(data, str) else None
     return None
-
-
-def _legible(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        if value:
-            yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if isinstance(key, str) and not is_label(key):
-                yield key
-            if not (isinstance(item, str) and _is_no_text(key, item)):
-                yield from _legible(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _legible(item)
-
-
-def _is_no_text(key: object, item: str) -> bool:
-    return (key in _LABELLING and is_label(item)) or (key in _CIPHERS and len(item.split()) < 2)
 
 
 def _joined(*texts: object) -> str:

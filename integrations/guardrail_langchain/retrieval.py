@@ -25,7 +25,7 @@ from guardrail.front.retrieved import (
 from guardrail.front.tool_values import read_value
 from guardrail.inputs.threads import read_apart
 from guardrail.policy import Policy
-from guardrail_langchain.messages import legible_beside
+from guardrail_langchain.words import IN_DOCUMENTS, legible
 
 
 class GuardrailDocumentCompressor(BaseDocumentCompressor):
@@ -36,13 +36,13 @@ class GuardrailDocumentCompressor(BaseDocumentCompressor):
         chain = retriever | compressor.as_step() | prompt | model
 
     Each document is one user message: its text (or the picture that is there in base64), pictures
-    of its metadata, and the metadata's words, since a prompt may show any of them; labels, such as
-    a source or an id, and numbers are not read. What to do with flagged ones is `action`, whatever
-    the policy's `on_flag` is: "drop" leaves them out, "raise" raises `GuardrailViolation` at the
-    first, "mark" keeps all. What goes on has `guardrail_action` and `guardrail_score` in its
-    metadata, and its pictures in the form that was judged. What would be steered follows the
-    policy's `unsteerable`: it counts as flagged, passes, or gets a caution before its text; a
-    document that is a picture has no place for one and counts as flagged.
+    of its metadata, and the metadata's words, since a prompt may show any of them; labels where
+    loaders put them, such as a source or an id, and numbers are not read. What to do with flagged
+    ones is `action`, whatever the policy's `on_flag` is: "drop" leaves them out, "raise" raises
+    `GuardrailViolation` at the first, "mark" keeps all. What goes on has `guardrail_action` and
+    `guardrail_score` in its metadata, and its pictures in the form that was judged. What would be
+    steered follows the policy's `unsteerable`: it counts as flagged, passes, or gets a caution
+    before its text; a document that is a picture has no place for one and counts as flagged.
 
     Order stays, and the documents that come in are never changed. When the detector fails and the
     policy fails closed, a document is left out with a warning (for "raise": `DetectorError`).
@@ -122,7 +122,8 @@ class _Read:
             raise
         content = [*text.content, *beside.parts]
         said = beside.said if isinstance(beside.said, Mapping) else {}
-        if words := legible_beside(said):
+        words = [*legible(said, IN_DOCUMENTS), *legible({"id": document.id}, IN_DOCUMENTS)]
+        if words:
             content.append({"type": "text", "text": "\n".join(words)})
         changed: dict[str, Any] = {}
         if text.value != document.page_content:

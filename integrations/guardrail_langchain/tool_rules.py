@@ -30,6 +30,7 @@ from guardrail_langchain.messages import (
     to_judged_chat,
 )
 from guardrail_langchain.replies import metadata
+from guardrail_langchain.words import IN_MESSAGES, held_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,7 +201,7 @@ def command_messages(command: Command[Any]) -> list[BaseMessage]:
 
 
 def command_texts(command: Command[Any]) -> list[str]:
-    """Every other text there; names of keys and nodes are the app's own."""
+    """Every other text there; names of channels and nodes, and of attributes, are the app's own."""
     return [leaf for leaf in _leaves(command) if isinstance(leaf, str) and leaf]
 
 
@@ -212,26 +213,43 @@ def with_messages(command: Command[Any], found: Mapping[int, BaseMessage]) -> Co
 
 
 def _leaves(command: Command[Any]) -> Iterator[Any]:
-    yield from _inside(command.update)
+    yield from _of_channels(command.update)
     places = command.goto if isinstance(command.goto, list | tuple) else [command.goto]
     for place in places:
         if isinstance(place, Send):
-            yield from _inside(place.arg)
-    yield from _inside(command.resume)
+            yield from _of_channels(place.arg)
+    yield from _of_channels(command.resume)
+
+
+def _of_channels(state: Any) -> Iterator[Any]:
+    """What stands in a state, whose keys are the graph's own."""
+    if isinstance(state, Mapping) and not _is_message(state):
+        for item in state.values():
+            yield from _inside(item)
+    else:
+        yield from _inside(state)
 
 
 def _inside(value: Any) -> Iterator[Any]:
-    if isinstance(value, Mapping):
-        if "role" in value and "content" in value:  # a message as a mapping
+    if isinstance(value, BaseMessage | str):
+        yield value
+    elif isinstance(value, Mapping):
+        if _is_message(value):
             yield from convert_to_messages([dict(value)])
             return
+        yield from (key for key in value if isinstance(key, str) and IN_MESSAGES.says(key))
         for item in value.values():
             yield from _inside(item)
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
             yield from _inside(item)
-    else:
-        yield value
+    elif (held := held_by(value)) is not None:
+        for item in held.values():
+            yield from _inside(item)
+
+
+def _is_message(value: Mapping[Any, Any]) -> bool:
+    return "role" in value and "content" in value
 
 
 def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:

@@ -13,6 +13,7 @@ from langchain_core.tools import BaseTool, ToolException
 from langgraph.errors import GraphBubbleUp
 
 from guardrail.errors import GuardrailError
+from guardrail.front.chats import error_words
 from guardrail.front.consequences import Reaction
 from guardrail_langchain.judging import ajudged, as_exception, as_itself, atell, judged, tell
 from guardrail_langchain.tool_rules import ToolRules
@@ -175,7 +176,7 @@ def _after(tool: BaseTool, rules: ToolRules, response: Any, call: _Call) -> Judg
 
 def _said(tool: BaseTool, rules: ToolRules, error: Exception) -> Judging[Exception]:
     """A tool's own error, or one with a refusal where its words may not be read."""
-    words = "\n".join(dict.fromkeys([*map(str, error.args), str(error)])).strip()
+    words = error_words(error)
     if not words or isinstance(error, GraphBubbleUp | GuardrailError):  # how a graph waits
         return error
     judgement = yield from rules.after(tool.name, words, None)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from llama_index.core.base.llms.generic_utils import (
+    messages_to_prompt as generic_messages_to_prompt,
+)
 from llama_index.core.base.llms.types import ChatMessage, TextBlock
 from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.tools import BaseTool
 
 from guardrail.front.arguments import snapshot
 from guardrail.front.chats import with_caution
 from guardrail.front.judging import SYSTEM_ROLES, Heard
 from guardrail.inputs.canonical import canonical_chat
+from guardrail.inputs.labels import is_label, is_unspoken
 from guardrail_llamaindex.messages import (
     document_parts,
     picture_block,
+    spoken,
     to_messages,
     with_pictures,
     words_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
     from llama_index.core.base.llms.types import MessageRole
     from llama_index.core.llms.llm import LLM
@@ -29,11 +36,23 @@ if TYPE_CHECKING:
     from guardrail.front.judging import Chat
     from guardrail.policy import Policy
 
-# Keywords of a call that say how to answer, and are for a provider alone.
+# Keywords of a call whose values are labels, or lists of them.
 _HOW = frozenset(
-    "allow_parallel_tool_calls extra_headers extra_query formatted model parallel_tool_calls stop "
-    "stop_sequences stream_options timeout tool_choice tool_config tool_required user "
-    "verbose".split()
+    "effort model mode reasoning_effort role service_tier stop stop_sequences summary tool_choice"
+    " type user".split()
+)
+# Not for a model: what goes to a provider's web server, and how a call is made. Pictures are parts.
+_UNSHOWN = frozenset({"extra_headers", "extra_query", "formatted", "image_documents", "timeout"})
+# Choices of a tool that name none.
+_CHOICES = frozenset({"any", "auto", "function", "none", "required", "tool"})
+# Of an LLM's own, and sent along with every call.
+_OWN = (
+    "additional_kwargs",
+    "built_in_tools",
+    "extra_body",
+    "instructions",
+    "mcp_servers",
+    "system_instruction",
 )
 
 
@@ -69,7 +88,8 @@ class LLMCall:
                 [text] = shown
                 chat = [{"role": "user", "content": [*chat[-1]["content"], *text["content"]]}]
         sent = given if isinstance(given, str) else with_pictures(given, shown)
-        return cls(sent, kwargs, Heard.of(chat, (*_words_of(kwargs), *_own_words(llm))))
+        words = (*_words_of(kwargs), *_own_words(llm), *_written(sent, llm))
+        return cls(sent, kwargs, Heard.of(chat, filter(None, words)))
 
     def cautioned(self, words: str, role: MessageRole) -> Self:
         """The same with words of caution before it; for a chat, in its system message."""
@@ -94,11 +114,38 @@ def _chat(given: Sequence[ChatMessage] | str) -> Chat:
 
 def _words_of(kwargs: Mapping[str, Any]) -> Iterator[str]:
     """The words in a call's keywords, each tool on its own."""
+    offered = kwargs.get("tools")
+    names = {_name(tool) for tool in offered} if isinstance(offered, list | tuple) else set()
     for key, value in kwargs.items():
-        if key in _HOW or key == "image_documents":
+        if key in _UNSHOWN:
             continue
         items = value if isinstance(value, list | tuple) else [value]
-        yield from filter(None, map(words_of, items))
+        for item in items:
+            if key == "tool_choice":
+                yield from _chosen(item, _CHOICES | names)
+            elif not (key in _HOW and is_unspoken(key, item, _HOW)):
+                yield words_of(item)
+
+
+def _chosen(choice: Any, known: Container[str]) -> Iterator[str]:
+    """What a choice of a tool says beside the name of one that is offered."""
+    if isinstance(choice, Mapping):
+        for key, item in choice.items():
+            yield from _chosen(item, known)
+            yield from () if is_label(str(key)) else (str(key),)
+    elif isinstance(choice, list | tuple):
+        for item in choice:
+            yield from _chosen(item, known)
+    elif not (isinstance(choice, str) and choice in known):
+        yield words_of(choice)
+
+
+def _name(tool: Any) -> Any:
+    """A tool's name in any form; what it says elsewhere is judged there."""
+    if isinstance(tool, BaseTool):
+        return tool.metadata.name
+    held = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    return held.get("name") if isinstance(held, Mapping) else None
 
 
 def _own_words(llm: Any) -> Iterator[str]:
@@ -106,5 +153,21 @@ def _own_words(llm: Any) -> Iterator[str]:
     while isinstance(llm, StructuredLLM):
         yield words_of(llm.output_cls)
         llm = llm.llm
-        if llm.system_prompt:
-            yield llm.system_prompt
+        yield llm.system_prompt or ""
+    for name in _OWN:
+        if value := getattr(llm, name, None):
+            yield words_of(spoken(value, _HOW, []))
+
+
+def _written(given: list[ChatMessage] | str, llm: Any) -> Iterator[str]:
+    """The prompt that an LLM which only completes prompts makes of them by functions of its own."""
+    if llm.metadata.is_chat_model:
+        return
+    if isinstance(given, str):
+        made = llm.completion_to_prompt(given)
+    elif llm.messages_to_prompt is generic_messages_to_prompt:
+        return
+    else:
+        made = llm.messages_to_prompt(given)
+    if made != given:
+        yield made

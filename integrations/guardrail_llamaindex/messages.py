@@ -20,10 +20,12 @@ from pydantic import BaseModel
 from guardrail.errors import UnsupportedContentError
 from guardrail.front import judging
 from guardrail.inputs.canonical import canonical_chat
+from guardrail.inputs.labels import CIPHERS, is_unspoken
+from guardrail.inputs.strict_json import strict_json
 from guardrail.policy.acting import enforces
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Collection, Container, Iterable, Sequence
     from pathlib import Path
 
     from llama_index.core.base.llms.types import ChatMessage
@@ -42,9 +44,22 @@ _ROLES = {
 }
 _READ = frozenset({"name", "tool_call_id", "function_call", "refusal"})
 
-# Say nothing to a model. LlamaIndex turns `images` into blocks when it builds the message, and its
-# memory adds `session_id`.
+# Not for the guard's own model. LlamaIndex turns `images` into blocks when it builds the message,
+# and its memory adds `session_id`.
 _ABOUT = frozenset({"cache_control", "images", "session_id"})
+
+# Keys of labels beside a message; LLMs that complete prompts are shown all of them as words.
+_LABELS = frozenset(
+    "call_id finish_reason format id index item_id model phase role session_id status stop_reason"
+    " tool_call_id ttl type".split()
+)
+# What else is known to stand there, whose names say nothing; what they hold is read.
+_NAMES = frozenset(
+    "annotations audio built_in_tool_calls cache_control citations code_execution_result content"
+    " documents executable_code file_data function_call function_response images inline_data"
+    " media_resolution part_metadata reasoning reasoning_content summary text thinking thought"
+    " tool_calls usage video_metadata".split()
+)
 
 
 def to_messages(messages: Sequence[ChatMessage], *, others: bool = False) -> list[dict[str, Any]]:
@@ -53,12 +68,12 @@ def to_messages(messages: Sequence[ChatMessage], *, others: bool = False) -> lis
     Text, image and video blocks become parts, in order; a block's `detail` and `fps` are hints to
     providers (a guard's policy says how videos are sampled). Calls are read from tool call blocks
     and from `additional_kwargs["tool_calls"]`; one that stands in both counts once. Cache points
-    carry no content and are left out.
+    carry no content and are left out, but for words where their hints are expected.
 
     Args:
         messages: the chat.
         others: whether another LLM is to read it, which may be told more than a guard passes on:
-            thoughts, and the words in additional keywords. They are read as text then.
+            thoughts, and the words in additional keywords and hints. They are read as text then.
 
     Raises:
         UnsupportedContentError: a block or an additional keyword that a guard cannot score.
@@ -105,21 +120,89 @@ def words_of(value: Any) -> str:
         UnsupportedContentError: something that cannot be written so.
     """
     return judging.words_of(
-        value, lambda item: _schema(item) if isinstance(item, BaseTool) else item
+        value, lambda item: _shown_schema(item) if isinstance(item, BaseTool) else item
+    )
+
+
+def words_beside(values: Mapping[str, Any]) -> str:
+    """`words_of` keywords, less labels and ciphers; a key that nobody knows is a word, too.
+
+    Raises:
+        UnsupportedContentError: something that cannot be written so.
+    """
+    unknown: list[str] = []
+    return words_of(spoken(values, _LABELS, unknown)) or "\n".join(unknown)
+
+
+def block_words(blocks: Sequence[Any]) -> list[str]:
+    """Words that stand in blocks beside their content, where hints and ciphers are expected.
+
+    Raises:
+        UnsupportedContentError: something that cannot be read.
+    """
+    found = []
+    for block in blocks:
+        match getattr(block, "block_type", None):
+            case "cache":
+                found.append(words_beside(block.cache_control.model_dump()))
+            case "image":
+                found.append(words_beside({"format": block.detail}))
+            case "video":
+                found.append(words_beside({"format": block.detail, "type": block.video_mimetype}))
+            case "thinking":
+                about = {
+                    k: v for k, v in block.additional_information.items() if v != block.content
+                }
+                found.append(words_beside(about))
+    return [words for words in found if words]
+
+
+def spoken(value: Any, labels: Collection[str], unknown: list[str]) -> Any:
+    """A value without its labels and ciphers; keys that may be words are noted as unknown."""
+    if isinstance(value, list | tuple):
+        return [spoken(item, labels, unknown) for item in value]
+    if isinstance(value, BaseModel):
+        return value
+    if not isinstance(value, Mapping):
+        return value
+    left = {}
+    for key, item in value.items():
+        if _is_cipher(key, item) or is_unspoken(key, item, labels):
+            continue
+        if key not in _NAMES and key not in labels and key not in CIPHERS:
+            unknown.append(str(key))
+        left[key] = spoken(item, labels, unknown)
+    return left
+
+
+def _is_cipher(key: object, item: Any) -> bool:
+    """Whether an item is a provider's cipher as bytes, or one for each block."""
+    if key not in CIPHERS:
+        return False
+    items = item if isinstance(item, list | tuple) else [item]
+    return all(
+        each is None or isinstance(each, bytes) or is_unspoken(key, each, ()) for each in items
     )
 
 
 def _message(message: ChatMessage, what: str, others: bool) -> dict[str, Any]:
     extra = message.additional_kwargs
-    beside = {k: v for k, v in extra.items() if v and k not in _READ | _ABOUT | {"tool_calls"}}
-    if beside and not others:
-        raise UnsupportedContentError(
-            f"{what}.additional_kwargs has the key {next(iter(beside))!r}, which is not read and "
-            "would be lost; turn it into text or image blocks, or leave it out"
-        )
     content = to_parts(message.blocks, what, aside=ASIDE, others=others)
-    if said := words_of(beside):
-        content.append({"type": "text", "text": f"\n{said}"})
+    if others:
+        read = _READ | {"images", "tool_calls"}
+        # What becomes blocks does not go on beside them, but it may have come in later.
+        if extra.get("images") and not any(isinstance(b, ImageBlock) for b in message.blocks):
+            raise UnsupportedContentError(
+                f"{what}.additional_kwargs has images that are no blocks; send image blocks"
+            )
+        beside = words_beside({k: v for k, v in extra.items() if k not in read})
+        for said in filter(None, [*block_words(message.blocks), beside]):
+            content.append({"type": "text", "text": f"\n{said}"})
+    elif unread := [k for k, v in extra.items() if v and k not in _READ | _ABOUT | {"tool_calls"}]:
+        raise UnsupportedContentError(
+            f"{what}.additional_kwargs has the key {unread[0]!r}, which is not read and would be "
+            "lost; turn it into text or image blocks, or leave it out"
+        )
     turn: dict[str, Any] = {
         "role": _ROLES.get(message.role, message.role.value),
         # A turn without blocks is an empty one: an agent's tool may return nothing.
@@ -156,16 +239,29 @@ def _call(block: Any) -> dict[str, Any]:
 
 
 def _identity(call: Mapping[str, Any]) -> str:
-    """What makes two records the same call: id, name and arguments, written either way."""
+    """What makes two records the same call: all that they say, with arguments written either way.
+
+    A call with a key that a guard does not read is the same as no other, and the guard refuses it.
+    """
     function = call.get("function") or call
+    if not isinstance(function, Mapping):
+        return repr(call)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except ValueError:  # kept as text, which is compared as text
+            arguments = strict_json(arguments or "{}")
+        except (ValueError, RecursionError):  # kept as text, which is compared as text
             pass
-    known = [call.get("id"), function.get("name"), arguments]
+    outer = {} if function is call else _more(call, ("id", "function"))
+    more = [outer, _more(function, ("name", "arguments", *(("id",) if function is call else ())))]
+    known = [call.get("id"), function.get("name"), arguments, more]
     return json.dumps(known, sort_keys=True, default=repr)
+
+
+def _more(held: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
+    """What a record of a call says beside what is known, a plain type and a number of its place."""
+    plain = {"type": (None, "function", "tool_call"), "index": (None, *range(1024))}
+    return {k: v for k, v in held.items() if k not in known and v not in plain.get(k, ())}
 
 
 def _schema(tool: BaseTool) -> dict[str, Any]:
@@ -177,6 +273,15 @@ def _schema(tool: BaseTool) -> dict[str, Any]:
         "parameters": about.get_parameters_dict(),
     }
     return {"type": "function", "function": function}
+
+
+def _shown_schema(tool: BaseTool) -> dict[str, Any]:
+    """A tool's schema, with what the class of its arguments says of itself: some LLMs show that."""
+    schema, kind = _schema(tool), tool.metadata.fn_schema
+    said = None if kind is None else kind.model_json_schema().get("description")
+    if said and said not in str(tool.metadata.description):
+        schema["function"]["parameters"] = {"description": said, **schema["function"]["parameters"]}
+    return schema
 
 
 def node_pictures(node: BaseNode, what: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.schema import ImageDocument, ImageNode, MetadataMode, Node, TextNode
 
 from guardrail.errors import UnsupportedContentError
-from guardrail_llamaindex.messages import node_pictures, node_videos
+from guardrail_llamaindex.messages import node_pictures, node_videos, words_beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,6 +34,9 @@ def node_message(node: BaseNode) -> list[dict[str, Any]]:
     if isinstance(node, ImageNode | ImageDocument) and not text and not found:
         raise UnsupportedContentError(f"{what} is an {type(node).__name__} without text or picture")
     parts = [{"type": "text", "text": text}] if text or not found else []
+    if isinstance(node, Node) and (video := node.video_resource) is not None:
+        said = words_beside({"type": video.mimetype})  # it goes on as it is
+        parts += [{"type": "text", "text": f"\n{said}"}] if said else []
     return [{"role": "user", "content": [*found, *parts]}]
 
 

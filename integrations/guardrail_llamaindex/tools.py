@@ -20,7 +20,7 @@ from guardrail.inputs.canonical import canonical_chat
 from guardrail.inputs.threads import read_apart
 from guardrail.policy.acting import enforces
 from guardrail.types import Action
-from guardrail_llamaindex.messages import blocks_with, to_parts
+from guardrail_llamaindex.messages import block_words, blocks_with, to_parts
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -190,6 +190,7 @@ class Run:
         if "result" not in self.rules.sides:
             return None
         parts = to_parts(output.blocks, f"the output of {self._name}")
+        parts += [{"type": "text", "text": f"\n{words}"} for words in block_words(output.blocks)]
         if not parts:
             return None
         chat: Messages = canonical_chat(result_chat(parts), self.rules.guard.policy)

@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
-import re
 from typing import TYPE_CHECKING, Any
 
-import llama_index.core
 import pytest
-from llama_index.core import Settings
-from llama_index.core.base.llms.types import (
-    ChatMessage,
-    ChatResponse,
-    CompletionResponse,
-    LLMMetadata,
-)
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
-from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import ToolSelection
 from pydantic import Field
 
 from guardrail.guard import Guard
 from guardrail.policy import Policy, Thresholds
 from guardrail.testing import FakeGuard, tiny_artefact, tiny_model
 from guardrail.types import Action, Modality, Verdict
+from tests.channels import _llamaindex_llm as of_llama_index
+from tests.channels._llamaindex_llm import OtherLLM
 from tests.waiting import passes_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
     from PIL import Image
 
@@ -48,12 +37,8 @@ FORCED = {
 @pytest.fixture(autouse=True)
 def llama_index_as_it_was() -> Iterator[None]:
     """A tokenizer that needs no download, and LlamaIndex's globals put back afterwards."""
-    settings, tokenizer = dict(vars(Settings)), llama_index.core.global_tokenizer
-    llama_index.core.global_tokenizer = lambda text: re.findall(r"\w+|\W", text)
-    yield
-    vars(Settings).clear()
-    vars(Settings).update(settings)
-    llama_index.core.global_tokenizer = tokenizer
+    with of_llama_index.llama_index_as_it_was():
+        yield
 
 
 @pytest.fixture
@@ -139,106 +124,6 @@ class WordGuard(FakeGuard):
 @pytest.fixture
 def word_guard() -> type[WordGuard]:
     return WordGuard
-
-
-class OtherLLM(FunctionCallingLLM):
-    """Somebody else's LLM: keeps what it is sent, and answers from a script.
-
-    `script(messages, **keywords)` gives a text, or the name of a tool and its arguments; messages
-    are a str where a prompt is to be completed.
-    """
-
-    script: Any = None
-    functions: bool = True
-    chats: bool = True
-    seen: list[Any] = Field(default_factory=list)
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(
-            is_function_calling_model=self.functions, is_chat_model=self.chats, model_name="other"
-        )
-
-    def said(self) -> str:
-        """All that it was sent so far."""
-        return "\n".join(map(repr, self.seen))
-
-    def _message(self, messages: Any, kwargs: Any) -> ChatMessage:
-        self.seen.append((messages, kwargs))
-        answer = "fine" if self.script is None else self.script(messages, **kwargs)
-        if isinstance(answer, str):
-            return ChatMessage(answer, role="assistant")
-        call = {"name": answer[0], "arguments": json.dumps(answer[1])}
-        calls = [{"id": "c1", "type": "function", "function": call}]
-        return ChatMessage("", role="assistant", additional_kwargs={"tool_calls": calls})
-
-    @llm_chat_callback()
-    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
-        return ChatResponse(message=self._message(messages, kwargs), raw={"model": "other"})
-
-    @llm_chat_callback()
-    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
-        return ChatResponse(message=self._message(messages, kwargs), raw={"model": "other"})
-
-    @llm_chat_callback()
-    def stream_chat(self, messages: Any, **kwargs: Any) -> Any:
-        message = self._message(messages, kwargs)
-        return iter_of(ChatResponse(message=message, delta=message.content, raw={}))
-
-    @llm_chat_callback()
-    async def astream_chat(self, messages: Any, **kwargs: Any) -> Any:
-        message = self._message(messages, kwargs)
-        return aiter_of(ChatResponse(message=message, delta=message.content, raw={}))
-
-    @llm_completion_callback()
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        return CompletionResponse(text=self._message(prompt, kwargs).content or "")
-
-    @llm_completion_callback()
-    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        return CompletionResponse(text=self._message(prompt, kwargs).content or "")
-
-    @llm_completion_callback()
-    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        text = self._message(prompt, kwargs).content or ""
-        return iter_of(CompletionResponse(text=text, delta=text))
-
-    @llm_completion_callback()
-    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        text = self._message(prompt, kwargs).content or ""
-        return aiter_of(CompletionResponse(text=text, delta=text))
-
-    def _prepare_chat_with_tools(
-        self, tools: Any, user_msg: Any = None, chat_history: Any = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        said = ChatMessage(user_msg) if isinstance(user_msg, str) else user_msg
-        messages = [*(chat_history or ()), *(() if said is None else (said,))]
-        schemas = [tool.metadata.to_openai_tool() for tool in tools]
-        return {"messages": messages, "tools": schemas, "tool_choice": "auto"}
-
-    def get_tool_calls_from_response(
-        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
-    ) -> list[ToolSelection]:
-        calls = response.message.additional_kwargs.get("tool_calls", [])
-        if not calls and error_on_no_tool_call:
-            raise ValueError("no call")
-        return [
-            ToolSelection(
-                tool_id=call["id"],
-                tool_name=call["function"]["name"],
-                tool_kwargs=json.loads(call["function"]["arguments"]),
-            )
-            for call in calls
-        ]
-
-
-def iter_of(*items: Any) -> Iterator[Any]:
-    yield from items
-
-
-async def aiter_of(*items: Any) -> AsyncIterator[Any]:
-    for item in items:
-        yield item
 
 
 @pytest.fixture
