@@ -6,7 +6,7 @@ allowed. Pictures become canonical, and what goes on has them so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic_ai.messages import (
@@ -14,37 +14,36 @@ from pydantic_ai.messages import (
     CachePoint,
     ImageUrl,
     ModelRequest,
+    StructuredContent,
     SystemPromptPart,
     TextContent,
     VideoUrl,
 )
-from pydantic_core import to_jsonable_python
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.front.judging import Heard, words_of
+from guardrail.front.chats import result_chat
+from guardrail.front.judging import Heard
 from guardrail.front.tool_values import read_value
 from guardrail.inputs.canonical import canonical_picture
 from guardrail.inputs.labels import is_label
 from guardrail.policy.acting import enforces
+from guardrail_pydantic_ai.fields import read_rest, with_fields
+from guardrail_pydantic_ai.parameters import beside, spoken_instructions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from pydantic_ai.messages import ModelMessage
-    from pydantic_ai.models import ModelRequestParameters
+    from pydantic_ai.models import Model, ModelRequestParameters
     from pydantic_ai.settings import ModelSettings
 
     from guardrail.front.judging import Chat
     from guardrail.policy import Policy
+    from guardrail_pydantic_ai.fields import Part
+    from guardrail_pydantic_ai.parameters import Piece
 
-Part = dict[str, Any]
-
-# What no model is shown: which tools and capabilities there are stands in the request's parameters,
-# and of instructions only digests are kept.
-_SILENT = frozenset(
-    "tool-availability-delta capability-load-delta model-settings-delta "
-    "instruction-baseline".split()
-)
+# What holds nothing but names and values; only a model that chooses among others is given it.
+_NAMING = frozenset("tool-availability-delta capability-load-delta model-settings-delta".split())
 _SAID_BY = {
     "system-prompt": "system",
     "user-prompt": "user",
@@ -53,9 +52,29 @@ _SAID_BY = {
     "retry-feedback": "user",
     "instruction-delta": "system",
     "compaction": "user",
+    "capability": "user",
 }
 _CALLS = frozenset({"tool-call", "builtin-tool-call"})
-_SECRET = frozenset({"authorization_token", "headers", "url"})  # of tools that the provider runs
+# What parts of a kind are read for; others for their content. Which function made a system prompt
+# is for the application, and so is when each word of a speech was heard.
+_CALLED, _ANSWERED = {"tool_name", "tool_call_id", "args"}, {"tool_name", "tool_call_id", "content"}
+_TAKEN: dict[str, set[str]] = {
+    "tool-call": _CALLED,
+    "builtin-tool-call": _CALLED,
+    "tool-return": _ANSWERED,
+    "builtin-tool-return": _ANSWERED,
+    "retry-prompt": _ANSWERED,
+    "system-prompt": {"content", "dynamic_ref"},
+    "speech": {"transcript", "audio", "timestamps"},
+    "instruction-baseline": {"instructions"},
+    **{kind: set[str]() for kind in _NAMING},
+}
+# Of messages, what is for the application alone, or for the connection.
+_UNSENT = frozenset(
+    "canonical_system conversation_id duration failed_attempts history_digest model_id "
+    "model_name provider_url request_timestamp run_id usage workspace_ref".split()
+)
+_NAMED = frozenset({"data", "url", "_identifier"})  # of files
 _UNREAD = "turn it into text, pictures or videos"
 
 
@@ -73,24 +92,30 @@ class ModelCall:
         settings: ModelSettings | None,
         parameters: ModelRequestParameters,
         policy: Policy,
+        *,
+        model: Model,
+        more: Sequence[str] = (),
     ) -> Self:
         """Messages, and what comes beside them.
+
+        Args:
+            messages: those of the request.
+            settings: its settings.
+            parameters: its instructions, tools and form of the answer.
+            policy: the rules of the guard.
+            model: the model that is asked, with settings of its own.
+            more: what else it is told.
 
         Raises:
             InputError: something in it that a guard cannot read.
         """
         chat: Chat = []
-        sent: list[ModelMessage] = []
-        for i, message in enumerate(messages):
-            other: Any = message  # both kinds have parts
-            parts = [
-                _add(chat, part, policy, f"messages[{i}].parts[{j}]")
-                for j, part in enumerate(message.parts)
-            ]
-            same = all(new is old for new, old in zip(parts, message.parts, strict=True))
-            sent.append(message if same else replace(other, parts=parts))
-        words = [*_instructions(messages, parameters), *_beside(parameters, settings)]
-        return cls(sent, Heard.of(chat, filter(None, words)))
+        pieces: list[Piece] = []
+        sent = [
+            _sent(chat, pieces, each, policy, f"messages[{i}]") for i, each in enumerate(messages)
+        ]
+        pieces += [*more, *beside(messages, settings, parameters, model, policy)]
+        return cls(sent, _heard(chat, pieces))
 
     def cautioned(self, words: str) -> Self:
         """The same with words of caution as its first system prompt."""
@@ -117,16 +142,18 @@ def read_content(value: Any, policy: Policy, what: str) -> tuple[Any, list[Part]
     match value:
         case CachePoint():
             return value, []
+        case StructuredContent():
+            return _structured(value, policy, what)
         case TextContent():
-            return value, [_text(value.content)]
+            return _with_rest(value, [_text(value.content)], {"content"}, policy, what)
         case BinaryContent():
             binary, part = _binary(value, policy, what)
-            return binary, [*_identifier(value), part]
+            return _with_rest(binary, [*_identifier(value), part], _NAMED, policy, what)
         case ImageUrl():
-            return _picture(value, value.url, policy, what)
+            return _with_rest(*_picture(value, value.url, policy, what), _NAMED, policy, what)
         case VideoUrl():
-            part = {"type": "video_url", "video_url": {"url": value.url}}
-            return value, [*_identifier(value), part]
+            video = {"type": "video_url", "video_url": {"url": value.url}}
+            return _with_rest(value, [*_identifier(value), video], _NAMED, policy, what)
     if hasattr(value, "kind") and is_dataclass(value):  # other media, and what providers keep
         raise UnsupportedContentError(
             f"{what} is a {type(value).__name__}, which a guard cannot read; {_UNREAD}"
@@ -135,10 +162,48 @@ def read_content(value: Any, policy: Policy, what: str) -> tuple[Any, list[Part]
     return reading.value, reading.content
 
 
-def _add(chat: Chat, part: Any, policy: Policy, what: str) -> Any:
+def _sent(
+    chat: Chat, pieces: list[Piece], message: ModelMessage, policy: Policy, what: str
+) -> ModelMessage:
+    """A message as it goes on, its words in the chat, or among the pieces beside it."""
+    other: Any = message  # both kinds have parts
+    parts: list[Any] = []
+    for i, part in enumerate(message.parts):
+        where = f"{what}.parts[{i}]"
+        taken = _TAKEN.get(part.part_kind, {"content"})
+        kept, rest = read_rest(_add(chat, pieces, part, policy, where), taken, policy, where)
+        parts.append(kept)
+        pieces.append(rest)
+    if not all(new is old for new, old in zip(parts, message.parts, strict=True)):
+        other = replace(other, parts=parts)
+    kept_message: ModelMessage
+    kept_message, rest = read_rest(other, {"parts", "instructions"} | _UNSENT, policy, what)
+    pieces.append(rest)
+    return kept_message
+
+
+def _heard(chat: Chat, pieces: Iterable[Piece]) -> Heard:
+    """A chat, and each piece beside it once."""
+    words: dict[str, None] = {}
+    shown: list[Chat] = []
+    for piece in filter(None, pieces):
+        match piece:
+            case str(text) | [{"type": "text", "text": str(text)}]:
+                words[text] = None
+            case _:
+                shown.append(result_chat(piece))
+    heard = Heard.of(chat, words)
+    return replace(heard, beside=[*heard.beside, *shown])
+
+
+def _add(chat: Chat, pieces: list[Piece], part: Any, policy: Policy, what: str) -> Any:
     """Put a part's words into the chat; the part as it goes on."""
     kind = part.part_kind
-    if kind in _SILENT:
+    if kind in _NAMING:
+        return part
+    if kind == "instruction-baseline":  # of some blocks only a digest is kept
+        blocks = [each for each in part.instructions if hasattr(each, "content")]
+        pieces += [piece for each in blocks for piece in spoken_instructions(each, policy)]
         return part
     if kind in _CALLS:
         function = {"name": part.tool_name, "arguments": part.args or {}}
@@ -152,10 +217,15 @@ def _add(chat: Chat, part: Any, policy: Policy, what: str) -> Any:
         kept, found = read_content(part.content, policy, what)
         _say(chat, found)
         return part if kept is part.content else replace(part, content=kept)
+    if kind == "speech" and part.audio is None:
+        _add_speech(chat, part)
+        return part
     if kind == "retry-prompt":  # of older versions: an answer to a call, or to the user
         about = {"tool_call_id": part.tool_call_id, "name": part.tool_name}
         role = {"role": "tool", **about} if part.tool_name else {"role": "user"}
-        chat.append({**role, "content": part.model_response()})
+        chat.append(
+            {**role, "content": [_text(part.model_response()), *_quoted(part, policy, what)]}
+        )
         return part
     if kind not in _SAID_BY:
         raise UnsupportedContentError(
@@ -176,6 +246,21 @@ def _add_said(chat: Chat, part: Any, role: str, policy: Policy, what: str) -> An
     if found or role != "system":
         chat.append(turn)
     return part if kept is content or content is None else replace(part, content=kept)
+
+
+def _quoted(part: Any, policy: Policy, what: str) -> list[Part]:
+    """What errors quote of an answer; the part leaves some of it out, and a model is shown it."""
+    errors = part.content if isinstance(part.content, list) else []
+    return read_value([each.get("input") for each in errors], policy, what).content
+
+
+def _add_speech(chat: Chat, part: Any) -> None:
+    """What somebody said in a session of speech, as it was written down."""
+    found = [_text(part.transcript)] if part.transcript else []
+    if part.speaker == "assistant":
+        _say(chat, found)
+    elif found:
+        chat.append({"role": "user", "content": found})
 
 
 def _say(chat: Chat, parts: list[Part], call: Mapping[str, Any] | None = None) -> None:
@@ -225,6 +310,26 @@ def _picture(
     return kept, parts
 
 
+def _structured(value: StructuredContent, policy: Policy, what: str) -> tuple[Any, list[Part]]:
+    """Its text, and its value, tag and description where the text is not made from them.
+
+    Some models are given the value itself. What an application rendered may say something else.
+    """
+    reading = read_value(value.value, policy, what)
+    kept = with_fields(value, {} if reading.value is value.value else {"value": reading.value})
+    parts = [_text(value.content)]
+    if value.content == value.render():
+        return kept, [*parts, *(part for part in reading.parts if part["type"] != "text")]
+    return _with_rest(kept, [*parts, *reading.content], {"content", "value"}, policy, what)
+
+
+def _with_rest(
+    value: Any, parts: list[Part], taken: Collection[str], policy: Policy, what: str
+) -> tuple[Any, list[Part]]:
+    kept, rest = read_rest(value, taken, policy, what)
+    return kept, [*parts, *rest]
+
+
 def _identifier(value: Any) -> list[Part]:
     """A name under which a model is told of a file, where it is more than a name."""
     return [] if is_label(value.identifier) else [_text(value.identifier)]
@@ -232,38 +337,3 @@ def _identifier(value: Any) -> list[Part]:
 
 def _text(words: str) -> Part:
     return {"type": "text", "text": words}
-
-
-def _instructions(
-    messages: Sequence[ModelMessage], parameters: ModelRequestParameters
-) -> Iterator[str]:
-    """Those in force, as Pydantic-AI finds them."""
-    if parameters.instruction_parts is not None:
-        yield from (part.content for part in parameters.instruction_parts)
-        return
-    requests = (each for each in reversed(messages) if isinstance(each, ModelRequest))
-    yield from [each.instructions for each in requests if each.instructions][:1]
-
-
-def _beside(parameters: ModelRequestParameters, settings: ModelSettings | None) -> Iterator[str]:
-    """Each tool on its own, the form of the answer, and settings with words."""
-    for tool in (*parameters.function_tools, *parameters.output_tools):
-        shown = {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": tool.parameters_json_schema,
-            "returns": getattr(tool, "return_schema", None),
-        }
-        yield words_of(shown)
-    for native in parameters.native_tools:
-        held = {each.name: getattr(native, each.name) for each in fields(native)}
-        plain = to_jsonable_python({k: v for k, v in held.items() if k not in _SECRET})
-        yield words_of(plain)
-    if (form := parameters.output_object) is not None:
-        yield words_of(
-            {"name": form.name, "description": form.description, "schema": form.json_schema}
-        )
-    if isinstance(parameters.prompted_output_template, str):
-        yield parameters.prompted_output_template
-    if settings:
-        yield words_of(settings.get("extra_body"))

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic_ai.messages import ModelResponse, TextPart
 from pydantic_ai.models import CompletedStreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.usage import RequestUsage
 
-from guardrail.front.consequences import Reaction
+from guardrail.front.consequences import Reaction, settled
 from guardrail.front.judging import Heard, Judge
 from guardrail.policy.acting import stopped
 from guardrail_pydantic_ai.messages import ModelCall
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from pydantic_ai import RunContext
     from pydantic_ai.messages import ModelMessage
@@ -38,9 +39,10 @@ class GuardedModel(WrapperModel):
 
     Judged are all messages of a request (history, thoughts, calls, tools' results, pictures), and
     what comes beside them: system prompts and instructions, each tool's name, description and
-    schema, the form of the answer. What comes beside is judged piece by piece, as something a user
-    says, once for as long as it stays the same, and the highest verdict counts. Pictures go on as
-    data, in the form that was judged.
+    schema, the form of the answer, settings with words, and what a provider wants back of earlier
+    answers. What comes beside is judged piece by piece, as something a user says, once for as long
+    as it stays the same, and the highest verdict counts. Pictures go on as data, in the form that
+    was judged.
 
     A flagged request is answered with the policy's refusal message (`finish_reason` is
     "content_filter"), or raises `GuardrailViolation` under `on_flag="raise"`; where an object must
@@ -72,6 +74,10 @@ class GuardedModel(WrapperModel):
         made = cls(wrapped, guard=judge.guard)
         made._judge = judge
         return made
+
+    def is_judged_by(self, judge: Judge) -> bool:
+        """Whether these are the judge's own verdicts."""
+        return self._judge is judge
 
     async def request(
         self,
@@ -117,6 +123,33 @@ class GuardedModel(WrapperModel):
             stream.metadata = _told(stream.metadata, verdict)
             yield stream
 
+    async def count_tokens(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> RequestUsage:
+        """Count what would be sent; what is flagged is sent nowhere, and counts for nothing.
+
+        The request itself is not judged again if it says the same.
+        """
+        judge = self._judge
+        read = self._reading(messages, model_settings, model_request_parameters)
+        call, verdict = await judge.aruled(read)
+        sent = messages if call is None else call.messages
+        if call is not None and verdict is not None:
+            if verdict.reason == "score":  # an outage may be over by then
+                judge.remember(call.heard, verdict)
+            after = settled(
+                verdict,
+                judge.guard.policy,
+                caution=call.cautioned,
+                on_flag=judge.reaction.on_flag,
+            )
+            if after.done == "flag":
+                return RequestUsage()
+        return await self.wrapped.count_tokens(sent, model_settings, model_request_parameters)
+
     async def batch_encode(self, request: Any) -> Any:
         """Judge one request of a batch; there is no place for a refusal, so a flag raises.
 
@@ -130,14 +163,16 @@ class GuardedModel(WrapperModel):
     async def compact_messages(
         self, request_context: Any, *, instructions: str | None = None
     ) -> ModelResponse:
-        """Judge a history before a model sums it up; a flag raises.
+        """Judge a history, and how to sum it up, before a model does; a flag raises.
 
         Raises:
             GuardrailViolation: it was flagged.
         """
-        parameters = request_context.model_request_parameters
         sent = await self._passed(
-            request_context.messages, request_context.model_settings, parameters
+            request_context.messages,
+            request_context.model_settings,
+            request_context.model_request_parameters,
+            [instructions or ""],
         )
         return await self.wrapped.compact_messages(
             replace(request_context, messages=sent), instructions=instructions
@@ -148,8 +183,9 @@ class GuardedModel(WrapperModel):
         messages: list[ModelMessage],
         settings: ModelSettings | None,
         parameters: ModelRequestParameters,
+        more: Sequence[str] = (),
     ) -> list[ModelMessage]:
-        call, verdict, done = await self._ruled(messages, settings, parameters)
+        call, verdict, done = await self._ruled(messages, settings, parameters, more)
         if verdict is not None and done == "flag":
             raise stopped(verdict)
         return call.messages
@@ -175,15 +211,25 @@ class GuardedModel(WrapperModel):
         )
         return call.messages, verdict, refusal
 
+    def _reading(
+        self,
+        messages: list[ModelMessage],
+        settings: ModelSettings | None,
+        parameters: ModelRequestParameters,
+        more: Sequence[str] = (),
+    ) -> Callable[[], ModelCall]:
+        of = partial(ModelCall.of, model=self.wrapped, more=more)
+        return partial(of, messages, settings, parameters, self._judge.guard.policy)
+
     async def _ruled(
         self,
         messages: list[ModelMessage],
         settings: ModelSettings | None,
         parameters: ModelRequestParameters,
+        more: Sequence[str] = (),
     ) -> tuple[ModelCall, Verdict | None, str]:
         judge = self._judge
-        policy = judge.guard.policy
-        read = partial(ModelCall.of, messages, settings, parameters, policy)
+        read = self._reading(messages, settings, parameters, more)
         call, verdict = await judge.aruled(read)
         if call is None or verdict is None:
             return ModelCall(messages, Heard([], [])), None, "pass"

@@ -13,12 +13,14 @@ from pydantic_ai.messages import ToolReturn
 from pydantic_ai.tools import AgentDepsT
 from pydantic_ai.toolsets import AbstractToolset, WrapperToolset
 
+from guardrail.errors import ConfigurationError
 from guardrail.front.arguments import snapshot
 from guardrail.front.chats import RESULT_CAUTION, call_chat, error_words, result_chat
 from guardrail.front.consequences import Reaction
 from guardrail.front.judging import Heard, Judge
 from guardrail.front.tool_values import read_value
 from guardrail.front.tools import SIDES, WITHHELD, ToolRules
+from guardrail_pydantic_ai.fields import models_in, read_rest
 from guardrail_pydantic_ai.messages import read_content
 from guardrail_pydantic_ai.model import GuardedModel
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from pydantic_ai import RunContext
-    from pydantic_ai.models import Model
+    from pydantic_ai.capabilities.abstract import WrapModelRequestHandler
+    from pydantic_ai.messages import ModelResponse
+    from pydantic_ai.models import Model, ModelRequestContext
     from pydantic_ai.toolsets.abstract import ToolsetTool
 
     from guardrail.audit import Audit
@@ -139,7 +143,9 @@ class Guardrail(AbstractCapability[AgentDepsT]):
 
     Every request is judged as by `GuardedModel`, also where a run, a fallback or another capability
     chooses the model, and the tools of all toolsets as by `guard_toolset`. List it last: then it
-    sees what other capabilities change.
+    sees what other capabilities change. Where one of them has the model sum up a history, that is
+    judged, too. Sessions of speech have no place for a verdict, and are refused unless `check`
+    names only sides of tools.
 
     Args:
         guard: the guard that judges.
@@ -148,7 +154,8 @@ class Guardrail(AbstractCapability[AgentDepsT]):
         audit: gets each verdict with `{"event": "call", "done": "flag", "caution" or "pass"}`.
 
     Raises:
-        ConfigurationError: `check` names something else.
+        ConfigurationError: `check` names something else; it is to be loaded later than requests are
+            made; in a run, it cannot judge all that its model reads.
     """
 
     guard: Checker
@@ -164,21 +171,87 @@ class Guardrail(AbstractCapability[AgentDepsT]):
         sides = frozenset((self.check,) if isinstance(self.check, str) else self.check)
         self._judge = Judge(reaction) if "input" in sides else None
         self._rules = ToolRules(reaction, sides - {"input"})
+        if self.defer_loading:
+            raise ConfigurationError("a guard is there from the first request; leave defer_loading")
 
     @classmethod
     def get_serialization_name(cls) -> str | None:
         """None: a guard holds a loaded model, which no specification names."""
         return None
 
+    async def before_run(self, ctx: RunContext[AgentDepsT]) -> None:
+        """Refuse a session of speech: words reach its model as they are said."""
+        if self._judge is not None and ctx.realtime:
+            raise ConfigurationError(
+                "Guardrail cannot judge what a realtime session says to its model; to guard its "
+                'tools alone, give check=("arguments", "result")'
+            )
+
+    async def wrap_model_request(
+        self,
+        ctx: RunContext[AgentDepsT],
+        *,
+        request_context: ModelRequestContext,
+        handler: WrapModelRequestHandler,
+    ) -> ModelResponse:
+        """Have the model guarded already where hooks before a request sum up a history."""
+        return await handler(self._ahead(ctx, request_context))
+
+    async def prepare_model_request(
+        self, ctx: RunContext[AgentDepsT], request_context: ModelRequestContext
+    ) -> ModelRequestContext:
+        """The same for each attempt: another capability may have chosen another model for it."""
+        return self._ahead(ctx, request_context)
+
     def get_wrapper_model(self, model: Model) -> Model | None:
-        """The model behind the guard."""
-        return None if self._judge is None else GuardedModel.judged_by(self._judge, model)
+        """The model behind the guard, once."""
+        judge = self._judge
+        return None if judge is None or _is_guarded(model, judge) else self._guarded(judge, model)
 
     def get_wrapper_toolset(
         self, toolset: AbstractToolset[AgentDepsT]
     ) -> AbstractToolset[AgentDepsT] | None:
         """The agent's tools behind the guard."""
         return GuardedToolset(toolset, self._rules) if self._rules.sides else None
+
+    def _ahead(
+        self, ctx: RunContext[AgentDepsT], request: ModelRequestContext
+    ) -> ModelRequestContext:
+        """A request with its model guarded, if a capability has that model sum up histories."""
+        judge = self._judge
+        if judge is None or _is_guarded(request.model, judge) or not _sums_up(ctx):
+            return request
+        if ctx.in_durable_context:
+            raise ConfigurationError(
+                "Guardrail does not judge what a durable run has its model sum up; give the agent "
+                "GuardedModel(model, guard=guard)"
+            )
+        request.model = self._guarded(judge, request.model)
+        return request
+
+    @staticmethod
+    def _guarded(judge: Judge, model: Model) -> GuardedModel:
+        return GuardedModel.judged_by(judge, model)
+
+
+def _is_guarded(model: Model, judge: Judge) -> bool:
+    """Whether a model is behind this guard already."""
+    return any(
+        isinstance(each, GuardedModel) and each.is_judged_by(judge) for each in models_in(model)
+    )
+
+
+def _sums_up(ctx: RunContext[Any]) -> bool:
+    """Whether a capability of the run may have its model sum up a history."""
+    found: list[AbstractCapability[Any]] = []
+    if ctx.root_capability is not None:
+        ctx.root_capability.apply(found.append)
+    own = getattr(AbstractCapability, "compact_history", None)
+    return any(
+        getattr(type(each), "compact_history", None) is not own
+        or type(each).__name__ == "OpenAICompaction"  # of versions that have no such hook
+        for each in found
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +286,9 @@ def _result_said(result: Any, policy: Policy, what: str) -> _Said:
     content, beside = result.content, list[dict[str, Any]]()
     if content is not None:
         content, beside = read_content(snapshot(content), policy, what)
-    return _Said(replace(result, return_value=value, content=content), [*parts, *beside])
+    _, rest = read_rest(result, {"return_value", "content"}, policy, what)
+    kept = replace(result, return_value=value, content=content)
+    return _Said(kept, [*parts, *beside, *rest])
 
 
 def _cautioned(value: Any, words: str) -> Any | None:

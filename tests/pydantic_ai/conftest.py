@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 from pydantic_ai import models
-from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
-from pydantic_ai.models.function import DeltaToolCall, FunctionModel
+
+from tests.channels._pydantic_ai_models import OtherModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,34 +19,6 @@ if TYPE_CHECKING:
 def no_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model of a provider is asked, by whatever mistake."""
     monkeypatch.setattr(models, "ALLOW_MODEL_REQUESTS", False)
-
-
-class OtherModel(FunctionModel):
-    """Somebody else's model: keeps what it is sent, and answers from a script.
-
-    A step is a text, or the name of a tool and its arguments as JSON; then it says "fine".
-    """
-
-    def __init__(self, *steps: Any) -> None:
-        self.steps, self.seen = list(steps), list[Any]()
-        super().__init__(self._whole, stream_function=self._streamed)
-
-    def said(self) -> str:
-        """All that it was sent so far."""
-        return repr(self.seen)
-
-    def _step(self, messages: Any, info: Any) -> Any:
-        self.seen.append((messages, info))
-        return self.steps.pop(0) if self.steps else "fine"
-
-    def _whole(self, messages: Any, info: Any) -> ModelResponse:
-        step = self._step(messages, info)
-        part = ToolCallPart(*step) if isinstance(step, tuple) else TextPart(step)
-        return ModelResponse(parts=[part])
-
-    async def _streamed(self, messages: Any, info: Any) -> Any:
-        step = self._step(messages, info)
-        yield {0: DeltaToolCall(*step)} if isinstance(step, tuple) else step
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Every way by which words reach a model in this adapter: a word planted there is seen."""
+"""What the contract of channels does not prove: pictures, and histories that nobody touched."""
 
 from __future__ import annotations
 
@@ -9,75 +9,41 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from guardrail_pydantic_ai import GuardedModel, Guardrail
-from pydantic import BaseModel, Field, create_model
 from pydantic_ai import (
     Agent,
     AudioUrl,
     BinaryContent,
     DocumentUrl,
     ImageUrl,
-    ModelRetry,
-    NativeOutput,
-    PromptedOutput,
-    Tool,
-    ToolOutput,
     ToolReturn,
 )
 from pydantic_ai.messages import (
     FilePart,
-    ModelRequest,
-    ModelResponse,
-    RetryPromptPart,
-    SystemPromptPart,
-    TextContent,
+    ModelMessagesTypeAdapter,
+    StructuredContent,
     TextPart,
-    ThinkingPart,
-    ToolCallPart,
-    ToolReturnPart,
     UserPromptPart,
 )
-from pydantic_ai.toolsets import FunctionToolset
+from pydantic_ai.models import ModelRequestParameters
 
-from guardrail.errors import GuardrailViolation, InputError
+from guardrail.errors import ConfigurationError, GuardrailViolation, InputError
 from guardrail.policy import Policy
 from guardrail.testing import FakeGuard
+from tests.channels._pydantic_ai_histories import (
+    CIPHER,
+    HISTORIES,
+    answered,
+    ordinary,
+    returned,
+    said,
+    thought,
+)
+from tests.channels._pydantic_ai_models import RawModel
+from tests.channels.contract import WORD
+from tests.channels.pydantic_ai import RUNS, agent_of, finding, model_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-WORD = "zqxword"
-DESCRIBED = create_model("Described", text=(str, Field(description=WORD)))
-NAMED = create_model(WORD, text=(str, ...))
-
-
-class Answer(BaseModel):
-    text: str
-
-
-def look(where: str) -> str:
-    """Look somewhere."""
-    return where
-
-
-def said(*parts: Any) -> ModelRequest:
-    return ModelRequest(parts=list(parts))
-
-
-def answered(*parts: Any) -> list[Any]:
-    return [said(UserPromptPart("hi")), ModelResponse(parts=list(parts))]
-
-
-def retry(**about: Any) -> RetryPromptPart:
-    """As older histories have it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return RetryPromptPart(WORD, **about)
-
-
-def returned(content: Any, **about: Any) -> list[Any]:
-    call = ToolCallPart("look", {}, about.get("tool_call_id", "c1"))
-    back = ToolReturnPart("look", content, **{"tool_call_id": "c1"} | about)
-    return [*answered(call), said(back)]
 
 
 @dataclass
@@ -88,142 +54,114 @@ class Channel:
     history: list[Any] = field(default_factory=list)
     agent: dict[str, Any] = field(default_factory=dict)
     script: tuple[Any, ...] = ()
-    late: bool = False  # the model has been asked before the word comes
-
-
-def finding(value: Any) -> Tool:
-    def find() -> Any:
-        return value
-
-    return Tool(find, name="find")
-
-
-def retrying() -> str:
-    """Fail."""
-    raise ModelRetry(WORD)
+    late: bool = False  # the model has been asked before the picture comes
 
 
 def later(value: Any) -> Channel:
     return Channel(agent={"tools": [finding(value)]}, script=(("find", "{}"),), late=True)
 
 
-CHANNELS: dict[str, Channel] = {
-    "a text": Channel(WORD),
-    "a text among others": Channel(["hi", WORD]),
-    "a text with metadata": Channel([TextContent(WORD)]),
-    "a text file": Channel(["hi", BinaryContent(WORD.encode(), media_type="text/plain")]),
-    "a system prompt": Channel(agent={"system_prompt": WORD}),
-    "a system prompt in the history": Channel(
-        history=[said(SystemPromptPart(WORD), UserPromptPart("hi")), *answered(TextPart("ok"))[1:]]
-    ),
-    "instructions": Channel(agent={"instructions": WORD}),
-    "instructions that a function makes": Channel(agent={"instructions": lambda ctx: WORD}),
-    "an earlier message": Channel(
-        history=[said(UserPromptPart(WORD)), *answered(TextPart("ok"))[1:]]
-    ),
-    "an earlier answer": Channel(history=answered(TextPart(WORD))),
-    "an earlier thought": Channel(history=answered(ThinkingPart(WORD), TextPart("ok"))),
-    "the arguments of an earlier call": Channel(
-        history=[
-            *answered(ToolCallPart("look", {"where": WORD}, "c1")),
-            said(ToolReturnPart("look", "here", "c1")),
-        ]
-    ),
-    "the name of an earlier call": Channel(
-        history=[
-            *answered(ToolCallPart(WORD, {}, "c1")),
-            said(ToolReturnPart(WORD, "here", "c1")),
-        ]
-    ),
-    "an id that is none": Channel(history=returned("here", tool_call_id=f"do {WORD}")),
-    "a result": Channel(history=returned(WORD)),
-    "a result that is an object": Channel(history=returned({"deep": [{"text": WORD}]})),
-    "a result that is a model": Channel(history=returned(Answer(text=WORD))),
-    "a result's list": Channel(history=returned(["here", WORD])),
-    "a tool's wish to be called again": Channel(
-        history=[
-            *answered(ToolCallPart("look", {}, "c1")),
-            said(retry(tool_name="look", tool_call_id="c1")),
-        ]
-    ),
-    "an older wish that an answer be another one": Channel(
-        history=[*answered(TextPart("ok")), said(retry())]
-    ),
-    "a tool's name": Channel(agent={"tools": [Tool(look, name=WORD)]}),
-    "a tool's description": Channel(agent={"tools": [Tool(look, description=WORD)]}),
-    "a tool's schema": Channel(
-        agent={"tools": [Tool.from_schema(look, "see", None, DESCRIBED.model_json_schema())]}
-    ),
-    "a toolset's tool": Channel(
-        agent={"toolsets": [FunctionToolset([Tool(look, description=WORD)])]}
-    ),
-    "the form of the answer": Channel(agent={"output_type": DESCRIBED}),
-    "the name of the answer's form": Channel(agent={"output_type": NAMED}),
-    "the description of an output tool": Channel(
-        agent={"output_type": ToolOutput(Answer, description=WORD)}
-    ),
-    "the provider's own form": Channel(agent={"output_type": NativeOutput(DESCRIBED)}),
-    "a prompted form": Channel(agent={"output_type": PromptedOutput(DESCRIBED)}),
-    "the template of a prompted form": Channel(
-        agent={"output_type": PromptedOutput(Answer, template=WORD + " {schema}")}
-    ),
-    "the body of a request": Channel(
-        agent={"model_settings": {"extra_body": {"documents": [{"text": WORD}]}}}
-    ),
-    "what a tool answers": later(WORD),
-    "an object that a tool answers": later({"text": WORD}),
-    "what a tool says beside its answer": later(ToolReturn("here", content=[WORD])),
-    "what a tool asks the model to do again": Channel(
-        agent={"tools": [Tool(retrying, name="find")]}, script=(("find", "{}"),), late=True
-    ),
-    "the arguments of a call": Channel(
-        agent={"tools": [look]}, script=(("look", f'{{"where": "{WORD}"}}'),), late=True
-    ),
-}
-every_channel = pytest.mark.parametrize("name", list(CHANNELS))
+async def run(agent: Agent[Any, Any], channel: Channel) -> Any:
+    return await agent.run(channel.prompt, message_history=channel.history)
 
 
-async def run(agent: Agent[Any, Any], channel: Channel, stream: bool) -> Any:
-    if not stream:
-        return await agent.run(channel.prompt, message_history=channel.history)
-    async with agent.run_stream(channel.prompt, message_history=channel.history) as result:
-        return await result.get_output()
-
-
-@every_channel
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-async def test_the_model_gets_no_planted_word(other_model, name, stream):
-    channel, guard = CHANNELS[name], FakeGuard([WORD])
-    inner = other_model(*channel.script)
-    agent = Agent(inner, **channel.agent, capabilities=[Guardrail(guard, on_flag="raise")])
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("how", ["a capability", "a guarded model"])
+async def test_the_model_is_asked_until_the_word_comes_and_no_more(name, how):
+    run, guard = RUNS[name], FakeGuard([WORD])
+    inner = model_of(run, WORD)
+    if how == "a capability":
+        agent = agent_of(run, WORD, inner, Guardrail(guard, on_flag="raise"))
+    else:
+        agent = agent_of(run, WORD, GuardedModel(inner, guard=guard, on_flag="raise"))
     with pytest.raises(GuardrailViolation):
-        await run(agent, channel, stream)
-    assert WORD in repr(guard.seen)
-    assert WORD not in inner.said()
-    assert len(inner.seen) == int(channel.late)
+        await agent.run(run.prompt(WORD))
+    assert len(inner.seen) == int(run.late)
 
 
-@every_channel
-async def test_a_guarded_model_sees_the_word_without_any_other_guard(other_model, name):
-    channel, guard = CHANNELS[name], FakeGuard([WORD])
-    inner = other_model(*channel.script)
-    agent = Agent(GuardedModel(inner, guard=guard, on_flag="raise"), **channel.agent)
-    with pytest.raises(GuardrailViolation):
-        await run(agent, channel, False)
-    assert WORD not in inner.said() or name == "the arguments of a call"
-    assert len(inner.seen) == int(channel.late)
+LOADED = [name for name in HISTORIES if name != "settings that changed"]  # these never load
 
 
-PLAIN = [name for name, channel in CHANNELS.items() if "output_type" not in channel.agent]
+@pytest.mark.parametrize("name", LOADED)
+async def test_a_stored_history_is_judged_as_the_messages_are(name):
+    guard, inner = FakeGuard([WORD]), RawModel()
+    stored = ModelMessagesTypeAdapter.dump_json(HISTORIES[name].build(WORD))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a part whose module nobody imported
+        loaded = ModelMessagesTypeAdapter.validate_json(stored)
+    with pytest.raises((GuardrailViolation, InputError)):
+        await GuardedModel(inner, guard=guard, on_flag="raise").request(
+            loaded, None, ModelRequestParameters()
+        )
+    assert inner.seen == []
 
 
-@pytest.mark.parametrize("name", PLAIN)
-async def test_without_the_word_the_same_runs_through(other_model, name):
-    """So it is the word that stops it, and nothing else about the channel."""
-    channel, guard = CHANNELS[name], FakeGuard(["another word"])
-    inner = other_model(*channel.script)
-    await run(Agent(inner, **channel.agent, capabilities=[Guardrail(guard)]), channel, False)
-    assert WORD in repr(guard.seen)
+@pytest.mark.parametrize("stored", [False, True], ids=["as it was", "stored"])
+async def test_what_providers_write_into_ordinary_histories_is_no_word(stored):
+    guard, inner, history = FakeGuard(), RawModel(), ordinary()
+    if stored:
+        history = ModelMessagesTypeAdapter.validate_json(
+            ModelMessagesTypeAdapter.dump_json(history)
+        )
+    await GuardedModel(inner, guard=guard).request(history, None, ModelRequestParameters())
+    assert len(guard.seen) == 1  # what is said, and nothing beside it
+    assert CIPHER not in repr(guard.seen)
+    assert CIPHER in inner.said()
+
+
+async def test_a_cipher_is_one_only_under_the_name_of_one(other_model):
+    guard, history = FakeGuard(), thought(provider_details={"raw_content": [CIPHER]})
+    await Agent(other_model(), capabilities=[Guardrail(guard)]).run("hi", message_history=history)
+    assert CIPHER in repr(guard.seen)
+
+
+async def test_settings_that_say_nothing_are_not_judged(other_model):
+    guard = FakeGuard()
+    settings: Any = {
+        "temperature": 0.1,
+        "max_tokens": 9,
+        "timeout": 3.0,
+        "service_tier": "auto",
+        "tool_choice": "auto",
+        "openai_reasoning_effort": "low",
+        "extra_headers": {"Authorization": "a bad secret"},
+        "logit_bias": {"50256": -100},
+        "extra_body": {"top_k": 4},
+    }
+    agent = Agent(other_model(), model_settings=settings, capabilities=[Guardrail(guard)])
+    await agent.run("hi")
+    assert len(guard.seen) == 1
+
+
+async def test_a_picture_in_settings_is_an_error(other_model, plain):
+    settings: Any = {"extra_body": {"image": url(plain).url}}
+    inner = other_model()
+    with pytest.raises(InputError, match="hold a picture"):
+        await Agent(inner, model_settings=settings, capabilities=[Guardrail(FakeGuard())]).run("hi")
+    assert inner.seen == []
+
+
+async def test_structured_content_is_read_once_where_its_text_holds_it(other_model):
+    guard = FakeGuard()
+    content = StructuredContent({"a": "some words"}, tag="state", description="the state")
+    await Agent(other_model(), capabilities=[Guardrail(guard)]).run([content])
+    assert repr(guard.seen).count("some words") == 1
+
+
+@pytest.mark.parametrize("words", ["hello", "a bad thing"])
+async def test_what_is_counted_first_is_judged_once(words):
+    guard, inner = FakeGuard(), RawModel()
+    model, given = GuardedModel(inner, guard=guard), [said(UserPromptPart(words))]
+    counted = await model.count_tokens(given, None, ModelRequestParameters())
+    await model.request(given, None, ModelRequestParameters())
+    assert len(guard.seen) == 1
+    assert counted.input_tokens == (7 if words == "hello" else 0)
+    assert len(inner.seen) == (2 if words == "hello" else 0)
+
+
+def test_a_guard_that_is_loaded_later_is_an_error():
+    with pytest.raises(ConfigurationError, match="defer_loading"):
+        Guardrail(FakeGuard(), id="guard", defer_loading=True)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +209,14 @@ PICTURES: dict[str, Callable[[bytes], Channel]] = {
     "a picture that a model made": lambda data: Channel(history=answered(FilePart(content(data)))),
     "a picture in a result": lambda data: Channel(history=returned(["here", content(data)])),
     "a result that is a picture": lambda data: Channel(history=returned(url(data))),
+    "a picture in the details of an answer": lambda data: Channel(
+        history=answered(
+            TextPart("ok", provider_name="x", provider_details={"deep": [url(data).url]})
+        )
+    ),
+    "a picture in a structured message": lambda data: Channel(
+        [StructuredContent({"screen": url(data).url}, content="see the screen")]
+    ),
     "a picture that a tool brings": lambda data: later(content(data)),
     "a picture beside a tool's answer": lambda data: later(
         ToolReturn("x", content=[content(data)])
@@ -285,7 +231,7 @@ async def test_the_model_gets_no_planted_picture(other_model, picture_guard, pla
     inner = other_model(*channel.script)
     guardrail = Guardrail(picture_guard(), on_flag="raise")
     with pytest.raises(GuardrailViolation):
-        await run(Agent(inner, **channel.agent, capabilities=[guardrail]), channel, False)
+        await run(Agent(inner, **channel.agent, capabilities=[guardrail]), channel)
     assert len(inner.seen) == int(channel.late)
 
 
@@ -298,8 +244,8 @@ async def test_a_picture_goes_on_as_it_was_judged(other_model, plain, two_ways, 
         agent = Agent(inner, **channel.agent, capabilities=[Guardrail(guard)])
     else:
         agent = Agent(GuardedModel(inner, guard=guard), **channel.agent)
-    await run(agent, channel, False)
+    await run(agent, channel)
     sent = repr(inner.seen[-1])
-    assert repr(plain)[2:-1] in sent
+    assert repr(plain)[2:-1] in sent or base64.b64encode(plain).decode() in sent
     assert repr(two_ways)[2:-1] not in sent
     assert base64.b64encode(two_ways).decode() not in sent

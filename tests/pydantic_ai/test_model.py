@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from pydantic_ai.messages import (
     TextPart,
     UserPromptPart,
 )
-from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models import ModelRequestContext, ModelRequestParameters
 from pydantic_ai.models.batch import BatchRequest
 from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.openai import OpenAICompaction
 from pydantic_ai.models.test import TestModel
 
 from guardrail.errors import ConfigurationError, DetectorError, GuardrailViolation
@@ -201,3 +203,27 @@ def test_a_setting_that_means_nothing_is_an_error(other_model):
         GuardedModel(other_model(), guard=FakeGuard(), on_flag="refused")
     with pytest.raises(ConfigurationError):
         Guardrail(FakeGuard(), check=["inputs"])
+
+
+async def test_what_a_durable_run_sums_up_is_refused(other_model):
+    """There the model that sums up is another one than the one that a capability guards."""
+    guardrail = Guardrail(FakeGuard())
+    context: Any = SimpleNamespace(root_capability=OpenAICompaction(), in_durable_context=True)
+    request = ModelRequestContext(
+        model=other_model(),
+        messages=[],
+        model_settings=None,
+        model_request_parameters=ModelRequestParameters(),
+    )
+    with pytest.raises(ConfigurationError, match="GuardedModel"):
+        await guardrail.prepare_model_request(context, request)
+    context.root_capability = guardrail  # nothing sums up
+    assert await guardrail.prepare_model_request(context, request) is request
+    assert not isinstance(request.model, GuardedModel)
+
+
+def test_a_model_is_put_behind_the_same_guard_once(other_model):
+    guardrail = Guardrail(FakeGuard())
+    guarded_once = guardrail.get_wrapper_model(other_model())
+    assert isinstance(guarded_once, GuardedModel)
+    assert guardrail.get_wrapper_model(guarded_once) is None

@@ -58,9 +58,10 @@ async def test_a_flagged_call_is_not_made(other_model):
         {"text": "a bad thing"},
         ["fine", "a bad thing"],
         ToolReturn("fine", content="a bad thing"),
+        ToolReturn("fine", tools=["a bad thing"]),
         ModelRetry("a bad thing"),
     ],
-    ids=["text", "object", "list", "beside", "retry"],
+    ids=["text", "object", "list", "beside", "tools", "retry"],
 )
 async def test_a_poisoned_result_is_withheld(other_model, poisoned):
     model = other_model(CALLED)
