@@ -155,6 +155,7 @@ async def _serve_http(proxy: McpProxy, upstream: Upstream, where: WhereOptions) 
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((where.host.strip("[]"), where.port))
+            listening.listen()  # who reads the line below may come at once
         except OSError as error:
             raise ConfigurationError(f"--host {where.host} --port {where.port}: {error}") from error
         port = listening.getsockname()[1]

@@ -3,14 +3,13 @@
 Messages are read as JSON, so that fields of other versions of the protocol are read, too.
 Whatever a server says is read: what has a form that models are shown (results of tools, prompts,
 resources, lists, requests for a sample) in that form, and all the rest, known or not, as JSON where
-it holds more than labels and numbers. Of what a client says the calls of tools are.
+it holds more than labels and numbers (`words`). Of what a client says the calls of tools are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -32,6 +31,16 @@ from guardrail.front.chats import (
 from guardrail.front.tool_values import cautioned_result, read_value
 from guardrail.inputs.labels import is_label
 from guardrail.inputs.threads import read_apart
+from guardrail.mcp.words import (
+    NOTICE,
+    REQUEST,
+    RESULT,
+    called,
+    holds_words,
+    repeats,
+    undrawn,
+    worded,
+)
 from guardrail.policy.acting import passes_unchecked
 from guardrail.types import Action
 
@@ -61,10 +70,8 @@ _LISTS = {
 }
 _SHOWN = {CALL_TOOL: "content", "prompts/get": "messages", "resources/read": "contents"}
 _GREETINGS = frozenset({"initialize", "server/discover"})
-_INFO = "io.modelcontextprotocol/serverInfo"  # in `_meta`
-# What goes back to the server as it came, or is drawn for people; no model is shown it.
-_UNSHOWN = frozenset({"icons", "nextCursor", "requestState", "resultType", "isError"})
-_MOST_KNOWN = 4096
+_ROLES = ("user", "assistant")
+_MOST_KNOWN = 4096  # verdicts that are remembered, and so items of one list that are judged
 
 _log = logging.getLogger("guardrail.mcp")
 
@@ -95,21 +102,25 @@ class McpRules:
         self._known: OrderedDict[str, Verdict] = OrderedDict()
         limits = reaction.guard.policy.limits
         self._places = asyncio.Semaphore(min(2 * limits.batch, limits.queue))
+        self._at_once = limits.batch  # items of one list, so that nobody else waits for all of it
 
     # ---- from the client
 
     async def call(self, params: Json) -> Json | Ruling:
         """A call as it goes to the server, or the ruling that it does not go."""
         name, arguments = str(params.get("name")), params.get("arguments")
-        if not arguments:  # the model wrote nothing but a name
+        if not arguments and is_label(name):  # the model wrote nothing but a name
             return params
 
         def chat(reading: Reading) -> Chat:
             said: Any = reading.said
             return call_chat(name, said, reading.parts)
 
-        ruling = await self._rule(arguments, f"the arguments of {name[:80]}", chat=chat)
-        return ruling if ruling.why is not None else {**params, "arguments": ruling.value}
+        given = [name] if not arguments else arguments
+        ruling = await self._rule(given, f"the arguments of {name[:80]}", chat=chat)
+        if ruling.why is not None:
+            return ruling
+        return {**params, "arguments": ruling.value} if arguments else params
 
     def refused_call(self, why: str) -> Json | ErrorData:
         """What answers a call that the server never sees."""
@@ -133,26 +144,31 @@ class McpRules:
 
     async def failure(self, error: ErrorData) -> ErrorData:
         """An error as it goes to the client."""
-        said = [error.message, *([error.data] if _is_wordy(error.data) else [])]
+        said = [error.message, *([error.data] if holds_words([error.data]) else [])]
         ruling = await self._rule(said, "an error", known=True)
-        if ruling.why is None:
-            return error
-        return ErrorData(code=error.code, message=_told(RESULT_WITHHELD, ruling.why))
+        if ruling.why is not None:
+            return ErrorData(code=error.code, message=_told(RESULT_WITHHELD, ruling.why))
+        message, *data = ruling.value
+        return error.model_copy(update={"message": message, **({"data": data[0]} if data else {})})
 
     async def notice(self, method: str, params: Json) -> Json | None:
         """What a notification says, or None where nobody is to be told."""
-        if not _is_wordy(params):
+        if not is_label(method):
+            _log.warning("a notification is held back: its method is no name")
+            return None
+        if not (said := worded(params, NOTICE)):
             return params
-        ruling = await self._rule(params, f"a {method}", known=True)
+        ruling = await self._rule(said, f"a {method}", known=True)
         if ruling.why is not None:
             _log.warning("a %s is held back: %s", method, ruling.why)
             return None
-        kept: Json = ruling.value
-        return kept
+        return {**params, **ruling.value}
 
     async def request(self, method: str, params: Json) -> Json | ErrorData:
         """What a server asks of its client, a sample of the client's model for one."""
-        if not _is_wordy(params, labels="messages" not in params):
+        if not is_label(method):
+            return _error(RESULT_WITHHELD, "the method of a request is no name")
+        if not holds_words(params, REQUEST):
             return params
 
         def cautioned(kept: Json, _words: str) -> Json | None:
@@ -175,29 +191,51 @@ class McpRules:
     async def _listed(self, method: str, items: list[Any]) -> list[Any]:
         """The items that may be shown, each judged by itself; the log tells which are left out."""
         kept: dict[int, Any] = {}
+        waiting = enumerate(items[:_MOST_KNOWN])
 
-        async def judge(place: int, item: Any) -> None:
-            shown = {k: v for k, v in item.items() if k not in _UNSHOWN}
-            ruling = await self._rule(shown, "an item", caution=_described, known=True)
-            if ruling.why is None:
-                kept[place] = {**item, **ruling.value}
-            else:
-                name = str(item.get("name") or item.get("uri"))[:80]
-                _log.warning("%r is left out of %s: %s", name, method, ruling.why)
+        async def work() -> None:
+            for place, item in waiting:
+                ruling = await self._item(item)
+                if ruling.why is None:
+                    kept[place] = ruling.value
+                else:
+                    _log.warning("%r is left out of %s: %s", called(item), method, ruling.why)
 
         async with anyio.create_task_group() as tasks:
-            for place, item in enumerate(items):
-                if isinstance(item, Mapping):
-                    tasks.start_soon(judge, place, item)
+            for _ in range(min(self._at_once, len(items))):
+                tasks.start_soon(work)
+        if len(items) > _MOST_KNOWN:
+            for item in items[_MOST_KNOWN:]:
+                _log.debug("%r is left out of %s: it comes too late", called(item), method)
+            _log.warning(
+                "%d items are left out of %s: no more than %d of one answer are judged",
+                len(items) - _MOST_KNOWN,
+                method,
+                _MOST_KNOWN,
+            )
         return [kept[place] for place in sorted(kept)]
+
+    async def _item(self, item: Any) -> Ruling:
+        """One item of a list; what one does to its judgement, it does to no other."""
+        if not isinstance(item, Mapping):
+            return Ruling(None, why="it is no object")
+        try:
+            ruling = await self._rule(undrawn(item), "an item", caution=_described, known=True)
+        except Exception:  # a border: the others go on
+            _log.exception("an item of a list could not be judged")
+            return Ruling(None, why="the guard failed")
+        if ruling.why is not None:
+            return ruling
+        return Ruling({**item, **ruling.value}, ruling.verdict)
 
     async def _shown(self, method: str, result: Json, key: str) -> Json | ErrorData:
         """What a model is shown, and then what stands beside it."""
         items: list[Any] = result[key]
         if not all(isinstance(item, Mapping) for item in items):
             return self._stopped(method, f"its {key} are no blocks of content")
-        said = [item.get("content", item) if key == "messages" else item for item in items]
-        repeated = {"structuredContent"} if _repeats(result, items) else set[str]()
+        bare = [key == "messages" and _is_plain(item) for item in items]
+        said = [item["content"] if plain else item for item, plain in zip(items, bare, strict=True)]
+        repeated = {"structuredContent"} if await self._repeats(result, items) else set[str]()
 
         def cautioned(kept: list[Any], words: str) -> list[Any] | None:
             if key == "content":  # a client may show either form, and the other has no place
@@ -211,10 +249,26 @@ class McpRules:
         if key == "messages":
             more = len(kept) - len(items)
             heads = [{"role": "user", "content": each} for each in kept[:more]]
-            pairs = zip(items, kept[more:], strict=True)
-            kept = [*heads, *({**item, "content": new} for item, new in pairs)]
+            told = zip(items, kept[more:], bare, strict=True)
+            rest = [{**item, "content": new} if plain else new for item, new, plain in told]
+            kept = [*heads, *rest]
         result = _annotated({**result, key: list(kept)}, ruling)
         return await self._beside(method, result, {key, *repeated})
+
+    async def _repeats(self, result: Json, blocks: list[Any]) -> bool:
+        """Whether structured content says what a text does, and holds no picture beside words.
+
+        A text's picture is read as the text that it is, and structured content may be shown as one.
+        """
+        structured = result.get("structuredContent")
+        if "structuredContent" not in result or not repeats(structured, blocks):
+            return False
+        policy = self._reaction.guard.policy
+        try:
+            read = await read_apart(partial(read_value, structured, policy, "structured content"))
+        except GuardrailError:  # it is told where it is read for good
+            return False
+        return all(part["type"] == "text" for part in read.parts)
 
     async def _greeting(self, result: Json) -> Json:
         """A server's instructions, which clients put into the system prompt."""
@@ -231,15 +285,18 @@ class McpRules:
 
     async def _beside(self, method: str, result: Json, read: set[str]) -> Json | ErrorData:
         """All that is left of a result."""
-        rest = _undrawn({k: v for k, v in result.items() if k not in {*read, *_UNSHOWN}})
-        shown = "structuredContent" in rest  # single words of it are read by models, too
-        if not _is_wordy(rest, labels=not shown):
+        rest = worded(undrawn({k: v for k, v in result.items() if k not in read}), RESULT)
+        if not rest:
             return result
+        shown = "structuredContent" in rest
         ruling = await self._rule(rest, f"what is beside the result of {method}", known=not shown)
         if ruling.why is not None and method in _GREETINGS:
             _log.warning("what the server says of itself is left out: %s", ruling.why)
-            bare = {key: item for key, item in result.items() if not _is_wordy(item)}
+            bare = {key: item for key, item in result.items() if key not in {*rest, *read}}
             return {"capabilities": {}, **bare, "serverInfo": {"name": "withheld", "version": "0"}}
+        if ruling.why is not None and method in _LISTS:  # its items were judged by themselves
+            _log.warning("what is beside %s is left out: %s", method, ruling.why)
+            return {key: item for key, item in result.items() if key not in rest}
         if ruling.why is not None:
             return self._stopped(method, ruling.why)
         kept = result if ruling.value is rest else {**result, **ruling.value}
@@ -336,38 +393,6 @@ def _first(items: list[Any], words: str) -> Json:
     return {"type": "text", "text": words}
 
 
-def _repeats(result: Json, blocks: list[Any]) -> bool:
-    """Whether structured content only says what a block of text says."""
-    structured = result.get("structuredContent")
-    for block in blocks:
-        text = block.get("text") if isinstance(block, Mapping) else None
-        if not isinstance(text, str):
-            continue
-        if structured == {"result": text}:
-            return True
-        try:
-            if json.loads(text) == structured:
-                return True
-        except (ValueError, RecursionError):
-            continue
-    return False
-
-
-def _undrawn(rest: Json) -> Json:
-    """The rest of a result without the icons that a server has for itself."""
-    bare = {**rest}
-    if isinstance(info := rest.get("serverInfo"), Mapping):
-        bare["serverInfo"] = {k: v for k, v in info.items() if k != "icons"}
-    if isinstance(meta := rest.get("_meta"), Mapping) and isinstance(meta.get(_INFO), Mapping):
-        bare["_meta"] = {**meta, _INFO: {k: v for k, v in meta[_INFO].items() if k != "icons"}}
-    return bare
-
-
-def _is_wordy(value: Any, *, labels: bool = True) -> bool:
-    """Whether a value says more than labels and numbers; or anything, where labels count, too."""
-    if isinstance(value, str):
-        return bool(value) and not (labels and is_label(value))
-    if isinstance(value, Mapping):
-        said = any(_is_wordy(item, labels=labels) for item in value.values())
-        return said or any(map(_is_wordy, value))
-    return isinstance(value, list) and any(_is_wordy(item, labels=labels) for item in value)
+def _is_plain(message: Mapping[str, Any]) -> bool:
+    """Whether a prompt's message has content, and beside it nothing but who says it."""
+    return message.keys() == {"role", "content"} and message["role"] in _ROLES

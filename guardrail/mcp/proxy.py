@@ -7,7 +7,7 @@ of; what it knows of a request is who asked and what, so that an answer is read 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,6 +29,7 @@ from mcp.types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from guardrail.errors import UpstreamClosedError
 from guardrail.front.consequences import Reaction
+from guardrail.inputs.labels import is_label
 from guardrail.mcp.judging import CALL_TOOL, LIST_TOOLS, McpRules, Ruling
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     Streams = tuple[Any, Any]  # what a transport of the SDK opens: to read from, and to write to
 
-MOST_UNDER_WAY = 256  # requests of one session
+MOST_UNDER_WAY = 256  # requests of one session, and notifications that are judged
 _CANCELLED = "notifications/cancelled"
 _PROGRESS = "notifications/progress"
 _OF_A_REQUEST = frozenset({_PROGRESS, "notifications/message"})
@@ -124,7 +125,18 @@ class _Asked:
     @property
     def token(self) -> Any:
         """What words of progress name it by."""
-        return ((self.request.params or {}).get("_meta") or {}).get("progressToken")
+        return _meta(self.request).get("progressToken")
+
+
+@dataclass
+class _Notice:
+    """A notification of the server, and the one before it.
+
+    They are judged at once, and told in their order.
+    """
+
+    before: _Notice | None
+    told: anyio.Event = field(default_factory=anyio.Event)
 
 
 class _Session:
@@ -141,6 +153,8 @@ class _Session:
         self._withheld: set[str] = set()  # tools that the client is not shown
         self._version: str | None = None
         self._server_ended = False
+        self._last: _Notice | None = None
+        self._notices = anyio.Semaphore(MOST_UNDER_WAY)
 
     async def run(self) -> None:
         """Hand on until one side ends."""
@@ -155,47 +169,56 @@ class _Session:
     async def _read_client(self, tasks: TaskGroup) -> None:
         try:
             async for item in self._from_client:
-                match item if isinstance(item, Exception) else item.message:
-                    case JSONRPCRequest() as request:
-                        await self._take(request, item.metadata, tasks)
-                    case JSONRPCNotification(method=method) as notification:
-                        if method != _CANCELLED or await self._still_to_tell(notification):
-                            await self._to(self._to_server, notification)
-                    case JSONRPCResponse() | JSONRPCError() as answer:
-                        if answer.id in self._owed:
-                            self._owed.discard(answer.id)
-                            await self._to(self._to_server, answer)
-                    case error:
-                        _log.warning("what the client sent is no message: %s", type(error).__name__)
+                await self._apart(self._of_client, item, tasks)
         except _LOST:
             pass
         tasks.cancel_scope.cancel()
 
+    async def _of_client(self, item: Any, tasks: TaskGroup) -> None:
+        match item if isinstance(item, Exception) else item.message:
+            case JSONRPCRequest() as request:
+                await self._take(request, item.metadata, tasks)
+            case JSONRPCNotification(method=method) as notification:
+                if method != _CANCELLED or await self._still_to_tell(notification):
+                    await self._to(self._to_server, notification)
+            case JSONRPCResponse() | JSONRPCError() as answer:
+                if answer.id in self._owed:
+                    self._owed.discard(answer.id)
+                    await self._to(self._to_server, answer)
+            case error:
+                _log.warning("what the client sent is no message: %s", type(error).__name__)
+
     async def _read_server(self, tasks: TaskGroup) -> None:
         try:
             async for item in self._from_server:
-                match item if isinstance(item, Exception) else item.message:
-                    case JSONRPCRequest() as request:
-                        self._owed.add(request.id)
-                        tasks.start_soon(self._hand_on_request, request)
-                    case JSONRPCNotification() as notification:
-                        await self._hand_on_notice(notification)  # they keep their order
-                    case JSONRPCResponse() | JSONRPCError() as answer:
-                        asked = None if answer.id is None else self._asked.get(answer.id)
-                        if asked is None or asked.answered:
-                            _log.warning("the server answered what nobody asked; it is dropped")
-                            continue
-                        asked.answered = True
-                        tasks.start_soon(self._hand_on_answer, asked, answer)
-                    case error:
-                        _log.warning("what the server sent is no message: %s", type(error).__name__)
+                await self._apart(self._of_server, item, tasks)
         except _LOST:
             pass
+        await _told(self._last)
         self._server_ended = True
         lost = ErrorData(code=CONNECTION_CLOSED, message="the MCP server behind the guard ended")
         for asked in list(self._asked.values()):
             await self._reply(asked, lost)
         tasks.cancel_scope.cancel()
+
+    async def _of_server(self, item: Any, tasks: TaskGroup) -> None:
+        match item if isinstance(item, Exception) else item.message:
+            case JSONRPCRequest() as request:
+                self._owed.add(request.id)
+                tasks.start_soon(self._hand_on_request, request, self._last)
+            case JSONRPCNotification() as notification:
+                await self._notices.acquire()
+                self._last = _Notice(self._last)
+                tasks.start_soon(self._hand_on_notice, notification, self._last)
+            case JSONRPCResponse() | JSONRPCError() as answer:
+                asked = None if answer.id is None else self._asked.get(answer.id)
+                if asked is None or asked.answered:
+                    _log.warning("the server answered what nobody asked; it is dropped")
+                    return
+                asked.answered = True
+                tasks.start_soon(self._hand_on_answer, asked, answer, self._last)
+            case error:
+                _log.warning("what the server sent is no message: %s", type(error).__name__)
 
     # ---- from the client
 
@@ -208,8 +231,7 @@ class _Session:
             return
         self._asked[request.id] = asked
         if self._handshake and request.method == "server/discover":
-            meta = (request.params or {}).get("_meta") or {}
-            version = meta.get("io.modelcontextprotocol/protocolVersion")
+            version = _meta(request).get("io.modelcontextprotocol/protocolVersion")
             await self._reply(asked, no_handshake(str(version)))
         elif request.method == CALL_TOOL:
             tasks.start_soon(self._take_call, asked)
@@ -239,7 +261,8 @@ class _Session:
 
     async def _still_to_tell(self, notification: JSONRPCNotification) -> bool:
         """Whether the server knows of the request that is cancelled; here it is over."""
-        asked = self._asked.pop((notification.params or {}).get("requestId"), None)  # type: ignore[arg-type]
+        name = (notification.params or {}).get("requestId")
+        asked = self._asked.pop(name, None) if isinstance(name, int | str) else None
         if asked is None:
             return True
         if asked.scope is not None:
@@ -251,27 +274,39 @@ class _Session:
 
     # ---- from the server
 
-    async def _hand_on_answer(self, asked: _Asked, answer: JSONRPCResponse | JSONRPCError) -> None:
-        method = asked.request.method
+    async def _hand_on_answer(
+        self, asked: _Asked, answer: JSONRPCResponse | JSONRPCError, after: _Notice | None
+    ) -> None:
         with asked.judging():
             if isinstance(answer, JSONRPCError):
-                await self._reply(asked, await self._safely(self._rules.failure, answer.error))
-                return
-            told = await self._safely(self._rules.answer, method, answer.result)
-            if isinstance(told, dict):
-                if method == LIST_TOOLS:
-                    shown = _names(told)
-                    self._withheld = (self._withheld - shown) | (_names(answer.result) - shown)
-                elif method == "initialize":
-                    self._version = str(told.get("protocolVersion"))
+                told = await self._safely(self._rules.failure, answer.error)
+            else:
+                told = await self._safely(self._rules.answer, asked.request.method, answer.result)
+                self._note(asked.request.method, answer.result, told)
+            await _told(after)
             await self._reply(asked, told)
 
-    async def _hand_on_request(self, request: JSONRPCRequest) -> None:
-        ruled = await self._safely(self._rules.request, request.method, request.params or {})
+    def _note(self, method: str, result: Json, told: Json | ErrorData) -> None:
+        """Remember what later messages hang on: tools that are not shown, and the version."""
+        if isinstance(told, ErrorData):
+            return
+        if method == LIST_TOOLS:
+            shown = _names(told)
+            self._withheld = (self._withheld - shown) | (_names(result) - shown)
+        elif method == "initialize":
+            version = str(told.get("protocolVersion"))
+            self._version = version if is_label(version) else None  # it goes into a header
+
+    async def _hand_on_request(self, request: JSONRPCRequest, after: _Notice | None) -> None:
+        if is_label(str(request.id)):
+            ruled = await self._safely(self._rules.request, request.method, request.params or {})
+        else:
+            ruled = ErrorData(code=INVALID_REQUEST, message="this id is no label")
         if isinstance(ruled, ErrorData):
             self._owed.discard(request.id)
             await self._to(self._to_server, JSONRPCError(jsonrpc="2.0", id=request.id, error=ruled))
             return
+        await _told(after)
         params = ruled if request.params is not None else None
         newest = next(reversed(self._asked), None)
         await self._to(
@@ -280,16 +315,24 @@ class _Session:
             ServerMessageMetadata(related_request_id=newest),
         )
 
-    async def _hand_on_notice(self, notification: JSONRPCNotification) -> None:
-        method, params = notification.method, notification.params
-        if params is not None:
-            params = await self._safely(self._rules.notice, method, params)
-            if not isinstance(params, dict):
-                return
+    async def _hand_on_notice(self, notification: JSONRPCNotification, notice: _Notice) -> None:
+        """Judge a notification beside others, and tell it after those that came before it."""
+        try:
+            given = notification.params
+            params = await self._safely(self._rules.notice, notification.method, given or {})
+            await _told(notice.before)
+            if isinstance(params, dict):
+                await self._tell(notification, None if given is None else params)
+        finally:
+            notice.before = None  # a chain of them would keep them all
+            notice.told.set()
+            self._notices.release()
+
+    async def _tell(self, notification: JSONRPCNotification, params: Json | None) -> None:
         related = None
-        if method in _OF_A_REQUEST:
+        if notification.method in _OF_A_REQUEST:
             related = next(reversed(self._asked), None)
-        if method == _PROGRESS and params is not None:
+        if notification.method == _PROGRESS and params is not None:
             token = params.get("progressToken")
             of_it = (i for i, asked in self._asked.items() if asked.token == token is not None)
             related = next(of_it, None)
@@ -300,6 +343,15 @@ class _Session:
         )
 
     # ---- what both have
+
+    async def _apart(self, hand_on: Any, item: Any, tasks: TaskGroup) -> None:
+        """Hand a message on; one that breaks the rules is lost, and the session goes on."""
+        try:
+            await hand_on(item, tasks)
+        except _LOST:
+            raise
+        except Exception:  # a border: what one message does, it does to no other
+            _log.exception("a message could not be handed on")
 
     async def _safely(self, judge: Any, *given: Any) -> Any:
         """What a judgement comes to; where it breaks nothing goes on, and the session lives."""
@@ -338,6 +390,17 @@ def no_handshake(version: str) -> ErrorData:
     )
 
 
+async def _told(notice: _Notice | None) -> None:
+    if notice is not None:
+        await notice.told.wait()
+
+
+def _meta(request: JSONRPCRequest) -> Json:
+    meta = (request.params or {}).get("_meta")
+    return meta if isinstance(meta, dict) else {}
+
+
 def _names(listed: Json) -> set[str]:
     tools = listed.get("tools")
-    return {str(tool.get("name")) for tool in tools} if isinstance(tools, list) else set()
+    items = tools if isinstance(tools, list) else []
+    return {str(item.get("name")) for item in items if isinstance(item, dict)}

@@ -16,13 +16,17 @@ from uuid import uuid4
 import anyio
 import anyio.abc
 import anyio.to_thread
+from httpx2 import TransportError
 from mcp.client.stdio import StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.streamable_http import StreamableHTTPServerTransport
-from mcp.server.transport_security import TransportSecuritySettings
+from mcp.server.transport_security import (
+    TransportSecurityMiddleware,
+    TransportSecuritySettings,
+)
 from mcp.shared._httpx_utils import create_mcp_http_client
 from mcp.shared.message import SessionMessage
-from mcp.types import JSONRPCError, jsonrpc_message_adapter
+from mcp.types import JSONRPCError, JSONRPCRequest, jsonrpc_message_adapter
 from mcp.types.jsonrpc import INVALID_REQUEST
 from mcp.types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from starlette.requests import Request
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 PATH = "/mcp"
 MOST_SESSIONS = 64  # each may be a process
 IDLE_S = 1800.0
+GREETED_S = 60.0  # from a session's first answer to what its client says next
 LAST_S = 2.0  # for what is still to be written
 _CHUNK = 65_536
 _VERSION = "mcp-protocol-version"
@@ -99,13 +104,24 @@ def address(url: str, headers: Mapping[str, str] | None = None) -> Upstream:
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Streams]:
-        async with (
-            create_mcp_http_client(headers=dict(headers or {})) as client,
-            streamable_http_client(url, http_client=client, **limit) as streams,
-        ):
-            yield streams
+        try:
+            async with (
+                create_mcp_http_client(headers=dict(headers or {})) as client,
+                streamable_http_client(url, http_client=client, **limit) as streams,
+            ):
+                yield streams
+        except* TransportError as errors:
+            raise UpstreamClosedError(
+                f"the MCP server at {url.partition('?')[0]} cannot be reached: {_first(errors)}"
+            ) from errors
 
     return opened
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 # ---- the client's side: pipes
@@ -199,6 +215,8 @@ class _Open:
 
     transport: StreamableHTTPServerTransport
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    tried: anyio.Event = field(default_factory=anyio.Event)  # it stands, or could not be opened
+    stands: bool = False
     under_way: int = 0
 
 
@@ -210,7 +228,9 @@ class HttpFront:
             ...  # serve it
 
     Requests must come for one of `hosts`, and from no web page of another origin. Answers are not
-    kept for clients that lost a connection. A session that asks nothing for half an hour ends.
+    kept for clients that lost a connection. A session that asks nothing for half an hour ends, and
+    one whose client says nothing after its first answer within a minute. Sessions share the guard
+    and nothing else: what ends one is told in the log, and ends no other.
     """
 
     def __init__(self, proxy: McpProxy, upstream: Upstream, *hosts: str) -> None:
@@ -221,6 +241,7 @@ class HttpFront:
             allowed_hosts=list(hosts),
             allowed_origins=origins,
         )
+        self._checks = TransportSecurityMiddleware(self._security)
         self._sessions: dict[str, _Open] = {}
         self._tasks: TaskGroup | None = None
 
@@ -243,25 +264,52 @@ class HttpFront:
         if version is not None and version not in HANDSHAKE_PROTOCOL_VERSIONS:
             await _handshake(version)(scope, receive, send)
             return
+        receive = _bounded(receive)
         name = request.headers.get(_SESSION)
-        session = self._sessions.get(name or "")
-        if name is not None and session is None:
+        if name is None:
+            await self._greet(request, scope, receive, send)
+        elif (session := self._sessions.get(name)) is None:
             await _refused(404, "this session is over")(scope, receive, send)
+        else:
+            await self._serve(session, scope, receive, send, idle_s=IDLE_S)
+
+    async def _greet(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that opens a session; nothing is started for any other one."""
+        post = request.method == "POST"
+        wrong = await self._checks.validate_request(request, is_post=post)
+        if wrong is not None:
+            await wrong(scope, receive, send)
             return
-        if session is None:
-            session = await self._opened()
+        body = await _whole(receive) if post else b""
+        if body is None:  # the client left
+            return
+        if not _opens(body):
+            refused = _refused(400, "open a session with a POST of `initialize`")
+            await refused(scope, receive, send)
+            return
+        session = await self._opened()
         if session is None:
             await _refused(503, "no more sessions can be opened now")(scope, receive, send)
             return
-        await self._serve(session, scope, _bounded(receive), send)
+        idle_s, answered = min(GREETED_S, IDLE_S), False
+        try:
+            receive = _again(body, receive)
+            answered = await self._serve(session, scope, receive, send, idle_s=idle_s)
+        finally:
+            if not answered:  # nobody knows its name
+                session.scope.cancel()
 
-    async def _serve(self, session: _Open, scope: Scope, receive: Receive, send: Send) -> None:
-        status: list[int] = []
+    async def _serve(
+        self, session: _Open, scope: Scope, receive: Receive, send: Send, *, idle_s: float
+    ) -> bool:
+        """Hand a request to its session; whether it got its whole answer, and no refusal."""
+        status, whole = 0, False
 
         async def told(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                status.append(message["status"])
+            nonlocal status, whole
             await send(message)
+            status = message.get("status", status)
+            whole = message["type"] == "http.response.body" and not message.get("more_body")
 
         session.under_way += 1
         session.scope.deadline = float("inf")
@@ -270,40 +318,69 @@ class HttpFront:
         finally:
             session.under_way -= 1
             if not session.under_way:
-                session.scope.deadline = anyio.current_time() + IDLE_S
-            shook_hands = b"mcp-session-id" in dict(scope["headers"]) or status[:1] == [200]
-            if not shook_hands or session.transport.is_terminated:
+                session.scope.deadline = anyio.current_time() + idle_s
+            if session.transport.is_terminated:
                 session.scope.cancel()
+        return whole and status == 200
 
     async def _opened(self) -> _Open | None:
         """A new session, once its server answers; None where there is no room or no server."""
         if self._tasks is None:
             raise ConfigurationError("serve an HttpFront inside `async with front.running()`")
         if len(self._sessions) >= MOST_SESSIONS:
+            _log.warning("a client is refused: there are %d sessions", len(self._sessions))
             return None
         name = uuid4().hex
         transport = StreamableHTTPServerTransport(name, security_settings=self._security)
         session = self._sessions[name] = _Open(transport)
-        return session if await self._tasks.start(self._run, name, session) else None
+        self._tasks.start_soon(self._run, name, session)
+        try:
+            await session.tried.wait()
+        except BaseException:  # whoever asked is gone
+            session.scope.cancel()
+            raise
+        return session if session.stands else None
 
-    async def _run(
-        self, name: str, session: _Open, *, task_status: anyio.abc.TaskStatus[bool]
-    ) -> None:
-        started = False
+    async def _run(self, name: str, session: _Open) -> None:
+        """One session, whose end of any kind is its own."""
         try:
             with session.scope:
                 async with session.transport.connect() as client, self._upstream() as server:
-                    started = True
-                    task_status.started(True)
+                    session.stands = True
+                    session.tried.set()
                     await self._proxy.relay(client, server, handshake=True)
-        except* (UpstreamClosedError, ConfigurationError, OSError) as errors:
-            _log.error("a session ended: %s", errors.exceptions[0])
+        except Exception as error:  # a border: what ends one session ends no other
+            _tell_end(error)
+        except BaseException as error:
+            # Somebody's code cancelled the task itself; a task group would end all others for it.
+            if self._is_ending or not _is_cancellation(error):
+                raise
+            _log.error("a session ended: it was cancelled from inside")
         finally:
             self._sessions.pop(name, None)
+            session.stands = False
+            session.tried.set()
             with anyio.CancelScope(shield=True):
                 await session.transport.terminate()
-            if not started:
-                task_status.started(False)
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._tasks is None or self._tasks.cancel_scope.cancel_called
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Whether it is a cancellation, and no more than that and common errors."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_cancellation, error.exceptions))
+    return isinstance(error, Exception | asyncio.CancelledError)
+
+
+def _tell_end(error: Exception) -> None:
+    """Log why a session ended: a line for what is known to end one, a traceback for the rest."""
+    first = _first(error)
+    known = isinstance(first, UpstreamClosedError | ConfigurationError | OSError)
+    what = str(first) if known else f"{type(first).__name__}: {first}"
+    _log.error("a session ended: %s", what, exc_info=None if known else error)
 
 
 def _refused(status: int, said: str) -> Response:
@@ -318,6 +395,35 @@ def _response(status: int, error: Mapping[str, Any]) -> Response:
     body = JSONRPCError.model_validate({"jsonrpc": "2.0", "id": None, "error": error})
     text = body.model_dump_json(by_alias=True, exclude_unset=True)
     return Response(text, status_code=status, media_type="application/json")
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    """A request's body; None where the client leaves before its end."""
+    parts = []
+    while (message := await receive())["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+    return None
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A body that was read already, and then what comes after it."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replayed
+
+
+def _opens(body: bytes) -> bool:
+    """Whether a body is the request that opens a session."""
+    try:
+        message = jsonrpc_message_adapter.validate_json(body, by_name=False)
+    except ValueError:
+        return False
+    return isinstance(message, JSONRPCRequest) and message.method == "initialize"
 
 
 def _bounded(receive: Receive) -> Receive:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +11,8 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.stdio import stdio_client
 
 from guardrail.front.chats import RESULT_WITHHELD
+from tests.mcp.sessions import WAYS, survives, written
+from tests.waiting import until
 
 SERVER = """
 import os, sys
@@ -70,3 +74,32 @@ async def test_a_client_starts_it_in_the_servers_place(saved, tmp_path):
     assert (result.content[0].text, result.is_error) == (RESULT_WITHHELD, True)
     assert "error: the MCP server ended" in told
     assert "Traceback" not in told
+
+
+@pytest.fixture(scope="module")
+def served(saved, tmp_path_factory):
+    """Where `guardrail mcp --http` listens, and the folder of the program behind each session."""
+    folder = tmp_path_factory.mktemp("mcp")
+    words = ["-m", "guardrail", "mcp", saved.model, "-a", saved.artefact["pass"], "--http"]
+    words += ["--port", "0", "--", *written(folder)]
+    with (folder / "log").open("w") as log:
+        child = subprocess.Popen([sys.executable, *words], stderr=log, stdout=subprocess.DEVNULL)
+        try:
+
+            def found():
+                return re.search(
+                    r"listening at (\S+)\n", (folder / "log").read_text(errors="replace")
+                )
+
+            until(lambda: child.poll() is not None or found(), seconds=120)
+            assert child.poll() is None, (folder / "log").read_text(errors="replace")
+            yield found()[1], folder
+            assert child.poll() is None
+        finally:
+            child.terminate()
+            child.wait(30)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_client_dies_and_the_others_of_the_command_go_on(way, served):
+    await survives(*served, way)

@@ -41,6 +41,17 @@ print("what is no message", flush=True)
 made.run()
 """
 
+OPENING = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-06-18",
+        "capabilities": {},
+        "clientInfo": {"name": "a", "version": "1"},
+    },
+}
+
 
 @pytest.fixture
 def script(tmp_path):
@@ -265,7 +276,7 @@ async def test_http_in_front_of_another_transport_and_what_it_refuses(everything
                 await anyio.sleep(0.01)
         monkeypatch.setattr(transports, "MOST_SESSIONS", 0)
         async with httpx.AsyncClient(headers=post) as http:
-            assert (await http.post(url, json=hello)).status_code == 503
+            assert (await http.post(url, json=OPENING)).status_code == 503
 
 
 async def test_a_server_that_cannot_be_started_opens_no_session(caplog):
@@ -279,21 +290,15 @@ async def test_a_server_that_cannot_be_started_opens_no_session(caplog):
 
 async def test_sessions_of_clients_that_are_gone_end(everything, monkeypatch):
     monkeypatch.setattr(transports, "IDLE_S", 0.05)
-    init = {
-        "protocolVersion": "2025-06-18",
-        "capabilities": {},
-        "clientInfo": {"name": "a", "version": "1"},
-    }
-    body = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": init}
     accept = {"accept": "application/json, text/event-stream"}
     async with front_of(in_memory(everything)) as (url, front), httpx.AsyncClient() as http:
-        answer = await http.post(url, json=body, headers=accept)
+        answer = await http.post(url, json=OPENING, headers=accept)
         assert answer.status_code == 200
         session = {"mcp-session-id": answer.headers["mcp-session-id"], **accept}
         with anyio.fail_after(5):
             while front._sessions:
                 await anyio.sleep(0.01)
-        assert (await http.post(url, json=body, headers=session)).status_code == 404
+        assert (await http.post(url, json=OPENING, headers=session)).status_code == 404
 
 
 async def test_poison_over_http_is_withheld(everything):
