@@ -25,7 +25,8 @@ from openai.types.responses import (
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.consequences import Reaction
 from guardrail.front.judging import Heard, Judge
-from guardrail_agents.items import ModelCall, settings_words
+from guardrail_agents.beside import settings_words
+from guardrail_agents.items import ModelCall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -193,8 +194,8 @@ class GuardedModel(Model):
                     "cannot read; keep the history in a session of the SDK, and prompts in "
                     "instructions"
                 )
-            given = words()
             policy = judge.guard.policy
+            given = words(policy)
             return ModelCall.of(items, policy, instructions=instructions, words=given)
 
         call, verdict = await judge.aruled(read)
