@@ -124,7 +124,7 @@ DOORS := $(patsubst %,tests/server/%.py,$(addprefix test_,bodies chat errors lis
 
 test-lowest: $(STAMP) $(LOWEST)/.installed  ## adapters and doors with the lowest versions they allow
 	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -o filterwarnings=default \
-	  tests/adapters tests/agents tests/langchain tests/llamaindex tests/mcp tests/pydantic_ai tests/asgi \
+	  tests/adapters tests/agents tests/channels tests/langchain tests/llamaindex tests/mcp tests/pydantic_ai tests/asgi \
 	  tests/observe/test_metrics.py tests/observe/test_tracing.py \
 	  tests/bulk/test_tables.py tests/inputs/test_video_files.py $(DOORS) \
 	  --ignore tests/langchain/test_init.py --ignore tests/llamaindex/test_init.py \

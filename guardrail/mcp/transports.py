@@ -257,7 +257,7 @@ class HttpFront:
         if scope["type"] != "http":
             return
         request = Request(scope, receive)
-        if request.url.path != PATH:
+        if scope["path"] != PATH:  # the URL is made of what clients say of the host, too
             await _refused(404, f"the MCP server is at {PATH}")(scope, receive, send)
             return
         version = request.headers.get(_VERSION)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from guardrail.testing import FakeGuard
     from tests.channels.contract import Kind, Outcome
 
-ADAPTER = "pydantic-ai"
+ADAPTER = "Pydantic-AI"
 NOTHING = ModelRequestParameters()
 
 

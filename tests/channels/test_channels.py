@@ -1,4 +1,9 @@
-"""Every adapter and every route of the server, by every way that words reach a model."""
+"""Every adapter and every route of the server, by every way that words reach a model.
+
+    python -m tests.channels.test_channels
+
+writes the table of all this into integrations/README.md.
+"""
 
 from __future__ import annotations
 
@@ -50,3 +55,9 @@ def table() -> str:
 def test_the_table_of_the_readme_is_what_is_proved():
     _, _, rest = README.read_text("utf-8").partition(BEGIN)
     assert rest.partition(END)[0].strip() == table()
+
+
+if __name__ == "__main__":
+    before, _, rest = README.read_text("utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    README.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", "utf-8")
