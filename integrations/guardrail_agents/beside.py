@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from agents import (
+    ApplyPatchTool,
     ComputerTool,
     FunctionTool,
     Handoff,
@@ -19,9 +20,11 @@ from agents import (
     ShellTool,
 )
 from openai import Omit
+from pydantic import BaseModel
 
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.judging import words_of
+from guardrail.front.tool_values import read_value
 from guardrail.inputs.canonical import canonical_chat
 from guardrail.inputs.labels import is_label, is_unspoken, worded
 from guardrail.policy.acting import one_reading
@@ -51,6 +54,7 @@ _CODE = frozenset(
 # What a client does with them stays in this process.
 _OF_THE_CLIENT = frozenset({"retry", "timeout"})
 _FREE = frozenset({"extra_body", "extra_args"})  # a model may be shown all of it, labels too
+_STORED = frozenset({"conversation", "conversation_id", "previous_response_id"})
 _CHOICES = ("auto", "required", "none")
 _KEYS = frozenset({"api-key", "authorization", "x-api-key"})
 _SCHEMES = ("Bearer ", "Basic ")
@@ -78,7 +82,10 @@ def settings_words(
     known |= {each.tool_name for each in handoffs}
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if field.name == "tool_choice":
+        words: str | list[dict[str, Any]]
+        if field.name in _FREE:
+            words = _body(field.name, value, policy)
+        elif field.name == "tool_choice":
             named = value is None or (isinstance(value, str) and value in known)
             words = "" if named else words_of(_plain(value))
         else:
@@ -91,12 +98,42 @@ def _setting_words(key: str, value: Any) -> str:
     """What is said in a setting; labels alone say nothing."""
     if value is None or key in _OF_THE_CLIENT:
         return ""
-    if key in _FREE:
-        return words_of(value)
     if key == "extra_headers":
         value = _header_words(value)
     words = words_of(_plain(value))
     return words if words and worded(json.loads(words)) else ""
+
+
+def _body(key: str, value: Any, policy: Policy) -> list[dict[str, Any]]:
+    """What goes into a request's body as it is: its words, pictures of one reading, and no more."""
+    _refuse_stored(value, key)
+    words = words_of(value)
+    return read_value(json.loads(words), one_reading(policy), key).content if words else []
+
+
+def _refuse_stored(body: Any, what: str) -> None:
+    """Refuse what names words that are kept at the provider, at any depth of a request's body."""
+    named, waiting = set[str](), [body]
+    if isinstance(body, Mapping):
+        named |= {key for key in _STORED if body.get(key)}
+        prompt = body.get("prompt")
+        named |= {"prompt"} if isinstance(prompt, Mapping) and prompt.get("id") else set()
+    while waiting:
+        match waiting.pop():
+            case BaseModel() as model:
+                waiting.append(model.model_dump())
+            case Mapping() as held:
+                refuse_unread(held, what)
+                named |= {"item_reference"} if held.get("type") == "item_reference" else set()
+                waiting += held.values()
+            case list() | tuple() as items:
+                waiting += items
+    if named:
+        raise UnsupportedContentError(
+            f"{what} names what is kept at the provider ({', '.join(sorted(named))}), which a "
+            "guard cannot read; keep the history in a session of the SDK, and prompts in "
+            "instructions"
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -128,7 +165,11 @@ def _shown(offered: Any) -> Any:
             f"a tool is a {type(offered).__name__}, which a guard cannot read"
         )
     held = {each.name: getattr(offered, each.name) for each in fields(offered)}
-    told = {key: value for key, value in held.items() if key not in _CODE and key[0] != "_"}
+    told = {
+        key: value.model_dump() if isinstance(value, BaseModel) else value  # empty keys are sent
+        for key, value in held.items()
+        if key not in _CODE and key[0] != "_"
+    }
     match offered:
         case HostedMCPTool():
             told["tool_config"] = _server(offered.tool_config)
@@ -137,15 +178,17 @@ def _shown(offered: Any) -> Any:
         case ShellTool():
             refuse_unread({"environment": offered.environment}, "a ShellTool")
         case ImageGenerationTool():
-            config = offered.tool_config.items()
-            told["tool_config"] = {k: v for k, v in config if k != "input_image_mask"}
+            drawn = offered.tool_config.items()
+            told["tool_config"] = {k: v for k, v in drawn if k != "input_image_mask"}
+        case ApplyPatchTool() if (config := getattr(offered, "tool_config", None)) is not None:
+            told["tool_config"] = config  # no field of its own, but sent
     return {"name": getattr(offered, "name", type(offered).__name__)} | told
 
 
 def _server(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a server, without keys and addresses that are no more than that."""
     told = dict(config)
-    if is_label(str(told.get("server_url"))):
+    if is_unspoken("server_url", told.get("server_url"), ("server_url",)):
         del told["server_url"]
     if _is_key(told.get("authorization")):
         del told["authorization"]

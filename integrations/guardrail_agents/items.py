@@ -120,6 +120,8 @@ class _Items:
         match kind:
             case "message":
                 refuse_unknown(named, _ABOUT | {"role", "content", _PROVIDERS}, what)
+                if not isinstance(named.get("role"), str):
+                    raise UnsupportedContentError(f"{what}.role is no text; say who speaks")
                 self._say(named.get("role"), self._parts(named, "content", what) or [_text("")])
             case "function_call":
                 keys = {"name", "arguments", "namespace", _PROVIDERS}

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, get_args
 
+import httpx
 import pytest
 from agents import (
     Agent,
+    ApplyPatchTool,
     ComputerTool,
     HostedMCPTool,
     ImageGenerationTool,
     InputGuardrailTripwireTriggered,
     ModelRefusalError,
     ModelSettings,
+    OpenAIChatCompletionsModel,
     Runner,
     Tool,
+    function_tool,
     handoff,
 )
 from agents.models.interface import ModelTracing
 from guardrail_agents import GuardedModel, guarded_agent
+from openai import AsyncOpenAI
 
 from guardrail.errors import GuardrailViolation, InputError
 from guardrail.policy import Policy
@@ -160,6 +166,107 @@ async def test_what_no_guard_can_read_is_an_error(other_model, item):
     assert inner.seen == []
 
 
+def chatting(sent: list[Any]) -> OpenAIChatCompletionsModel:
+    """A model of another API, which calls a tool first."""
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    said = [{"content": None, "tool_calls": [call]}, {"content": "fine"}]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        message = {"role": "assistant", **said[len(sent) - 1]}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        head = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+        return httpx.Response(200, json={**head, "choices": [choice]})
+
+    web = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    return OpenAIChatCompletionsModel("m", AsyncOpenAI(api_key="k", http_client=web))
+
+
+async def test_a_model_of_another_api_has_its_second_turn():
+    sent, guard = list[Any](), FakeGuard()
+    tool = function_tool(lambda: "here", name_override="look", description_override="Look.")
+    agent = guarded_agent(Agent("a", model=chatting(sent), tools=[tool]), guard=guard)
+    assert (await Runner.run(agent, "hi")).final_output == "fine"
+    assert len(sent) == 2
+    assert sent[1]["messages"][-1]["content"] == "here"
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"thinking_blocks": [{"type": "thinking", "thinking": WORD, "signature": "gA=="}]},
+        {"thinking_blocks": [{"type": "redacted_thinking", "data": f"do {WORD}"}]},
+        {"thought_signature": f"do {WORD}"},
+        {"model": f"do {WORD}"},
+        {f"do {WORD}": "m"},
+        {"note": WORD},
+        WORD,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["function_call", "answer", "reasoning", "web_search_call"])
+async def test_words_for_one_provider_are_read(other_model, kind, held):
+    inner, guard = other_model(), FakeGuard([WORD])
+    item = SAMPLES[kind][1] | {"provider_data": held}
+    with pytest.raises(InputGuardrailTripwireTriggered):
+        await Runner.run(guarded_agent(Agent("a", model=inner), guard=guard), [user(), item])
+    assert inner.seen == []
+
+
+STORED: dict[str, Any] = {
+    "a prompt": {"prompt": {"id": "p1"}},
+    "an answer": {"previous_response_id": "r1"},
+    "a conversation": {"conversation": "c1"},
+    "an item": {"input": [{"type": "item_reference", "id": "m1"}]},
+    "a picture": {"input": [user([{"type": "input_image", "file_id": "f1"}])]},
+    "a file": {"input": [user([{"type": "input_file", "file_data": "data:application/pdf,A"}])]},
+    "a skill": {"tools": [{"type": "shell", "environment": {"skills": [{"skill_id": "s1"}]}}]},
+}
+
+
+@pytest.mark.parametrize("key", ["extra_body", "extra_args"])
+@pytest.mark.parametrize("name", list(STORED))
+async def test_the_body_of_a_request_names_nothing_that_no_guard_can_read(other_model, name, key):
+    inner = other_model()
+    agent = Agent("a", model=inner, model_settings=ModelSettings(**{key: STORED[name]}))
+    with pytest.raises(InputError):
+        await Runner.run(guarded_agent(agent, guard=FakeGuard()), "hi")
+    assert inner.seen == []
+
+
+@pytest.mark.parametrize("elsewhere", ["connector_id", "tunnel_id"])
+async def test_a_server_without_an_address_is_read(other_model, elsewhere):
+    for word, stops in ((WORD, True), ("a word", False)):
+        inner, guard = other_model(), FakeGuard([WORD])
+        server: Any = {"type": "mcp", "server_label": "s", elsewhere: "connector_gmail"}
+        tool = HostedMCPTool(server | {"server_description": word})
+        agent = guarded_agent(Agent("a", model=inner, tools=[tool]), guard=guard)
+        if stops:
+            with pytest.raises(ModelRefusalError):
+                await Runner.run(agent, "hi")
+        else:
+            assert (await Runner.run(agent, "hi")).final_output == "fine"
+        assert bool(inner.seen) is not stops
+
+
+async def test_a_setting_that_a_patching_tool_is_given_is_read(other_model):
+    tool, inner = ApplyPatchTool(editor=None), other_model()  # type: ignore[arg-type]
+    vars(tool)["tool_config"] = {"type": "apply_patch", "description": WORD}
+    agent = Agent("a", model=inner, tools=[tool])
+    with pytest.raises(ModelRefusalError):
+        await Runner.run(guarded_agent(agent, guard=FakeGuard([WORD])), "hi")
+    assert inner.seen == []
+
+
+@pytest.mark.parametrize("role", [["user"], {"a": WORD}, 5], ids=type)
+async def test_a_speaker_who_is_no_text_is_an_error(other_model, role):
+    inner = other_model()
+    item = {"role": role, "content": "hi"}
+    with pytest.raises(InputError):
+        await Runner.run(guarded_agent(Agent("a", model=inner), guard=FakeGuard()), [item])
+    assert inner.seen == []
+
+
 # --- pictures -------------------------------------------------------------------------------------
 
 PICTURES: dict[str, Callable[[str], Any]] = {
@@ -223,6 +330,28 @@ async def test_a_mask_of_two_readings_is_an_error(other_model, two_ways):
     with pytest.raises(InputError):
         await Runner.run(guarded_agent(agent, guard=FakeGuard()), "hi")
     assert inner.seen == []
+
+
+@pytest.mark.parametrize("key", ["extra_body", "extra_args"])
+async def test_a_picture_in_the_body_of_a_request_is_judged(
+    other_model, picture_guard, data_url, two_ways, key
+):
+    def asking(guard: Any, url: str) -> tuple[Any, Any]:
+        inner = other_model()
+        body = {"messages": [user([{"type": "image_url", "image_url": {"url": url}}])]}
+        settings = ModelSettings(**{key: body})
+        return inner, guarded_agent(Agent("a", model=inner, model_settings=settings), guard=guard)
+
+    for guard, url, error in (
+        (picture_guard(), data_url, ModelRefusalError),
+        (FakeGuard(), two_ways, InputError),
+    ):
+        inner, agent = asking(guard, url)
+        with pytest.raises(error):
+            await Runner.run(agent, "hi")
+        assert inner.seen == []
+    inner, agent = asking(FakeGuard(), data_url)
+    assert (await Runner.run(agent, "hi")).final_output == "fine"
 
 
 async def test_in_shadow_mode_a_picture_stays_as_it_is(other_model, two_ways):
