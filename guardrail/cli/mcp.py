@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import Field
@@ -135,12 +135,13 @@ async def _serve_pipes(
 ) -> None:
     from guardrail.errors import UpstreamClosedError
     from guardrail.mcp import pipes
+    from guardrail.mcp.transports import first_error
 
     try:
         async with upstream() as server, pipes(*wire) as client:
             await proxy.relay(client, server, handshake=handshake)
     except* (UpstreamClosedError, ConfigurationError) as errors:
-        raise _first(errors) from None
+        raise first_error(errors) from None
 
 
 async def _serve_http(proxy: McpProxy, upstream: Upstream, where: WhereOptions) -> None:
@@ -165,8 +166,3 @@ async def _serve_http(proxy: McpProxy, upstream: Upstream, where: WhereOptions) 
         config = uvicorn.Config(front, lifespan="off", log_level="warning", log_config=None)
         async with front.running():
             await uvicorn.Server(config).serve(sockets=[listening])
-
-
-def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

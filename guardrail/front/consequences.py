@@ -70,12 +70,13 @@ class Settled:
 
 def highest(verdicts: Sequence[Verdict], policy: Policy) -> Verdict:
     """The verdict on all that was judged apart: of equals the first."""
+    return max(verdicts, key=lambda verdict: severity(verdict, policy))
 
-    def rank(verdict: Verdict) -> tuple[bool, int, int]:
-        outage = is_refused_outage(verdict, policy)
-        return outage, verdict.action.rank, verdict.would_be.rank
 
-    return max(verdicts, key=rank)
+def severity(verdict: Verdict, policy: Policy) -> tuple[bool, int, int]:
+    """The order of verdicts: an outage that is refused, then what is done, then what would be."""
+    outage = is_refused_outage(verdict, policy)
+    return outage, verdict.action.rank, verdict.would_be.rank
 
 
 def settled(

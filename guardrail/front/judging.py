@@ -23,10 +23,11 @@ from pydantic import BaseModel
 
 from guardrail.errors import GuardrailError, UnsupportedContentError
 from guardrail.front.chats import UNSAID, result_chat
+from guardrail.front.consequences import severity
 from guardrail.front.wrap import LAST
 from guardrail.inputs.labels import is_label, is_unspoken, shown_labels
 from guardrail.inputs.threads import read_apart
-from guardrail.policy.acting import is_refused_outage, passes_unchecked
+from guardrail.policy.acting import passes_unchecked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
@@ -159,12 +160,11 @@ class Judge:
         return verdict
 
     def _highest(self, verdicts: Sequence[Verdict]) -> Verdict:
-        return max(verdicts, key=self._weight)
+        def weight(verdict: Verdict) -> tuple[bool, int, int, float]:
+            score = float("inf") if verdict.score is None else verdict.score
+            return *severity(verdict, self.guard.policy), score
 
-    def _weight(self, verdict: Verdict) -> tuple[bool, int, int, float]:
-        score = float("inf") if verdict.score is None else verdict.score
-        outage = is_refused_outage(verdict, self.guard.policy)
-        return outage, verdict.action.rank, verdict.would_be.rank, score
+        return max(verdicts, key=weight)
 
 
 async def answer_verdict(

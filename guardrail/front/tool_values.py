@@ -105,7 +105,7 @@ def cautioned_result(value: Any, words: str) -> Any | None:
         return [words, *value]
     if isinstance(first, Mapping):
         return [{"type": "text", "text": words}, *value]
-    return [_with(first, {"text": words}), *value] if texts else None
+    return [with_fields(first, {"text": words}), *value] if texts else None
 
 
 class _Walk:
@@ -196,7 +196,7 @@ class _Walk:
                     raise self._unread(f"two keys that are written {name!r}")
                 said[name] = text
         taken = len(rest) < len(named) and not said
-        return _with(value, changed), _TAKEN if taken else said
+        return with_fields(value, changed), _TAKEN if taken else said
 
     def _block(
         self, kind: object, named: Mapping[Any, Any]
@@ -305,7 +305,8 @@ def _without(named: Mapping[Any, Any], *taken: str) -> dict[Any, Any]:
     return {k: v for k, v in named.items() if k not in ("type", *taken) and v is not None}
 
 
-def _with(value: Any, changed: Mapping[Any, Any]) -> Any:
+def with_fields(value: Any, changed: Mapping[Any, Any]) -> Any:
+    """A copy of a mapping or an object with other fields; itself where there are none."""
     if not changed:
         return value
     if isinstance(value, Mapping):

@@ -111,14 +111,16 @@ def address(url: str, headers: Mapping[str, str] | None = None) -> Upstream:
             ):
                 yield streams
         except* TransportError as errors:
+            where, why = url.partition("?")[0], first_error(errors)
             raise UpstreamClosedError(
-                f"the MCP server at {url.partition('?')[0]} cannot be reached: {_first(errors)}"
+                f"the MCP server at {where} cannot be reached: {why}"
             ) from errors
 
     return opened
 
 
-def _first(error: BaseException) -> BaseException:
+def first_error(error: BaseException) -> BaseException:
+    """The first error in a group, at any depth; one that is no group itself."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -377,7 +379,7 @@ def _is_cancellation(error: BaseException) -> bool:
 
 def _tell_end(error: Exception) -> None:
     """Log why a session ended: a line for what is known to end one, a traceback for the rest."""
-    first = _first(error)
+    first = first_error(error)
     known = isinstance(first, UpstreamClosedError | ConfigurationError | OSError)
     what = str(first) if known else f"{type(first).__name__}: {first}"
     _log.error("a session ended: %s", what, exc_info=None if known else error)

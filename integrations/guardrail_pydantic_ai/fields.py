@@ -7,13 +7,12 @@ known to stand, ciphers, and what the library says no model is sent.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from guardrail.errors import UnsupportedContentError
-from guardrail.front.tool_values import Reading, read_value
+from guardrail.front.tool_values import Reading, read_value, with_fields
 from guardrail.inputs.labels import CIPHERS, is_label, is_unspoken
 
 if TYPE_CHECKING:
@@ -90,16 +89,6 @@ def read_rest(
     reading, parts = _read(held, policy, what)
     changed = {name: item for name, item in reading.items() if item is not held[name]}
     return with_fields(value, changed), parts
-
-
-def with_fields(value: Any, changed: Mapping[str, Any]) -> Any:
-    """A copy with other fields; itself where there are none."""
-    if not changed:
-        return value
-    other = copy.copy(value)
-    for name, item in changed.items():
-        object.__setattr__(other, name, item)  # the copy of a frozen one is still nobody's
-    return other
 
 
 def words_in(held: Mapping[str, Any], policy: Policy, what: str) -> list[Part]:

@@ -23,11 +23,11 @@ from pydantic_ai.messages import (
 from guardrail.errors import UnsupportedContentError
 from guardrail.front.chats import result_chat
 from guardrail.front.judging import Heard
-from guardrail.front.tool_values import read_value
+from guardrail.front.tool_values import read_value, with_fields
 from guardrail.inputs.canonical import canonical_picture
 from guardrail.inputs.labels import is_label
 from guardrail.policy.acting import enforces
-from guardrail_pydantic_ai.fields import read_rest, with_fields
+from guardrail_pydantic_ai.fields import read_rest
 from guardrail_pydantic_ai.parameters import beside, spoken_instructions
 
 if TYPE_CHECKING:

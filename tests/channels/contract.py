@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
 from guardrail.errors import GuardrailViolation, InputError
 from guardrail.testing import FakeGuard
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 WORD = "zqxword"
 OTHER = "anotherword"
@@ -136,6 +138,3 @@ class LibraryClass:
     def unknown(self) -> set[str]:
         """Those that the library has and nobody has looked at."""
         return fields_of(self.kind) - self.known
-
-
-Table = Mapping[str, Mapping[Kind, set[Outcome]]]

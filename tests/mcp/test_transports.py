@@ -22,6 +22,7 @@ from guardrail.front.chats import CALL_WITHHELD, RESULT_WITHHELD
 from guardrail.mcp import HttpFront, McpProxy, address, pipes, program, transports
 from guardrail.testing import FakeGuard
 from tests.mcp.conftest import Wire, said
+from tests.mcp.sessions import OPENING
 
 SCRIPT = """
 import os
@@ -40,17 +41,6 @@ def die() -> str:
 print("what is no message", flush=True)
 made.run()
 """
-
-OPENING = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {
-        "protocolVersion": "2025-06-18",
-        "capabilities": {},
-        "clientInfo": {"name": "a", "version": "1"},
-    },
-}
 
 
 @pytest.fixture
